@@ -1,0 +1,180 @@
+//! Object ids of one context.
+//!
+//! ```text
+//!   reserve ──► Reserved ──finalize──► Ready (users = n) ──remove, users = 0──► gone
+//!                   │ dropped
+//!                   └──► gone
+//! ```
+//! An id is reserved before its object is built and published when it is whole, so that nobody can find a half-built
+//! object and a failure leaves no trace. An object that others refer to counts them, and is not removed until the
+//! count is zero; the count and the object are changed under one lock.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::sync::{Mutex, PoisonError};
+
+/// The id of an object, within its context. Never zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectId(pub NonZeroU32);
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+enum Slot<T> {
+    Reserved,
+    Ready { object: T, users: usize },
+}
+
+/// Why an object was not removed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum RemoveError {
+    Missing,
+    InUse,
+}
+
+/// The ids of one context and what they stand for.
+pub(crate) struct Ids<T> {
+    slots: Mutex<BTreeMap<u32, Slot<T>>>,
+}
+
+/// An id that is taken and stands for nothing yet; given back when dropped.
+pub(crate) struct Reserved<'a, T> {
+    ids: &'a Ids<T>,
+    id: ObjectId,
+    finalized: bool,
+}
+
+impl<T: Clone> Ids<T> {
+    pub(crate) fn new() -> Self {
+        Self { slots: Mutex::new(BTreeMap::new()) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Slot<T>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the lowest free id; `None` when all 2^31 are taken.
+    pub(crate) fn reserve(&self) -> Option<Reserved<'_, T>> {
+        let mut slots = self.lock();
+        // Ids are dense from 1 nearly always, and then the count is the last one.
+        let count = u32::try_from(slots.len()).ok()?;
+        let dense = slots.last_key_value().is_none_or(|(&last, _)| last == count);
+        let free = if dense {
+            count + 1
+        } else {
+            (1..).zip(slots.keys()).find(|(want, have)| want != *have).map_or(count + 1, |(want, _)| want)
+        };
+        let id = NonZeroU32::new(free).filter(|id| id.get() < 1 << 31)?;
+        slots.insert(free, Slot::Reserved);
+        Some(Reserved { ids: self, id: ObjectId(id), finalized: false })
+    }
+
+    pub(crate) fn get(&self, id: ObjectId) -> Option<T> {
+        match self.lock().get(&id.0.get())? {
+            Slot::Ready { object, .. } => Some(object.clone()),
+            Slot::Reserved => None,
+        }
+    }
+
+    /// Counts one more user of `id`.
+    pub(crate) fn hold(&self, id: ObjectId) -> bool {
+        match self.lock().get_mut(&id.0.get()) {
+            Some(Slot::Ready { users, .. }) => {
+                *users += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Counts one user less.
+    pub(crate) fn release(&self, id: ObjectId) {
+        if let Some(Slot::Ready { users, .. }) = self.lock().get_mut(&id.0.get()) {
+            *users -= 1;
+        }
+    }
+
+    /// Removes `id` if nobody uses it.
+    pub(crate) fn remove(&self, id: ObjectId) -> Result<T, RemoveError> {
+        let mut slots = self.lock();
+        match slots.get(&id.0.get()) {
+            None | Some(Slot::Reserved) => Err(RemoveError::Missing),
+            Some(Slot::Ready { users: 1.., .. }) => Err(RemoveError::InUse),
+            Some(Slot::Ready { users: 0, .. }) => match slots.remove(&id.0.get()) {
+                Some(Slot::Ready { object, .. }) => Ok(object),
+                _ => Err(RemoveError::Missing),
+            },
+        }
+    }
+
+    /// Every published object.
+    pub(crate) fn all(&self) -> Vec<(ObjectId, T)> {
+        let ready = |(&id, slot): (&u32, &Slot<T>)| match slot {
+            Slot::Ready { object, .. } => Some((ObjectId(NonZeroU32::new(id)?), object.clone())),
+            Slot::Reserved => None,
+        };
+        self.lock().iter().filter_map(ready).collect()
+    }
+}
+
+impl<T> Reserved<'_, T> {
+    pub(crate) fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    /// Publishes the object, with nobody using it.
+    pub(crate) fn finalize(mut self, object: T) -> ObjectId {
+        self.finalized = true;
+        let mut slots = self.ids.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.insert(self.id.0.get(), Slot::Ready { object, users: 0 });
+        self.id
+    }
+}
+
+impl<T> Drop for Reserved<'_, T> {
+    fn drop(&mut self) {
+        if !self.finalized {
+            self.ids.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id.0.get());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reserved_id_is_not_found_and_goes_back_when_dropped() {
+        let ids = Ids::<&str>::new();
+        let reserved = ids.reserve().unwrap();
+        let id = reserved.id();
+        assert_eq!(ids.get(id), None);
+        assert_eq!(ids.remove(id), Err(RemoveError::Missing));
+        drop(reserved);
+        assert_eq!(ids.reserve().unwrap().id(), id);
+    }
+
+    #[test]
+    fn the_lowest_free_id_is_taken() {
+        let ids = Ids::new();
+        let all: Vec<_> = (0..5).map(|n| ids.reserve().unwrap().finalize(n)).collect();
+        ids.remove(all[2]).unwrap();
+        assert_eq!(ids.reserve().unwrap().finalize(9), all[2]);
+        assert_eq!(ids.reserve().unwrap().finalize(9).0.get(), 6);
+    }
+
+    #[test]
+    fn what_is_held_is_not_removed() {
+        let ids = Ids::new();
+        let id = ids.reserve().unwrap().finalize("ioas");
+        assert!(ids.hold(id));
+        assert_eq!(ids.remove(id), Err(RemoveError::InUse));
+        ids.release(id);
+        assert_eq!(ids.remove(id), Ok("ioas"));
+        assert!(!ids.hold(id));
+    }
+}

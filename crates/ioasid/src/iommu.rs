@@ -1,0 +1,140 @@
+//! One machine's IOMMU: its stream table, its physical address space, its memory for page tables.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use iopt::Arena;
+
+use crate::context::Context;
+use crate::endpoint::Endpoint;
+use crate::group::Group;
+use crate::ids::ObjectId;
+use crate::ioas::AreaView;
+use crate::memory::PhysSpace;
+use crate::observe::Observer;
+use crate::types::{GroupId, IovaRange, Pasid, Rid};
+
+/// Where message-signalled interrupts go on x86: a write there is not a memory access (Intel SDM 3, 12.11).
+const MSI_WINDOW: IovaRange = IovaRange { start: 0xfee0_0000, last: 0xfeef_ffff };
+
+/// Limit of the memory for page tables: 2^21 tables of 4 KiB, enough for 4 TiB in 4 KiB pages.
+const MAX_TABLES: u32 = 1 << 21;
+
+/// The software IOMMU of one machine.
+pub struct Iommu {
+    observer: Arc<dyn Observer>,
+    pub(crate) arena: Arc<Arena>,
+    pub(crate) phys: Arc<PhysSpace>,
+    endpoints: RwLock<BTreeMap<Rid, Arc<Endpoint>>>,
+    groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    serial: AtomicU64,
+}
+
+/// A picture of one endpoint: see [`Iommu::view`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointView {
+    /// Its requester id.
+    pub rid: Rid,
+    /// Its group.
+    pub group: GroupId,
+    /// Bytes that it read and wrote by DMA.
+    pub traffic: (u64, u64),
+    /// What it is attached to.
+    pub attachments: Vec<AttachmentView>,
+}
+
+/// A picture of one attachment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachmentView {
+    /// For this PASID, or for transactions without.
+    pub pasid: Option<Pasid>,
+    /// The page table.
+    pub hwpt: ObjectId,
+    /// The address space.
+    pub ioas: ObjectId,
+    /// What is mapped in it, in order of IOVA.
+    pub areas: Vec<AreaView>,
+}
+
+impl Iommu {
+    /// A machine without devices.
+    #[must_use]
+    pub fn new(observer: Arc<dyn Observer>) -> Arc<Self> {
+        Arc::new(Self {
+            observer,
+            arena: Arc::new(Arena::new(MAX_TABLES)),
+            phys: Arc::new(PhysSpace::new()),
+            endpoints: RwLock::default(),
+            groups: RwLock::default(),
+            serial: AtomicU64::new(1),
+        })
+    }
+
+    /// Puts a requester on the bus, or returns `None` if `rid` is taken.
+    pub fn add_endpoint(self: &Arc<Self>, rid: Rid, group: GroupId) -> Option<Arc<Endpoint>> {
+        let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
+        if endpoints.contains_key(&rid) {
+            return None;
+        }
+        let group = {
+            let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+            groups.entry(group).or_insert_with(|| Arc::new(Group::new(group))).clone()
+        };
+        let endpoint = Arc::new(Endpoint::new(rid, self, group, vec![MSI_WINDOW]));
+        endpoints.insert(rid, endpoint.clone());
+        Some(endpoint)
+    }
+
+    /// A new, empty context.
+    #[must_use]
+    pub fn context(self: &Arc<Self>) -> Arc<Context> {
+        Context::new(self.clone())
+    }
+
+    /// A picture of who can reach what, for people to look at.
+    #[must_use]
+    pub fn view(&self) -> Vec<EndpointView> {
+        let endpoints: Vec<_> =
+            self.endpoints.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        endpoints
+            .iter()
+            .map(|endpoint| {
+                // The areas are read after the attachments were let go, as their lock is the outer one.
+                let attached: Vec<_> = {
+                    let map = endpoint.attachments.read().unwrap_or_else(PoisonError::into_inner);
+                    map.iter().map(|(&pasid, hwpt)| (pasid, hwpt.clone())).collect()
+                };
+                EndpointView {
+                    rid: endpoint.rid(),
+                    group: endpoint.group(),
+                    traffic: endpoint.traffic(),
+                    attachments: attached
+                        .into_iter()
+                        .map(|(pasid, hwpt)| AttachmentView {
+                            pasid,
+                            hwpt: hwpt.id(),
+                            ioas: hwpt.ioas().id(),
+                            areas: hwpt.ioas().areas(),
+                        })
+                        .collect(),
+                }
+            })
+            .collect()
+    }
+
+    /// Number of windows in the physical space and of page-table pages in use: zero when everything is torn down.
+    #[must_use]
+    pub fn resources(&self) -> (usize, usize) {
+        (self.phys.windows(), self.arena.in_use())
+    }
+
+    pub(crate) fn observer(&self) -> &dyn Observer {
+        &*self.observer
+    }
+
+    /// A number that no other object of this machine has or had.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,58 @@
+//! I/O address spaces, and the software IOMMU that translates with them.
+//!
+//! This is the engine of ioasid, free of any wire format: the `/dev` tree decodes requests into calls of this crate,
+//! and a VMM or a device model calls it directly.
+//!
+//! ```text
+//!  Context ── owns ──► Ioas ── mirrored by ──► Hwpt ◄── attached ── Endpoint (RID) ◄── DmaPort
+//!     │                 │ areas                 │ page table            ▲                 │
+//!     └─ Device ────────┼───────────────────────┼───────────────────────┘                 │ IOTLB, or walk
+//!        (bound)        ▼                       ▼                                         ▼
+//!                     Pages ── windows ──► physical address space ──────────────────► bytes
+//! ```
+//!
+//! - [`Iommu`]: one machine's worth: its endpoints, its physical address space, its page-table memory.
+//! - [`Context`]: what one open of `/dev/iommu` holds, and the security object: ids mean something only inside it.
+//! - [`Ioas`]: IOVA ranges mapped to [`memory::Pages`].
+//! - [`Device`]: an endpoint bound to a context; it is attached to an address space and detached again.
+//! - [`DmaPort`]: what a device model holds to reach memory.
+//!
+//! # The completion guarantee
+//!
+//! When [`Ioas::unmap`], [`Device::detach`], a replacement, the destruction of an object, or the clearing of bus
+//! mastering returns, no DMA through the old translation is in flight and none can start. [`gate`] has the protocol.
+//!
+//! # Locks
+//!
+//! Outermost first: a context's `attach`, a group's state, an address space's `state`, a page table's list of
+//! endpoints, an endpoint's attachments, the physical space. A port takes only the last two, only on an IOTLB miss and
+//! only for reading; so whoever waits for ports must hold neither, and may hold the others.
+
+pub mod gate;
+pub mod memory;
+
+mod context;
+mod device;
+mod endpoint;
+mod group;
+mod hwpt;
+mod ids;
+mod ioas;
+mod iommu;
+mod observe;
+mod port;
+mod ranges;
+mod sync;
+mod types;
+
+pub use context::{Context, DestroyError};
+pub use device::{AttachError, BindError, Device};
+pub use endpoint::Endpoint;
+pub use ids::ObjectId;
+pub use ioas::{AreaView, Ioas, MapError, Placement, UnmapError};
+pub use iommu::{AttachmentView, EndpointView, Iommu};
+pub use iopt::Access;
+pub use observe::{Fault, FaultReason, Leftover, Observer, Silent};
+pub use port::{BusAddress, DmaError, DmaPort};
+pub use ranges::Ranges;
+pub use types::{GroupId, Iova, IovaRange, ParseRidError, Pasid, PhysAddr, Rid};

@@ -1,0 +1,30 @@
+//! Memory that devices can be given: what backs it, and where it lies in the physical address space.
+//!
+//! - [`Segment`]: a run of bytes and what they are: memory of this process, a file mapped here, or the private memory
+//!   of another process.
+//! - [`Pages`]: segments in a row, each with a window in the physical space. Reference-counted: however often it is
+//!   mapped, it exists once.
+//! - [`Process`]: another process, whose memory is turned into segments.
+//!
+//! ```text
+//!   IOVA ──page table──► physical address ──window──► pointer here, or (process, address there)
+//! ```
+
+mod guard;
+mod pages;
+mod phys;
+mod process;
+mod segment;
+mod vma;
+
+pub use pages::Pages;
+pub use phys::OutOfPhysicalSpace;
+pub use process::{ImportError, Process};
+pub use segment::{RemoteMemory, Segment};
+pub use vma::{Vma, VmaQuery};
+
+pub(crate) use phys::{PhysSpace, Window};
+pub(crate) use segment::Backing;
+
+/// Bytes in a page of the processor.
+pub const PAGE_SIZE: u64 = 4096;

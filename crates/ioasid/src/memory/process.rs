@@ -1,0 +1,203 @@
+//! Another process's memory.
+//!
+//! Three ways lead to it, the first that works is taken for each mapping:
+//!
+//! 1. a shared mapping is mapped here too, through `/proc/PID/map_files` (privileged), through a descriptor that the
+//!    process has open on the same file, or through the file's name;
+//! 2. everything else is copied through `/proc/PID/mem`.
+//!
+//! `/proc/PID/mem` rather than `process_vm_readv`: an open file of it stays with the address space it was opened on, so
+//! that after an exec, or after the process number went to somebody else, DMA fails instead of reaching other memory.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+
+use iopt::Access;
+use thiserror::Error;
+
+use super::segment::{RemoteMemory, Segment};
+use super::vma::{Vma, VmaQuery};
+
+/// Why memory of a process cannot be given to devices.
+#[derive(Debug, Error)]
+pub enum ImportError {
+    /// Part of the range is not mapped, or not with the access that is asked for.
+    #[error("address {0:#x} of the process is not mapped, or not with the access asked for")]
+    BadAddress(u64),
+    /// The process has ended, or became another program.
+    #[error("the process has ended")]
+    Gone,
+    /// A system call failed.
+    #[error("cannot reach the memory of the process: {0}")]
+    System(#[from] io::Error),
+}
+
+/// The address space of a process, as it was when this was opened: an exec gives the process another one.
+pub struct Process {
+    pid: u32,
+    memory: Arc<ProcessMemory>,
+    vmas: VmaQuery,
+}
+
+struct ProcessMemory(File);
+
+impl RemoteMemory for ProcessMemory {
+    fn read(&self, address: u64, data: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(data, address)
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, address)
+    }
+}
+
+impl Process {
+    /// Opens the address space of `pid`.
+    ///
+    /// # Errors
+    /// If there is no such process, or this one may not trace it (ptrace(2), "access mode checking").
+    pub fn open(pid: u32) -> io::Result<Self> {
+        let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
+        Ok(Self { pid, memory: Arc::new(ProcessMemory(memory)), vmas: VmaQuery::new(pid)? })
+    }
+
+    /// Whether the process still has the address space that was opened.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        // Nobody has a page at 0 that an ordinary user could read, but a dead address space says "end of file" where
+        // a living one says EIO.
+        !matches!(self.memory.0.read_at(&mut [0], 0), Ok(0))
+    }
+
+    /// The process number that it was opened by.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Its mappings.
+    #[must_use]
+    pub fn vmas(&self) -> &VmaQuery {
+        &self.vmas
+    }
+
+    /// Its memory at `start`, `length` bytes (both multiples of the page size), for devices with `access`.
+    ///
+    /// # Errors
+    /// [`ImportError::BadAddress`] if part of it is not mapped, or not writable where `access` has
+    /// [`Access::WRITE`]; nothing is held then.
+    pub fn import(&self, start: u64, length: u64, access: Access) -> Result<Vec<Segment>, ImportError> {
+        let end = start.checked_add(length).ok_or(ImportError::BadAddress(start))?;
+        if !self.is_current() {
+            return Err(ImportError::Gone);
+        }
+        let mut segments = Vec::new();
+        let mut at = start;
+        while at < end {
+            let vma = self.vmas.at(at)?.ok_or(ImportError::BadAddress(at))?;
+            if !vma.readable || (access.contains(Access::WRITE) && !vma.writable) {
+                return Err(ImportError::BadAddress(at));
+            }
+            let stop = vma.end.min(end);
+            segments.push(self.segment(&vma, at, stop - at));
+            at = stop;
+        }
+        Ok(segments)
+    }
+
+    fn segment(&self, vma: &Vma, at: u64, length: u64) -> Segment {
+        if vma.shared
+            && let Some(file) = self.shared_file(vma)
+            && let Ok(segment) = Segment::file(file.as_fd(), vma.offset + (at - vma.start), length, vma.writable)
+        {
+            return segment;
+        }
+        Segment::remote(self.memory.clone(), at, length)
+    }
+
+    /// The file that is mapped there, opened here.
+    fn shared_file(&self, vma: &Vma) -> Option<File> {
+        let open = |path: &str| {
+            let file = OpenOptions::new().read(true).write(vma.writable).open(path).ok()?;
+            let found = file.metadata().ok()?;
+            // A path may have come to mean another file since.
+            (found.is_file() && (found.ino(), found.dev()) == (vma.inode, vma.dev)).then_some(file)
+        };
+        let pid = self.pid;
+        let map = format!("{:x}-{:x}", vma.start, vma.end);
+        if let Some(file) = open(&format!("/proc/{pid}/map_files/{map}")) {
+            return Some(file);
+        }
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
+            let path = entry.path();
+            let same = fs::metadata(&path).is_ok_and(|m| m.is_file() && (m.ino(), m.dev()) == (vma.inode, vma.dev));
+            if same && let Some(file) = path.to_str().and_then(open) {
+                return Some(file);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+#[allow(unsafe_code, reason = "maps memory to import it again")]
+mod tests {
+    use std::ptr;
+
+    use rustix::mm::{MapFlags, ProtFlags};
+
+    use super::*;
+    use crate::memory::Backing;
+
+    fn this_process() -> Process {
+        Process::open(std::process::id()).unwrap()
+    }
+
+    fn map(length: usize, prot: ProtFlags, flags: MapFlags) -> u64 {
+        // SAFETY: a new mapping, leaked.
+        unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), length, prot, flags).unwrap() as u64 }
+    }
+
+    #[test]
+    fn private_memory_is_copied_and_a_memfd_is_mapped() {
+        let process = this_process();
+        let private = map(8192, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        let segments = process.import(private, 8192, Access::all()).unwrap();
+        assert!(segments.iter().all(|s| matches!(s.backing, Backing::Remote { .. })));
+
+        let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 8192).unwrap();
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, leaked.
+        let shared = unsafe { rustix::mm::mmap(ptr::null_mut(), 8192, prot, MapFlags::SHARED, &file, 0).unwrap() };
+        let segments = process.import(shared as u64, 8192, Access::all()).unwrap();
+        assert!(matches!(segments[..], [Segment { backing: Backing::Local { .. }, length: 8192 }]));
+    }
+
+    #[test]
+    fn holes_and_read_only_memory_are_refused() {
+        let process = this_process();
+        let start = map(3 * 4096, ProtFlags::READ, MapFlags::PRIVATE);
+        assert!(process.import(start, 3 * 4096, Access::READ).is_ok());
+        assert!(matches!(process.import(start, 4096, Access::all()), Err(ImportError::BadAddress(_))));
+        // SAFETY: unmaps a page of the leaked mapping.
+        unsafe { rustix::mm::munmap((start + 4096) as *mut _, 4096).unwrap() };
+        let hole = process.import(start, 3 * 4096, Access::READ);
+        assert!(matches!(hole, Err(ImportError::BadAddress(at)) if at == start + 4096));
+        assert!(process.import(!4095, 8192, Access::READ).is_err());
+    }
+
+    #[test]
+    fn a_process_that_ended_is_noticed() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let process = Process::open(child.id()).unwrap();
+        assert!(process.is_current());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!process.is_current());
+        assert!(matches!(process.import(0x1000, 4096, Access::READ), Err(ImportError::Gone)));
+    }
+}

@@ -1,0 +1,113 @@
+//! What a run of bytes is made of.
+
+use std::any::Any;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::guard::GuardedMap;
+
+/// Memory that cannot be mapped here and is copied to and from.
+pub trait RemoteMemory: Send + Sync {
+    /// Copies `data.len()` bytes from `address` there.
+    ///
+    /// # Errors
+    /// Of the system call, and `UnexpectedEof` if the memory is gone. Some bytes may have been copied.
+    fn read(&self, address: u64, data: &mut [u8]) -> io::Result<()>;
+
+    /// Copies `data` to `address` there.
+    ///
+    /// # Errors
+    /// As [`RemoteMemory::read`].
+    fn write(&self, address: u64, data: &[u8]) -> io::Result<()>;
+}
+
+/// What the bytes of a window are.
+#[derive(Clone)]
+pub(crate) enum Backing {
+    /// Bytes in this process; `_keep` holds them there.
+    Local { start: NonNull<u8>, failed: Option<Arc<AtomicBool>>, _keep: Arc<dyn Any + Send + Sync> },
+    /// Bytes elsewhere.
+    Remote { memory: Arc<dyn RemoteMemory>, address: u64 },
+}
+
+#[allow(unsafe_code, reason = "holds a pointer to memory that is shared by design")]
+mod shared {
+    use super::Backing;
+
+    // SAFETY: the pointer is only ever used for copies of plain bytes, which may race with any other user of the same
+    // memory as a device's DMA may; `Segment::local` makes its caller promise that the memory stays, and `_keep` does
+    // so for the rest.
+    unsafe impl Send for Backing {}
+    // SAFETY: as above.
+    unsafe impl Sync for Backing {}
+}
+
+impl Backing {
+    /// Whether the memory behind turned out not to exist any more (a file that was cut short).
+    pub(crate) fn is_gone(&self) -> bool {
+        match self {
+            Self::Local { failed: Some(failed), .. } => failed.load(Ordering::Relaxed),
+            _ => false,
+        }
+    }
+}
+
+/// A run of bytes that can be given to devices. Its length is a multiple of the page size.
+#[derive(Clone)]
+pub struct Segment {
+    pub(crate) backing: Backing,
+    pub(crate) length: u64,
+}
+
+impl Segment {
+    /// `length` bytes of this process at `start`, a multiple of the page size; `keep` is dropped when no device can
+    /// reach them any more.
+    ///
+    /// # Safety
+    /// The memory must stay valid for reads and writes until `keep` is dropped. Everything else that uses it must be
+    /// prepared for it to change at any time, as with memory that a device writes: no Rust reference to it may exist
+    /// while a device can reach it.
+    #[must_use]
+    #[allow(unsafe_code, reason = "only the caller can know that the memory stays")]
+    pub unsafe fn local(start: NonNull<u8>, length: u64, keep: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { backing: Backing::Local { start, failed: None, _keep: keep }, length }
+    }
+
+    /// `length` bytes of `file` at `offset`, both multiples of the page size, mapped here.
+    ///
+    /// The file may be cut short at any time: DMA to what is gone is refused, and nothing else happens.
+    ///
+    /// # Errors
+    /// Of `mmap`.
+    pub fn file(file: impl AsFd, offset: u64, length: u64, writable: bool) -> io::Result<Self> {
+        let map = Arc::new(GuardedMap::new(file.as_fd(), offset, length, writable)?);
+        let (start, failed) = (map.start(), map.failed());
+        Ok(Self { backing: Backing::Local { start, failed: Some(failed), _keep: map }, length })
+    }
+
+    /// `length` bytes, a multiple of the page size, at `address` of `memory`.
+    #[must_use]
+    pub fn remote(memory: Arc<dyn RemoteMemory>, address: u64, length: u64) -> Self {
+        Self { backing: Backing::Remote { memory, address }, length }
+    }
+
+    /// `length` bytes, a multiple of the page size, of new zeroed shared memory, and the file it is in.
+    ///
+    /// # Errors
+    /// Of `memfd_create`, `ftruncate` and `mmap`.
+    pub fn memfd(length: u64) -> io::Result<(Self, File)> {
+        let file = File::from(rustix::fs::memfd_create(c"ioasid", rustix::fs::MemfdFlags::CLOEXEC)?);
+        file.set_len(length)?;
+        Ok((Self::file(&file, 0, length, true)?, file))
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+}

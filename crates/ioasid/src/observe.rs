@@ -1,0 +1,98 @@
+//! What the engine tells whoever watches over it: faults, and what was left behind.
+//!
+//! The engine keeps no log. A tool that reports bugs, a VMM that counts errors, a test: each implements [`Observer`].
+
+use std::fmt;
+
+use crate::ids::ObjectId;
+use crate::types::{GroupId, Iova, IovaRange, Pasid, Rid};
+
+/// Why a DMA was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FaultReason {
+    /// The function's bus-master bit is clear.
+    NotBusMaster,
+    /// The device, or this PASID of it, is attached to nothing.
+    NotAttached,
+    /// Nothing is mapped at the address.
+    NotMapped,
+    /// The mapping does not allow this access.
+    NotPermitted,
+    /// The mapping is there, but the memory behind it is not: unmapped by the process, cut off the file, or the
+    /// process has ended.
+    MemoryGone,
+}
+
+impl fmt::Display for FaultReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotBusMaster => "the device is not bus master",
+            Self::NotAttached => "the device is attached to no address space",
+            Self::NotMapped => "nothing is mapped there",
+            Self::NotPermitted => "the mapping does not allow it",
+            Self::MemoryGone => "the memory behind the mapping is gone",
+        })
+    }
+}
+
+/// One refused DMA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// Who asked.
+    pub rid: Rid,
+    /// With which PASID, if any.
+    pub pasid: Option<Pasid>,
+    /// The first address that was refused.
+    pub iova: Iova,
+    /// Whether it was a write.
+    pub write: bool,
+    /// Why.
+    pub reason: FaultReason,
+    /// The address space that was asked, by its serial number (see [`crate::Ioas::serial`]).
+    pub ioas: Option<u64>,
+}
+
+/// What was still there when its owner went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Leftover {
+    /// An address space was not destroyed before its context was closed.
+    Ioas {
+        /// Its id.
+        id: ObjectId,
+        /// How many areas were still mapped in it.
+        areas: usize,
+        /// And how many bytes.
+        bytes: u64,
+    },
+    /// A device was not detached before it was closed.
+    Attachment {
+        /// The device.
+        rid: Rid,
+        /// Attached with this PASID, if any.
+        pasid: Option<Pasid>,
+        /// To this page table.
+        hwpt: ObjectId,
+        /// Of this address space.
+        ioas: ObjectId,
+    },
+}
+
+/// Is told what happens. Called from whatever thread it happens on, so briefly; no locks are held by ports.
+pub trait Observer: Send + Sync {
+    /// A DMA was refused.
+    fn fault(&self, _fault: &Fault) {}
+    /// `range` of the address space with this serial number is no longer mapped.
+    fn unmapped(&self, _ioas: u64, _range: IovaRange) {}
+    /// Something outlived its owner.
+    fn left_behind(&self, _what: &Leftover) {}
+    /// A device was attached, or its attachment replaced: now is a good moment for a picture.
+    fn attached(&self, _rid: Rid, _group: GroupId) {}
+}
+
+/// An observer that looks away.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Observer for Silent {}
