@@ -1,0 +1,246 @@
+//! The static description of a PCI function, written by the crate that has the device model.
+
+use thiserror::Error;
+
+/// What a function is: its identity, its BARs, how it interrupts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// Vendor id.
+    pub vendor: u16,
+    /// Device id.
+    pub device: u16,
+    /// Subsystem vendor id.
+    pub subsystem_vendor: u16,
+    /// Subsystem id.
+    pub subsystem_device: u16,
+    /// Class code, 24 bits: base class, subclass, programming interface.
+    pub class: u32,
+    /// Revision id.
+    pub revision: u8,
+    /// The BARs, in any order.
+    pub bars: Vec<BarSpec>,
+    /// MSI-X, if the function has it.
+    pub msix: Option<MsixSpec>,
+    /// Number of MSI vectors: 0 for no MSI, or a power of two up to 32.
+    pub msi_vectors: u8,
+    /// Interrupt pin: 0 for none, 1 to 4 for INTA to INTD.
+    pub interrupt_pin: u8,
+    /// What kind of PCI Express function this is.
+    pub pcie: PcieKind,
+    /// No_Soft_Reset (PCI PM 1.2, 3.2.4): going from D3hot to D0 keeps the function's state.
+    pub no_soft_reset: bool,
+}
+
+/// One base address register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BarSpec {
+    /// Index, 0 to 5. A 64-bit BAR takes the next index too.
+    pub index: u8,
+    /// Size in bytes: a power of two, 16 or more.
+    pub size: u64,
+    /// Width of the address.
+    pub kind: BarKind,
+    /// Whether reads have no side effects.
+    pub prefetchable: bool,
+}
+
+/// Width of a memory BAR's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BarKind {
+    /// Below 4 GiB.
+    Memory32,
+    /// Anywhere.
+    Memory64,
+}
+
+/// MSI-X: how many vectors, and where the table and the pending bits lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsixSpec {
+    /// Number of vectors, 1 to 2048.
+    pub vectors: u16,
+    /// BAR that holds the table.
+    pub table_bar: u8,
+    /// Byte offset of the table in it, a multiple of 8. The table takes 16 bytes a vector.
+    pub table_offset: u32,
+    /// BAR that holds the pending bits.
+    pub pba_bar: u8,
+    /// Byte offset of the pending bits in it, a multiple of 8. They take 8 bytes for each 64 vectors.
+    pub pba_offset: u32,
+}
+
+impl MsixSpec {
+    /// Length of the table in bytes.
+    pub fn table_len(&self) -> u64 {
+        u64::from(self.vectors) * 16
+    }
+
+    /// Length of the pending bit array in bytes.
+    pub fn pba_len(&self) -> u64 {
+        u64::from(self.vectors).div_ceil(64) * 8
+    }
+}
+
+/// The Device/Port Type of a PCI Express function, and what depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PcieKind {
+    /// An endpoint on a link.
+    Endpoint {
+        /// Link speed as in Link Capabilities: 1 is 2.5 GT/s, 3 is 8 GT/s, 5 is 32 GT/s.
+        speed: u8,
+        /// Link width in lanes.
+        width: u8,
+    },
+    /// A device inside the root complex; it has no link.
+    RootComplexIntegrated,
+}
+
+/// Why a [`Spec`] describes no possible function.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum SpecError {
+    /// The index is not 0 to 5, or a 64-bit BAR has no room for its upper half.
+    #[error("BAR {0}: a BAR has index 0 to 5, and one of 64 bits takes two")]
+    BarIndex(u8),
+    /// Two BARs take the same register.
+    #[error("BAR {0} is described twice")]
+    BarTwice(u8),
+    /// The size cannot be expressed in a BAR.
+    #[error("BAR {0} of {1:#x} bytes: a size is a power of two, 16 bytes or more (32-bit: up to 2 GiB)")]
+    BarSize(u8, u64),
+    /// The BARs do not fit where they were to be placed.
+    #[error("BAR {0} does not fit in the window at {1:#x}: it would wrap, or leave the low 4 GiB")]
+    BarPlacement(u8, u64),
+    /// More than 2048 MSI-X vectors, or none.
+    #[error("{0} MSI-X vectors: 1 to 2048 are possible")]
+    MsixVectors(u16),
+    /// The MSI-X table or its pending bits lie outside of their BAR, overlap, or are not 8-byte aligned.
+    #[error("the MSI-X {0} must lie within its BAR, 8-byte aligned and apart from the other structure")]
+    MsixPlacement(&'static str),
+    /// Not a number of MSI vectors.
+    #[error("{0} MSI vectors: 0, 1, 2, 4, 8, 16 or 32 are possible")]
+    MsiVectors(u8),
+    /// Not an interrupt pin.
+    #[error("interrupt pin {0}: 0 is none, 1 to 4 are INTA to INTD")]
+    InterruptPin(u8),
+    /// Not a class code.
+    #[error("class {0:#x} has more than 24 bits")]
+    Class(u32),
+}
+
+impl Spec {
+    /// The BAR with this index, if there is one. The upper half of a 64-bit BAR is none.
+    pub fn bar(&self, index: u8) -> Option<&BarSpec> {
+        self.bars.iter().find(|bar| bar.index == index)
+    }
+
+    /// Number of MSI-X vectors, 0 without MSI-X.
+    pub fn msix_vectors(&self) -> u16 {
+        self.msix.map_or(0, |msix| msix.vectors)
+    }
+
+    /// Checks that the description is of a possible function.
+    ///
+    /// # Errors
+    /// [`SpecError`], naming the first part that is not.
+    pub fn check(&self) -> Result<(), SpecError> {
+        self.check_bars()?;
+        if let Some(msix) = &self.msix {
+            self.check_msix(msix)?;
+        }
+        if self.msi_vectors != 0 && (!self.msi_vectors.is_power_of_two() || self.msi_vectors > 32) {
+            return Err(SpecError::MsiVectors(self.msi_vectors));
+        }
+        if self.interrupt_pin > 4 {
+            return Err(SpecError::InterruptPin(self.interrupt_pin));
+        }
+        if self.class >> 24 != 0 {
+            return Err(SpecError::Class(self.class));
+        }
+        Ok(())
+    }
+
+    fn check_bars(&self) -> Result<(), SpecError> {
+        let mut taken = [false; 6];
+        for bar in &self.bars {
+            let (registers, max) = match bar.kind {
+                BarKind::Memory32 => (1, 1 << 31),
+                // A region's file offset has 40 bits.
+                BarKind::Memory64 => (2, 1 << 39),
+            };
+            let slots = usize::from(bar.index)..usize::from(bar.index) + registers;
+            for slot in taken.get_mut(slots).ok_or(SpecError::BarIndex(bar.index))? {
+                if std::mem::replace(slot, true) {
+                    return Err(SpecError::BarTwice(bar.index));
+                }
+            }
+            if !bar.size.is_power_of_two() || bar.size < 16 || bar.size > max {
+                return Err(SpecError::BarSize(bar.index, bar.size));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_msix(&self, msix: &MsixSpec) -> Result<(), SpecError> {
+        if !(1..=2048).contains(&msix.vectors) {
+            return Err(SpecError::MsixVectors(msix.vectors));
+        }
+        let fits = |index: u8, offset: u32, len: u64| {
+            self.bar(index).is_some_and(|bar| u64::from(offset) + len <= bar.size && offset.is_multiple_of(8))
+        };
+        if !fits(msix.table_bar, msix.table_offset, msix.table_len()) {
+            return Err(SpecError::MsixPlacement("table"));
+        }
+        let (table, pba) = (u64::from(msix.table_offset), u64::from(msix.pba_offset));
+        let overlap = msix.table_bar == msix.pba_bar && table < pba + msix.pba_len() && pba < table + msix.table_len();
+        if overlap || !fits(msix.pba_bar, msix.pba_offset, msix.pba_len()) {
+            return Err(SpecError::MsixPlacement("pending bit array"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::spec;
+
+    #[test]
+    fn the_fixture_is_a_possible_function() {
+        assert_eq!(spec().check(), Ok(()));
+    }
+
+    #[test]
+    fn a_64_bit_bar_needs_room_for_its_upper_half() {
+        let mut spec = spec();
+        spec.bars[0].index = 5;
+        assert_eq!(spec.check(), Err(SpecError::BarIndex(5)));
+    }
+
+    #[test]
+    fn a_bar_may_not_take_the_upper_half_of_another() {
+        let mut spec = spec();
+        spec.bars.push(BarSpec { index: 1, size: 4096, kind: BarKind::Memory32, prefetchable: false });
+        assert_eq!(spec.check(), Err(SpecError::BarTwice(1)));
+    }
+
+    #[test]
+    fn a_bar_size_is_a_power_of_two() {
+        let mut spec = spec();
+        spec.bars[0].size = 5000;
+        assert_eq!(spec.check(), Err(SpecError::BarSize(0, 5000)));
+    }
+
+    #[test]
+    fn an_msix_table_must_lie_in_its_bar() {
+        let mut spec = spec();
+        spec.msix.as_mut().unwrap().table_offset = 0x3ff8;
+        assert_eq!(spec.check(), Err(SpecError::MsixPlacement("table")));
+    }
+
+    #[test]
+    fn pending_bits_may_not_overlap_the_table() {
+        let mut spec = spec();
+        let msix = spec.msix.as_mut().unwrap();
+        msix.pba_offset = msix.table_offset + 8;
+        assert_eq!(spec.check(), Err(SpecError::MsixPlacement("pending bit array")));
+    }
+}
