@@ -1,0 +1,101 @@
+//! Models of PCI devices that do DMA.
+//!
+//! A model knows three things and nothing else: its registers, its memory (a [`Dma`] port) and its interrupts (an
+//! [`Interrupts`] sink). It never sees a page table, a file descriptor or an ioctl, so the same model runs behind a
+//! VFIO function, in a VMM and in a unit test.
+//!
+//! ```text
+//!   driver ── loads, stores ──▶ model ── Dma ────────▶ one I/O address space (refused where not mapped)
+//!                                 │
+//!                                 └───── Interrupts ─▶ the function's MSI-X table, or its INTx line
+//! ```
+//!
+//! What is the function's and not the model's: the configuration header, BAR sizing, the MSI-X table and its masks,
+//! bus-master enable (a port that is not bus master refuses every access). The model says what these look like, as
+//! data: an [`ioasid_vfio::Spec`].
+//!
+//! Models: [`ioat::Ioat`], Intel I/OAT CBDMA 3.2.
+
+use ioasid::{DmaPort, Iova};
+use thiserror::Error;
+
+pub mod ioat;
+
+/// A device's way to memory: one I/O address space, addressed with bus addresses (IOVAs).
+///
+/// Ranges are `[iova, iova + length)` and never wrap: a range that passes the end of the address space is refused. An
+/// access may span any number of pages. One that is refused may have moved a part of its bytes, as on a real bus.
+/// Implementations do not panic; they may block (on a page request, say), and the models hold no lock meanwhile.
+pub trait Dma: Send {
+    /// Reads `data.len()` bytes at `iova`.
+    ///
+    /// # Errors
+    /// The first address of the range that may not be read.
+    fn read(&mut self, iova: u64, data: &mut [u8]) -> Result<(), DmaError>;
+
+    /// Writes `data` at `iova`. Eight aligned bytes are written at once: nobody sees half of them.
+    ///
+    /// # Errors
+    /// The first address of the range that may not be written.
+    fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), DmaError>;
+
+    /// Moves `len` bytes from one IOVA to another without a bounce buffer: forward, page by page.
+    ///
+    /// # Errors
+    /// The first address that was refused. [`DmaError::write`] tells source from destination.
+    fn copy(&mut self, from: u64, to: u64, len: u64) -> Result<(), DmaError>;
+}
+
+/// An access that the I/O address space refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("DMA {} at {iova:#x} was refused", if *.write { "write" } else { "read" })]
+pub struct DmaError {
+    /// The address that was refused.
+    pub iova: u64,
+    /// Whether it was a write.
+    pub write: bool,
+}
+
+/// Where a device's interrupts go.
+///
+/// Called from the device's own threads and from within register accesses, never with a lock of the model held.
+/// Implementations do not wait for the device.
+pub trait Interrupts: Send + Sync {
+    /// Sends the message of MSI-X `vector`. The function masks it, pends it, or drops it while MSI-X is off.
+    fn raise(&self, vector: u16);
+
+    /// Drives the legacy interrupt line. The function ignores it while MSI-X is on or INTx is disabled.
+    fn set_intx(&self, asserted: bool) {
+        let _ = asserted;
+    }
+}
+
+impl Dma for DmaPort {
+    fn read(&mut self, iova: u64, data: &mut [u8]) -> Result<(), DmaError> {
+        Ok(DmaPort::read(self, Iova(iova), data)?)
+    }
+
+    fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), DmaError> {
+        Ok(DmaPort::write(self, Iova(iova), data)?)
+    }
+
+    fn copy(&mut self, from: u64, to: u64, len: u64) -> Result<(), DmaError> {
+        Ok(DmaPort::copy(self, Iova(from), Iova(to), len)?)
+    }
+}
+
+impl From<ioasid::DmaError> for DmaError {
+    fn from(error: ioasid::DmaError) -> Self {
+        Self { iova: error.at.iova.0, write: error.write }
+    }
+}
+
+impl Interrupts for ioasid_vfio::Interrupts {
+    fn raise(&self, vector: u16) {
+        ioasid_vfio::Interrupts::raise(self, vector);
+    }
+
+    fn set_intx(&self, asserted: bool) {
+        ioasid_vfio::Interrupts::set_intx(self, asserted);
+    }
+}
