@@ -1,0 +1,274 @@
+//! System calls of the program that are answered here.
+//!
+//! The kernel stops the calling thread and puts a notification on the listener; the answer takes the place of the
+//! call. While a call is being answered its thread stands still, so its arguments do not change; the memory that they
+//! point to may, by another thread, and is therefore copied once and then judged.
+//!
+//! A process number in a notification means that process only as long as the notification is valid. So whatever was
+//! opened by the number is used only if the notification was still valid afterwards.
+#![allow(unsafe_code, reason = "seccomp's ioctls and process_vm_readv have no safe wrappers")]
+
+use std::fs;
+use std::io;
+use std::mem::zeroed;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use ioasid::memory::{ImportError, Process, Segment};
+use ioasid::{Access, Context};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use crate::request::vfio::VfioFile;
+use crate::request::{Caller, iommufd};
+use crate::server::{OpenFile, Server};
+
+/// Makes sure that a process's register accesses are performed, before it maps registers.
+pub trait Tracing: Send + Sync {
+    /// Returns when every thread of the process that `tid` belongs to is traced.
+    ///
+    /// # Errors
+    /// If the process cannot be traced: somebody else traces it, or it is gone.
+    fn trace(&self, tid: u32) -> io::Result<()>;
+}
+
+/// The longest read or write of a device file in one call; the rest is for the program's next call, as for any file.
+const LONGEST: u64 = 1 << 20;
+/// The most parts of a vectored read or write (`IOV_MAX`).
+const MOST_PARTS: u64 = 1024;
+
+/// Lets `pidfd_open` take any thread's number (Linux 6.9); before, only that of a process.
+const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+
+/// What becomes of a trapped call.
+enum Answer {
+    /// It returns this.
+    Done(Result<i64, Errno>),
+    /// It is not about one of our files: the kernel goes on with it.
+    NotOurs,
+}
+
+/// Answers system calls until no process is under the filter any more.
+///
+/// Several threads may do this on the same listener.
+pub struct Listener {
+    server: Arc<Server>,
+    tracing: Arc<dyn Tracing>,
+    descriptor: Arc<OwnedFd>,
+}
+
+impl Listener {
+    /// Answers what arrives on `descriptor`, the result of [`crate::filter::install`].
+    #[must_use]
+    pub fn new(server: Arc<Server>, tracing: Arc<dyn Tracing>, descriptor: Arc<OwnedFd>) -> Self {
+        let sync_wake_up: u64 = 1;
+        // SAFETY: takes its argument by value. Older kernels refuse it, and are only slower for it.
+        unsafe { libc::ioctl(descriptor.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, sync_wake_up) };
+        Self { server, tracing, descriptor }
+    }
+
+    /// Answers until the last process under the filter is gone.
+    pub fn run(&self) {
+        loop {
+            // SAFETY: plain integers; the kernel wants them zero.
+            let mut call: libc::seccomp_notif = unsafe { zeroed() };
+            // SAFETY: the structure is the one that the request number was made from.
+            let received =
+                unsafe { libc::ioctl(self.descriptor.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &mut call) };
+            if received != 0 {
+                match io::Error::last_os_error().raw_os_error() {
+                    // A thread was killed between its notification and our receiving it, or nobody is left.
+                    Some(libc::EINTR) => continue,
+                    Some(libc::ENOENT) if self.has_processes() => continue,
+                    _ => return,
+                }
+            }
+            self.reply(&call, self.answer(&call));
+        }
+    }
+
+    fn has_processes(&self) -> bool {
+        let mut poll = [rustix::event::PollFd::new(&*self.descriptor, rustix::event::PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let polled = rustix::event::poll(&mut poll, Some(&now));
+        polled.is_ok() && !poll[0].revents().contains(rustix::event::PollFlags::HUP)
+    }
+
+    fn reply(&self, call: &libc::seccomp_notif, answer: Answer) {
+        // SAFETY: plain integers.
+        let mut reply: libc::seccomp_notif_resp = unsafe { zeroed() };
+        reply.id = call.id;
+        match answer {
+            Answer::Done(Ok(value)) => reply.val = value,
+            Answer::Done(Err(errno)) => reply.error = -errno.raw_os_error(),
+            Answer::NotOurs => reply.flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32,
+        }
+        // SAFETY: as for receiving. It fails only if the thread was killed meanwhile.
+        unsafe { libc::ioctl(self.descriptor.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &reply) };
+    }
+
+    fn answer(&self, call: &libc::seccomp_notif) -> Answer {
+        let args = call.data.args;
+        let number = i64::from(call.data.nr);
+        let caller = Calling { listener: self, id: call.id, tid: call.pid };
+        let descriptor = if number == libc::SYS_mmap { args[4] } else { args[0] };
+        let Ok(file) = caller.descriptor(descriptor as i32) else { return Answer::NotOurs };
+        let Some(open) = self.server.file_of(&file) else { return Answer::NotOurs };
+        match open {
+            OpenFile::Iommu(context) if number == libc::SYS_ioctl => {
+                Answer::Done(iommufd::ioctl(&context, args[1] as u32, args[2], &caller))
+            }
+            // Reads and writes of it fail in the tree, as on Linux.
+            OpenFile::Iommu(_) => Answer::NotOurs,
+            OpenFile::Vfio(vfio) => match number {
+                libc::SYS_ioctl => Answer::Done(vfio.ioctl(args[1] as u32, args[2], &caller)),
+                libc::SYS_mmap => self.mmap(&vfio, &file, &caller, args),
+                _ => Answer::Done(transfer(&vfio, &caller, number, args)),
+            },
+        }
+    }
+
+    /// Prepares a mapping of registers, which the kernel then makes.
+    fn mmap(&self, vfio: &VfioFile, file: &OwnedFd, caller: &Calling<'_>, args: [u64; 6]) -> Answer {
+        let [_, length, _, flags, _, offset] = args;
+        let shared = matches!(flags as i32 & libc::MAP_TYPE, libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE);
+        if let Err(errno) = vfio.check_mmap(offset, length, shared) {
+            return Answer::Done(Err(errno));
+        }
+        if self.tracing.trace(caller.tid).is_err() {
+            return Answer::Done(Err(Errno::PERM));
+        }
+        // To us the file has no bytes, and asking makes that true for its mappings: see `tree`.
+        let _ = rustix::fs::fstat(file);
+        Answer::NotOurs
+    }
+}
+
+/// A read or write of a device file, in one piece or in several.
+fn transfer(vfio: &VfioFile, caller: &Calling<'_>, call: i64, args: [u64; 6]) -> Result<i64, Errno> {
+    let [_, buffer, length, offset, ..] = args;
+    let write = matches!(call, libc::SYS_pwrite64 | libc::SYS_pwritev | libc::SYS_pwritev2);
+    if matches!(call, libc::SYS_pread64 | libc::SYS_pwrite64) {
+        return part(vfio, caller, write, buffer, length, offset);
+    }
+    if length > MOST_PARTS {
+        return Err(Errno::INVAL);
+    }
+    let mut done = 0i64;
+    for n in 0..length {
+        let mut parts = [0; 16];
+        caller.read(buffer.wrapping_add(16 * n), &mut parts)?;
+        let (address, length) = parts.split_at(8);
+        let number = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).map_err(|_| Errno::FAULT);
+        let length = number(length)?;
+        match part(vfio, caller, write, number(address)?, length, offset.wrapping_add(done as u64)) {
+            Ok(moved) => {
+                done += moved;
+                if (moved as u64) < length {
+                    break;
+                }
+            }
+            Err(errno) if done == 0 => return Err(errno),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
+}
+
+fn part(
+    vfio: &VfioFile,
+    caller: &Calling<'_>,
+    write: bool,
+    address: u64,
+    length: u64,
+    offset: u64,
+) -> Result<i64, Errno> {
+    let mut data = vec![0; length.min(LONGEST) as usize];
+    let moved = if write {
+        caller.read(address, &mut data)?;
+        vfio.write(offset, &data)?
+    } else {
+        let moved = vfio.read(offset, &mut data)?;
+        caller.write(address, &data[..moved])?;
+        moved
+    };
+    Ok(moved as i64)
+}
+
+/// The thread that made a call.
+struct Calling<'a> {
+    listener: &'a Listener,
+    id: u64,
+    tid: u32,
+}
+
+impl Calling<'_> {
+    /// Whether the thread is still waiting for this answer, so that its number means what it meant.
+    fn still_there(&self) -> Result<(), Errno> {
+        let listener = self.listener.descriptor.as_raw_fd();
+        // SAFETY: the request reads a u64.
+        match unsafe { libc::ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &self.id) } {
+            0 => Ok(()),
+            _ => Err(Errno::SRCH),
+        }
+    }
+}
+
+/// The process that a thread belongs to.
+fn process_of(tid: Pid) -> Option<Pid> {
+    let status = fs::read_to_string(format!("/proc/{}/status", tid.as_raw_nonzero())).ok()?;
+    let number = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())?;
+    Pid::from_raw(number)
+}
+
+/// Copies memory of a process, all or nothing as far as the caller is told.
+pub(crate) fn copy_from_process(tid: u32, address: u64, data: &mut [u8]) -> Result<(), Errno> {
+    let local = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: data.len() };
+    // SAFETY: `local` is `data`; the other address is in the other process and checked by the kernel.
+    let copied = unsafe { libc::process_vm_readv(tid as i32, &local, 1, &remote, 1, 0) };
+    if copied == data.len() as isize { Ok(()) } else { Err(Errno::FAULT) }
+}
+
+/// Copies memory to a process, all or nothing as far as the caller is told.
+pub(crate) fn copy_to_process(tid: u32, address: u64, data: &[u8]) -> Result<(), Errno> {
+    let local = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: data.len() };
+    // SAFETY: `local` is `data`, which is only read; the other address is checked by the kernel.
+    let copied = unsafe { libc::process_vm_writev(tid as i32, &local, 1, &remote, 1, 0) };
+    if copied == data.len() as isize { Ok(()) } else { Err(Errno::FAULT) }
+}
+
+impl Caller for Calling<'_> {
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
+        copy_from_process(self.tid, address, data)?;
+        self.still_there()
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
+        self.still_there()?;
+        copy_to_process(self.tid, address, data)
+    }
+
+    fn descriptor(&self, number: i32) -> Result<OwnedFd, Errno> {
+        let tid = Pid::from_raw(self.tid as i32).ok_or(Errno::SRCH)?;
+        let thread = pidfd_open(tid, PidfdFlags::empty())
+            .or_else(|_| pidfd_open(tid, PidfdFlags::from_bits_retain(PIDFD_THREAD)))
+            .or_else(|_| pidfd_open(process_of(tid).ok_or(Errno::SRCH)?, PidfdFlags::empty()))?;
+        self.still_there()?;
+        pidfd_getfd(thread, number, PidfdGetfdFlags::empty())
+    }
+
+    fn context(&self, number: i32) -> Result<Arc<Context>, Errno> {
+        match self.listener.server.file_of(self.descriptor(number)?) {
+            Some(OpenFile::Iommu(context)) => Ok(context),
+            _ => Err(Errno::BADFD),
+        }
+    }
+
+    fn memory(&self, address: u64, length: u64, access: Access) -> Result<Vec<Segment>, ImportError> {
+        let process = Process::open(self.tid)?;
+        self.still_there().map_err(io::Error::from)?;
+        process.import(address, length, access)
+    }
+}

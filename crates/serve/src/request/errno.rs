@@ -1,0 +1,102 @@
+//! The one table from what went wrong to Linux's errno for it.
+
+use ioasid::memory::ImportError;
+use ioasid::{AttachError, BindError, DestroyError, MapError, UnmapError};
+use ioasid_vfio::BarError;
+use ioasid_vfio::device::InUse;
+use ioasid_vfio::device::irq::IrqError;
+use ioasid_vfio::device::region::RegionError;
+use rustix::io::Errno;
+
+/// An error that a program is told as a number.
+pub trait ToErrno {
+    /// The number.
+    fn errno(&self) -> Errno;
+}
+
+macro_rules! table {
+    ($($error:ty { $($variant:pat => $errno:ident),* $(,)? })*) => {
+        $(impl ToErrno for $error {
+            fn errno(&self) -> Errno {
+                match self { $($variant => Errno::$errno,)* }
+            }
+        })*
+    };
+}
+
+table! {
+    DestroyError {
+        Self::Missing(_) => NOENT,
+        Self::Busy(_) => BUSY,
+    }
+    UnmapError {
+        Self::NotWhole(_) => NOENT,
+    }
+    ImportError {
+        Self::BadAddress(_) | Self::Gone => FAULT,
+        Self::System(_) => NOMEM,
+    }
+    iopt::MapError {
+        Self::OutOfTables => NOMEM,
+        Self::Occupied(_) => EXIST,
+        Self::Unaligned { .. } | Self::OutOfRange { .. } => INVAL,
+    }
+    BindError {
+        Self::GroupBusy => BUSY,
+        Self::NoIds => NOMEM,
+    }
+    BarError {
+        Self::Disabled => IO,
+        Self::Outside { .. } => INVAL,
+    }
+    RegionError {
+        Self::Absent(_) | Self::BeyondEnd { .. } => INVAL,
+        Self::BeyondConfig { .. } => FAULT,
+        Self::Disabled => IO,
+    }
+}
+
+impl ToErrno for InUse {
+    fn errno(&self) -> Errno {
+        Errno::INVAL
+    }
+}
+
+impl ToErrno for MapError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Empty | Self::Unaligned(..) | Self::NoAccess | Self::Reserved(_) | Self::WrongLength(..) => {
+                Errno::INVAL
+            }
+            Self::Overflow(..) => Errno::OVERFLOW,
+            Self::Occupied(_) => Errno::EXIST,
+            Self::NoSpace(_) => Errno::NOSPC,
+            Self::PhysicalSpace(_) => Errno::NOMEM,
+            Self::Memory(error) => error.errno(),
+            Self::Table(error) => error.errno(),
+        }
+    }
+}
+
+impl ToErrno for AttachError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Missing(_) => Errno::NOENT,
+            Self::WrongKind(_) | Self::GroupElsewhere(_) => Errno::INVAL,
+            Self::Conflict(_) => Errno::ADDRINUSE,
+            Self::NoIds => Errno::NOMEM,
+            Self::Table(error) => error.errno(),
+        }
+    }
+}
+
+impl ToErrno for IrqError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Range { .. } | Self::DataLength { .. } | Self::State(..) => Errno::INVAL,
+            Self::Unsupported(_) => Errno::NOTTY,
+            Self::NoVectors(_) => Errno::RANGE,
+            Self::Descriptor { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::INVAL),
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What requests mean, apart from how they arrive.
+//!
+//! A handler takes the object that the request is for, the request's number and argument, and a [`Caller`]. It
+//! checks everything before it changes anything, and answers with the value or the errno that Linux gives.
+
+mod argument;
+mod errno;
+pub mod iommufd;
+pub mod vfio;
+
+pub use errno::ToErrno;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use ioasid::memory::{ImportError, Segment};
+use ioasid::{Access, Context};
+use rustix::io::Errno;
+
+/// The program that makes a request, as far as a request needs it.
+pub trait Caller {
+    /// Copies from its memory.
+    ///
+    /// # Errors
+    /// `EFAULT`, if all of it cannot be read.
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno>;
+
+    /// Copies to its memory.
+    ///
+    /// # Errors
+    /// `EFAULT`, if all of it cannot be written.
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno>;
+
+    /// A duplicate of one of its descriptors.
+    ///
+    /// # Errors
+    /// `EBADF`, if it has none of this number.
+    fn descriptor(&self, number: i32) -> Result<OwnedFd, Errno>;
+
+    /// The context that one of its descriptors is.
+    ///
+    /// # Errors
+    /// `EBADF`, if it has none of this number; `EBADFD`, if it is something else.
+    fn context(&self, number: i32) -> Result<Arc<Context>, Errno>;
+
+    /// Its memory, for devices to reach.
+    ///
+    /// # Errors
+    /// See [`ImportError`].
+    fn memory(&self, address: u64, length: u64, access: Access) -> Result<Vec<Segment>, ImportError>;
+}

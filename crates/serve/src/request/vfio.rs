@@ -1,0 +1,305 @@
+//! Requests on `/dev/vfio/devices/vfioN`, and reads, writes and mappings of it.
+//!
+//! ```text
+//!   open ──► unbound ──BIND_IOMMUFD──► bound ⇄ attached ──last close──► closed
+//!            every other request       all requests
+//!            is EINVAL
+//! ```
+//! Source: `include/uapi/linux/vfio.h` and `Documentation/driver-api/vfio.rst` of Linux 7.3.
+
+use std::mem::offset_of;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use ioasid::{Device, Pasid};
+use ioasid_uapi::vfio as uapi;
+use ioasid_vfio::Session;
+use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
+use ioasid_vfio::device::region::{RegionFlags, file_offset, locate};
+use rustix::io::Errno;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+use super::argument::{Argument, get_part};
+use super::{Caller, ToErrno};
+use crate::server::{PciDevice, Watcher};
+
+/// An open file of a VFIO device.
+pub struct VfioFile {
+    device: Arc<PciDevice>,
+    bound: RwLock<Option<Bound>>,
+}
+
+/// What a program has from BIND_IOMMUFD on. The session is dropped first: it stops DMA before the device detaches.
+struct Bound {
+    session: Session,
+    device: Device,
+}
+
+/// The end of a field: the shortest form of a structure that a request accepts.
+macro_rules! through {
+    ($structure:ident . $field:ident: $kind:ty) => {
+        offset_of!(uapi::$structure, $field) + size_of::<$kind>()
+    };
+}
+
+impl VfioFile {
+    /// A file that is bound to no context yet.
+    #[must_use]
+    pub fn new(device: Arc<PciDevice>) -> Self {
+        Self { device, bound: RwLock::default() }
+    }
+
+    /// Undoes everything that was done through this file.
+    pub fn close(&self, watcher: &dyn Watcher) {
+        let bound = self.bound.write().unwrap_or_else(PoisonError::into_inner).take();
+        if bound.is_some() {
+            drop(bound);
+            let unread = self.device.vfio.function().interrupts().take_unconsumed();
+            if !unread.is_empty() {
+                watcher.interrupts_unread(self.device.rid, &unread);
+            }
+        }
+    }
+
+    /// Runs `use_it` if the file is bound.
+    fn with_bound<T>(&self, use_it: impl FnOnce(&Bound) -> Result<T, Errno>) -> Result<T, Errno> {
+        let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
+        bound.as_ref().ok_or(Errno::INVAL).and_then(use_it)
+    }
+
+    /// Reads at a file offset, as `pread` does, and returns the number of bytes.
+    ///
+    /// # Errors
+    /// `EINVAL` if the file is not bound, or nothing is there; `EIO` if the device's memory is switched off.
+    pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        self.with_bound(|bound| bound.session.read(offset, data).map_err(|error| error.errno()))
+    }
+
+    /// Writes at a file offset, as `pwrite` does, and returns the number of bytes.
+    ///
+    /// # Errors
+    /// As [`VfioFile::read`].
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        self.with_bound(|bound| bound.session.write(offset, data).map_err(|error| error.errno()))
+    }
+
+    /// Checks a request to map `length` bytes at a file offset.
+    ///
+    /// # Errors
+    /// `EINVAL` if the file is not bound, the range is not inside one region that can be mapped, or the mapping is
+    /// private.
+    pub fn check_mmap(&self, offset: u64, length: u64, shared: bool) -> Result<(), Errno> {
+        self.with_bound(|bound| {
+            let (index, start) = locate(offset);
+            let info = bound.session.region_info(index).map_err(|error| error.errno())?;
+            // A mapping covers whole pages, also of a region that is smaller.
+            let size = info.size.next_multiple_of(ioasid::memory::PAGE_SIZE);
+            let inside = start.checked_add(length).is_some_and(|end| end <= size);
+            if shared && length != 0 && inside && info.flags.contains(RegionFlags::MMAP) {
+                Ok(())
+            } else {
+                Err(Errno::INVAL)
+            }
+        })
+    }
+
+    /// One load from a mapped register, at a file offset.
+    ///
+    /// # Errors
+    /// As [`VfioFile::read`].
+    pub fn load(&self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        self.with_bound(|bound| bound.session.mapped_read(offset, data).map_err(|error| error.errno()))
+    }
+
+    /// One store to a mapped register, at a file offset.
+    ///
+    /// # Errors
+    /// As [`VfioFile::read`].
+    pub fn store(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        self.with_bound(|bound| bound.session.mapped_write(offset, data).map_err(|error| error.errno()))
+    }
+
+    /// Performs request `number` with its argument at `address`.
+    ///
+    /// # Errors
+    /// As Linux: `EINVAL` for anything but BIND_IOMMUFD before the file is bound, `ENOTTY` for an unknown number,
+    /// `EFAULT` for a bad address, `EINVAL` for a short argument or unknown flags, and each request's own.
+    pub fn ioctl(&self, number: u32, address: u64, caller: &dyn Caller) -> Result<i64, Errno> {
+        if number == uapi::DEVICE_BIND_IOMMUFD {
+            return self.bind(address, caller).map(|()| 0);
+        }
+        self.with_bound(|bound| match number {
+            uapi::DEVICE_ATTACH_IOMMUFD_PT => bound.attach(address, caller),
+            uapi::DEVICE_DETACH_IOMMUFD_PT => bound.detach(address, caller),
+            uapi::DEVICE_GET_INFO => bound.info(address, caller),
+            uapi::DEVICE_GET_REGION_INFO => bound.region_info(address, caller),
+            uapi::DEVICE_GET_IRQ_INFO => bound.irq_info(address, caller),
+            uapi::DEVICE_SET_IRQS => bound.set_irqs(address, caller),
+            uapi::DEVICE_RESET => {
+                bound.session.reset();
+                Ok(())
+            }
+            // There is no bus or slot to reset: the function is inside the root complex.
+            uapi::DEVICE_GET_PCI_HOT_RESET_INFO | uapi::DEVICE_PCI_HOT_RESET => Err(Errno::NODEV),
+            _ => Err(Errno::NOTTY),
+        })
+        .map(|()| 0)
+    }
+
+    fn bind(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let argument = Argument::new(caller, address)?;
+        let request: uapi::BindIommufd = argument.get(through!(BindIommufd.out_devid: u32))?;
+        // A token belongs to virtual functions, of which there are none.
+        if request.iommufd < 0 || request.flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        let mut bound = self.bound.write().unwrap_or_else(PoisonError::into_inner);
+        if bound.is_some() {
+            return Err(Errno::INVAL);
+        }
+        let context = caller.context(request.iommufd)?;
+        let session = self.device.vfio.open().map_err(|error| error.errno())?;
+        let device = context.bind(&self.device.endpoint).map_err(|error| error.errno())?;
+        let at = address.wrapping_add(offset_of!(uapi::BindIommufd, out_devid) as u64);
+        caller.write(at, device.id().0.get().as_bytes())?;
+        *bound = Some(Bound { session, device });
+        Ok(())
+    }
+}
+
+/// Reads a structure with `argsz`, of which the caller must have set aside `minimum` bytes.
+fn get<T>(address: u64, caller: &dyn Caller, minimum: usize) -> Result<(T, u32), Errno>
+where
+    T: FromBytes + IntoBytes + Immutable,
+{
+    let value: T = get_part(caller, address, minimum)?;
+    let argsz = u32::read_from_prefix(value.as_bytes()).map_or(0, |(argsz, _)| argsz);
+    if (argsz as usize) < minimum { Err(Errno::INVAL) } else { Ok((value, argsz)) }
+}
+
+impl Bound {
+    fn attach(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let short = through!(AttachIommufdPt.pt_id: u32);
+        let (mut request, argsz) = get::<uapi::AttachIommufdPt>(address, caller, short)?;
+        let pasid = pasid(request.flags, uapi::ATTACH_PASID, || {
+            let long = size_of::<uapi::AttachIommufdPt>();
+            if (argsz as usize) < long {
+                return Err(Errno::INVAL);
+            }
+            Ok(get::<uapi::AttachIommufdPt>(address, caller, long)?.0.pasid)
+        })?;
+        request.pt_id = self.device.attach(pasid, request.pt_id).map_err(|error| error.errno())?.0.get();
+        let at = address.wrapping_add(offset_of!(uapi::AttachIommufdPt, pt_id) as u64);
+        caller.write(at, request.pt_id.as_bytes()).inspect_err(|_| self.device.detach(pasid))
+    }
+
+    fn detach(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let short = through!(DetachIommufdPt.flags: u32);
+        let (request, argsz) = get::<uapi::DetachIommufdPt>(address, caller, short)?;
+        let pasid = pasid(request.flags, uapi::DETACH_PASID, || {
+            let long = size_of::<uapi::DetachIommufdPt>();
+            if (argsz as usize) < long {
+                return Err(Errno::INVAL);
+            }
+            Ok(get::<uapi::DetachIommufdPt>(address, caller, long)?.0.pasid)
+        })?;
+        self.device.detach(pasid);
+        Ok(())
+    }
+
+    fn info(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let (_, argsz) = get::<uapi::DeviceInfo>(address, caller, through!(DeviceInfo.num_irqs: u32))?;
+        let info = self.session.info();
+        let answer = uapi::DeviceInfo {
+            argsz,
+            flags: info.flags.bits(),
+            num_regions: info.regions,
+            num_irqs: info.irqs,
+            ..uapi::DeviceInfo::default()
+        };
+        let known = (argsz as usize).min(size_of::<uapi::DeviceInfo>());
+        caller.write(address, &answer.as_bytes()[..known])
+    }
+
+    fn region_info(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let (mut answer, argsz) = get::<uapi::RegionInfo>(address, caller, through!(RegionInfo.offset: u64))?;
+        let info = self.session.region_info(answer.index).map_err(|error| error.errno())?;
+        answer.flags = info.flags.bits();
+        answer.size = info.size;
+        answer.offset = file_offset(answer.index);
+        answer.cap_offset = 0;
+        if info.msix_mappable {
+            let capability = uapi::CapHeader { id: uapi::REGION_INFO_CAP_MSIX_MAPPABLE, version: 1, next: 0 };
+            let (at, needed) = (size_of_val(&answer), size_of_val(&answer) + size_of_val(&capability));
+            answer.flags |= uapi::REGION_INFO_FLAG_CAPS;
+            if (argsz as usize) < needed {
+                answer.argsz = needed as u32;
+            } else {
+                caller.write(address.wrapping_add(at as u64), capability.as_bytes())?;
+                answer.cap_offset = at as u32;
+            }
+        }
+        caller.write(address, answer.as_bytes())
+    }
+
+    fn irq_info(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let (mut answer, _) = get::<uapi::IrqInfo>(address, caller, size_of::<uapi::IrqInfo>())?;
+        let info = self.session.irq_info(answer.index).map_err(|error| error.errno())?;
+        answer.flags = info.flags.bits();
+        answer.count = info.count;
+        caller.write(address, answer.as_bytes())
+    }
+
+    fn set_irqs(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let (request, argsz) = get::<uapi::IrqSet>(address, caller, size_of::<uapi::IrqSet>())?;
+        let uapi::IrqSet { flags, index, start, count, .. } = request;
+        if flags & !(uapi::IRQ_SET_DATA_TYPE_MASK | uapi::IRQ_SET_ACTION_TYPE_MASK) != 0 {
+            return Err(Errno::INVAL);
+        }
+        self.session.check_irq_range(index, start, count).map_err(|error| error.errno())?;
+        let data_at = address.wrapping_add(size_of::<uapi::IrqSet>() as u64);
+        let room = argsz as usize - size_of::<uapi::IrqSet>();
+        // `count` is not above the number of vectors, so these arrays are small.
+        let (mut bools, mut fds): (Vec<u8>, Vec<i32>) = (Vec::new(), Vec::new());
+        let data = match flags & uapi::IRQ_SET_DATA_TYPE_MASK {
+            uapi::IRQ_SET_DATA_NONE => IrqData::None,
+            uapi::IRQ_SET_DATA_BOOL => IrqData::Bools(fetch(caller, data_at, room, count, &mut bools)?),
+            uapi::IRQ_SET_DATA_EVENTFD => IrqData::Eventfds(fetch(caller, data_at, room, count, &mut fds)?),
+            _ => return Err(Errno::INVAL),
+        };
+        let actions = IrqActions::from_bits_truncate(flags & uapi::IRQ_SET_ACTION_TYPE_MASK);
+        let mut descriptor = |number: i32| -> std::io::Result<OwnedFd> { Ok(caller.descriptor(number)?) };
+        let request = IrqSet { index, start, count, actions, data };
+        self.session.set_irqs(&request, &mut descriptor).map_err(|error| error.errno())
+    }
+}
+
+/// The data of a SET_IRQS request.
+fn fetch<'a, T: FromZeros + FromBytes + IntoBytes + Clone>(
+    caller: &dyn Caller,
+    address: u64,
+    room: usize,
+    count: u32,
+    data: &'a mut Vec<T>,
+) -> Result<&'a [T], Errno>
+where
+    [T]: IntoBytes + FromBytes,
+{
+    let length = count as usize;
+    if room < length * size_of::<T>() {
+        return Err(Errno::INVAL);
+    }
+    data.resize(length, T::new_zeroed());
+    caller.read(address, data.as_mut_slice().as_mut_bytes())?;
+    Ok(data)
+}
+
+/// The PASID that a request is about, fetched with `fetch` if its flag is set.
+fn pasid(flags: u32, flag: u32, fetch: impl FnOnce() -> Result<u32, Errno>) -> Result<Option<Pasid>, Errno> {
+    match flags {
+        0 => Ok(None),
+        // No device of this machine has the PASID capability.
+        _ if flags == flag => fetch().and(Err(Errno::OPNOTSUPP)),
+        _ => Err(Errno::INVAL),
+    }
+}

@@ -1,0 +1,252 @@
+//! Register accesses: single instructions of the program, performed from outside of it.
+//!
+//! A mapping of a device file raises SIGBUS at every access, as the file has no bytes (see [`crate::tree`]). The
+//! process that maps one is traced from then on; its SIGBUS stops come here, and those that a mapped register caused
+//! are taken back: the instruction is performed on the device model and the thread goes on behind it. All other
+//! signals are delivered as they are, SIGBUS included.
+//!
+//! ```text
+//!   listener: mmap of a device file ──TraceHandle::trace──► Tracer (on the runner's main thread): PTRACE_SEIZE
+//!   program: load or store ──SIGBUS──► Tracer::stopped ──► ioasid-mmio ──► VfioFile::load, store
+//! ```
+//! A process that never maps registers is never traced, and one that execs is let go: the mapping is gone.
+//!
+//! Only the thread that traces may ask the kernel about a traced thread. So [`Tracer`] stays on one thread, which also
+//! waits for children, and requests of other threads are sent to it.
+
+mod ptrace;
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ioasid::memory::VmaQuery;
+use ioasid_mmio::{AccessFault, Memory, XstateLayout, step};
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::listen::{Tracing, copy_from_process, copy_to_process};
+use crate::request::vfio::VfioFile;
+use crate::server::{OpenFile, Server};
+use ptrace::{Stop, ThreadVectors};
+
+/// The longest x86 instruction, in bytes.
+const LONGEST_INSTRUCTION: usize = 15;
+
+struct Request {
+    tid: u32,
+    done: Sender<io::Result<()>>,
+}
+
+/// Asks the [`Tracer`] from any thread.
+pub struct TraceHandle {
+    requests: Mutex<Sender<Request>>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Tracing for TraceHandle {
+    fn trace(&self, tid: u32) -> io::Result<()> {
+        let (done, answer) = mpsc::channel();
+        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.send(Request { tid, done }).map_err(|_| gone())?;
+        drop(requests);
+        rustix::io::write(&*self.wake, &1u64.to_ne_bytes())?;
+        answer.recv().map_err(|_| gone())?
+    }
+}
+
+/// What a stop of a traced thread was, as far as somebody else has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// The thread goes on.
+    GoesOn,
+    /// Job control: its process stopped, by this signal, and stays stopped until it is continued.
+    ByJobControl(i32),
+}
+
+/// Traces the processes that have mapped registers, and performs their accesses.
+pub struct Tracer {
+    server: Arc<Server>,
+    requests: Receiver<Request>,
+    wake: Arc<OwnedFd>,
+    threads: HashSet<u32>,
+    /// The mappings of each thread's process.
+    mappings: HashMap<u32, VmaQuery>,
+    layout: XstateLayout,
+}
+
+impl Tracer {
+    /// A tracer, to be used on the thread that makes it, and a handle for the others.
+    ///
+    /// # Errors
+    /// Of `eventfd`.
+    pub fn new(server: Arc<Server>) -> io::Result<(Self, TraceHandle)> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (sender, requests) = mpsc::channel();
+        let handle = TraceHandle { requests: Mutex::new(sender), wake: wake.clone() };
+        let tracer = Self {
+            server,
+            requests,
+            wake,
+            threads: HashSet::new(),
+            mappings: HashMap::new(),
+            layout: XstateLayout::of_this_processor(),
+        };
+        Ok((tracer, handle))
+    }
+
+    /// Becomes readable when [`Tracer::serve_requests`] has something to do.
+    #[must_use]
+    pub fn wake(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Does what other threads have asked for.
+    pub fn serve_requests(&mut self) {
+        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        while let Ok(request) = self.requests.try_recv() {
+            let result = self.trace_process(request.tid);
+            let _ = request.done.send(result);
+        }
+    }
+
+    /// Traces every thread of the process that `tid` belongs to.
+    fn trace_process(&mut self, tid: u32) -> io::Result<()> {
+        // Threads that traced ones start are traced by themselves, so this ends when a look finds none that is not.
+        loop {
+            let mut all_traced = true;
+            for entry in fs::read_dir(format!("/proc/{tid}/task"))? {
+                let name = entry?.file_name();
+                let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+                if self.threads.contains(&thread) {
+                    continue;
+                }
+                match ptrace::seize(thread) {
+                    Ok(()) => all_traced = false,
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+                    Err(_) if ptrace::is_traced_by_us(thread) => {}
+                    Err(error) => return Err(error),
+                }
+                self.threads.insert(thread);
+            }
+            if all_traced {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether this thread is traced.
+    #[must_use]
+    pub fn traces(&self, tid: u32) -> bool {
+        self.threads.contains(&tid)
+    }
+
+    /// A thread or process has ended.
+    pub fn ended(&mut self, tid: u32) {
+        self.threads.remove(&tid);
+        self.mappings.remove(&tid);
+    }
+
+    /// A traced thread has stopped, with this status of `waitpid`: does what is to be done and lets it go on.
+    pub fn stopped(&mut self, tid: u32, status: i32) -> Stopped {
+        // A thread that was traced from its first moment is first heard of here.
+        self.threads.insert(tid);
+        let signal = match ptrace::stop_of(status) {
+            Stop::Group(signal) => {
+                ptrace::listen(tid);
+                return Stopped::ByJobControl(signal);
+            }
+            Stop::Exec => {
+                ptrace::detach(tid);
+                self.ended(tid);
+                return Stopped::GoesOn;
+            }
+            Stop::Event => 0,
+            Stop::Signal(libc::SIGBUS) if self.perform(tid) => 0,
+            Stop::Signal(signal) => signal,
+        };
+        ptrace::go_on(tid, signal);
+        Stopped::GoesOn
+    }
+
+    /// Performs the instruction that a thread stopped at with SIGBUS; false if the signal is the program's own affair.
+    fn perform(&mut self, tid: u32) -> bool {
+        let Some(address) = ptrace::bus_error_address(tid) else { return false };
+        if let std::collections::hash_map::Entry::Vacant(entry) = self.mappings.entry(tid) {
+            let Ok(query) = VmaQuery::new(tid) else { return false };
+            entry.insert(query);
+        }
+        let Some(mappings) = self.mappings.get(&tid) else { return false };
+        let mut memory = ProgramMemory { tid, server: &self.server, mappings };
+        if memory.register(address, 1).is_none() {
+            return false;
+        }
+        let Some(mut registers) = ptrace::registers(tid) else { return false };
+        let mut general = registers.general();
+        let mut code = [0; LONGEST_INSTRUCTION];
+        let code = fetch_code(tid, general.rip, &mut code);
+        let mut vectors = ThreadVectors::new(tid, self.layout);
+        match step(&mut general, &mut vectors, &mut memory, code) {
+            Ok(()) => {
+                registers.set_general(&general);
+                vectors.put_back() && ptrace::set_registers(tid, &registers)
+            }
+            Err(error) => {
+                eprintln!(
+                    "ioasid: thread {tid}: register access at {address:#x}, instruction at {:#x}: {error}",
+                    general.rip
+                );
+                false
+            }
+        }
+    }
+}
+
+/// The bytes at `rip`, as many as there are up to the longest instruction.
+fn fetch_code(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION]) -> &[u8] {
+    let in_page = (4096 - rip % 4096) as usize;
+    if copy_from_process(tid, rip, code).is_ok() {
+        code
+    } else if in_page < code.len() && copy_from_process(tid, rip, &mut code[..in_page]).is_ok() {
+        &code[..in_page]
+    } else {
+        &[]
+    }
+}
+
+/// The memory of a stopped thread: registers of devices, and everything else.
+struct ProgramMemory<'a> {
+    tid: u32,
+    server: &'a Server,
+    mappings: &'a VmaQuery,
+}
+
+impl ProgramMemory<'_> {
+    /// The device file and the offset in it that `length` bytes at `address` are, if they are registers.
+    fn register(&self, address: u64, length: usize) -> Option<(Arc<VfioFile>, u64)> {
+        let vma = self.mappings.at(address).ok()??;
+        let Some(OpenFile::Vfio(file)) = self.server.open_file(vma.dev, vma.inode) else { return None };
+        (vma.end - address >= length as u64).then(|| (file, vma.offset + (address - vma.start)))
+    }
+}
+
+impl Memory for ProgramMemory<'_> {
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), AccessFault> {
+        let done = match self.register(address, bytes.len()) {
+            Some((file, offset)) => file.load(offset, bytes),
+            None => copy_from_process(self.tid, address, bytes),
+        };
+        done.map_err(|_| AccessFault)
+    }
+
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), AccessFault> {
+        let done = match self.register(address, bytes.len()) {
+            Some((file, offset)) => file.store(offset, bytes),
+            None => copy_to_process(self.tid, address, bytes),
+        };
+        done.map_err(|_| AccessFault)
+    }
+}

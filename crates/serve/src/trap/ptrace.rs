@@ -1,0 +1,198 @@
+//! ptrace(2), as far as it is needed.
+#![allow(unsafe_code, reason = "ptrace has no safe wrapper")]
+
+use std::fs;
+use std::io;
+use std::mem::zeroed;
+use std::ptr;
+
+use ioasid_mmio::{Registers, Vectors, Xstate, XstateLayout};
+
+/// `NT_X86_XSTATE`: the register set in XSAVE's layout.
+const NT_X86_XSTATE: libc::c_long = 0x202;
+/// More than any processor's XSAVE area has (with AMX it is 11,008 bytes).
+const LARGEST_XSTATE: usize = 16 << 10;
+
+/// What a stop of a traced thread is.
+pub(super) enum Stop {
+    /// It is about to receive this signal.
+    Signal(i32),
+    /// It stopped with its process, by this signal.
+    Group(i32),
+    /// It has just become another program.
+    Exec,
+    /// Anything else, which it only has to go on from.
+    Event,
+}
+
+pub(super) fn stop_of(status: i32) -> Stop {
+    let signal = libc::WSTOPSIG(status);
+    match status >> 16 {
+        0 => Stop::Signal(signal),
+        libc::PTRACE_EVENT_EXEC => Stop::Exec,
+        libc::PTRACE_EVENT_STOP if signal != libc::SIGTRAP => Stop::Group(signal),
+        _ => Stop::Event,
+    }
+}
+
+/// Traces a thread, with every thread and process that it starts. If this process dies, so do they.
+pub(super) fn seize(tid: u32) -> io::Result<()> {
+    let options = libc::PTRACE_O_TRACECLONE
+        | libc::PTRACE_O_TRACEFORK
+        | libc::PTRACE_O_TRACEVFORK
+        | libc::PTRACE_O_TRACEEXEC
+        | libc::PTRACE_O_EXITKILL;
+    // SAFETY: takes no pointers.
+    match unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, options as usize) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this process traces the thread.
+pub(super) fn is_traced_by_us(tid: u32) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else { return false };
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    tracer.and_then(|number| number.trim().parse().ok()) == Some(std::process::id())
+}
+
+/// Lets a stopped thread go on, with a signal or (0) without. It fails only if the thread was killed.
+pub(super) fn go_on(tid: u32, signal: i32) {
+    // SAFETY: takes no pointers.
+    unsafe { libc::ptrace(libc::PTRACE_CONT, tid, 0usize, signal as usize) };
+}
+
+/// Leaves a thread stopped with its process.
+pub(super) fn listen(tid: u32) {
+    // SAFETY: takes no pointers.
+    unsafe { libc::ptrace(libc::PTRACE_LISTEN, tid, 0usize, 0usize) };
+}
+
+/// Lets a stopped thread go.
+pub(super) fn detach(tid: u32) {
+    // SAFETY: takes no pointers.
+    unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, 0usize, 0usize) };
+}
+
+/// The address at which the thread's pending SIGBUS was raised, if it is an access to bytes that do not exist.
+pub(super) fn bus_error_address(tid: u32) -> Option<u64> {
+    // SAFETY: plain data.
+    let mut info: libc::siginfo_t = unsafe { zeroed() };
+    // SAFETY: the request fills in a siginfo.
+    if unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, tid, 0usize, &mut info) } == -1 {
+        return None;
+    }
+    // SAFETY: a SIGBUS that the kernel raised for an access carries an address.
+    (info.si_code == libc::BUS_ADRERR).then(|| unsafe { info.si_addr() } as u64)
+}
+
+/// A thread's general registers, with those that no instruction names.
+pub(super) struct ThreadRegisters(libc::user_regs_struct);
+
+pub(super) fn registers(tid: u32) -> Option<ThreadRegisters> {
+    // SAFETY: plain data.
+    let mut registers: libc::user_regs_struct = unsafe { zeroed() };
+    // SAFETY: the request fills in this structure.
+    let result = unsafe { libc::ptrace(libc::PTRACE_GETREGS, tid, 0usize, &mut registers) };
+    (result != -1).then_some(ThreadRegisters(registers))
+}
+
+pub(super) fn set_registers(tid: u32, registers: &ThreadRegisters) -> bool {
+    // SAFETY: the request reads this structure.
+    unsafe { libc::ptrace(libc::PTRACE_SETREGS, tid, 0usize, &registers.0) != -1 }
+}
+
+impl ThreadRegisters {
+    pub(super) fn general(&self) -> Registers {
+        let r = &self.0;
+        Registers {
+            gpr: [
+                r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
+                r.r15,
+            ],
+            rip: r.rip,
+            rflags: r.eflags,
+            fs_base: r.fs_base,
+            gs_base: r.gs_base,
+        }
+    }
+
+    pub(super) fn set_general(&mut self, new: &Registers) {
+        let r = &mut self.0;
+        [
+            r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
+            r.r15,
+        ] = new.gpr;
+        r.rip = new.rip;
+        r.eflags = new.rflags;
+    }
+}
+
+/// A thread's vector registers, fetched when an instruction first names one.
+pub(super) struct ThreadVectors {
+    tid: u32,
+    layout: XstateLayout,
+    bytes: Option<Vec<u8>>,
+    modified: bool,
+}
+
+impl ThreadVectors {
+    pub(super) fn new(tid: u32, layout: XstateLayout) -> Self {
+        Self { tid, layout, bytes: None, modified: false }
+    }
+
+    fn with<T>(&mut self, use_it: impl FnOnce(&mut Xstate<'_>) -> T) -> Option<T> {
+        if self.bytes.is_none() {
+            let mut bytes = vec![0; LARGEST_XSTATE];
+            let length = regset(libc::PTRACE_GETREGSET, self.tid, &mut bytes)?;
+            bytes.truncate(length);
+            self.bytes = Some(bytes);
+        }
+        let mut state = Xstate::new(self.bytes.as_mut()?, self.layout);
+        let result = use_it(&mut state);
+        self.modified |= state.is_modified();
+        Some(result)
+    }
+
+    /// Gives the thread what was changed; false if that failed.
+    pub(super) fn put_back(&mut self) -> bool {
+        match &mut self.bytes {
+            Some(bytes) if self.modified => regset(libc::PTRACE_SETREGSET, self.tid, bytes).is_some(),
+            _ => true,
+        }
+    }
+}
+
+impl Vectors for ThreadVectors {
+    fn load(&mut self, index: usize) -> Option<[u8; 64]> {
+        self.with(|state| state.load(index))?
+    }
+
+    fn store(&mut self, index: usize, value: &[u8; 64]) -> bool {
+        self.with(|state| state.store(index, value)) == Some(true)
+    }
+
+    fn mask(&mut self, index: usize) -> Option<u64> {
+        self.with(|state| state.mask(index))?
+    }
+
+    fn set_mask(&mut self, index: usize, value: u64) -> bool {
+        self.with(|state| state.set_mask(index, value)) == Some(true)
+    }
+
+    fn mmx(&mut self, index: usize) -> Option<u64> {
+        self.with(|state| state.mmx(index))?
+    }
+
+    fn set_mmx(&mut self, index: usize, value: u64) -> bool {
+        self.with(|state| state.set_mmx(index, value)) == Some(true)
+    }
+}
+
+/// Reads or writes the XSAVE area and returns its length.
+fn regset(request: libc::c_uint, tid: u32, bytes: &mut [u8]) -> Option<usize> {
+    let mut area = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: `area` describes `bytes`, which the kernel reads or writes at most `iov_len` of.
+    let result = unsafe { libc::ptrace(request, tid, NT_X86_XSTATE as usize, ptr::from_mut(&mut area)) };
+    (result != -1).then_some(area.iov_len)
+}

@@ -1,0 +1,286 @@
+//! The tree as a FUSE file system.
+//!
+//! Everything but the device files is fixed, and read as it is. Of the device files:
+//!
+//! - Every look-up gives a new inode. So an inode is one open file, and the inode number, which any descriptor or
+//!   mapping can be asked for without a round trip, tells which.
+//! - Their last close arrives as RELEASE, also when a program is killed.
+//! - **They have no bytes.** A mapping of a file beyond its end raises SIGBUS at every access, which is how register
+//!   accesses come to [`crate::trap`]. But some programs check a regular file's size before they map it. So anyone
+//!   who asks is told a size that covers all regions, except this process: when it asks, the kernel takes the answer,
+//!   none, for its mappings. [`crate::listen`] asks before every mapping. Should a program ask again later, an access
+//!   in a mapping first arrives here as a read of a page, is refused, and raises SIGBUS all the same.
+//! - Reads and writes at the offsets of regions are answered by [`crate::listen`]. What comes here instead, by way of
+//!   `lseek` and `read`, is answered for reads; a write is refused, as a success would let the kernel extend the file.
+
+mod nodes;
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyWrite, Request, Session, SessionACL, WriteFlags,
+};
+use ioasid_vfio::device::region::{COUNT, file_offset};
+
+use crate::request::vfio::VfioFile;
+use crate::server::{FIRST_DEVICE_INODE, OpenFile, Server};
+use nodes::{DeviceFile, Node, Nodes};
+
+/// How long names and attributes of what is fixed stay valid.
+const FOR_EVER: Duration = Duration::from_secs(86_400);
+/// Bytes that a `/sys` file seems to have, as on Linux.
+const SYS_FILE: u64 = 4096;
+
+/// The file system, to be served on a descriptor of `/dev/fuse`.
+pub struct Tree {
+    server: Arc<Server>,
+    nodes: Nodes,
+    /// The device files that were looked up and not forgotten.
+    devices: Mutex<HashMap<u64, DeviceFile>>,
+    started: SystemTime,
+}
+
+/// The kernel cannot do what is needed of FUSE.
+const NO_DIRECT_MMAP: &str =
+    "this kernel's FUSE cannot map device files (FUSE_DIRECT_IO_ALLOW_MMAP): Linux 6.6 or later is needed";
+
+impl Tree {
+    /// The tree of `server`.
+    #[must_use]
+    pub fn new(server: Arc<Server>) -> Self {
+        let nodes = Nodes::new(server.devices());
+        Self { server, nodes, devices: Mutex::default(), started: SystemTime::now() }
+    }
+
+    /// Serves the tree on `descriptor`, a `/dev/fuse` that has been mounted, and returns when the kernel has accepted
+    /// it; requests are then answered on a thread of their own until the file system is gone.
+    ///
+    /// # Errors
+    /// If the kernel's FUSE lacks something.
+    pub fn serve(self, descriptor: OwnedFd) -> io::Result<()> {
+        let session = Session::from_fd(self, descriptor, SessionACL::All, Config::default())?;
+        std::thread::Builder::new().name("tree".to_owned()).spawn(move || session.run())?;
+        Ok(())
+    }
+
+    fn device(&self, inode: INodeNo) -> Option<DeviceFile> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).get(&inode.0).copied()
+    }
+
+    fn node(&self, inode: INodeNo) -> Option<&Node> {
+        self.nodes.get(usize::try_from(inode.0).ok()?.checked_sub(1)?)
+    }
+
+    fn attributes(&self, inode: INodeNo, request: &Request) -> Option<(FileAttr, Duration)> {
+        let (kind, perm, size, valid) = if inode.0 >= FIRST_DEVICE_INODE {
+            self.device(inode)?;
+            let size = if request.pid() == std::process::id() { 0 } else { file_offset(COUNT) };
+            (FileType::RegularFile, 0o666, size, Duration::ZERO)
+        } else {
+            match self.node(inode)? {
+                Node::Directory(_) => (FileType::Directory, 0o755, 0, FOR_EVER),
+                Node::Link(target) => (FileType::Symlink, 0o777, target.len() as u64, FOR_EVER),
+                Node::Text(_) | Node::Config(_) => (FileType::RegularFile, 0o444, SYS_FILE, FOR_EVER),
+                Node::Device(_) => return None,
+            }
+        };
+        let time = self.started;
+        let attributes = FileAttr {
+            ino: inode,
+            size,
+            blocks: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        };
+        Some((attributes, valid))
+    }
+
+    fn open_device(&self, inode: INodeNo, device: DeviceFile) -> Result<(), Errno> {
+        let file = match device {
+            DeviceFile::Iommu => OpenFile::Iommu(self.server.iommu().context()),
+            DeviceFile::Vfio(number) => {
+                let device = self.server.devices().get(number).ok_or(Errno::ENODEV)?;
+                OpenFile::Vfio(Arc::new(VfioFile::new(device.clone())))
+            }
+        };
+        // An inode is opened again only by way of /proc/PID/fd: then nobody could tell the two files apart.
+        if self.server.opened(inode.0, file) { Ok(()) } else { Err(Errno::EBUSY) }
+    }
+
+    fn read_device(&self, inode: INodeNo, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        match self.server.open_inode(inode.0) {
+            Some(OpenFile::Vfio(file)) => {
+                file.read(offset, data).map_err(|errno| Errno::from_i32(errno.raw_os_error()))
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+impl Filesystem for Tree {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        config
+            .add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP)
+            .map_err(|_| io::Error::new(io::ErrorKind::Unsupported, NO_DIRECT_MMAP))?;
+        // Closing many files at once must not make the kernel hold some of the news back: see `Server`'s users, who
+        // wait until all that was closed has arrived.
+        let _ = config.set_max_background(u16::MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let Some(Node::Directory(entries)) = self.node(parent) else { return reply.error(Errno::ENOENT) };
+        let found = name.to_str().and_then(|name| entries.get(name));
+        let Some(&number) = found else { return reply.error(Errno::ENOENT) };
+        let (inode, valid) = match self.nodes.get(number) {
+            Some(Node::Device(device)) => {
+                let inode = self.server.new_inode();
+                self.devices.lock().unwrap_or_else(PoisonError::into_inner).insert(inode, *device);
+                (INodeNo(inode), Duration::ZERO)
+            }
+            _ => (INodeNo(number as u64 + 1), FOR_EVER),
+        };
+        match self.attributes(inode, request) {
+            Some((attributes, attributes_valid)) => {
+                reply.entry_with_ttls(&attributes_valid, &valid, &attributes, Generation(0));
+            }
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn forget(&self, _request: &Request, inode: INodeNo, _lookups: u64) {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).remove(&inode.0);
+    }
+
+    fn getattr(&self, request: &Request, inode: INodeNo, _file: Option<FileHandle>, reply: ReplyAttr) {
+        match self.attributes(inode, request) {
+            Some((attributes, valid)) => reply.attr(&valid, &attributes),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
+        match self.node(inode) {
+            Some(Node::Link(target)) => reply.data(target.as_bytes()),
+            _ => reply.error(Errno::EINVAL),
+        }
+    }
+
+    fn open(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let opened = match self.device(inode) {
+            Some(device) => self.open_device(inode, device),
+            None => Ok(()),
+        };
+        match opened {
+            // Every read comes here, and closing needs no news but the last.
+            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let size = size as usize;
+        if self.device(inode).is_some() {
+            // A page for a mapping is asked for in nobody's name.
+            if owner.is_none() {
+                return reply.error(Errno::EIO);
+            }
+            let mut data = vec![0; size.min(1 << 20)];
+            return match self.read_device(inode, offset, &mut data) {
+                Ok(read) => reply.data(&data[..read]),
+                Err(errno) => reply.error(errno),
+            };
+        }
+        let rest = |bytes: &[u8]| bytes.get(offset as usize..).unwrap_or(&[]).iter().take(size).copied().collect();
+        let bytes: Vec<u8> = match self.node(inode) {
+            Some(Node::Text(text)) => rest(text.as_bytes()),
+            Some(Node::Config(number)) => {
+                let mut config = [0; 4096];
+                if let Some(device) = self.server.devices().get(*number) {
+                    device.vfio.function().config_read(0, &mut config);
+                }
+                rest(&config)
+            }
+            Some(Node::Directory(_)) => return reply.error(Errno::EISDIR),
+            _ => return reply.error(Errno::EINVAL),
+        };
+        reply.data(&bytes);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _file: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EINVAL);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _file: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if self.device(inode).is_some() {
+            self.server.released(inode.0);
+        }
+        reply.ok();
+    }
+
+    fn readdir(&self, _request: &Request, inode: INodeNo, _file: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let Some(Node::Directory(entries)) = self.node(inode) else { return reply.error(Errno::ENOTDIR) };
+        let own = [(".", FileType::Directory), ("..", FileType::Directory)];
+        let rest = entries.iter().map(|(name, &number)| {
+            let kind = match self.nodes.get(number) {
+                Some(Node::Directory(_)) => FileType::Directory,
+                Some(Node::Link(_)) => FileType::Symlink,
+                _ => FileType::RegularFile,
+            };
+            (name.as_str(), kind)
+        });
+        for (next, (name, kind)) in (1u64..).zip(own.into_iter().chain(rest)).skip(offset as usize) {
+            if reply.add(inode, next, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+}
