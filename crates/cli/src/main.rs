@@ -1,0 +1,75 @@
+//! `ioasid`: runs unmodified programs behind a software IOMMU.
+#![allow(unreachable_pub, reason = "in a binary, `pub` says that other modules use it")]
+
+mod demo;
+mod machine;
+mod report;
+mod run;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use machine::{DeviceOption, MODELS};
+use run::{Plan, Reporting};
+
+/// Runs unmodified programs behind a software IOMMU: /dev/iommu, /dev/vfio and PCI devices, with no IOMMU hardware and
+/// no kernel module.
+#[derive(Parser)]
+#[command(name = "ioasid", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a program that finds /dev/iommu and the devices you ask for
+    ///
+    /// The exit status is the program's; 126 if it cannot be run, 127 if there is none, 125 if its surroundings
+    /// cannot be made, 2 for a bad command line, 99 with --check if there is a finding.
+    Run(RunArgs),
+    /// Show it: a program copies memory with a DMA engine, and a forbidden DMA is stopped
+    Demo(demo::DemoArgs),
+    /// List the device models
+    Devices,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Put a device on the bus: MODEL[,bdf=0000:00:01.0][,group=N]; `ioasid devices` lists the models
+    #[arg(long = "device", value_name = "MODEL[,key=value…]")]
+    devices: Vec<DeviceOption>,
+    /// Exit with status 99 if there is a finding
+    #[arg(long)]
+    check: bool,
+    /// Write the report to FILE, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Say nothing but errors
+    #[arg(long)]
+    quiet: bool,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    program: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => {
+            let mut words = args.program.into_iter();
+            let Some(program) = words.next() else { return ExitCode::from(run::EXIT_USAGE) };
+            let plan = Plan { devices: args.devices, program, arguments: words.collect() };
+            run::command(plan, &Reporting { check: args.check, quiet: args.quiet, file: args.report })
+        }
+        Command::Demo(args) => demo::command(&args),
+        Command::Devices => {
+            for model in MODELS {
+                println!("{:<8} {}", model.name, model.about);
+            }
+            ExitCode::SUCCESS
+        }
+    }
+}

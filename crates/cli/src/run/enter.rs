@@ -1,0 +1,205 @@
+//! The child: makes its surroundings, and becomes the program.
+//!
+//! ```text
+//!   /dev                  a temporary file system with everything of the real one bound into it, and
+//!   /dev/iommu, ioasid      links into
+//!   /dev/vfio               the tree's dev/vfio
+//!   /sys/bus/pci/devices  the same, with the tree's devices
+//!   /sys/kernel/iommu_groups   the same, with the tree's groups
+//! ```
+//! The tree itself is mounted on `/dev/vfio` first, and then covered by its own part that belongs there.
+
+use std::ffi::{CString, OsStr};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::process::{Pid, Signal, getegid, geteuid, getpid, getppid, set_parent_process_death_signal};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::channel::Channel;
+use super::supervise::Signals;
+use super::{EXIT_CANNOT_RUN, EXIT_NOT_FOUND, EXIT_SETUP, Plan, graft};
+
+/// Where the whole tree is mounted, before it is covered.
+const STAGE: &str = "/dev/vfio";
+
+/// Starts the child. Called before this process has any threads.
+#[allow(unsafe_code, reason = "fork")]
+pub fn spawn(channel: Channel, plan: &Plan, signals: &Signals) -> io::Result<Pid> {
+    let runner = getpid();
+    // SAFETY: there is only this thread, so the child may do whatever this process could.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let failed = become_program(&channel, plan, signals, runner);
+            channel.send_error(&format!("{failed:#}"));
+            // SAFETY: ends the child without running what the runner registered for its own end.
+            unsafe { libc::_exit(i32::from(EXIT_SETUP)) }
+        }
+        child => Pid::from_raw(child).ok_or_else(|| io::ErrorKind::Other.into()),
+    }
+}
+
+/// Returns only if it fails.
+fn become_program(channel: &Channel, plan: &Plan, signals: &Signals, runner: Pid) -> anyhow::Error {
+    let prepared = prepare(channel, runner).and_then(|()| channel.wait_for_go());
+    if let Err(error) = prepared {
+        return error;
+    }
+    if let Err(error) = signals.restore() {
+        return error.into();
+    }
+    let error = execute(&plan.program, &plan.arguments);
+    let name = plan.program.to_string_lossy();
+    let (status, why) = match error {
+        Errno::NOENT => (EXIT_NOT_FOUND, format!("cannot run `{name}`: there is no such program")),
+        Errno::ACCESS => (EXIT_CANNOT_RUN, format!("cannot run `{name}`: it is not executable (chmod +x)")),
+        other => (EXIT_CANNOT_RUN, format!("cannot run `{name}`: {}", io::Error::from(other))),
+    };
+    channel.send_program_failure(status, &why);
+    std::process::exit(i32::from(status))
+}
+
+fn prepare(channel: &Channel, runner: Pid) -> Result<()> {
+    // Neither may outlive the other.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if getppid() != Some(runner) {
+        return Err(anyhow!("the runner is gone"));
+    }
+    let unprivileged = new_namespaces()?;
+    // What the host mounts later shows up here, and nothing of here there.
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .context("cannot make the mounts private")?;
+
+    let fuse = open_fuse()?;
+    graft::open_up(Path::new("/dev"), &["vfio", "iommu", "ioasid"])?;
+    fs::create_dir(STAGE).context("cannot make /dev/vfio")?;
+    let options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},allow_other",
+        fuse.as_raw_fd(),
+        geteuid().as_raw(),
+        getegid().as_raw()
+    );
+    let options = CString::new(options)?;
+    mount("ioasid", STAGE, "fuse.ioasid", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str()))
+        .context("cannot mount the device tree: does this kernel have FUSE (modprobe fuse)?")?;
+    channel.send_descriptor(&fuse)?;
+    drop(fuse);
+    channel.wait_for_go()?;
+
+    let root = open(STAGE, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    add_to_sys("/sys/bus/pci/devices")?;
+    add_to_sys("/sys/kernel/iommu_groups")?;
+    for name in ["iommu", "ioasid"] {
+        symlink("vfio/iommu", Path::new("/dev").join(name))?;
+    }
+    graft::bind(Path::new("/dev/vfio/dev/vfio"), Path::new(STAGE))?;
+    // The directory that one stands in may have been covered.
+    if let Ok(here) = std::env::current_dir() {
+        let _ = std::env::set_current_dir(here);
+    }
+    channel.send_descriptor(&root)?;
+    channel.send_note(unprivileged)?;
+
+    let listener = ioasid_serve::filter::install().map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL | libc::ENOSYS) => anyhow!(
+            "this kernel cannot hand system calls to another process and wait for it (seccomp with \
+             SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV): Linux 5.19 or later with CONFIG_SECCOMP_FILTER is needed"
+        ),
+        Some(libc::EBUSY) => anyhow!(
+            "a seccomp filter with a listener is in force already, and there can be only one: run ioasid outside of \
+             the sandbox or container that made it"
+        ),
+        _ => anyhow!("cannot install the system call filter: {error}"),
+    })?;
+    channel.send_descriptor(&listener)?;
+    Ok(())
+}
+
+/// Adds the tree's entries of one directory to the real one.
+fn add_to_sys(directory: &str) -> Result<()> {
+    let source = Path::new(STAGE).join(directory.trim_start_matches('/'));
+    let directory = Path::new(directory);
+    graft::room_in(directory)?;
+    for entry in fs::read_dir(&source)? {
+        let name = entry?.file_name();
+        let target = directory.join(&name);
+        if target.symlink_metadata().is_ok() {
+            return Err(anyhow!(
+                "this machine has a {} of its own: choose another bdf= or group= for the device",
+                target.display()
+            ));
+        }
+        fs::create_dir(&target)?;
+        graft::bind(&source.join(&name), &target)?;
+    }
+    Ok(())
+}
+
+/// A mount namespace of its own, and a user namespace if that is what it takes; then returns what is different there.
+fn new_namespaces() -> Result<Option<&'static str>> {
+    match unshare(UnshareFlags::NEWNS) {
+        Ok(()) => return Ok(None),
+        Err(Errno::PERM) => {}
+        Err(error) => return Err(error).context("cannot make a mount namespace"),
+    }
+    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).map_err(|error| {
+        anyhow!(
+            "without root a user namespace is needed, and this system does not allow one ({}). Allow it, as root: \
+             sysctl user.max_user_namespaces=10000; on Debian, kernel.unprivileged_userns_clone=1; on Ubuntu, \
+             kernel.apparmor_restrict_unprivileged_userns=0. Or run ioasid as root.",
+            io::Error::from(error)
+        )
+    })?;
+    // The program stays who it is. Other users and groups have no name in here.
+    fs::write("/proc/self/setgroups", "deny").context("cannot prepare the group map")?;
+    fs::write("/proc/self/uid_map", format!("{user} {user} 1")).context("cannot map the user")?;
+    fs::write("/proc/self/gid_map", format!("{group} {group} 1")).context("cannot map the group")?;
+    Ok(Some(
+        "not root: files of other users show as nobody's, programs with set-user-id gain nothing, and shared memory \
+         without a file is copied instead of mapped, which is slower",
+    ))
+}
+
+#[allow(unsafe_code, reason = "unshare affects what other threads share")]
+fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
+    // SAFETY: this process has one thread, and neither flag touches descriptors.
+    unsafe { unshare_unsafe(flags) }
+}
+
+fn open_fuse() -> Result<OwnedFd> {
+    open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| match error {
+        Errno::ACCESS | Errno::PERM => anyhow!(
+            "/dev/fuse is not open to this user. Open it to all, as distributions do, as root: chmod 666 /dev/fuse. Or \
+             run ioasid as root."
+        ),
+        Errno::NOENT | Errno::NODEV | Errno::NXIO => anyhow!(
+            "there is no /dev/fuse. Load FUSE, as root: modprobe fuse. In a container, start it with --device /dev/fuse."
+        ),
+        other => anyhow!("cannot open /dev/fuse: {}", io::Error::from(other)),
+    })
+}
+
+/// Becomes the program, found as a shell finds it; returns only if it cannot.
+#[allow(unsafe_code, reason = "exec")]
+fn execute(program: &OsStr, arguments: &[std::ffi::OsString]) -> Errno {
+    let words: Result<Vec<CString>, _> = std::iter::once(program)
+        .chain(arguments.iter().map(|a| a.as_os_str()))
+        .map(|w| CString::new(w.as_bytes()))
+        .collect();
+    let Ok(words) = words else { return Errno::INVAL };
+    let mut pointers: Vec<_> = words.iter().map(|word| word.as_ptr()).collect();
+    pointers.push(std::ptr::null());
+    // SAFETY: the array ends with a null pointer, and each of the others is a string that outlives the call.
+    unsafe { libc::execvp(pointers[0], pointers.as_ptr()) };
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+}

@@ -1,0 +1,186 @@
+//! `ioasid run`: a program, behind an IOMMU.
+//!
+//! ```text
+//!   ioasid run ─┬─ main thread   supervise: waits for the program, passes signals on, performs register accesses
+//!               ├─ tree          FUSE: open, close, /sys files
+//!               ├─ listen × n    ioctl, mmap, pread, pwrite of device files
+//!               ├─ devices       one thread for each that ever worked
+//!               └─ child         enter: namespaces, mounts, seccomp filter, then the program itself
+//! ```
+//! The child is made before the first thread, prepares its surroundings with this process's help (it needs the tree
+//! to be served while it mounts it), and becomes the program.
+
+mod channel;
+mod enter;
+mod graft;
+mod supervise;
+
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use ioasid::Iommu;
+use ioasid_serve::listen::Listener;
+use ioasid_serve::trap::Tracer;
+use ioasid_serve::{Server, tree::Tree};
+
+use crate::machine::{self, DeviceError, DeviceOption};
+use crate::report::{Collector, Ending, Report, Style, Traffic};
+use channel::Channel;
+
+/// The command line is wrong.
+pub const EXIT_USAGE: u8 = 2;
+/// A finding turns into this exit status under `--check`.
+pub const EXIT_FINDINGS: u8 = 99;
+/// The surroundings of the program could not be made.
+pub const EXIT_SETUP: u8 = 125;
+/// The program is there and cannot be run.
+pub const EXIT_CANNOT_RUN: u8 = 126;
+/// There is no such program.
+pub const EXIT_NOT_FOUND: u8 = 127;
+
+/// Threads that answer system calls. One that unmaps waits for DMA, and must not keep the others from being answered.
+const LISTENERS: usize = 4;
+
+/// What to run.
+pub struct Plan {
+    pub devices: Vec<DeviceOption>,
+    pub program: OsString,
+    pub arguments: Vec<OsString>,
+}
+
+/// What became of it.
+pub struct Outcome {
+    pub ending: Ending,
+    pub report: Report,
+}
+
+/// Why the program did not run.
+#[derive(Debug)]
+pub enum Failure {
+    /// The devices that were asked for cannot be together.
+    Devices(DeviceError),
+    /// It could not be executed: exit status as a shell's, and why.
+    Program(u8, String),
+    /// What it was to find around it could not be made.
+    Setup(anyhow::Error),
+}
+
+/// What to do with the outcome.
+pub struct Reporting {
+    pub check: bool,
+    pub quiet: bool,
+    pub file: Option<PathBuf>,
+}
+
+/// `ioasid run` as a command: runs, reports, and gives the exit status, or ends as the program ended.
+pub fn command(plan: Plan, reporting: &Reporting) -> ExitCode {
+    match run(plan, reporting.quiet, |_| {}) {
+        Ok(outcome) => finish(&outcome, reporting),
+        Err(Failure::Devices(error)) => {
+            eprintln!("error: {error}");
+            ExitCode::from(EXIT_USAGE)
+        }
+        Err(Failure::Program(status, why)) => {
+            eprintln!("ioasid: {why}");
+            ExitCode::from(status)
+        }
+        Err(Failure::Setup(error)) => {
+            eprintln!("ioasid: {error:#}");
+            ExitCode::from(EXIT_SETUP)
+        }
+    }
+}
+
+fn finish(outcome: &Outcome, reporting: &Reporting) -> ExitCode {
+    if !reporting.quiet {
+        eprint!("{}", outcome.report.text(Style::of(&std::io::stderr())));
+    }
+    if let Some(path) = &reporting.file {
+        let written = serde_json::to_vec_pretty(&outcome.report)
+            .map_err(anyhow::Error::from)
+            .and_then(|json| Ok(std::fs::write(path, json)?));
+        if let Err(error) = written {
+            eprintln!("ioasid: cannot write the report to {}: {error}", path.display());
+            return ExitCode::from(EXIT_SETUP);
+        }
+    }
+    if reporting.check && !outcome.report.findings.is_empty() {
+        return ExitCode::from(EXIT_FINDINGS);
+    }
+    match outcome.ending {
+        Ending::Status(status) => ExitCode::from(status as u8),
+        Ending::Signal(signal) => supervise::end_by_signal(signal),
+    }
+}
+
+/// Runs the program to its end. `started` is given the machine once the program runs.
+pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Result<Outcome, Failure> {
+    let collector = Arc::new(Collector::new());
+    let iommu = Iommu::new(collector.clone());
+    let devices = machine::build(&iommu, &plan.devices).map_err(Failure::Devices)?;
+    let server = Server::new(iommu, devices, collector.clone());
+    let mut program = vec![plan.program.to_string_lossy().into_owned()];
+    program.extend(plan.arguments.iter().map(|argument| argument.to_string_lossy().into_owned()));
+
+    let signals = supervise::block_signals().map_err(|error| Failure::Setup(error.into()))?;
+    let (ours, theirs) = Channel::pair().map_err(|error| Failure::Setup(error.into()))?;
+    let child = enter::spawn(theirs, &plan, &signals).map_err(|error| Failure::Setup(error.into()))?;
+    let prepared = prepare(&server, &ours, quiet);
+    let (mut tracer, root) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            supervise::give_up(child);
+            return Err(Failure::Setup(error));
+        }
+    };
+    if let Some((status, why)) = ours.program_failure() {
+        supervise::give_up(child);
+        return Err(Failure::Program(status, why));
+    }
+    drop(ours);
+    started(&server);
+    let ending = supervise::wait(child, &mut tracer, &signals, &server, root.as_fd(), quiet)
+        .map_err(|error| Failure::Setup(error.into()))?;
+    server.close_all();
+    let traffic = server
+        .devices()
+        .iter()
+        .map(|device| {
+            let (bytes_read, bytes_written) = device.endpoint.traffic();
+            Traffic { device: device.rid.to_string(), bytes_read, bytes_written }
+        })
+        .collect();
+    Ok(Outcome { ending, report: collector.report(program, ending, traffic) })
+}
+
+/// Serves the child while it prepares its surroundings, until it is about to become the program.
+fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<(Tracer, rustix::fd::OwnedFd)> {
+    let fuse = channel.receive_descriptor().context("waiting for the mount")?;
+    Tree::new(server.clone()).serve(fuse).context("cannot serve the device files")?;
+    let (tracer, handle) = Tracer::new(server.clone())?;
+    let tracing = Arc::new(handle);
+    channel.go()?;
+
+    let root = channel.receive_descriptor().context("waiting for the device tree")?;
+    server.mounted(rustix::fs::fstat(&root)?.st_dev);
+    if let Some(note) = channel.receive_note()?
+        && !quiet
+    {
+        eprintln!("ioasid: {note}");
+    }
+    let listener = Arc::new(channel.receive_descriptor().context("waiting for the system call filter")?);
+    for number in 0..LISTENERS {
+        let listener = Listener::new(server.clone(), tracing.clone(), listener.clone());
+        std::thread::Builder::new().name(format!("listen {number}")).spawn(move || listener.run())?;
+    }
+    if server.devices().is_empty() && !quiet {
+        // Nothing wrong with that: /dev/iommu is there. But it is seldom meant.
+        eprintln!("ioasid: no --device is given, so there is nothing under /dev/vfio/devices");
+    }
+    channel.go()?;
+    Ok((tracer, root))
+}

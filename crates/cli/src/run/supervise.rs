@@ -1,0 +1,225 @@
+//! The runner's main thread while the program runs: it waits for it, passes signals on, and performs its register
+//! accesses.
+//!
+//! Signals that the terminal sends go to the program too, as it is in the same process group, so only those that
+//! somebody sent to the runner alone are passed on. When the program stops, so does the runner, and whoever started
+//! it sees a stopped job.
+#![allow(unsafe_code, reason = "wait, signal masks and signals have no complete safe wrappers")]
+
+use std::io;
+use std::mem::{MaybeUninit, zeroed};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use ioasid_serve::Server;
+use ioasid_serve::trap::{Stopped, Tracer};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Pid;
+
+use crate::report::Ending;
+
+/// Signals that are passed on to the program. SIGCHLD is for the runner; the others cannot be caught or are its own.
+const PASSED_ON: [i32; 12] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGCONT,
+    libc::SIGTSTP,
+    libc::SIGWINCH,
+    libc::SIGURG,
+    libc::SIGIO,
+];
+
+/// After this long, whoever waits for the program is told what for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The runner's signals, as a descriptor; and the mask from before, for the program.
+pub struct Signals {
+    descriptor: OwnedFd,
+    before: libc::sigset_t,
+}
+
+impl Signals {
+    /// Gives this process the signal mask from before.
+    pub fn restore(&self) -> io::Result<()> {
+        // SAFETY: a valid mask; the old one is not asked for.
+        match unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn next(&self) -> Option<libc::signalfd_siginfo> {
+        let mut info = MaybeUninit::<libc::signalfd_siginfo>::zeroed();
+        let length = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: reads at most `length` bytes into a structure of that size, of which any bytes are a value.
+        let read = unsafe { libc::read(self.descriptor.as_raw_fd(), info.as_mut_ptr().cast(), length) };
+        // SAFETY: as above.
+        (read == length as isize).then(|| unsafe { info.assume_init() })
+    }
+}
+
+/// Takes signals by descriptor from now on. Threads inherit it, so that they are left alone.
+pub fn block_signals() -> io::Result<Signals> {
+    // SAFETY: the masks are filled in before they are used, and every signal number is valid.
+    unsafe {
+        let (mut mask, mut before): (libc::sigset_t, libc::sigset_t) = (zeroed(), zeroed());
+        libc::sigemptyset(&mut mask);
+        for signal in PASSED_ON.into_iter().chain([libc::SIGCHLD]) {
+            libc::sigaddset(&mut mask, signal);
+        }
+        if libc::sigprocmask(libc::SIG_BLOCK, &mask, &mut before) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let descriptor = libc::signalfd(-1, &mask, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Signals { descriptor: OwnedFd::from_raw_fd(descriptor), before })
+    }
+}
+
+/// What one `waitpid` said.
+enum Change {
+    Ended(Ending),
+    Stopped(i32),
+}
+
+/// The next change of a child or traced thread, if there is one now.
+fn next_change() -> Option<(u32, Change)> {
+    let mut status = 0;
+    // SAFETY: `status` is written by the call.
+    let number = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::WNOHANG | libc::WUNTRACED) };
+    let tid = u32::try_from(number).ok().filter(|&tid| tid > 0)?;
+    let change = if libc::WIFEXITED(status) {
+        Change::Ended(Ending::Status(libc::WEXITSTATUS(status)))
+    } else if libc::WIFSIGNALED(status) {
+        Change::Ended(Ending::Signal(libc::WTERMSIG(status)))
+    } else {
+        Change::Stopped(status)
+    };
+    Some((tid, change))
+}
+
+/// Waits until the program has ended and nobody uses its devices any more; returns how it ended.
+pub fn wait(
+    program: Pid,
+    tracer: &mut Tracer,
+    signals: &Signals,
+    server: &Server,
+    root: BorrowedFd<'_>,
+    quiet: bool,
+) -> io::Result<Ending> {
+    let number = program.as_raw_nonzero().get() as u32;
+    let mut ending: Option<(Ending, Instant)> = None;
+    let mut told = quiet;
+    loop {
+        while let Some((tid, change)) = next_change() {
+            match change {
+                Change::Ended(how) => {
+                    tracer.ended(tid);
+                    if tid == number {
+                        ending = Some((how, Instant::now()));
+                    }
+                }
+                Change::Stopped(status) if tracer.traces(tid) || tid != number => {
+                    if let Stopped::ByJobControl(_) = tracer.stopped(tid, status)
+                        && tid == number
+                    {
+                        stop_too();
+                    }
+                }
+                Change::Stopped(_) => stop_too(),
+            }
+        }
+        tracer.serve_requests();
+        let mut timeout = None;
+        if let Some((how, since)) = ending {
+            if everything_is_closed(server, root) {
+                return Ok(how);
+            }
+            // A process that the program left behind still uses its devices: they stay as long as it does.
+            if !told && since.elapsed() > PATIENCE {
+                told = true;
+                eprintln!(
+                    "ioasid: the program has ended, but a process that it started still uses its devices: waiting"
+                );
+            }
+            timeout = Some(Timespec { tv_sec: 0, tv_nsec: 20_000_000 });
+        }
+        let mut polled = [
+            PollFd::from_borrowed_fd(signals.descriptor.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(tracer.wake(), PollFlags::IN),
+        ];
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        while let Some(info) = signals.next() {
+            match ending {
+                None => pass_on(number, &info),
+                Some((how, _)) if ends_the_wait(info.ssi_signo as i32) => return Ok(how),
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// Whether every file of the tree is closed. The news of a close travels through the tree's queue; asking the tree
+/// something else and getting the answer tells that all earlier news has arrived.
+fn everything_is_closed(server: &Server, root: BorrowedFd<'_>) -> bool {
+    if server.open_files() == 0 {
+        return true;
+    }
+    let _ = rustix::fs::fstatfs(root);
+    server.open_files() == 0
+}
+
+fn ends_the_wait(signal: i32) -> bool {
+    matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)
+}
+
+fn pass_on(program: u32, info: &libc::signalfd_siginfo) {
+    let signal = info.ssi_signo as i32;
+    let by_somebody = matches!(info.ssi_code, libc::SI_USER | libc::SI_QUEUE | libc::SI_TKILL);
+    if signal != libc::SIGCHLD && by_somebody {
+        // SAFETY: takes no pointers. The program has not been waited for, so its number is its own.
+        unsafe { libc::kill(program as i32, signal) };
+    }
+}
+
+fn stop_too() {
+    // SAFETY: takes no pointers.
+    unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+}
+
+/// Ends a child that is not the program yet, or not any more.
+pub fn give_up(child: Pid) {
+    // SAFETY: takes no pointers but `status`, which is not asked for. The child has not been waited for.
+    unsafe {
+        libc::kill(child.as_raw_nonzero().get(), libc::SIGKILL);
+        libc::waitpid(child.as_raw_nonzero().get(), std::ptr::null_mut(), 0);
+    }
+}
+
+/// Ends this process by the signal that ended the program, so that whoever started it sees the same.
+pub fn end_by_signal(signal: i32) -> ExitCode {
+    // SAFETY: no pointers but to values that live through the calls. One core dump, the program's, is enough.
+    unsafe {
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        libc::setrlimit(libc::RLIMIT_CORE, &none);
+        libc::signal(signal, libc::SIG_DFL);
+        let mut mask: libc::sigset_t = zeroed();
+        libc::sigemptyset(&mut mask);
+        libc::sigaddset(&mut mask, signal);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &mask, std::ptr::null_mut());
+        libc::kill(libc::getpid(), signal);
+    }
+    // As a shell says it, should the signal not end us.
+    ExitCode::from(128u8.wrapping_add(signal as u8))
+}
