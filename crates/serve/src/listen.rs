@@ -269,6 +269,7 @@ impl Caller for Calling<'_> {
     fn memory(&self, address: u64, length: u64, access: Access) -> Result<Vec<Segment>, ImportError> {
         let process = Process::open(self.tid)?;
         self.still_there().map_err(io::Error::from)?;
-        process.import(address, length, access)
+        // Registers are reached through the device that has them, not through a mapping of theirs (Linux: EFAULT).
+        process.import(address, length, access, |vma| !self.listener.server.is_device_file(vma.dev))
     }
 }

@@ -111,13 +111,16 @@ impl Server {
         }
     }
 
+    /// Whether a file with this device number belongs to the tree.
+    #[must_use]
+    pub fn is_device_file(&self, device_number: u64) -> bool {
+        self.file_system.get() == Some(&device_number)
+    }
+
     /// Whether `(device number, inode)` is of the tree's device files, and if so, which open file it is.
     #[must_use]
     pub fn open_file(&self, device_number: u64, inode: u64) -> Option<OpenFile> {
-        if self.file_system.get() != Some(&device_number) {
-            return None;
-        }
-        self.open_inode(inode)
+        self.is_device_file(device_number).then(|| self.open_inode(inode))?
     }
 
     /// Which open file an inode of the tree is.

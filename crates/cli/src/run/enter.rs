@@ -82,8 +82,11 @@ fn prepare(channel: &Channel, runner: Pid) -> Result<()> {
     let fuse = open_fuse()?;
     graft::open_up(Path::new("/dev"), &["vfio", "iommu", "ioasid"])?;
     fs::create_dir(STAGE).context("cannot make /dev/vfio")?;
+    // In a user namespace there is one user, who is also the runner outside; `allow_other` would let in everybody
+    // inside and keep out the runner.
+    let others = if unprivileged.is_some() { "" } else { ",allow_other" };
     let options = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},allow_other",
+        "fd={},rootmode=40000,user_id={},group_id={}{others}",
         fuse.as_raw_fd(),
         geteuid().as_raw(),
         getegid().as_raw()
@@ -95,11 +98,12 @@ fn prepare(channel: &Channel, runner: Pid) -> Result<()> {
     drop(fuse);
     channel.wait_for_go()?;
 
-    let root = open(STAGE, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = open(STAGE, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .context("cannot reach the device tree")?;
     add_to_sys("/sys/bus/pci/devices")?;
     add_to_sys("/sys/kernel/iommu_groups")?;
     for name in ["iommu", "ioasid"] {
-        symlink("vfio/iommu", Path::new("/dev").join(name))?;
+        symlink("vfio/iommu", Path::new("/dev").join(name)).with_context(|| format!("cannot make /dev/{name}"))?;
     }
     graft::bind(Path::new("/dev/vfio/dev/vfio"), Path::new(STAGE))?;
     // The directory that one stands in may have been covered.
@@ -129,7 +133,7 @@ fn add_to_sys(directory: &str) -> Result<()> {
     let source = Path::new(STAGE).join(directory.trim_start_matches('/'));
     let directory = Path::new(directory);
     graft::room_in(directory)?;
-    for entry in fs::read_dir(&source)? {
+    for entry in fs::read_dir(&source).with_context(|| format!("cannot read {}", source.display()))? {
         let name = entry?.file_name();
         let target = directory.join(&name);
         if target.symlink_metadata().is_ok() {
@@ -138,7 +142,7 @@ fn add_to_sys(directory: &str) -> Result<()> {
                 target.display()
             ));
         }
-        fs::create_dir(&target)?;
+        fs::create_dir(&target).with_context(|| format!("cannot make {}", target.display()))?;
         graft::bind(&source.join(&name), &target)?;
     }
     Ok(())

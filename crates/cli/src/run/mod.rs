@@ -166,7 +166,7 @@ fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<(Trac
     channel.go()?;
 
     let root = channel.receive_descriptor().context("waiting for the device tree")?;
-    server.mounted(rustix::fs::fstat(&root)?.st_dev);
+    server.mounted(rustix::fs::fstat(&root).context("cannot look at the device tree")?.st_dev);
     if let Some(note) = channel.receive_note()?
         && !quiet
     {

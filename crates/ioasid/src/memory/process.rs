@@ -84,12 +84,19 @@ impl Process {
         &self.vmas
     }
 
-    /// Its memory at `start`, `length` bytes (both multiples of the page size), for devices with `access`.
+    /// Its memory at `start`, `length` bytes (both multiples of the page size), for devices with `access`, as far as
+    /// `is_memory` agrees with each mapping.
     ///
     /// # Errors
-    /// [`ImportError::BadAddress`] if part of it is not mapped, or not writable where `access` has
+    /// [`ImportError::BadAddress`] if part of it is not mapped, is no memory, or is not writable where `access` has
     /// [`Access::WRITE`]; nothing is held then.
-    pub fn import(&self, start: u64, length: u64, access: Access) -> Result<Vec<Segment>, ImportError> {
+    pub fn import(
+        &self,
+        start: u64,
+        length: u64,
+        access: Access,
+        is_memory: impl Fn(&Vma) -> bool,
+    ) -> Result<Vec<Segment>, ImportError> {
         let end = start.checked_add(length).ok_or(ImportError::BadAddress(start))?;
         if !self.is_current() {
             return Err(ImportError::Gone);
@@ -98,7 +105,7 @@ impl Process {
         let mut at = start;
         while at < end {
             let vma = self.vmas.at(at)?.ok_or(ImportError::BadAddress(at))?;
-            if !vma.readable || (access.contains(Access::WRITE) && !vma.writable) {
+            if !vma.readable || (access.contains(Access::WRITE) && !vma.writable) || !is_memory(&vma) {
                 return Err(ImportError::BadAddress(at));
             }
             let stop = vma.end.min(end);
@@ -165,7 +172,7 @@ mod tests {
     fn private_memory_is_copied_and_a_memfd_is_mapped() {
         let process = this_process();
         let private = map(8192, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
-        let segments = process.import(private, 8192, Access::all()).unwrap();
+        let segments = process.import(private, 8192, Access::all(), |_| true).unwrap();
         assert!(segments.iter().all(|s| matches!(s.backing, Backing::Remote { .. })));
 
         let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
@@ -173,7 +180,7 @@ mod tests {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, leaked.
         let shared = unsafe { rustix::mm::mmap(ptr::null_mut(), 8192, prot, MapFlags::SHARED, &file, 0).unwrap() };
-        let segments = process.import(shared as u64, 8192, Access::all()).unwrap();
+        let segments = process.import(shared as u64, 8192, Access::all(), |_| true).unwrap();
         assert!(matches!(segments[..], [Segment { backing: Backing::Local { .. }, length: 8192 }]));
     }
 
@@ -181,13 +188,13 @@ mod tests {
     fn holes_and_read_only_memory_are_refused() {
         let process = this_process();
         let start = map(3 * 4096, ProtFlags::READ, MapFlags::PRIVATE);
-        assert!(process.import(start, 3 * 4096, Access::READ).is_ok());
-        assert!(matches!(process.import(start, 4096, Access::all()), Err(ImportError::BadAddress(_))));
+        assert!(process.import(start, 3 * 4096, Access::READ, |_| true).is_ok());
+        assert!(matches!(process.import(start, 4096, Access::all(), |_| true), Err(ImportError::BadAddress(_))));
         // SAFETY: unmaps a page of the leaked mapping.
         unsafe { rustix::mm::munmap((start + 4096) as *mut _, 4096).unwrap() };
-        let hole = process.import(start, 3 * 4096, Access::READ);
+        let hole = process.import(start, 3 * 4096, Access::READ, |_| true);
         assert!(matches!(hole, Err(ImportError::BadAddress(at)) if at == start + 4096));
-        assert!(process.import(!4095, 8192, Access::READ).is_err());
+        assert!(process.import(!4095, 8192, Access::READ, |_| true).is_err());
     }
 
     #[test]
@@ -198,6 +205,6 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!process.is_current());
-        assert!(matches!(process.import(0x1000, 4096, Access::READ), Err(ImportError::Gone)));
+        assert!(matches!(process.import(0x1000, 4096, Access::READ, |_| true), Err(ImportError::Gone)));
     }
 }

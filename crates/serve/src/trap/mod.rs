@@ -9,7 +9,7 @@
 //!   listener: mmap of a device file ──TraceHandle::trace──► Tracer (on the runner's main thread): PTRACE_SEIZE
 //!   program: load or store ──SIGBUS──► Tracer::stopped ──► ioasid-mmio ──► VfioFile::load, store
 //! ```
-//! A process that never maps registers is never traced, and one that execs is let go: the mapping is gone.
+//! A process that never maps registers is never traced, and one that execs or ends is let go: the mapping is gone.
 //!
 //! Only the thread that traces may ask the kernel about a traced thread. So [`Tracer`] stays on one thread, which also
 //! waits for children, and requests of other threads are sent to it.
@@ -159,7 +159,9 @@ impl Tracer {
                 ptrace::listen(tid);
                 return Stopped::ByJobControl(signal);
             }
-            Stop::Exec => {
+            // A process that ends while it is traced is first the tracer's to wait for. Its parent may have been told
+            // of the end by then and look for it in vain, so it is let go before.
+            Stop::NoMoreAccesses => {
                 ptrace::detach(tid);
                 self.ended(tid);
                 return Stopped::GoesOn;

@@ -19,8 +19,8 @@ pub(super) enum Stop {
     Signal(i32),
     /// It stopped with its process, by this signal.
     Group(i32),
-    /// It has just become another program.
-    Exec,
+    /// It has just become another program, or is about to end: either way it has no registers mapped any more.
+    NoMoreAccesses,
     /// Anything else, which it only has to go on from.
     Event,
 }
@@ -29,7 +29,7 @@ pub(super) fn stop_of(status: i32) -> Stop {
     let signal = libc::WSTOPSIG(status);
     match status >> 16 {
         0 => Stop::Signal(signal),
-        libc::PTRACE_EVENT_EXEC => Stop::Exec,
+        libc::PTRACE_EVENT_EXEC | libc::PTRACE_EVENT_EXIT => Stop::NoMoreAccesses,
         libc::PTRACE_EVENT_STOP if signal != libc::SIGTRAP => Stop::Group(signal),
         _ => Stop::Event,
     }
@@ -41,6 +41,7 @@ pub(super) fn seize(tid: u32) -> io::Result<()> {
         | libc::PTRACE_O_TRACEFORK
         | libc::PTRACE_O_TRACEVFORK
         | libc::PTRACE_O_TRACEEXEC
+        | libc::PTRACE_O_TRACEEXIT
         | libc::PTRACE_O_EXITKILL;
     // SAFETY: takes no pointers.
     match unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, options as usize) } {

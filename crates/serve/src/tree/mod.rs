@@ -103,8 +103,9 @@ impl Tree {
             kind,
             perm,
             nlink: 1,
-            uid: 0,
-            gid: 0,
+            // The user's own: in a user namespace without root, root's files cannot be written.
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
             rdev: 0,
             blksize: 4096,
             flags: 0,
