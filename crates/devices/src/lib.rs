@@ -39,7 +39,7 @@ pub trait Dma: Send {
     /// The first address of the range that may not be written.
     fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), DmaError>;
 
-    /// Moves `len` bytes from one IOVA to another without a bounce buffer: forward, page by page.
+    /// Moves `len` bytes from one IOVA to another: forward, page by page, in one step where the memory allows it.
     ///
     /// # Errors
     /// The first address that was refused. [`DmaError::write`] tells source from destination.

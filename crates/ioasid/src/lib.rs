@@ -24,9 +24,11 @@
 //!
 //! # Locks
 //!
-//! Outermost first: a context's `attach`, a group's state, an address space's `state`, a page table's list of
-//! endpoints, an endpoint's attachments, the physical space. A port takes only the last two, only on an IOTLB miss and
-//! only for reading; so whoever waits for ports must hold neither, and may hold the others.
+//! Outermost first: a context's `attach`, an address space's `state`, a page table's list of endpoints, an endpoint's
+//! list of gates; then, each by itself, an endpoint's attachments and the physical space. A port inside its gate takes
+//! only these two, only on an IOTLB miss and only for reading; so whoever waits for ports must hold neither, and may
+//! hold the others. A group's state, a context's ids and the arena's free list are held for a few instructions, with
+//! nothing inside.
 
 pub mod gate;
 pub mod memory;

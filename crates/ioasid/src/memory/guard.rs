@@ -66,6 +66,16 @@ impl GuardedMap {
         self.start
     }
 
+    /// Brings every page in, so that no copy has to wait for one. Fails if one does not exist.
+    pub(crate) fn populate(&self, writable: bool) -> io::Result<()> {
+        let advice = if writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+        // SAFETY: this advice changes no bytes.
+        match unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Becomes true when bytes of the mapping turned out not to exist.
     pub(crate) fn failed(&self) -> Arc<AtomicBool> {
         self.failed.clone()

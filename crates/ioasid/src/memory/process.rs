@@ -1,9 +1,9 @@
 //! Another process's memory.
 //!
-//! Three ways lead to it, the first that works is taken for each mapping:
+//! For each mapping the first way that works is taken:
 //!
-//! 1. a shared mapping is mapped here too, through `/proc/PID/map_files` (privileged), through a descriptor that the
-//!    process has open on the same file, or through the file's name;
+//! 1. a shared mapping is mapped here too, through `/proc/PID/map_files` (privileged) or through a descriptor that the
+//!    process has open on the same file;
 //! 2. everything else is copied through `/proc/PID/mem`.
 //!
 //! `/proc/PID/mem` rather than `process_vm_readv`: an open file of it stays with the address space it was opened on, so
@@ -109,20 +109,26 @@ impl Process {
                 return Err(ImportError::BadAddress(at));
             }
             let stop = vma.end.min(end);
-            segments.push(self.segment(&vma, at, stop - at));
+            segments.push(self.segment(&vma, at, stop - at)?);
             at = stop;
         }
         Ok(segments)
     }
 
-    fn segment(&self, vma: &Vma, at: u64, length: u64) -> Segment {
+    /// Part of one mapping. What is mapped here has its pages brought in, as pinning does.
+    fn segment(&self, vma: &Vma, at: u64, length: u64) -> Result<Segment, ImportError> {
         if vma.shared
             && let Some(file) = self.shared_file(vma)
-            && let Ok(segment) = Segment::file(file.as_fd(), vma.offset + (at - vma.start), length, vma.writable)
         {
-            return segment;
+            let offset = vma.offset + (at - vma.start);
+            match Segment::file_populated(file.as_fd(), offset, length, vma.writable) {
+                Ok(segment) => return Ok(segment),
+                Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Err(ImportError::BadAddress(at)),
+                // A file that cannot be mapped in such a piece (huge pages) can still be copied from and to.
+                Err(_) => {}
+            }
         }
-        Segment::remote(self.memory.clone(), at, length)
+        Ok(Segment::remote(self.memory.clone(), at, length))
     }
 
     /// The file that is mapped there, opened here.

@@ -84,9 +84,26 @@ impl Segment {
     /// # Errors
     /// Of `mmap`.
     pub fn file(file: impl AsFd, offset: u64, length: u64, writable: bool) -> io::Result<Self> {
-        let map = Arc::new(GuardedMap::new(file.as_fd(), offset, length, writable)?);
+        Ok(Self::guarded(GuardedMap::new(file.as_fd(), offset, length, writable)?, length))
+    }
+
+    /// As [`Segment::file`], with every page brought in.
+    ///
+    /// # Errors
+    /// Of `mmap`; `EFAULT` if a page does not exist.
+    pub(crate) fn file_populated(file: impl AsFd, offset: u64, length: u64, writable: bool) -> io::Result<Self> {
+        let map = GuardedMap::new(file.as_fd(), offset, length, writable)?;
+        match map.populate(writable) {
+            // Before Linux 5.14 pages come in as they are touched.
+            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(error),
+            _ => Ok(Self::guarded(map, length)),
+        }
+    }
+
+    fn guarded(map: GuardedMap, length: u64) -> Self {
+        let map = Arc::new(map);
         let (start, failed) = (map.start(), map.failed());
-        Ok(Self { backing: Backing::Local { start, failed: Some(failed), _keep: map }, length })
+        Self { backing: Backing::Local { start, failed: Some(failed), _keep: map }, length }
     }
 
     /// `length` bytes, a multiple of the page size, at `address` of `memory`.

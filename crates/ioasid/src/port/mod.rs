@@ -140,7 +140,7 @@ impl DmaPort {
         Ok(())
     }
 
-    /// Moves `length` bytes from one address to another, upwards, without keeping them anywhere in between.
+    /// Moves `length` bytes from one address to another, upwards, in one step where both are memory of this process.
     ///
     /// # Errors
     /// [`DmaError`] at the first address that may not be read or written.
