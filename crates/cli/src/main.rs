@@ -32,7 +32,13 @@ enum Command {
     /// cannot be made, 2 for a bad command line, 99 with --check if there is a finding.
     Run(RunArgs),
     /// Show it: a program copies memory with a DMA engine, and a forbidden DMA is stopped
-    Demo(demo::DemoArgs),
+    Demo,
+    /// The program that the demo runs: examples/rust, built in
+    #[command(name = demo::CLIENT, hide = true, disable_help_flag = true)]
+    DemoClient {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// List the device models
     Devices,
 }
@@ -52,7 +58,7 @@ struct RunArgs {
     #[arg(long)]
     quiet: bool,
     /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
 }
 
@@ -61,10 +67,11 @@ fn main() -> ExitCode {
         Command::Run(args) => {
             let mut words = args.program.into_iter();
             let Some(program) = words.next() else { return ExitCode::from(run::EXIT_USAGE) };
-            let plan = Plan { devices: args.devices, program, arguments: words.collect() };
+            let plan = Plan { devices: args.devices, program, arguments: words.collect(), output: None };
             run::command(plan, &Reporting { check: args.check, quiet: args.quiet, file: args.report })
         }
-        Command::Demo(args) => demo::command(&args),
+        Command::Demo => demo::command(),
+        Command::DemoClient { arguments } => ioasid_example_rust_client::main_with(arguments.into_iter()),
         Command::Devices => {
             for model in MODELS {
                 println!("{:<8} {}", model.name, model.about);

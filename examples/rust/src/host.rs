@@ -158,27 +158,8 @@ pub(crate) struct IovaAllocator {
 impl IovaAllocator {
     /// Reads the ranges that are allowed in the address space of `vfio`.
     pub(crate) fn new(vfio: &VfioIommufd) -> Result<Self> {
-        /// `_IO(';', 0x84)`; the crates have the structure but no function for it.
-        const IOMMU_IOAS_IOVA_RANGES: libc::c_ulong = 0x3b84;
-        let mut ranges = vec![iommu_iova_range::default(); 64];
-        let mut query = iommu_ioas_iova_ranges {
-            size: size_of::<iommu_ioas_iova_ranges>() as u32,
-            ioas_id: vfio.ioas().id(),
-            num_iovas: ranges.len() as u32,
-            allowed_iovas: ranges.as_mut_ptr() as u64,
-            ..Default::default()
-        };
-        // SAFETY: `query` is the structure that this ioctl takes, and says how many entries `ranges` has room for;
-        // both outlive the call.
-        let status = unsafe { libc::ioctl(vfio.iommufd().as_raw_fd(), IOMMU_IOAS_IOVA_RANGES, &raw mut query) };
-        if status != 0 {
-            return Err(explain("IOMMU_IOAS_IOVA_RANGES", "EMSGSIZE means more than 64 ranges")(
-                io::Error::last_os_error(),
-            ));
-        }
-        ranges.truncate(query.num_iovas as usize);
         // Not from 0, so that an address that was forgotten is an address that faults.
-        Ok(Self { ranges, next: 16 << 20 })
+        Ok(Self { ranges: allowed_ranges(vfio)?, next: 16 << 20 })
     }
 
     /// The ranges that are allowed; `last` is inclusive.
@@ -197,6 +178,43 @@ impl IovaAllocator {
         }
         Err(format!("no allowed IOVA range has {length} bytes left").into())
     }
+
+    /// The first of a MiB that is allowed and that nothing was ever mapped at, 1 GiB beyond all that was taken. The
+    /// ranges are read anew, as there are fewer once a device is attached.
+    pub(crate) fn never_mapped(&self, vfio: &VfioIommufd) -> Result<u64> {
+        const MIB: u64 = 1 << 20;
+        let beyond = self.next.saturating_add(1 << 30);
+        let place = |range: &iommu_iova_range| {
+            let start = range.start.max(beyond).checked_next_multiple_of(MIB)?;
+            start.checked_add(MIB - 1).filter(|&last| last <= range.last).map(|_| start)
+        };
+        let start = allowed_ranges(vfio)?.iter().find_map(place);
+        start.ok_or_else(|| "no allowed IOVA is free 1 GiB beyond the mappings".into())
+    }
+}
+
+/// Asks which IOVAs are allowed in the address space of `vfio`.
+fn allowed_ranges(vfio: &VfioIommufd) -> Result<Vec<iommu_iova_range>> {
+    /// `_IO(';', 0x84)`; the crates have the structure but no function for it.
+    const IOMMU_IOAS_IOVA_RANGES: libc::c_ulong = 0x3b84;
+    let mut ranges = vec![iommu_iova_range::default(); 64];
+    let mut query = iommu_ioas_iova_ranges {
+        size: size_of::<iommu_ioas_iova_ranges>() as u32,
+        ioas_id: vfio.ioas().id(),
+        num_iovas: ranges.len() as u32,
+        allowed_iovas: ranges.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    // SAFETY: `query` is the structure that this ioctl takes, and says how many entries `ranges` has room for; both
+    // outlive the call.
+    let status = unsafe { libc::ioctl(vfio.iommufd().as_raw_fd(), IOMMU_IOAS_IOVA_RANGES, &raw mut query) };
+    if status != 0 {
+        return Err(
+            explain("IOMMU_IOAS_IOVA_RANGES", "EMSGSIZE means more than 64 ranges")(io::Error::last_os_error()),
+        );
+    }
+    ranges.truncate(query.num_iovas as usize);
+    Ok(ranges)
 }
 
 /// Memory in the address space of `vfio`, until it is dropped.

@@ -17,6 +17,8 @@
 //! DMACOUNT is the number of descriptors handed over since CHAINADDR was set (modulo 65536). The engine runs from
 //! where it stopped until it has done that many, so the ring is linked once and CHAINADDR written once.
 
+use std::error::Error;
+use std::fmt::{self, Display};
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,8 @@ const CHAINADDR: usize = 0x90;
 const CHANCMP: usize = 0x98;
 /// u32, write 1 to clear, as are the two registers in configuration space.
 const CHANERR: usize = 0xa8;
+/// CHANERR: the data could not be written.
+pub(crate) const CHANERR_WRITE_DATA: u32 = 1 << 9;
 const CONFIG_CHANERR_INT: u64 = 0x180;
 const CONFIG_DMAUNCERRSTS: u64 = 0x148;
 
@@ -67,6 +71,18 @@ const CONTROL_COMPLETION_WRITE: u64 = 1 << 3;
 const DESCRIPTOR: usize = 64;
 const RING: usize = 1024;
 const COMPLETION: usize = RING * DESCRIPTOR;
+
+/// The channel stopped at an error; this is CHANERR.
+#[derive(Debug)]
+pub(crate) struct Halted(pub(crate) u32);
+
+impl Display for Halted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the channel halted: its DMA was refused, or made no sense: CHANERR {:#x}", self.0)
+    }
+}
+
+impl Error for Halted {}
 
 /// Channel 0. Dropping it stops the channel.
 pub(crate) struct Ioat<'a> {
@@ -125,7 +141,7 @@ impl<'a> Ioat<'a> {
     }
 
     /// Stops the channel, clears its errors, and points it at the first descriptor.
-    fn reset(&mut self) -> Result<()> {
+    pub(crate) fn reset(&mut self) -> Result<()> {
         for offset in [CONFIG_CHANERR_INT, CONFIG_DMAUNCERRSTS] {
             let mut errors = [0; 4];
             self.device.region_read(VFIO_PCI_CONFIG_REGION_INDEX, &mut errors, offset);
@@ -147,7 +163,8 @@ impl<'a> Ioat<'a> {
         Ok(())
     }
 
-    /// Copies `length` bytes from one IOVA to another, and sleeps until that is done.
+    /// Copies `length` bytes from one IOVA to another, and sleeps until that is done. The error is [`Halted`] if the
+    /// channel did.
     pub(crate) fn copy(&mut self, source: u64, destination: u64, length: usize) -> Result<()> {
         let batch = (RING - 1) * self.max_transfer;
         for done in (0..length).step_by(batch) {
@@ -188,10 +205,7 @@ impl<'a> Ioat<'a> {
                 return Ok(());
             }
             if self.registers.read::<u64>(CHANSTS) & CHANSTS_STATUS == CHANSTS_HALTED {
-                let error = self.registers.read::<u32>(CHANERR);
-                return Err(
-                    format!("the channel halted: its DMA was refused, or made no sense: CHANERR {error:#x}").into()
-                );
+                return Err(Halted(self.registers.read(CHANERR)).into());
             }
         }
         Err(format!(

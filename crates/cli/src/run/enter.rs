@@ -57,6 +57,11 @@ fn become_program(channel: &Channel, plan: &Plan, signals: &Signals, runner: Pid
     if let Err(error) = signals.restore() {
         return error.into();
     }
+    if let Some(output) = &plan.output
+        && let Err(error) = rustix::stdio::dup2_stdout(output)
+    {
+        return error.into();
+    }
     let error = execute(&plan.program, &plan.arguments);
     let name = plan.program.to_string_lossy();
     let (status, why) = match error {

@@ -16,7 +16,7 @@ mod graft;
 mod supervise;
 
 use std::ffi::OsString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -50,6 +50,8 @@ pub struct Plan {
     pub devices: Vec<DeviceOption>,
     pub program: OsString,
     pub arguments: Vec<OsString>,
+    /// Where its standard output goes, if not to where this process's goes.
+    pub output: Option<OwnedFd>,
 }
 
 /// What became of it.
@@ -158,7 +160,7 @@ pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Resul
 }
 
 /// Serves the child while it prepares its surroundings, until it is about to become the program.
-fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<(Tracer, rustix::fd::OwnedFd)> {
+fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<(Tracer, OwnedFd)> {
     let fuse = channel.receive_descriptor().context("waiting for the mount")?;
     Tree::new(server.clone()).serve(fuse).context("cannot serve the device files")?;
     let (tracer, handle) = Tracer::new(server.clone())?;

@@ -2,8 +2,8 @@
 //! accesses.
 //!
 //! Signals that the terminal sends go to the program too, as it is in the same process group, so only those that
-//! somebody sent to the runner alone are passed on. When the program stops, so does the runner, and whoever started
-//! it sees a stopped job.
+//! some process sent are passed on. (One that is sent to the whole group reaches the program twice: who sent it to
+//! whom cannot be told.) When the program stops, so does the runner, and whoever started it sees a stopped job.
 #![allow(unsafe_code, reason = "wait, signal masks and signals have no complete safe wrappers")]
 
 use std::io;
