@@ -1,0 +1,174 @@
+//! A program under `ioasid run` lives as it would without.
+
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use crate::{Test, finish, ioasid, ioasid_run, program_under, succeed};
+
+pub const TESTS: &[Test] = &[
+    ("the_exit_status_is_the_programs", the_exit_status_is_the_programs),
+    ("a_signal_that_ends_the_program_ends_the_runner", a_signal_ends_both),
+    ("environment_directory_arguments_and_input_pass_through", surroundings_pass_through),
+    ("signals_to_the_runner_reach_the_program", signals_reach_the_program),
+    ("a_stopped_program_stops_the_runner", a_stopped_program_stops_the_runner),
+    ("bad_command_lines_exit_2_and_say_what_would_be_right", bad_command_lines),
+    ("programs_that_cannot_be_run_exit_as_from_a_shell", programs_that_cannot_be_run),
+    ("dev_and_sys_keep_what_they_had", dev_and_sys_keep_what_they_had),
+    ("nothing_of_it_is_seen_outside", nothing_is_seen_outside),
+    ("many_threads_use_registers_at_once", || drop(program("threads"))),
+    ("children_after_a_fork_use_the_same_registers", || drop(program("fork"))),
+    ("a_program_handles_its_own_sigbus", || drop(program("own-sigbus"))),
+    ("a_program_with_timers_and_signals_loses_none", || drop(program("signals"))),
+    ("a_program_that_execs_gives_up_its_registers", || drop(program("exec"))),
+    ("a_child_that_outlives_the_program_keeps_its_device", a_child_outlives_the_program),
+    ("registers_behave_exactly_through_the_mapping", || {
+        // It makes a refused DMA on purpose, to have an error bit to clear.
+        drop(succeed(&mut program_under(&["--device", "ioat", "--quiet"], "registers", &[])));
+    }),
+    ("memory_instructions_work_on_registers", || drop(program("wide-accesses"))),
+];
+
+fn program(name: &str) -> String {
+    succeed(&mut program_under(&["--device", "ioat", "--check"], name, &[]))
+}
+
+fn the_exit_status_is_the_programs() {
+    for status in [0, 1, 7, 255] {
+        let output = finish(ioasid_run(&["--device", "ioat"]).args(["sh", "-c", &format!("exit {status}")]));
+        assert_eq!(output.status.code(), Some(status));
+    }
+}
+
+fn a_signal_ends_both() {
+    for signal in ["KILL", "TERM", "ABRT", "SEGV"] {
+        let mut command = ioasid_run(&["--device", "ioat"]);
+        let status = command.args(["sh", "-c", &format!("kill -{signal} $$")]).status().unwrap();
+        assert_eq!(status.code(), None, "{signal}: {status}");
+        let expected = match signal {
+            "KILL" => libc::SIGKILL,
+            "TERM" => libc::SIGTERM,
+            "ABRT" => libc::SIGABRT,
+            _ => libc::SIGSEGV,
+        };
+        assert_eq!(status.signal(), Some(expected));
+    }
+}
+
+fn surroundings_pass_through() {
+    let mut command = ioasid_run(&["--device", "ioat"]);
+    command.args(["sh", "-c", r#"read line; echo "$line $WORD $PWD $1" "$2""#, "sh", "a b", "--check"]);
+    command.env("WORD", "word").current_dir("/tmp").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "hello word /tmp a b --check\n");
+}
+
+fn signals_reach_the_program() {
+    use std::io::{BufRead, BufReader};
+    let script = r#"trap 'echo got' USR1; trap 'echo term; exit 3' TERM; echo ready; while :; do sleep 0.05; done"#;
+    let mut command = ioasid_run(&["--device", "ioat"]);
+    let mut child = command.args(["sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    let send = |signal| {
+        // SAFETY: takes no pointers; the child has not been waited for.
+        unsafe { libc::kill(child.id() as i32, signal) };
+    };
+    assert_eq!(next(), "ready");
+    send(libc::SIGUSR1);
+    assert_eq!(next(), "got");
+    send(libc::SIGTERM);
+    assert_eq!(next(), "term");
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+}
+
+fn a_stopped_program_stops_the_runner() {
+    let mut command = ioasid_run(&["--device", "ioat"]);
+    let mut child = command.args(["sh", "-c", "kill -STOP $$; exit 5"]).spawn().unwrap();
+    let mut status = 0;
+    // SAFETY: `status` is written.
+    let stopped = unsafe { libc::waitpid(child.id() as i32, &mut status, libc::WUNTRACED) };
+    assert!(stopped == child.id() as i32 && libc::WIFSTOPPED(status));
+    // SAFETY: takes no pointers.
+    unsafe { libc::kill(child.id() as i32, libc::SIGCONT) };
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+fn bad_command_lines() {
+    for (words, part) in [
+        (&["run", "--device", "nvme", "--", "true"][..], "ioat"),
+        (&["run", "--device", "ioat,colour=red", "--", "true"], "bdf="),
+        (&["run", "--device", "ioat,bdf=1:2", "--", "true"], "0000:00:01.0"),
+        (&["run", "--device", "ioat,bdf=0:0:3.0", "--device", "ioat,bdf=0:0:3.0", "--", "true"], "bdf="),
+        (&["run", "--colour", "--", "true"], "--colour"),
+        (&["run"], "PROGRAM"),
+        (&["fly"], "fly"),
+    ] {
+        let output = finish(std::process::Command::new(ioasid()).args(words));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {text}");
+        assert!(text.contains(part), "{words:?}: {text}");
+    }
+}
+
+fn programs_that_cannot_be_run() {
+    for (name, status, part) in [
+        ("/no/such/program", 127, "there is no such program"),
+        ("no-such-program-anywhere", 127, "there is no such program"),
+        ("/etc/passwd", 126, "not executable"),
+        ("/tmp", 126, "not executable"),
+    ] {
+        let output = finish(ioasid_run(&["--device", "ioat"]).arg(name));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(status) && text.contains(part), "{name}: {} {text}", output.status);
+    }
+}
+
+fn dev_and_sys_keep_what_they_had() {
+    let listing = |directory: &str| {
+        let mut names: Vec<_> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    for (directory, ours) in [
+        ("/dev", &["ioasid", "iommu", "vfio"][..]),
+        ("/sys/bus/pci/devices", &["0009:09:09.1"]),
+        ("/sys/kernel/iommu_groups", &["4321"]),
+        ("/sys/kernel", &[]),
+    ] {
+        if !std::path::Path::new(directory).is_dir() {
+            continue;
+        }
+        let mut expected = listing(directory);
+        expected.extend(ours.iter().map(|name| (*name).to_owned()));
+        expected.sort();
+        expected.dedup();
+        let device = ["--device", "ioat,bdf=0009:09:09.1,group=4321"];
+        let seen = succeed(ioasid_run(&device).args(["ls", "-A", directory]));
+        let mut seen: Vec<_> = seen.lines().map(str::to_owned).collect();
+        seen.sort();
+        assert_eq!(seen, expected, "{directory}");
+    }
+    let script = "echo hello >/dev/null && head -c 8 /dev/zero | wc -c && test -c /dev/tty && test -L /dev/fd";
+    assert_eq!(succeed(ioasid_run(&["--device", "ioat"]).args(["sh", "-c", script])).trim(), "8");
+}
+
+fn nothing_is_seen_outside() {
+    let script = "test -e /dev/iommu && grep -c ioasid /proc/mounts";
+    let inside = succeed(ioasid_run(&["--device", "ioat"]).args(["sh", "-c", script]));
+    assert_ne!(inside.trim(), "0");
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    assert!(!mounts.contains("ioasid"), "{mounts}");
+}
+
+fn a_child_outlives_the_program() {
+    let output = finish(&mut program_under(&["--device", "ioat", "--check"], "daemon", &[]));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text, "parent ends\nchild copied\n");
+}

@@ -1,0 +1,133 @@
+//! The programs: each is what somebody might run under `ioasid run`. A program that finds something wrong panics.
+
+mod life;
+mod misuse;
+mod registers;
+mod requests;
+mod sharing;
+
+use std::os::fd::AsRawFd;
+
+use crate::driver::{Engine, Memory, Space};
+
+/// IOVAs that the programs use.
+pub const RING: u64 = 0x10_0000;
+pub const SOURCE: u64 = 0x20_0000;
+pub const TARGET: u64 = 0x60_0000;
+/// Where nothing is ever mapped.
+pub const NOWHERE: u64 = 0x90_0000;
+
+/// Runs one program to its end.
+pub fn run(name: &str, arguments: &[String]) {
+    let argument = arguments.first().map(String::as_str).unwrap_or_default();
+    match name {
+        "copy" => copy(argument),
+        "endless" => endless(),
+        "never-mapped" => misuse::never_mapped(),
+        "use-after-unmap" => misuse::use_after_unmap(),
+        "read-only" => misuse::read_only(),
+        "not-bus-master" => misuse::not_bus_master(),
+        "not-attached" => misuse::not_attached(),
+        "memory-gone" => misuse::memory_gone(),
+        "file-cut-short" => misuse::file_cut_short(),
+        "leaked-object" => misuse::leaked_object(),
+        "left-attached" => misuse::left_attached(),
+        "interrupt-unread" => misuse::interrupt_unread(),
+        "threads" => life::threads(),
+        "fork" => life::fork_and_share(),
+        "own-sigbus" => life::own_sigbus(),
+        "signals" => life::signals(),
+        "exec" => life::exec(),
+        "after-exec" => life::after_exec(argument),
+        "daemon" => life::daemon(),
+        "registers" => registers::exact(),
+        "wide-accesses" => registers::wide(),
+        "requests" => requests::malformed(),
+        "isolation" => sharing::isolation(),
+        "groups" => sharing::groups(),
+        other => panic!("there is no program {other}"),
+    }
+}
+
+/// An attached engine with a ring, a source and a target of one MiB.
+pub struct Setup {
+    pub space: Space,
+    pub engine: Engine,
+    pub ring: Memory,
+    pub source: Memory,
+    pub target: Memory,
+}
+
+pub const LENGTH: usize = 1 << 20;
+
+impl Setup {
+    pub fn new() -> Self {
+        Self::with(LENGTH, |length| Memory::new(length, libc::MAP_SHARED))
+    }
+
+    pub fn with(length: usize, memory: impl Fn(usize) -> Memory) -> Self {
+        let space = Space::new();
+        let engine = Engine::open(0, &space.iommu);
+        let (ring, source, target) = (memory(4096), memory(length), memory(length));
+        space.map_rw(&ring, RING);
+        space.map_rw(&source, SOURCE);
+        space.map_rw(&target, TARGET);
+        engine.attach(space.ioas);
+        Self { space, engine, ring, source, target }
+    }
+
+    /// Copies and checks.
+    pub fn copy(&self, seed: u64) {
+        self.source.fill(seed);
+        self.engine.copy(&self.ring, RING, SOURCE, TARGET, self.source.length.min(LENGTH)).unwrap();
+        assert!(self.target.holds(seed), "the copy differs");
+    }
+
+    /// Undoes everything as a program should.
+    pub fn finish(self) {
+        self.engine.reset();
+        self.engine.detach();
+        drop(self.engine);
+        self.space.unmap(RING, self.ring.length);
+        self.space.unmap(SOURCE, self.source.length);
+        self.space.unmap(TARGET, self.target.length);
+        self.space.destroy();
+    }
+}
+
+fn copy(kind: &str) {
+    let memory = |length: usize| match kind {
+        "shared" => Memory::new(length, libc::MAP_SHARED),
+        "private" => Memory::new(length, libc::MAP_PRIVATE),
+        "memfd" => {
+            let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            rustix::fs::ftruncate(&file, length as u64).unwrap();
+            Memory::map(length, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        }
+        // Private, but for one shared page in the middle: three mappings in one range.
+        "mixed" => {
+            let memory = Memory::new(length, libc::MAP_PRIVATE);
+            let middle = (memory.address as usize + length / 2) & !4095;
+            let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+            // SAFETY: replaces a page of the mapping above.
+            let at = unsafe { libc::mmap(middle as *mut _, 4096, prot, flags | libc::MAP_FIXED, -1, 0) };
+            assert_eq!(at as usize, middle);
+            memory
+        }
+        other => panic!("there is no memory {other}"),
+    };
+    let setup = Setup::with(LENGTH, memory);
+    for seed in 1..5 {
+        setup.copy(seed);
+    }
+    setup.finish();
+}
+
+/// Copies until it is killed.
+fn endless() {
+    let setup = Setup::new();
+    println!("copying");
+    for seed in 1.. {
+        setup.copy(seed);
+    }
+}

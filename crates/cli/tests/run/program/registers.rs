@@ -1,0 +1,93 @@
+//! Registers behave through the mapping as they do through reads and writes of the file.
+
+use std::arch::asm;
+use std::os::fd::AsRawFd;
+
+use ioasid_uapi::vfio;
+
+use super::{LENGTH, NOWHERE, RING, SOURCE, Setup, TARGET};
+
+/// CHANCTRL: somebody has read the register, and so has the channel.
+const IN_USE: u16 = 1 << 8;
+use crate::driver::{CBVER, CHANCMP, CHANCTRL, CHANERR, ioctl, load, store};
+
+pub fn exact() {
+    let setup = Setup::new();
+    let registers = &setup.engine.registers;
+    let mut info = vfio::RegionInfo { argsz: 32, ..Default::default() };
+    ioctl(&setup.engine.file, vfio::DEVICE_GET_REGION_INFO, &mut info).unwrap();
+    let by_file = |offset: usize| {
+        let mut word = [0; 8];
+        // SAFETY: eight bytes of ours.
+        let n = unsafe {
+            libc::pread(
+                setup.engine.file.as_raw_fd(),
+                word.as_mut_ptr().cast(),
+                8,
+                (info.offset + offset as u64) as i64,
+            )
+        };
+        assert_eq!(n, 8);
+        u64::from_ne_bytes(word)
+    };
+    // Two halves, one whole, and the same by file.
+    store(registers, CHANCMP, 0x1122_3340u32);
+    store(registers, CHANCMP + 4, 0x55u32);
+    assert_eq!(load::<u64>(registers, CHANCMP), 0x55_1122_3340);
+    assert_eq!(by_file(CHANCMP), 0x55_1122_3340);
+    // Read-only.
+    store(registers, CBVER, 0xffu8);
+    assert_eq!(load::<u8>(registers, CBVER), 0x32);
+    // Write 1 to clear.
+    setup.engine.copy(&setup.ring, RING, SOURCE, NOWHERE, 64).unwrap_err();
+    assert_eq!(load::<u32>(registers, CHANERR), 1 << 9);
+    store(registers, CHANERR, 0u32);
+    assert_eq!(load::<u32>(registers, CHANERR), 1 << 9);
+    store(registers, CHANERR, 1u32 << 9);
+    assert_eq!(load::<u32>(registers, CHANERR), 0);
+    // A read with a side effect: the first one takes the channel, the second finds it taken.
+    store(registers, CHANCTRL, 0u16);
+    assert_eq!(load::<u16>(registers, CHANCTRL) & IN_USE, 0);
+    assert_eq!(load::<u16>(registers, CHANCTRL) & IN_USE, IN_USE);
+    // The same value written again is a doorbell again: one descriptor each, of a chain that leads to itself.
+    setup.source.fill(5);
+    setup.engine.copy(&setup.ring, RING, SOURCE, TARGET, LENGTH).unwrap();
+    assert!(setup.target.holds(5));
+    setup.target.fill(6);
+    setup.engine.copy(&setup.ring, RING, SOURCE, TARGET, LENGTH).unwrap();
+    assert!(setup.target.holds(5));
+    setup.finish();
+}
+
+pub fn wide() {
+    let setup = Setup::new();
+    let at = setup.engine.registers.address + CHANCMP as u64;
+    let (mut eax, mut low): (u32, u64);
+    // SAFETY: loads and stores of mapped registers, of eight bytes or, where wider, of registers that take no harm.
+    unsafe {
+        // Immediate store, read-modify-write, exchange, string store and load.
+        asm!("mov dword ptr [{0}], 0x40", "mov dword ptr [{0} + 4], 0", in(reg) at);
+        assert_eq!(load::<u64>(&setup.engine.registers, CHANCMP), 0x40);
+        asm!("or dword ptr [{0}], 0x80", "add qword ptr [{0}], 0x100", in(reg) at);
+        assert_eq!(load::<u64>(&setup.engine.registers, CHANCMP), 0x1c0);
+        asm!("mov {1:e}, 0x240", "xchg dword ptr [{0}], {1:e}", in(reg) at, out(reg) eax);
+        assert_eq!((eax, load::<u64>(&setup.engine.registers, CHANCMP)), (0x1c0, 0x240));
+        asm!("mov rdi, {0}", "mov eax, 0x2c0", "cld", "stosd", in(reg) at, out("rdi") _, out("eax") _);
+        asm!("mov rsi, {0}", "lodsq", in(reg) at, out("rsi") _, out("rax") low);
+        assert_eq!(low, 0x2c0);
+        // 16 bytes by SSE; the register is 8 of them, its neighbour the other 8.
+        asm!("movdqu xmm0, [{0}]", "movq {1}, xmm0", in(reg) at, out(reg) low, out("xmm0") _);
+        assert_eq!(low, 0x2c0);
+        asm!("movq xmm1, {1}", "movq qword ptr [{0}], xmm1", in(reg) at, in(reg) 0x340u64, out("xmm1") _);
+        assert_eq!(load::<u64>(&setup.engine.registers, CHANCMP), 0x340);
+        if is_x86_feature_detected!("avx") {
+            asm!("vmovdqu ymm2, [{0}]", "vmovq {1}, xmm2", "vzeroupper", in(reg) at, out(reg) low, out("xmm2") _);
+            assert_eq!(low, 0x340);
+        }
+        if is_x86_feature_detected!("avx512f") {
+            asm!("vmovdqu64 zmm3, [{0}]", "vmovq {1}, xmm3", "vzeroupper", in(reg) at, out(reg) low, out("xmm3") _);
+            assert_eq!(low, 0x340);
+        }
+    }
+    setup.finish();
+}

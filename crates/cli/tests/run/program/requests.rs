@@ -1,0 +1,191 @@
+//! Malformed requests: a table of what is asked and what Linux answers.
+
+use std::os::fd::AsRawFd;
+
+use ioasid_uapi::{TYPE, io, iommufd as ii, vfio as vv};
+use zerocopy::{Immutable, IntoBytes};
+
+use super::{LENGTH, SOURCE, Setup};
+use crate::driver::{Memory, ioctl, ioctl_at, open};
+
+const EOPNOTSUPP: i32 = libc::EOPNOTSUPP;
+
+pub fn malformed() {
+    let setup = Setup::new();
+    let (iommu, device) = (setup.space.iommu.as_raw_fd(), setup.engine.file.as_raw_fd());
+    let ioas = setup.space.ioas;
+    let va = setup.source.address;
+    let read_only = {
+        let memory = Memory::new(4096, libc::MAP_PRIVATE);
+        // SAFETY: a page of our own.
+        unsafe { libc::mprotect(memory.address as *mut _, 4096, libc::PROT_READ) };
+        memory
+    };
+    let mut rows = 0;
+    let mut row = |what: &str, fd: i32, number: u32, argument: &[u8], expected: i32| {
+        let mut bytes = argument.to_vec();
+        let got = ioctl_at(fd, number, bytes.as_mut_ptr() as u64);
+        assert_eq!(got, Err(expected), "{what}");
+        rows += 1;
+    };
+    fn tail<T: IntoBytes + Immutable>(value: T, size: u32, extra: u8) -> Vec<u8> {
+        let mut bytes = value.as_bytes().to_vec();
+        bytes[..4].copy_from_slice(&size.to_ne_bytes());
+        bytes.resize((size as usize).max(bytes.len()), 0);
+        if let Some(last) = bytes.last_mut().filter(|_| extra != 0) {
+            *last = extra;
+        }
+        bytes
+    }
+    let map =
+        ii::IoasMap { size: 40, flags: 7, ioas_id: ioas, reserved: 0, user_va: va, length: 4096, iova: 0xa0_0000 };
+    let alloc = ii::IoasAlloc { size: 12, ..Default::default() };
+    let unmap = ii::IoasUnmap { size: 24, ioas_id: ioas, iova: 0xa0_0000, length: 4096 };
+    let ranges = ii::IoasIovaRanges { size: 32, ioas_id: ioas, ..Default::default() };
+    let destroy = ii::Destroy { size: 8, id: ioas };
+
+    row("an unknown number", iommu, io(TYPE, 0xa0), &[0; 64], libc::ENOTTY);
+    row("a number below the first", iommu, io(TYPE, 0x7f), &[0; 64], libc::ENOTTY);
+    row("a short destroy", iommu, ii::DESTROY, &tail(destroy, 4, 0), libc::EINVAL);
+    row("a long destroy", iommu, ii::DESTROY, &tail(destroy, 16, 1), libc::E2BIG);
+    row("destroying nothing", iommu, ii::DESTROY, ii::Destroy { size: 8, id: 0 }.as_bytes(), libc::ENOENT);
+    row("destroying what is not there", iommu, ii::DESTROY, ii::Destroy { size: 8, id: 999 }.as_bytes(), libc::ENOENT);
+    row("destroying what is attached", iommu, ii::DESTROY, destroy.as_bytes(), libc::EBUSY);
+    row("a short alloc", iommu, ii::IOAS_ALLOC, &tail(alloc, 8, 0), libc::EINVAL);
+    row("a long alloc", iommu, ii::IOAS_ALLOC, &tail(alloc, 4096 * 3 + 5, 1), libc::E2BIG);
+    row("flags of alloc", iommu, ii::IOAS_ALLOC, ii::IoasAlloc { flags: 1, ..alloc }.as_bytes(), EOPNOTSUPP);
+    row("a short ranges", iommu, ii::IOAS_IOVA_RANGES, &tail(ranges, 24, 0), libc::EINVAL);
+    let bad = ii::IoasIovaRanges { reserved: 1, ..ranges };
+    row("reserved field of ranges", iommu, ii::IOAS_IOVA_RANGES, bad.as_bytes(), EOPNOTSUPP);
+    row("no room for ranges", iommu, ii::IOAS_IOVA_RANGES, ranges.as_bytes(), libc::EMSGSIZE);
+    let bad = ii::IoasIovaRanges { ioas_id: 999, ..ranges };
+    row("ranges of nothing", iommu, ii::IOAS_IOVA_RANGES, bad.as_bytes(), libc::ENOENT);
+    let bad = ii::IoasIovaRanges { num_iovas: 1, allowed_iovas: 8, ..ranges };
+    row("ranges to a bad address", iommu, ii::IOAS_IOVA_RANGES, bad.as_bytes(), libc::EFAULT);
+
+    let maps = [
+        ("unknown flag", ii::IoasMap { flags: 8 | 7, ..map }, EOPNOTSUPP),
+        ("reserved field", ii::IoasMap { reserved: 1, ..map }, EOPNOTSUPP),
+        ("neither read nor write", ii::IoasMap { flags: 1, ..map }, libc::EINVAL),
+        ("no such ioas", ii::IoasMap { ioas_id: 999, ..map }, libc::ENOENT),
+        ("id 0", ii::IoasMap { ioas_id: 0, ..map }, libc::ENOENT),
+        ("length 0", ii::IoasMap { length: 0, ..map }, libc::EINVAL),
+        ("length of everything", ii::IoasMap { length: u64::MAX, ..map }, libc::EOVERFLOW),
+        ("iova at the top", ii::IoasMap { iova: u64::MAX, ..map }, libc::EOVERFLOW),
+        ("iova that wraps", ii::IoasMap { iova: !0 << 12, length: 8192, ..map }, libc::EOVERFLOW),
+        ("address that wraps", ii::IoasMap { user_va: !0 << 12, length: 8192, ..map }, libc::EOVERFLOW),
+        ("iova between pages", ii::IoasMap { iova: 0xa0_0010, ..map }, libc::EINVAL),
+        ("length between pages", ii::IoasMap { length: 100, ..map }, libc::EINVAL),
+        ("iova where interrupts go", ii::IoasMap { iova: 0xfee0_0000, ..map }, libc::EINVAL),
+        ("iova beyond the device", ii::IoasMap { iova: 1 << 48, ..map }, libc::EINVAL),
+        ("iova in use", ii::IoasMap { iova: SOURCE, ..map }, libc::EEXIST),
+        (
+            "iova over the end of a mapping",
+            ii::IoasMap { iova: SOURCE + LENGTH as u64 - 4096, length: 8192, ..map },
+            libc::EEXIST,
+        ),
+        ("unmapped memory", ii::IoasMap { user_va: 4096, ..map }, libc::EFAULT),
+        ("read-only memory for writing", ii::IoasMap { user_va: read_only.address, ..map }, libc::EFAULT),
+        ("registers as memory", ii::IoasMap { user_va: setup.engine.registers.address, ..map }, libc::EFAULT),
+        ("no room", ii::IoasMap { flags: 6, length: 1 << 60, ..map }, libc::ENOSPC),
+    ];
+    for (what, bad, errno) in maps {
+        row(what, iommu, ii::IOAS_MAP, bad.as_bytes(), errno);
+    }
+    row("a short map", iommu, ii::IOAS_MAP, &tail(map, 32, 0), libc::EINVAL);
+    row("a long map", iommu, ii::IOAS_MAP, &tail(map, 48, 9), libc::E2BIG);
+    let unmaps = [
+        ("nothing there", unmap, libc::ENOENT),
+        ("part of a mapping", ii::IoasUnmap { iova: SOURCE, length: 4096, ..unmap }, libc::ENOENT),
+        ("no length", ii::IoasUnmap { length: 0, ..unmap }, libc::EINVAL),
+        ("a range that wraps", ii::IoasUnmap { iova: !0 << 12, length: 8192, ..unmap }, libc::EOVERFLOW),
+        ("everything but not from 0", ii::IoasUnmap { length: u64::MAX, ..unmap }, libc::EOVERFLOW),
+        ("no such ioas", ii::IoasUnmap { ioas_id: 77, ..unmap }, libc::ENOENT),
+    ];
+    for (what, bad, errno) in unmaps {
+        row(what, iommu, ii::IOAS_UNMAP, bad.as_bytes(), errno);
+    }
+
+    let bind = vv::BindIommufd { argsz: 24, iommufd: iommu, ..Default::default() };
+    row("binding twice", device, vv::DEVICE_BIND_IOMMUFD, bind.as_bytes(), libc::EINVAL);
+    let fresh = open("/dev/vfio/devices/vfio0").unwrap();
+    let unbound = fresh.as_raw_fd();
+    row("info before bind", unbound, vv::DEVICE_GET_INFO, &tail(vv::DeviceInfo::default(), 24, 0), libc::EINVAL);
+    row("reset before bind", unbound, vv::DEVICE_RESET, &[], libc::EINVAL);
+    row("binding a bound device", unbound, vv::DEVICE_BIND_IOMMUFD, bind.as_bytes(), libc::EINVAL);
+    let bad = vv::BindIommufd { iommufd: -1, ..bind };
+    row("binding to no descriptor", unbound, vv::DEVICE_BIND_IOMMUFD, bad.as_bytes(), libc::EINVAL);
+    let bad = vv::BindIommufd { iommufd: 9999, ..bind };
+    row("binding to a closed descriptor", unbound, vv::DEVICE_BIND_IOMMUFD, bad.as_bytes(), libc::EBADF);
+    let bad = vv::BindIommufd { iommufd: 1, ..bind };
+    row("binding to standard output", unbound, vv::DEVICE_BIND_IOMMUFD, bad.as_bytes(), libc::EBADFD);
+    row("a short bind", unbound, vv::DEVICE_BIND_IOMMUFD, &tail(bind, 12, 0), libc::EINVAL);
+    row("a long bind", unbound, vv::DEVICE_BIND_IOMMUFD, &tail(bind, 32, 3), libc::E2BIG);
+    let attach = vv::AttachIommufdPt { argsz: 16, pt_id: ioas, ..Default::default() };
+    for (what, bad, errno) in [
+        ("attach to nothing", vv::AttachIommufdPt { pt_id: 999, ..attach }, libc::ENOENT),
+        ("attach to a device", vv::AttachIommufdPt { pt_id: 2, ..attach }, libc::EINVAL),
+        ("unknown flag of attach", vv::AttachIommufdPt { flags: 2, ..attach }, libc::EINVAL),
+        ("a short attach", vv::AttachIommufdPt { argsz: 8, ..attach }, libc::EINVAL),
+        ("a PASID", vv::AttachIommufdPt { flags: 1, pasid: 1, ..attach }, EOPNOTSUPP),
+    ] {
+        row(what, device, vv::DEVICE_ATTACH_IOMMUFD_PT, bad.as_bytes(), errno);
+    }
+    row("a short info", device, vv::DEVICE_GET_INFO, &tail(vv::DeviceInfo::default(), 12, 0), libc::EINVAL);
+    let bad = vv::RegionInfo { argsz: 32, index: 9, ..Default::default() };
+    row("a region beyond the last", device, vv::DEVICE_GET_REGION_INFO, bad.as_bytes(), libc::EINVAL);
+    let bad = vv::IrqInfo { argsz: 16, index: 5, ..Default::default() };
+    row("an interrupt beyond the last", device, vv::DEVICE_GET_IRQ_INFO, bad.as_bytes(), libc::EINVAL);
+    let irqs = vv::IrqSet { argsz: 24, flags: 4 | 32, index: 2, start: 0, count: 1 };
+    for (what, bad, errno) in [
+        ("a vector too many", vv::IrqSet { count: 2, argsz: 28, ..irqs }, libc::EINVAL),
+        ("vectors that wrap", vv::IrqSet { start: u32::MAX, count: 2, argsz: 28, ..irqs }, libc::EINVAL),
+        ("no room for the data", vv::IrqSet { argsz: 20, ..irqs }, libc::EINVAL),
+        ("two kinds of data", vv::IrqSet { flags: 3 | 32, ..irqs }, libc::EINVAL),
+        ("an unknown flag", vv::IrqSet { flags: 64 | 4 | 32, ..irqs }, libc::EINVAL),
+    ] {
+        row(what, device, vv::DEVICE_SET_IRQS, &[bad.as_bytes(), &[0; 8]].concat(), errno);
+    }
+    row(
+        "an eventfd that is none",
+        device,
+        vv::DEVICE_SET_IRQS,
+        &[irqs.as_bytes(), &1i32.to_ne_bytes()].concat(),
+        libc::EINVAL,
+    );
+    row("an unknown request", device, io(TYPE, 250), &[0; 64], libc::ENOTTY);
+    row("a hot reset", device, vv::DEVICE_PCI_HOT_RESET, &[0; 64], libc::ENODEV);
+
+    for (fd, number) in [
+        (iommu, ii::DESTROY),
+        (iommu, ii::IOAS_MAP),
+        (device, vv::DEVICE_GET_INFO),
+        (device, vv::DEVICE_SET_IRQS),
+        (unbound, vv::DEVICE_BIND_IOMMUFD),
+    ] {
+        assert_eq!(ioctl_at(fd, number, 16), Err(libc::EFAULT));
+        rows += 1;
+    }
+    // The answer cannot be written: nothing may have been done.
+    let mut page = Memory::new(4096, libc::MAP_PRIVATE);
+    page.write(0, ii::IoasAlloc { size: 12, ..Default::default() }.as_bytes());
+    page.write(64, map.as_bytes());
+    // SAFETY: a page of our own.
+    unsafe { libc::mprotect(page.address as *mut _, 4096, libc::PROT_READ) };
+    assert_eq!(ioctl_at(iommu, ii::IOAS_ALLOC, page.address), Err(libc::EFAULT));
+    assert_eq!(ioctl_at(iommu, ii::IOAS_MAP, page.address + 64), Err(libc::EFAULT));
+    page.length = 4096;
+    rows += 2;
+
+    // After all that, everything is as it was: the same ids come next, nothing is mapped that was not, copies work.
+    let mut next = ii::IoasAlloc { size: 12, ..Default::default() };
+    ioctl(&setup.space.iommu, ii::IOAS_ALLOC, &mut next).unwrap();
+    assert_eq!(next.out_ioas_id, 4, "1 is the address space, 2 the device, 3 the page table");
+    ioctl(&setup.space.iommu, ii::DESTROY, &mut ii::Destroy { size: 8, id: 4 }).unwrap();
+    let mut good = map;
+    ioctl(&setup.space.iommu, ii::IOAS_MAP, &mut good).unwrap();
+    setup.space.unmap(0xa0_0000, 4096);
+    setup.copy(11);
+    setup.finish();
+    println!("{rows}");
+}

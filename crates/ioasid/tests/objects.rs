@@ -1,0 +1,305 @@
+//! Objects and their lives: what is refused, what it leaves unchanged, and that nothing stays.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use ioasid::memory::Segment;
+use ioasid::{
+    Access, AttachError, BindError, DestroyError, Endpoint, Fault, FaultReason, GroupId, Ioas, Iommu, Iova, IovaRange,
+    Leftover, MapError, Observer, Placement, Rid, UnmapError,
+};
+use proptest::prelude::*;
+
+const PAGE: u64 = 4096;
+
+#[derive(Default)]
+struct Log {
+    faults: Mutex<Vec<Fault>>,
+    left: Mutex<Vec<Leftover>>,
+}
+
+impl Observer for Log {
+    fn fault(&self, fault: &Fault) {
+        self.faults.lock().unwrap().push(*fault);
+    }
+    fn left_behind(&self, what: &Leftover) {
+        self.left.lock().unwrap().push(what.clone());
+    }
+}
+
+struct Bench {
+    log: Arc<Log>,
+    iommu: Arc<Iommu>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let log = Arc::new(Log::default());
+        Self { iommu: Iommu::new(log.clone()), log }
+    }
+
+    fn endpoint(&self, slot: u8, group: u32) -> Arc<Endpoint> {
+        let endpoint = self.iommu.add_endpoint(Rid::new(0, 0, slot, 0).unwrap(), GroupId(group)).unwrap();
+        endpoint.set_bus_master(true);
+        endpoint
+    }
+}
+
+fn map(ioas: &Ioas, iova: u64, pages: u64) -> Result<Iova, MapError> {
+    let memory = || Ok(vec![Segment::memfd(pages * PAGE).unwrap().0]);
+    ioas.map(Placement::Fixed(Iova(iova)), pages * PAGE, Access::all(), memory)
+}
+
+fn range(start: u64, length: u64) -> IovaRange {
+    IovaRange::new(start, length).unwrap()
+}
+
+#[test]
+fn a_group_belongs_to_one_context_until_its_last_device_is_unbound() {
+    let bench = Bench::new();
+    let (a, b) = (bench.endpoint(1, 7), bench.endpoint(2, 7));
+    let (one, two) = (bench.iommu.context(), bench.iommu.context());
+    let (first, second) = (one.bind(&a).unwrap(), one.bind(&b).unwrap());
+    drop(first);
+    assert_eq!(two.bind(&a).err(), Some(BindError::GroupBusy));
+    drop(second);
+    assert!(two.bind(&a).is_ok());
+}
+
+#[test]
+fn a_table_is_shared_by_devices_and_goes_with_the_last() {
+    let bench = Bench::new();
+    let (a, b) = (bench.endpoint(1, 1), bench.endpoint(2, 2));
+    let context = bench.iommu.context();
+    let ioas = context.ioas_alloc().unwrap();
+    let id = ioas.id().0.get();
+    map(&ioas, 0x1000, 1).unwrap();
+    let (da, db) = (context.bind(&a).unwrap(), context.bind(&b).unwrap());
+    let table = da.attach(None, id).unwrap();
+    assert_eq!(db.attach(None, id).unwrap(), table);
+    assert_eq!(context.destroy(id), Err(DestroyError::Busy(id)));
+    assert_eq!(context.destroy(table.0.get()), Err(DestroyError::Busy(table.0.get())));
+    da.detach(None);
+    assert_eq!(context.destroy(id), Err(DestroyError::Busy(id)));
+    db.detach(None);
+    assert_eq!(context.destroy(table.0.get()), Err(DestroyError::Missing(table.0.get())));
+    assert_eq!(context.destroy(id), Ok(()));
+    assert_eq!(context.destroy(da.id().0.get()), Err(DestroyError::Busy(da.id().0.get())));
+}
+
+#[test]
+fn attaching_to_something_else_fails_and_keeps_what_was_there() {
+    let bench = Bench::new();
+    let endpoint = bench.endpoint(1, 1);
+    let mut port = endpoint.port();
+    let context = bench.iommu.context();
+    let (good, bad) = (context.ioas_alloc().unwrap(), context.ioas_alloc().unwrap());
+    map(&good, 0x1000, 1).unwrap();
+    // Where interrupts go on x86, and beyond what the table can address.
+    map(&bad, 0xfee0_0000, 1).unwrap();
+    let device = context.bind(&endpoint).unwrap();
+    device.attach(None, good.id().0.get()).unwrap();
+    assert!(matches!(device.attach(None, bad.id().0.get()), Err(AttachError::Conflict(_))));
+    assert!(matches!(device.attach(None, 99), Err(AttachError::Missing(99))));
+    let own = device.id().0.get();
+    assert!(matches!(device.attach(None, own), Err(AttachError::WrongKind(id)) if id == own));
+    port.write(Iova(0x1000), &[1]).unwrap();
+    bad.unmap(IovaRange::ALL).unwrap();
+    map(&bad, 1 << 48, 1).unwrap();
+    assert!(matches!(device.attach(None, bad.id().0.get()), Err(AttachError::Conflict(_))));
+    port.write(Iova(0x1000), &[1]).unwrap();
+}
+
+#[test]
+fn every_reason_for_a_fault_is_told_apart() {
+    let bench = Bench::new();
+    let endpoint = bench.endpoint(1, 1);
+    let mut port = endpoint.port();
+    let context = bench.iommu.context();
+    let ioas = context.ioas_alloc().unwrap();
+    let device = context.bind(&endpoint).unwrap();
+    let mut reason = |at: u64, write: bool| {
+        let result = if write { port.write(Iova(at), &[0; 8]) } else { port.read(Iova(at), &mut [0; 8]) };
+        result.map_err(|error| (error.at.iova.0, error.reason)).err()
+    };
+    assert_eq!(reason(0x1000, true), Some((0x1000, FaultReason::NotAttached)));
+    device.attach(None, ioas.id().0.get()).unwrap();
+    assert_eq!(reason(0x1000, true), Some((0x1000, FaultReason::NotMapped)));
+    let read_only = || Ok(vec![Segment::memfd(PAGE).unwrap().0]);
+    ioas.map(Placement::Fixed(Iova(0x1000)), PAGE, Access::READ, read_only).unwrap();
+    assert_eq!(reason(0x1000, false), None);
+    assert_eq!(reason(0x1000, true), Some((0x1000, FaultReason::NotPermitted)));
+    assert_eq!(reason(0x1ffc, false), Some((0x2000, FaultReason::NotMapped)), "the first byte that is refused");
+    assert_eq!(reason(u64::MAX - 3, false), Some((u64::MAX - 3, FaultReason::NotMapped)));
+    endpoint.set_bus_master(false);
+    assert_eq!(reason(0x1000, false), Some((0x1000, FaultReason::NotBusMaster)));
+    let (short, file) = Segment::memfd(2 * PAGE).unwrap();
+    ioas.map(Placement::Fixed(Iova(0x8000)), 2 * PAGE, Access::all(), || Ok(vec![short])).unwrap();
+    file.set_len(0).unwrap();
+    endpoint.set_bus_master(true);
+    assert_eq!(reason(0x8000, false), Some((0x8000, FaultReason::MemoryGone)));
+    assert_eq!(bench.log.faults.lock().unwrap().len(), 7);
+}
+
+#[test]
+fn data_crosses_pages_and_segments() {
+    let bench = Bench::new();
+    let endpoint = bench.endpoint(1, 1);
+    let mut port = endpoint.port();
+    let context = bench.iommu.context();
+    let ioas = context.ioas_alloc().unwrap();
+    let device = context.bind(&endpoint).unwrap();
+    device.attach(None, ioas.id().0.get()).unwrap();
+    let pieces = [1, 3, 700, 2].map(|pages| Segment::memfd(pages * PAGE).unwrap().0);
+    let length = 706 * PAGE;
+    let at = ioas.map(Placement::Automatic { like: 0 }, length, Access::all(), || Ok(pieces.to_vec())).unwrap();
+    map(&ioas, 0x4000_0000, 706).unwrap();
+    let data: Vec<u8> = (0..length).map(|n| (n * 31 >> 3) as u8).collect();
+    port.write(at, &data).unwrap();
+    port.copy(at, Iova(0x4000_0000), length).unwrap();
+    let mut back = vec![0; length as usize];
+    port.read(Iova(0x4000_0000), &mut back).unwrap();
+    assert!(back == data);
+    let mut part = vec![0; 9000];
+    port.read(Iova(at.0 + 2 * PAGE - 7), &mut part).unwrap();
+    assert!(part == data[(2 * PAGE - 7) as usize..][..9000]);
+}
+
+#[test]
+fn what_is_left_behind_is_told_and_torn_down_whatever_goes_first() {
+    for device_first in [true, false] {
+        let bench = Bench::new();
+        let endpoint = bench.endpoint(1, 1);
+        let mut port = endpoint.port();
+        let context = bench.iommu.context();
+        let ioas = context.ioas_alloc().unwrap();
+        map(&ioas, 0, 16).unwrap();
+        let device = context.bind(&endpoint).unwrap();
+        device.attach(None, ioas.id().0.get()).unwrap();
+        port.write(Iova(0), &[1; 4]).unwrap();
+        drop(ioas);
+        if device_first {
+            drop(device);
+            drop(context);
+        } else {
+            drop(context);
+            assert!(port.write(Iova(0), &[1; 4]).is_ok(), "the device keeps its context");
+            drop(device);
+        }
+        assert!(port.write(Iova(0), &[1; 4]).is_err());
+        let left = bench.log.left.lock().unwrap();
+        assert!(matches!(left[0], Leftover::Attachment { .. }));
+        assert!(matches!(left[1], Leftover::Ioas { areas: 1, bytes: 0x1_0000, .. }));
+        assert_eq!((left.len(), bench.iommu.resources()), (2, (0, 0)));
+    }
+}
+
+#[test]
+fn ids_of_one_context_mean_nothing_in_another() {
+    let bench = Bench::new();
+    let (one, two) = (bench.iommu.context(), bench.iommu.context());
+    let ioas = one.ioas_alloc().unwrap();
+    assert!(two.ioas(ioas.id().0.get()).is_none());
+    assert!(matches!(two.destroy(ioas.id().0.get()), Err(DestroyError::Missing(_))));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Map { at: Option<u64>, pages: u64 },
+    Unmap { at: u64, pages: u64 },
+    UnmapAll,
+    Attach(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let page =
+        || prop_oneof![0..24u64, Just(0xfedff), Just(0xfee00), Just(0xfeeff), Just((1 << 36) - 1), Just(1 << 36)];
+    prop_oneof![
+        6 => (prop::option::of(page()), 1..9u64).prop_map(|(at, pages)| Step::Map { at, pages }),
+        4 => (page(), 1..12u64).prop_map(|(at, pages)| Step::Unmap { at, pages }),
+        1 => Just(Step::UnmapAll),
+        2 => any::<bool>().prop_map(Step::Attach),
+    ]
+}
+
+/// Page ranges that devices cannot use: interrupts, and beyond 48 bits.
+fn reserved(start: u64, pages: u64) -> bool {
+    (start < 0xfef00 && start + pages > 0xfee00) || start + pages > 1 << 36
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_address_space_agrees_with_a_list_of_areas(steps in prop::collection::vec(step(), 1..40)) {
+        let bench = Bench::new();
+        let endpoint = bench.endpoint(1, 1);
+        let mut port = endpoint.port();
+        let context = bench.iommu.context();
+        let ioas = context.ioas_alloc().unwrap();
+        let device = context.bind(&endpoint).unwrap();
+        let mut model: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut attached = false;
+        let overlaps = |model: &BTreeMap<u64, u64>, at: u64, pages: u64| {
+            model.iter().any(|(&start, &length)| start < at + pages && at < start + length)
+        };
+        for step in steps {
+            match step {
+                Step::Map { at: Some(at), pages } => {
+                    let fine = !overlaps(&model, at, pages) && !(attached && reserved(at, pages));
+                    let result = map(&ioas, at * PAGE, pages);
+                    prop_assert_eq!(result.is_ok(), fine, "{:?}", result);
+                    if fine {
+                        model.insert(at, pages);
+                    }
+                }
+                Step::Map { at: None, pages } => {
+                    let segment = || Ok(vec![Segment::memfd(pages * PAGE).unwrap().0]);
+                    let at = ioas.map(Placement::Automatic { like: PAGE }, pages * PAGE, Access::all(), segment).unwrap();
+                    let at = at.0 / PAGE;
+                    prop_assert!(at != 0 && !overlaps(&model, at, pages) && !(attached && reserved(at, pages)));
+                    model.insert(at, pages);
+                }
+                Step::Unmap { at, pages } => {
+                    let inside: Vec<u64> =
+                        model.iter().filter(|&(&s, &l)| at <= s && s + l <= at + pages).map(|(&s, _)| s).collect();
+                    let cut = model.iter().filter(|&(&s, &l)| s < at + pages && at < s + l).count() != inside.len();
+                    let result = ioas.unmap(range(at * PAGE, pages * PAGE));
+                    if cut || inside.is_empty() {
+                        prop_assert!(matches!(result, Err(UnmapError::NotWhole(_))));
+                    } else {
+                        let bytes: u64 = inside.iter().map(|start| model[start] * PAGE).sum();
+                        prop_assert_eq!(result, Ok(bytes));
+                        inside.iter().for_each(|start| { model.remove(start); });
+                    }
+                }
+                Step::UnmapAll => {
+                    prop_assert_eq!(ioas.unmap(IovaRange::ALL), Ok(model.values().sum::<u64>() * PAGE));
+                    model.clear();
+                }
+                Step::Attach(true) => {
+                    let conflict = model.iter().any(|(&start, &pages)| reserved(start, pages));
+                    let result = device.attach(None, ioas.id().0.get());
+                    prop_assert_eq!(result.is_ok(), !conflict || attached);
+                    attached |= result.is_ok();
+                }
+                Step::Attach(false) => {
+                    device.detach(None);
+                    attached = false;
+                }
+            }
+            let areas: Vec<_> = ioas.areas().iter().map(|area| (area.range.start / PAGE, area.range.last / PAGE)).collect();
+            let expected: Vec<_> = model.iter().map(|(&start, &pages)| (start, start + pages - 1)).collect();
+            prop_assert_eq!(areas, expected);
+            for page in [0, 3, 11, 23, 0xfedff, 0xfef00, (1 << 36) - 1] {
+                let mapped = attached && overlaps(&model, page, 1);
+                prop_assert_eq!(port.write(Iova(page * PAGE + 9), &[1, 2]).is_ok(), mapped, "page {:#x}", page);
+            }
+        }
+        drop(device);
+        drop((ioas, context));
+        prop_assert_eq!(bench.iommu.resources(), (0, 0));
+    }
+}
