@@ -145,7 +145,7 @@ fn reading_intrctrl_clears_its_master_bit_and_neighbours_do_not() {
 #[test]
 fn one_wide_access_is_its_registers_in_order() {
     let bench = Bench::new();
-    bench.put(RAM, copy(RAM, RAM + 4096, 8, ioasid_devices::ioat::spec::descriptor::Control::empty(), RAM));
+    bench.put(RAM, copy(RAM, RAM + 4096, 8, spec::descriptor::Control::empty(), RAM));
     // CHAINADDR and CHANCMP with one 16-byte store, as SSE makes it.
     let mut both = RAM.to_le_bytes().to_vec();
     both.extend((RAM + 8192).to_le_bytes());

@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn what_cannot_fit_is_an_error() {
         let space = PhysSpace::new();
-        for length in [1 << 52, u64::MAX & !4095] {
+        for length in [1 << 52, !4095] {
             assert!(space.insert(backing(), length, 0).is_err());
         }
     }
