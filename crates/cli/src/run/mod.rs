@@ -26,6 +26,7 @@ use ioasid::Iommu;
 use ioasid_serve::listen::Listener;
 use ioasid_serve::trap::Tracer;
 use ioasid_serve::{Server, tree::Tree};
+use rustix::process::Pid;
 
 use crate::machine::{self, DeviceError, DeviceOption};
 use crate::report::{Collector, Ending, Report, Style, Traffic};
@@ -144,6 +145,7 @@ pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Resul
         return Err(Failure::Program(status, why));
     }
     drop(ours);
+    warn_if_out_of_reach(child);
     started(&server);
     let ending = supervise::wait(child, &mut tracer, &signals, &server, root.as_fd(), quiet)
         .map_err(|error| Failure::Setup(error.into()))?;
@@ -185,4 +187,16 @@ fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<(Trac
     }
     channel.go()?;
     Ok((tracer, root))
+}
+
+/// Says so if the program's memory and descriptors cannot be reached, without which its requests cannot be answered.
+fn warn_if_out_of_reach(program: Pid) {
+    let opened = ioasid::memory::Process::open(program.as_raw_nonzero().get() as u32);
+    if opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) {
+        eprintln!(
+            "ioasid: the program's memory cannot be reached, so that its requests on the devices will fail. Is it \
+             readable to you? If it is: with Yama, as root, sysctl kernel.yama.ptrace_scope=1; in a container, start \
+             that with --cap-add SYS_PTRACE; or run ioasid as root."
+        );
+    }
 }
