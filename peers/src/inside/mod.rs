@@ -1,0 +1,74 @@
+//! What runs under `ioasid run`: a program of its own, that happens to be in the same binary.
+//!
+//! It drives the device as any program would on Linux, with libc alone and none of the crates that it measures, and
+//! prints its samples as JSON on standard output, for [`crate::run`] to read.
+//!
+//! ```text
+//!  iommufd ── context, address space, mappings      uapi ── the structures of both
+//!  vfio ───── device, its registers                 ioat ── the engine behind them
+//!  copy, round_trip ── the measurements
+//! ```
+
+mod copy;
+mod ioat;
+mod iommufd;
+mod round_trip;
+mod uapi;
+mod vfio;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+pub use copy::LENGTH as COPY_LENGTH;
+
+/// One thing to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Task {
+    /// Copies with the engine and with memcpy, with all pages present.
+    Copy,
+    /// The same after mapping the memory anew.
+    CopyCold,
+    /// A request on `/dev/iommu`, and a plain system call.
+    Ioctl,
+    /// A load from a register.
+    Register,
+}
+
+impl Task {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::CopyCold => "copy-cold",
+            Self::Ioctl => "ioctl",
+            Self::Register => "register",
+        }
+    }
+}
+
+/// Measures `task` and prints the samples.
+///
+/// # Errors
+/// If something does not work here, above all if this is not under `ioasid run`.
+pub fn perform(task: Task) -> Result<()> {
+    let samples = match task {
+        Task::Copy => copy::warm(),
+        Task::CopyCold => copy::cold(),
+        Task::Ioctl => round_trip::ioctl(),
+        Task::Register => round_trip::register(),
+    }?;
+    println!("{}", serde_json::to_string(&samples)?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_known_by_its_name() {
+        for task in Task::value_variants() {
+            assert_eq!(Task::from_str(task.name(), false), Ok(*task));
+        }
+    }
+}
