@@ -67,10 +67,11 @@ impl GuardedMap {
     }
 
     /// Brings every page in, so that no copy has to wait for one. Fails if one does not exist.
-    pub(crate) fn populate(&self, writable: bool) -> io::Result<()> {
-        let advice = if writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+    ///
+    /// For reading only, as the kernel then brings in several at once; pages of shared memory are writable all the same.
+    pub(crate) fn populate(&self) -> io::Result<()> {
         // SAFETY: this advice changes no bytes.
-        match unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, advice) } {
+        match unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, libc::MADV_POPULATE_READ) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }

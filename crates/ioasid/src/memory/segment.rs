@@ -93,7 +93,7 @@ impl Segment {
     /// Of `mmap`; `EFAULT` if a page does not exist.
     pub(crate) fn file_populated(file: impl AsFd, offset: u64, length: u64, writable: bool) -> io::Result<Self> {
         let map = GuardedMap::new(file.as_fd(), offset, length, writable)?;
-        match map.populate(writable) {
+        match map.populate() {
             // Before Linux 5.14 pages come in as they are touched.
             Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(error),
             _ => Ok(Self::guarded(map, length)),
