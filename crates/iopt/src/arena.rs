@@ -98,24 +98,29 @@ impl Arena {
 
     /// A table whose entries are all zero, or `None` if the cap is reached or memory cannot be had.
     pub(crate) fn allocate(&self) -> Option<TableAddr> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.first != END {
-            let number = free.first;
-            free.first = self.link(number)?.load(Ordering::Relaxed);
-            return Some(TableAddr::of(number));
-        }
-        let number = free.untouched;
-        let slot = self.chunks.get((number / CHUNK) as usize)?;
-        if slot.get().is_none() {
+        loop {
+            let missing = {
+                let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+                if free.first != END {
+                    let number = free.first;
+                    free.first = self.link(number)?.load(Ordering::Relaxed);
+                    return Some(TableAddr::of(number));
+                }
+                let slot = self.chunks.get((free.untouched / CHUNK) as usize)?;
+                if slot.get().is_some() {
+                    free.untouched += 1;
+                    return Some(TableAddr::of(free.untouched - 1));
+                }
+                slot
+            };
+            // Without the lock, as those who free must not wait for memory.
             let chunk = Chunk {
                 tables: <[Table]>::new_box_zeroed_with_elems(CHUNK as usize).ok()?,
                 links: <[AtomicU32]>::new_box_zeroed_with_elems(CHUNK as usize).ok()?,
             };
-            // The lock on `free` makes this thread the only one that sets chunks.
-            let _ = slot.set(chunk);
+            // If another thread was faster, its chunk serves as well.
+            let _ = missing.set(chunk);
         }
-        free.untouched += 1;
-        Some(TableAddr::of(number))
     }
 
     /// Gives tables back. They must be all zero, and no walk may be inside them any more.

@@ -215,9 +215,10 @@ impl<F: Format> PageTable<F> {
         Ok(())
     }
 
-    /// Empties what lies in `iova..=last` of `table`, of `level`, which begins at `base`.
-    fn clear(&self, table: TableAddr, level: u8, base: u64, iova: u64, last: u64, empty: &mut EmptyTables) {
-        let Some(entries) = self.table(table) else { return };
+    /// Empties what lies in `iova..=last` of `table`, of `level`, which begins at `base`; returns whether nothing is left
+    /// in the table.
+    fn clear(&self, table: TableAddr, level: u8, base: u64, iova: u64, last: u64, empty: &mut EmptyTables) -> bool {
+        let Some(entries) = self.table(table) else { return true };
         let shift = F::shift(level);
         let first = (iova.max(base) - base) >> shift;
         let count = ((last - base) >> shift).min(ENTRIES as u64 - 1) - first + 1;
@@ -227,16 +228,15 @@ impl<F: Format> PageTable<F> {
                 Entry::Empty => {}
                 Entry::Leaf(..) => slot.store(0, Ordering::Release),
                 Entry::Table(below, _) => {
-                    self.clear(below, level - 1, start, iova, last, empty);
-                    // Tables that the range covers whole are empty now; others are kept, as the next map near here
-                    // wants them.
-                    if iova <= start && start + ((1u64 << shift) - 1) <= last {
+                    if self.clear(below, level - 1, start, iova, last, empty) {
                         slot.store(0, Ordering::Release);
                         self.arena.chain(empty, below);
                     }
                 }
             }
         }
+        // A table in use nearly always has an entry near the front, so this seldom looks at many.
+        entries.0.iter().all(|slot| slot.load(Ordering::Relaxed) == 0)
     }
 
     /// Translates one address. Takes no lock and allocates nothing.
