@@ -63,22 +63,18 @@ impl Context {
         &self.ids
     }
 
-    pub(crate) fn find(&self, id: u32) -> Option<Object> {
-        self.ids.get(ObjectId(NonZeroU32::new(id)?))
-    }
-
     /// Makes an empty address space, or returns `None` when the context has 2^31 objects.
     pub fn ioas_alloc(&self) -> Option<Arc<Ioas>> {
         let reserved = self.ids.reserve()?;
         let ioas = Arc::new(Ioas::new(reserved.id(), self.iommu.clone()));
-        reserved.finalize(Object::Ioas(ioas.clone()));
+        reserved.finalize(Object::Ioas(ioas.clone()), 0);
         Some(ioas)
     }
 
     /// The address space with this id.
     #[must_use]
     pub fn ioas(&self, id: u32) -> Option<Arc<Ioas>> {
-        match self.find(id)? {
+        match self.ids.get(ObjectId(NonZeroU32::new(id)?))? {
             Object::Ioas(ioas) => Some(ioas),
             Object::Hwpt(_) | Object::Device => None,
         }
@@ -87,7 +83,7 @@ impl Context {
     /// Binds a device to this context: from now on, what it reaches is decided through it.
     ///
     /// # Errors
-    /// [`BindError::GroupBusy`] if a device of its group is bound to another context.
+    /// See [`BindError`].
     pub fn bind(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Result<Device, BindError> {
         Device::bind(self.clone(), endpoint.clone())
     }
@@ -113,11 +109,10 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         // Devices hold the context, so none is bound any more, and no page table is left.
-        for (id, object) in self.ids.all() {
+        for (id, object) in self.ids.drain() {
             if let Object::Ioas(ioas) = object {
-                let areas = ioas.areas();
-                let bytes = areas.iter().map(|area| area.range.len_minus_one() + 1).sum();
-                self.iommu.observer().left_behind(&Leftover::Ioas { id, areas: areas.len(), bytes });
+                let (areas, bytes) = ioas.size();
+                self.iommu.observer().left_behind(&Leftover::Ioas { id, areas, bytes });
                 let _ = ioas.unmap(IovaRange::ALL);
             }
         }

@@ -1,5 +1,7 @@
 //! A device bound to a context: who may decide what it reaches.
 
+use std::num::NonZeroU32;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use thiserror::Error;
@@ -8,7 +10,7 @@ use crate::context::{Context, Object};
 use crate::endpoint::Endpoint;
 use crate::hwpt::Hwpt;
 use crate::ids::ObjectId;
-use crate::ioas::ConnectError;
+use crate::ioas::{ConnectError, Ioas};
 use crate::observe::Leftover;
 use crate::types::{IovaRange, Pasid};
 
@@ -18,6 +20,12 @@ pub enum BindError {
     /// A device of the same group is bound to another context.
     #[error("the device's IOMMU group belongs to another context")]
     GroupBusy,
+    /// It is bound already.
+    #[error("the device is bound already")]
+    AlreadyBound,
+    /// The device belongs to another [`Iommu`](crate::Iommu) than the context.
+    #[error("the device belongs to another machine than the context")]
+    OtherMachine,
     /// The context has 2^31 objects.
     #[error("the context has no free ids")]
     NoIds,
@@ -59,22 +67,41 @@ impl From<ConnectError> for AttachError {
 pub struct Device {
     context: Arc<Context>,
     id: ObjectId,
+    claim: Claim,
+}
+
+/// An endpoint that is taken, and its group with it.
+struct Claim {
     endpoint: Arc<Endpoint>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.endpoint.bound.store(false, Ordering::Release);
+        self.endpoint.group.release();
+    }
 }
 
 impl Device {
     pub(crate) fn bind(context: Arc<Context>, endpoint: Arc<Endpoint>) -> Result<Self, BindError> {
+        if !endpoint.is_on(context.iommu()) {
+            return Err(BindError::OtherMachine);
+        }
+        if endpoint.bound.swap(true, Ordering::AcqRel) {
+            return Err(BindError::AlreadyBound);
+        }
         if !endpoint.group.claim(context.serial()) {
+            endpoint.bound.store(false, Ordering::Release);
             return Err(BindError::GroupBusy);
         }
-        let Some(reserved) = context.ids().reserve() else {
-            endpoint.group.release();
-            return Err(BindError::NoIds);
-        };
-        let id = reserved.finalize(Object::Device);
-        // Held by this handle, so that it cannot be destroyed by its id.
-        context.ids().hold(id);
-        Ok(Self { context, id, endpoint })
+        // From here on, dropping the claim undoes it.
+        let claim = Claim { endpoint };
+        let id = context.ids().reserve().ok_or(BindError::NoIds)?.finalize(Object::Device, 1);
+        Ok(Self { context, id, claim })
+    }
+
+    fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.claim.endpoint
     }
 
     /// Its id in the context.
@@ -98,33 +125,43 @@ impl Device {
     /// See [`AttachError`].
     pub fn attach(&self, pasid: Option<Pasid>, target: u32) -> Result<ObjectId, AttachError> {
         let _attach = self.context.attach.lock().unwrap_or_else(PoisonError::into_inner);
-        let object = self.context.find(target).ok_or(AttachError::Missing(target))?;
-        let ioas = match object {
-            Object::Ioas(ioas) => ioas,
-            Object::Hwpt(hwpt) => hwpt.ioas().clone(),
-            Object::Device => return Err(AttachError::WrongKind(target)),
-        };
-        let group = self.endpoint.group();
-        for other in self.context.iommu().view() {
-            let elsewhere = |a: &crate::AttachmentView| a.pasid == pasid && a.ioas != ioas.id();
-            if other.group == group && other.rid != self.endpoint.rid() && other.attachments.iter().any(elsewhere) {
-                return Err(AttachError::GroupElsewhere(group));
-            }
-        }
         let ids = self.context.ids();
+        let missing = AttachError::Missing(target);
+        let target_id = ObjectId(NonZeroU32::new(target).ok_or(AttachError::Missing(target))?);
+        // Held from here on, so that it cannot be destroyed under us.
+        let object = ids.hold(target_id).ok_or(missing)?;
+        let result = match &object {
+            Object::Ioas(ioas) => self.attach_to(pasid, ioas),
+            Object::Hwpt(hwpt) => self.attach_to(pasid, hwpt.ioas()),
+            Object::Device => Err(AttachError::WrongKind(target)),
+        };
+        ids.release(target_id);
+        result
+    }
+
+    /// Attaches to a page table of `ioas`, which the caller holds.
+    fn attach_to(&self, pasid: Option<Pasid>, ioas: &Arc<Ioas>) -> Result<ObjectId, AttachError> {
+        let (ids, endpoint) = (self.context.ids(), self.endpoint());
+        if self.context.iommu().is_group_elsewhere(endpoint, pasid, ioas) {
+            return Err(AttachError::GroupElsewhere(endpoint.group()));
+        }
         let reserved = ids.reserve().ok_or(AttachError::NoIds)?;
         let id = reserved.id();
         let make = || Hwpt::new(id, ioas.clone(), self.context.iommu().arena.clone()).map(Arc::new);
-        let (hwpt, made) = ioas.connect(&self.endpoint, make)?;
+        let (hwpt, made) = ioas.connect(endpoint, make)?;
         if made {
-            reserved.finalize(Object::Hwpt(hwpt.clone()));
-            ids.hold(ioas.id());
+            // The table holds its address space, and is held by this attachment.
+            let held = ids.hold(ioas.id());
+            debug_assert!(held.is_some());
+            reserved.finalize(Object::Hwpt(hwpt.clone()), 1);
+        } else {
+            let held = ids.hold(hwpt.id());
+            debug_assert!(held.is_some());
         }
-        ids.hold(hwpt.id());
-        if let Some(before) = self.endpoint.exchange(pasid, Some(hwpt.clone())) {
+        if let Some(before) = endpoint.exchange(pasid, Some(hwpt.clone())) {
             self.let_go(&before);
         }
-        self.context.iommu().observer().attached(self.endpoint.rid(), group);
+        self.context.iommu().observer().attached(endpoint.rid(), endpoint.group());
         Ok(hwpt.id())
     }
 
@@ -132,7 +169,7 @@ impl Device {
     /// Detaching what is not attached does nothing. Allocates nothing.
     pub fn detach(&self, pasid: Option<Pasid>) {
         let _attach = self.context.attach.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(hwpt) = self.endpoint.exchange(pasid, None) {
+        if let Some(hwpt) = self.endpoint().exchange(pasid, None) {
             self.let_go(&hwpt);
         }
     }
@@ -140,30 +177,30 @@ impl Device {
     /// Drops the endpoint's claim on a page table that it no longer uses, and the table with the last claim.
     fn let_go(&self, hwpt: &Arc<Hwpt>) {
         let ids = self.context.ids();
-        ids.release(hwpt.id());
-        if hwpt.ioas().disconnect(&self.endpoint, hwpt) {
-            let removed = ids.remove(hwpt.id());
-            debug_assert!(removed.is_ok());
+        if hwpt.ioas().disconnect(self.endpoint(), hwpt) {
+            ids.release_last(hwpt.id());
             ids.release(hwpt.ioas().id());
+        } else {
+            ids.release(hwpt.id());
         }
+    }
+
+    /// One attachment that there is.
+    fn first_attachment(&self) -> Option<Leftover> {
+        let map = self.endpoint().attachments.read().unwrap_or_else(PoisonError::into_inner);
+        let (&pasid, hwpt) = map.first_key_value()?;
+        Some(Leftover::Attachment { rid: self.endpoint().rid(), pasid, hwpt: hwpt.id(), ioas: hwpt.ioas().id() })
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        let attached: Vec<_> = {
-            let map = self.endpoint.attachments.read().unwrap_or_else(PoisonError::into_inner);
-            map.iter().map(|(&pasid, hwpt)| (pasid, hwpt.id(), hwpt.ioas().id())).collect()
-        };
-        for (pasid, hwpt, ioas) in attached {
-            self.detach(pasid);
-            let what = Leftover::Attachment { rid: self.endpoint.rid(), pasid, hwpt, ioas };
+        while let Some(what) = self.first_attachment() {
+            if let Leftover::Attachment { pasid, .. } = what {
+                self.detach(pasid);
+            }
             self.context.iommu().observer().left_behind(&what);
         }
-        let ids = self.context.ids();
-        ids.release(self.id);
-        let removed = ids.remove(self.id);
-        debug_assert!(removed.is_ok());
-        self.endpoint.group.release();
+        self.context.ids().release_last(self.id);
     }
 }

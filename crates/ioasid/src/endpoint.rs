@@ -27,6 +27,8 @@ pub struct Endpoint {
     pub(crate) group: Arc<Group>,
     reserved: Vec<IovaRange>,
     bus_master: AtomicBool,
+    /// Whether a [`crate::Device`] has it.
+    pub(crate) bound: AtomicBool,
     pub(crate) attachments: RwLock<BTreeMap<Option<Pasid>, Arc<Hwpt>>>,
     gates: Mutex<Vec<Arc<Gate>>>,
     /// Bytes that its ports moved. Statistics: nothing is ordered by them.
@@ -42,6 +44,7 @@ impl Endpoint {
             group,
             reserved,
             bus_master: AtomicBool::new(false),
+            bound: AtomicBool::new(false),
             attachments: RwLock::default(),
             gates: Mutex::default(),
             read: AtomicU64::new(0),
@@ -65,6 +68,11 @@ impl Endpoint {
     #[must_use]
     pub fn reserved(&self) -> &[IovaRange] {
         &self.reserved
+    }
+
+    /// Whether it is a requester of this machine.
+    pub(crate) fn is_on(&self, iommu: &Arc<Iommu>) -> bool {
+        std::ptr::eq(self.iommu.as_ptr(), Arc::as_ptr(iommu))
     }
 
     /// A new port for the device model behind this endpoint. A model that does DMA from several threads takes one for

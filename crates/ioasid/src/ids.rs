@@ -80,22 +80,30 @@ impl<T: Clone> Ids<T> {
         }
     }
 
-    /// Counts one more user of `id`.
-    pub(crate) fn hold(&self, id: ObjectId) -> bool {
-        match self.lock().get_mut(&id.0.get()) {
-            Some(Slot::Ready { users, .. }) => {
+    /// Finds an object and counts one more user of it, so that it stays until [`Ids::release`].
+    pub(crate) fn hold(&self, id: ObjectId) -> Option<T> {
+        match self.lock().get_mut(&id.0.get())? {
+            Slot::Ready { object, users } => {
                 *users += 1;
-                true
+                Some(object.clone())
             }
-            _ => false,
+            Slot::Reserved => None,
         }
     }
 
-    /// Counts one user less.
+    /// Counts one user less of an object that the caller holds.
     pub(crate) fn release(&self, id: ObjectId) {
-        if let Some(Slot::Ready { users, .. }) = self.lock().get_mut(&id.0.get()) {
-            *users -= 1;
+        match self.lock().get_mut(&id.0.get()) {
+            Some(Slot::Ready { users: users @ 1.., .. }) => *users -= 1,
+            _ => debug_assert!(false, "object {id} was not held"),
         }
+    }
+
+    /// Counts one user less of an object that the caller holds, and removes it if that was the last.
+    pub(crate) fn release_last(&self, id: ObjectId) {
+        self.release(id);
+        let removed = self.remove(id);
+        debug_assert!(removed.is_ok(), "object {id} has other users");
     }
 
     /// Removes `id` if nobody uses it.
@@ -111,13 +119,13 @@ impl<T: Clone> Ids<T> {
         }
     }
 
-    /// Every published object.
-    pub(crate) fn all(&self) -> Vec<(ObjectId, T)> {
-        let ready = |(&id, slot): (&u32, &Slot<T>)| match slot {
-            Slot::Ready { object, .. } => Some((ObjectId(NonZeroU32::new(id)?), object.clone())),
+    /// Takes every published object out.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (ObjectId, T)> + use<T> {
+        let slots = std::mem::take(self.slots.get_mut().unwrap_or_else(PoisonError::into_inner));
+        slots.into_iter().filter_map(|(id, slot)| match slot {
+            Slot::Ready { object, .. } => Some((ObjectId(NonZeroU32::new(id)?), object)),
             Slot::Reserved => None,
-        };
-        self.lock().iter().filter_map(ready).collect()
+        })
     }
 }
 
@@ -126,11 +134,12 @@ impl<T> Reserved<'_, T> {
         self.id
     }
 
-    /// Publishes the object, with nobody using it.
-    pub(crate) fn finalize(mut self, object: T) -> ObjectId {
+    /// Publishes the object with so many users from the start: one that the caller means to hold cannot be removed
+    /// before it does.
+    pub(crate) fn finalize(mut self, object: T, users: usize) -> ObjectId {
         self.finalized = true;
         let mut slots = self.ids.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.insert(self.id.0.get(), Slot::Ready { object, users: 0 });
+        slots.insert(self.id.0.get(), Slot::Ready { object, users });
         self.id
     }
 }
@@ -161,20 +170,29 @@ mod tests {
     #[test]
     fn the_lowest_free_id_is_taken() {
         let ids = Ids::new();
-        let all: Vec<_> = (0..5).map(|n| ids.reserve().unwrap().finalize(n)).collect();
+        let all: Vec<_> = (0..5).map(|n| ids.reserve().unwrap().finalize(n, 0)).collect();
         ids.remove(all[2]).unwrap();
-        assert_eq!(ids.reserve().unwrap().finalize(9), all[2]);
-        assert_eq!(ids.reserve().unwrap().finalize(9).0.get(), 6);
+        assert_eq!(ids.reserve().unwrap().finalize(9, 0), all[2]);
+        assert_eq!(ids.reserve().unwrap().finalize(9, 0).0.get(), 6);
     }
 
     #[test]
     fn what_is_held_is_not_removed() {
         let ids = Ids::new();
-        let id = ids.reserve().unwrap().finalize("ioas");
-        assert!(ids.hold(id));
+        let id = ids.reserve().unwrap().finalize("ioas", 0);
+        assert_eq!(ids.hold(id), Some("ioas"));
         assert_eq!(ids.remove(id), Err(RemoveError::InUse));
         ids.release(id);
         assert_eq!(ids.remove(id), Ok("ioas"));
-        assert!(!ids.hold(id));
+        assert_eq!(ids.hold(id), None);
+    }
+
+    #[test]
+    fn what_is_born_held_is_not_removed() {
+        let ids = Ids::new();
+        let id = ids.reserve().unwrap().finalize("device", 1);
+        assert_eq!(ids.remove(id), Err(RemoveError::InUse));
+        ids.release_last(id);
+        assert_eq!(ids.get(id), None);
     }
 }

@@ -4,6 +4,9 @@
 //! not merged, as an unmap has to name whole areas.
 //!
 //! What is reserved is not stored: it is what the endpoints attached at this moment reserve.
+//!
+//! Memory is made ready (found, mapped here, brought in) without the lock, as that may take as long as its owner likes.
+//! Meanwhile an area without pages keeps the range: whoever wants the range, or wants to unmap it, meets it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,6 +62,9 @@ pub enum MapError {
     /// The memory cannot be had.
     #[error(transparent)]
     Memory(#[from] ImportError),
+    /// Writing is asked for, and the memory cannot be written.
+    #[error("the memory is read-only")]
+    ReadOnly,
     /// The memory has another length than the mapping.
     #[error("the memory has {0:#x} bytes, the mapping {1:#x}")]
     WrongLength(u64, u64),
@@ -76,6 +82,9 @@ pub enum UnmapError {
     /// Nothing is mapped in the range, or it begins or ends inside an area.
     #[error("IOVA {0} does not consist of whole mappings")]
     NotWhole(IovaRange),
+    /// Part of the range is being mapped at this moment.
+    #[error("IOVA {0} is being mapped at this moment")]
+    Busy(IovaRange),
 }
 
 /// Why an endpoint cannot use an address space.
@@ -99,7 +108,8 @@ pub struct AreaView {
 struct Area {
     last: u64,
     access: Access,
-    pages: Arc<Pages>,
+    /// None while the memory is being made ready.
+    pages: Option<Arc<Pages>>,
 }
 
 #[derive(Default)]
@@ -151,12 +161,20 @@ impl Ioas {
             range: IovaRange { start, last: area.last },
             access: area.access,
         };
-        self.lock().areas.iter().map(view).collect()
+        self.lock().mapped().map(view).collect()
+    }
+
+    /// How many areas are mapped, and how many bytes they have together.
+    #[must_use]
+    pub fn size(&self) -> (usize, u64) {
+        let state = self.lock();
+        state.mapped().fold((0, 0), |(areas, bytes), (start, area)| (areas + 1, bytes + (area.last - start) + 1))
     }
 
     /// Maps `length` bytes of `memory` and returns where.
     ///
-    /// `memory` is called after everything else was checked, and must return segments of `length` bytes together.
+    /// `memory` is called after everything else was checked, without a lock, and must return segments of `length` bytes
+    /// together.
     ///
     /// # Errors
     /// See [`MapError`]; nothing is changed then.
@@ -173,20 +191,47 @@ impl Ioas {
         if access.is_empty() {
             return Err(MapError::NoAccess);
         }
-        let mut state = self.lock();
-        let range = match placement {
-            Placement::Fixed(iova) => state.check_fixed(iova.0, length)?,
-            Placement::Automatic { like } => state.find_free(length, like)?,
+        let range = {
+            let mut state = self.lock();
+            let range = match placement {
+                Placement::Fixed(iova) => state.check_fixed(iova.0, length)?,
+                Placement::Automatic { like } => state.find_free(length, like)?,
+            };
+            state.areas.insert(range.start, Area { last: range.last, access, pages: None });
+            range
         };
+        // Whatever comes of it, the range does not stay kept.
+        let result =
+            self.pages(memory, length, access, range.start).and_then(|pages| self.publish(range, access, pages));
+        if result.is_err() {
+            self.lock().areas.remove(&range.start);
+        }
+        result.map(|()| Iova(range.start))
+    }
+
+    fn pages(
+        &self,
+        memory: impl FnOnce() -> Result<Vec<Segment>, ImportError>,
+        length: u64,
+        access: Access,
+        iova: u64,
+    ) -> Result<Pages, MapError> {
         let segments = memory()?;
         let have = segments.iter().map(Segment::length).sum();
         if have != length {
             return Err(MapError::WrongLength(have, length));
         }
-        let pages = Pages::new(&self.iommu.phys, segments, range.start)?;
-        let area = Area { last: range.last, access, pages: Arc::new(pages) };
+        if access.contains(Access::WRITE) && !segments.iter().all(Segment::is_writable) {
+            return Err(MapError::ReadOnly);
+        }
+        Ok(Pages::new(&self.iommu.phys, segments, iova)?)
+    }
+
+    /// Puts pages into a range that is kept for them, and into every page table.
+    fn publish(&self, range: IovaRange, access: Access, pages: Pages) -> Result<(), MapError> {
+        let mut state = self.lock();
         for (done, hwpt) in state.hwpts.iter().enumerate() {
-            if let Err((filled, error)) = fill(hwpt, range.start, &area, &self.iommu) {
+            if let Err((filled, error)) = fill(hwpt, range.start, access, &pages, &self.iommu) {
                 let mut empty = EmptyTables::none();
                 if let Some(filled) = IovaRange::new(range.start, filled) {
                     hwpt.unmap(filled, &mut empty);
@@ -197,8 +242,8 @@ impl Ioas {
                 return Err(error.into());
             }
         }
-        state.areas.insert(range.start, area);
-        Ok(Iova(range.start))
+        state.areas.insert(range.start, Area { last: range.last, access, pages: Some(Arc::new(pages)) });
+        Ok(())
     }
 
     /// Unmaps every area in `range`, which must not cut one, and returns the number of bytes that were mapped.
@@ -206,12 +251,15 @@ impl Ioas {
     /// When it returns, no DMA through these mappings is in flight and none can start. Allocates nothing.
     ///
     /// # Errors
-    /// [`UnmapError::NotWhole`] if nothing is mapped in `range` or it cuts an area; nothing is changed then. The whole
-    /// space ([`IovaRange::ALL`]) may be empty.
+    /// [`UnmapError::NotWhole`] if nothing is mapped in `range` or it cuts an area, [`UnmapError::Busy`] if part of it is
+    /// being mapped; nothing is changed then. The whole space ([`IovaRange::ALL`]) may be empty.
     pub fn unmap(&self, range: IovaRange) -> Result<u64, UnmapError> {
         let mut state = self.lock();
         let mut bytes = 0u64;
         for area in state.overlapping(range) {
+            if state.areas.get(&area.start).is_some_and(|area| area.pages.is_none()) {
+                return Err(UnmapError::Busy(area));
+            }
             if !range.contains(&area) {
                 return Err(UnmapError::NotWhole(range));
             }
@@ -252,8 +300,10 @@ impl Ioas {
         }
         let hwpt = make()?;
         // Dropping a half-filled table frees it: nothing is attached to it yet.
-        for (&start, area) in &state.areas {
-            fill(&hwpt, start, area, &self.iommu).map_err(|(_, error)| error)?;
+        for (&start, area) in state.mapped() {
+            if let Some(pages) = &area.pages {
+                fill(&hwpt, start, area.access, pages, &self.iommu).map_err(|(_, error)| error)?;
+            }
         }
         hwpt.endpoints().push(endpoint.clone());
         state.hwpts.push(hwpt.clone());
@@ -277,13 +327,12 @@ impl Ioas {
     }
 }
 
-/// Maps `area`, which begins at `start`, in one table; on an error, tells how many bytes of it were mapped.
-fn fill(hwpt: &Hwpt, start: u64, area: &Area, iommu: &Iommu) -> Result<(), (u64, iopt::MapError)> {
+/// Maps `pages` at `start` in one table; on an error, tells how many bytes of them were mapped.
+fn fill(hwpt: &Hwpt, start: u64, access: Access, pages: &Pages, iommu: &Iommu) -> Result<(), (u64, iopt::MapError)> {
     let mut done = 0;
-    for (pa, length) in area.pages.ranges() {
+    for (pa, length) in pages.ranges() {
         let mut empty = EmptyTables::none();
-        let result = hwpt.table.map(start + done, pa, length, area.access, &mut empty);
-        if let Err(error) = result {
+        if let Err(error) = hwpt.table.map(start + done, pa, length, access, &mut empty) {
             hwpt.quiesce();
             iommu.arena.free(empty);
             return Err((done, error));
@@ -299,6 +348,11 @@ fn beyond_aperture() -> Option<IovaRange> {
 }
 
 impl State {
+    /// The areas that have pages.
+    fn mapped(&self) -> impl Iterator<Item = (&u64, &Area)> + '_ {
+        self.areas.iter().filter(|(_, area)| area.pages.is_some())
+    }
+
     /// The ranges of the areas that have something in common with `range`.
     fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = IovaRange> + '_ {
         let before = self.areas.range(..range.start).next_back();

@@ -9,8 +9,9 @@ use iopt::Arena;
 use crate::context::Context;
 use crate::endpoint::Endpoint;
 use crate::group::Group;
+use crate::hwpt::Hwpt;
 use crate::ids::ObjectId;
-use crate::ioas::AreaView;
+use crate::ioas::{AreaView, Ioas};
 use crate::memory::PhysSpace;
 use crate::observe::Observer;
 use crate::types::{GroupId, IovaRange, Pasid, Rid};
@@ -84,6 +85,15 @@ impl Iommu {
         let endpoint = Arc::new(Endpoint::new(rid, self, group, vec![MSI_WINDOW]));
         endpoints.insert(rid, endpoint.clone());
         Some(endpoint)
+    }
+
+    /// Whether another endpoint of the same group is attached, for `pasid`, to another address space than `ioas`.
+    pub(crate) fn is_group_elsewhere(&self, endpoint: &Endpoint, pasid: Option<Pasid>, ioas: &Arc<Ioas>) -> bool {
+        let endpoints = self.endpoints.read().unwrap_or_else(PoisonError::into_inner);
+        let others =
+            endpoints.values().filter(|other| other.group() == endpoint.group() && other.rid() != endpoint.rid());
+        let elsewhere = |hwpt: &Hwpt| !Arc::ptr_eq(hwpt.ioas(), ioas);
+        others.into_iter().any(|other| other.with_attachment(pasid, elsewhere) == Some(true))
     }
 
     /// A new, empty context.

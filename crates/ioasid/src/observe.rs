@@ -79,7 +79,8 @@ pub enum Leftover {
     },
 }
 
-/// Is told what happens. Called from whatever thread it happens on, so briefly; no locks are held by ports.
+/// Is told what happens, on whatever thread it happens. Implementations are brief, and do not call the engine: it may be
+/// in the middle of something.
 pub trait Observer: Send + Sync {
     /// A DMA was refused.
     fn fault(&self, _fault: &Fault) {}

@@ -36,13 +36,13 @@ mod asymmetric {
     use super::{Ordering, fence};
 
     /// Whether the kernel lets this process use expedited barriers.
-    static MEMBARRIER: LazyLock<bool> = LazyLock::new(|| {
+    static MEMBARRIER: LazyLock<bool> = LazyLock::new(|| membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED));
+
+    #[allow(unsafe_code, reason = "no safe wrapper of membarrier exists")]
+    fn membarrier(command: libc::c_int) -> bool {
         // SAFETY: membarrier takes no pointers.
-        #[allow(unsafe_code, reason = "no safe wrapper of membarrier exists")]
-        let result =
-            unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) };
-        result == 0
-    });
+        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+    }
 
     /// Orders this thread's earlier store before its later load, as seen by who calls [`heavy_fence`].
     #[inline]
@@ -58,11 +58,12 @@ mod asymmetric {
     pub(crate) fn heavy_fence() {
         fence(Ordering::SeqCst);
         if *MEMBARRIER {
-            // SAFETY: membarrier takes no pointers.
-            #[allow(unsafe_code, reason = "no safe wrapper of membarrier exists")]
-            let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) };
-            // It cannot fail once registered, and going on without it would break the completion guarantee.
-            assert_eq!(result, 0, "membarrier failed after it was registered");
+            // The kernel may want memory for it, and going on without it would break the completion guarantee; so it is
+            // tried until it works. The second form is slow and wants none.
+            let forms = [libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED, libc::MEMBARRIER_CMD_GLOBAL];
+            while !forms.iter().any(|&form| membarrier(form)) {
+                std::thread::yield_now();
+            }
         }
     }
 

@@ -205,6 +205,107 @@ fn ids_of_one_context_mean_nothing_in_another() {
     assert!(matches!(two.destroy(ioas.id().0.get()), Err(DestroyError::Missing(_))));
 }
 
+#[test]
+fn an_address_space_is_not_destroyed_under_an_attach() {
+    let bench = Bench::new();
+    let endpoint = bench.endpoint(1, 1);
+    let context = bench.iommu.context();
+    let device = context.bind(&endpoint).unwrap();
+    let next = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        let destroyer = scope.spawn(|| {
+            let mut destroyed = 0;
+            loop {
+                match next.load(std::sync::atomic::Ordering::Relaxed) {
+                    u32::MAX => return destroyed,
+                    0 => {}
+                    id => destroyed += u32::from(context.destroy(id).is_ok()),
+                }
+            }
+        });
+        for _ in 0..3000 {
+            let ioas = context.ioas_alloc().unwrap();
+            let id = ioas.id().0.get();
+            next.store(id, std::sync::atomic::Ordering::Relaxed);
+            if let Ok(table) = device.attach(None, id) {
+                assert!(Arc::ptr_eq(&context.ioas(id).unwrap(), &ioas), "attached to what is destroyed");
+                assert_eq!(context.destroy(table.0.get()), Err(DestroyError::Busy(table.0.get())));
+                device.detach(None);
+            }
+            next.store(0, std::sync::atomic::Ordering::Relaxed);
+            let _ = context.destroy(id);
+        }
+        next.store(u32::MAX, std::sync::atomic::Ordering::Relaxed);
+        assert!(destroyer.join().unwrap() > 0, "the test had no power");
+    });
+    drop(device);
+    drop(context);
+    assert!(bench.log.left.lock().unwrap().is_empty());
+    assert_eq!(bench.iommu.resources(), (0, 0));
+}
+
+#[test]
+fn a_device_is_bound_once_and_only_on_its_own_machine() {
+    let (here, there) = (Bench::new(), Bench::new());
+    let endpoint = here.endpoint(1, 1);
+    assert_eq!(there.iommu.context().bind(&endpoint).err(), Some(BindError::OtherMachine));
+    let context = here.iommu.context();
+    let device = context.bind(&endpoint).unwrap();
+    assert_eq!(context.bind(&endpoint).err(), Some(BindError::AlreadyBound));
+    drop(device);
+    assert!(context.bind(&endpoint).is_ok());
+}
+
+#[test]
+fn a_read_only_file_is_not_mapped_for_writing() {
+    let bench = Bench::new();
+    let context = bench.iommu.context();
+    let ioas = context.ioas_alloc().unwrap();
+    let file = Segment::memfd(PAGE).unwrap().1;
+    let segment = Segment::file(&file, 0, PAGE, false).unwrap();
+    let map = |access| ioas.map(Placement::Fixed(Iova(0)), PAGE, access, || Ok(vec![segment.clone()]));
+    assert!(matches!(map(Access::all()), Err(MapError::ReadOnly)));
+    assert!(ioas.areas().is_empty());
+    assert!(map(Access::READ).is_ok());
+}
+
+#[test]
+fn a_range_that_is_being_mapped_is_kept_and_cannot_be_unmapped() {
+    let bench = Bench::new();
+    let context = bench.iommu.context();
+    let ioas = context.ioas_alloc().unwrap();
+    let result = ioas.map(Placement::Fixed(Iova(0x8000)), PAGE, Access::all(), || {
+        assert!(matches!(map(&ioas, 0x8000, 1), Err(MapError::Occupied(_))));
+        assert!(matches!(ioas.unmap(range(0x8000, PAGE)), Err(UnmapError::Busy(_))));
+        assert!(matches!(ioas.unmap(IovaRange::ALL), Err(UnmapError::Busy(_))));
+        assert!(map(&ioas, 0x9000, 1).is_ok(), "the rest of the space is free");
+        Ok(vec![Segment::memfd(2 * PAGE).unwrap().0])
+    });
+    assert!(matches!(result, Err(MapError::WrongLength(..))));
+    assert!(map(&ioas, 0x8000, 1).is_ok(), "and is not kept after a failure");
+}
+
+#[test]
+fn a_file_that_is_cut_short_under_many_accesses_is_survived() {
+    let bench = Bench::new();
+    let endpoint = bench.endpoint(1, 1);
+    let mut port = endpoint.port();
+    let context = bench.iommu.context();
+    let ioas = context.ioas_alloc().unwrap();
+    let device = context.bind(&endpoint).unwrap();
+    device.attach(None, ioas.id().0.get()).unwrap();
+    // More pages than a process may have mappings, so that one mapping for each fault would be too many.
+    let pages = 80_000;
+    let (segment, file) = Segment::memfd(pages * PAGE).unwrap();
+    ioas.map(Placement::Fixed(Iova(0)), pages * PAGE, Access::all(), || Ok(vec![segment])).unwrap();
+    file.set_len(0).unwrap();
+    for page in (0..pages).step_by(2) {
+        assert!(port.write(Iova(page * PAGE), &[1]).is_err());
+    }
+    map(&ioas, 1 << 40, 1).unwrap();
+    port.write(Iova(1 << 40), &[1]).unwrap();
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Map { at: Option<u64>, pages: u64 },

@@ -276,7 +276,10 @@ impl Channel {
             (Command::ABORT, State::Active) if self.is_busy(&control) => {
                 control.stop = Some(State::Halted);
             }
-            (Command::ABORT, _) => self.set_state(&control, State::Halted),
+            (Command::ABORT, _) => {
+                control.stop = None;
+                self.set_state(&control, State::Halted);
+            }
             (Command::RESUME, State::Active) if control.stop == Some(State::Suspended) => {
                 control.stop = None;
             }
@@ -322,6 +325,8 @@ impl Channel {
             control.cursor = Cursor::Chain(control.chain);
             control.count = 0;
             control.done = 0;
+            // What was to stop the chain before does not stop this one.
+            control.stop = None;
             self.set_status(&control, State::Armed, 0);
         }
     }

@@ -14,6 +14,7 @@
 //! no lock while it does DMA. Between pieces it looks whether a reset has made its work void, so a reset is as quick as
 //! one piece.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -82,7 +83,11 @@ impl Engine {
         let mut last = None;
         loop {
             match self.channel.advance(last.take()) {
-                Step::Run(job) => last = Some((job, self.run(&job))),
+                Step::Run(job) => {
+                    // Whoever resets the device waits for the job, so it ends also if memory's implementor panics.
+                    let outcome = catch_unwind(AssertUnwindSafe(|| self.run(&job)));
+                    last = Some((job, outcome.unwrap_or(Outcome::Failed(ChannelError::UNAFFILIATED))));
+                }
                 Step::Deliver => interrupts.deliver(),
                 Step::Quit => return,
             }

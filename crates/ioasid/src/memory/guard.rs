@@ -2,33 +2,65 @@
 //!
 //! Touching a page of a mapping beyond the end of its file raises SIGBUS, and whoever owns the file decides where it
 //! ends. So every such mapping is entered in a list that the SIGBUS handler looks through: a fault inside one marks it
-//! as failed and puts an empty page there, so that the copy in progress ends and its result is thrown away. A SIGBUS
-//! anywhere else goes to whatever handled it before.
+//! as failed and puts empty pages in place of the whole of it, so that the copy in progress ends, its result is thrown
+//! away, and there is no second fault. A SIGBUS anywhere else goes to whatever handled it before.
 //!
-//! The list only grows, so that the handler can walk it without a lock; entries are reused.
+//! The list only grows, so that the handler can walk it without a lock; entries are reused. A count in each entry,
+//! odd while its fields change, keeps the handler from taking an old length for a new address.
 #![allow(unsafe_code, reason = "mmap, and a signal handler")]
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// One guarded range. `length` is zero while the entry is free.
-struct Entry {
+/// One guarded range, of a mapping as long as it exists.
+pub(crate) struct Entry {
+    /// Odd while `start` and `length` are being changed.
+    changes: AtomicUsize,
     start: AtomicUsize,
+    /// Zero while the entry guards nothing.
     length: AtomicUsize,
-    failed: AtomicPtr<AtomicBool>,
+    failed: AtomicBool,
+    /// The next entry of all that there are.
     next: AtomicPtr<Entry>,
+    /// The next entry that guards nothing. Changed under the lock on `FREE`.
+    next_free: AtomicPtr<Entry>,
+}
+
+impl Entry {
+    /// Whether bytes of the mapping turned out not to exist.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Changes what is guarded. Only whoever took the entry off the free list calls this.
+    fn set(&self, start: usize, length: usize) {
+        let changes = self.changes.load(Ordering::Relaxed);
+        self.changes.store(changes + 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.start.store(start, Ordering::Relaxed);
+        self.length.store(length, Ordering::Relaxed);
+        self.changes.store(changes + 2, Ordering::Release);
+    }
+
+    /// The range that is guarded, unless it is changing, which a range that is in use does not.
+    fn range(&self) -> Option<(usize, usize)> {
+        let before = self.changes.load(Ordering::Acquire);
+        let range = (self.start.load(Ordering::Relaxed), self.length.load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        (before.is_multiple_of(2) && self.changes.load(Ordering::Relaxed) == before).then_some(range)
+    }
 }
 
 /// Every entry that ever was, newest first.
 static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(ptr::null_mut());
-/// Those that guard nothing now.
-static FREE: Mutex<Vec<&'static Entry>> = Mutex::new(Vec::new());
+/// The first of those that guard nothing now.
+static FREE: Mutex<Option<&'static Entry>> = Mutex::new(None);
 /// What SIGBUS did before.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
@@ -36,7 +68,6 @@ static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 pub(crate) struct GuardedMap {
     start: NonNull<u8>,
     length: usize,
-    failed: Arc<AtomicBool>,
     entry: &'static Entry,
 }
 
@@ -54,12 +85,10 @@ impl GuardedMap {
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
         let start = unsafe { rustix::mm::mmap(ptr::null_mut(), length, prot, MapFlags::SHARED, file, offset) }?;
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let failed = Arc::new(AtomicBool::new(false));
-        let entry = FREE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_else(new_entry);
-        entry.failed.store(Arc::as_ptr(&failed).cast_mut(), Ordering::Relaxed);
-        entry.start.store(start.as_ptr() as usize, Ordering::Relaxed);
-        entry.length.store(length, Ordering::Release);
-        Ok(Self { start, length, failed, entry })
+        let entry = take_entry();
+        entry.failed.store(false, Ordering::Relaxed);
+        entry.set(start.as_ptr() as usize, length);
+        Ok(Self { start, length, entry })
     }
 
     pub(crate) fn start(&self) -> NonNull<u8> {
@@ -77,33 +106,46 @@ impl GuardedMap {
         }
     }
 
-    /// Becomes true when bytes of the mapping turned out not to exist.
-    pub(crate) fn failed(&self) -> Arc<AtomicBool> {
-        self.failed.clone()
+    /// What tells whether bytes of it turned out not to exist.
+    pub(crate) fn entry(&self) -> &'static Entry {
+        self.entry
     }
 }
 
 impl Drop for GuardedMap {
     fn drop(&mut self) {
         // First out of the list: the address may be somebody else's as soon as it is unmapped.
-        self.entry.length.store(0, Ordering::Release);
+        self.entry.set(0, 0);
         // SAFETY: the mapping is ours, and whoever could use it has let go of the owner of this object.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
         debug_assert!(unmapped.is_ok());
-        FREE.lock().unwrap_or_else(PoisonError::into_inner).push(self.entry);
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = free.map_or(ptr::null_mut(), |entry| ptr::from_ref(entry).cast_mut());
+        self.entry.next_free.store(next, Ordering::Relaxed);
+        *free = Some(self.entry);
     }
 }
 
-fn new_entry() -> &'static Entry {
-    let entry = Box::leak(Box::new(Entry {
+/// An entry that guards nothing: a used one, or a new one, which is never given back to the allocator.
+fn take_entry() -> &'static Entry {
+    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(entry) = *free {
+        // SAFETY: null or an entry, and entries are never freed.
+        *free = unsafe { entry.next_free.load(Ordering::Relaxed).as_ref() };
+        return entry;
+    }
+    drop(free);
+    let entry: &'static mut Entry = Box::leak(Box::new(Entry {
+        changes: AtomicUsize::new(0),
         start: AtomicUsize::new(0),
         length: AtomicUsize::new(0),
-        failed: AtomicPtr::new(ptr::null_mut()),
+        failed: AtomicBool::new(false),
         next: AtomicPtr::new(ptr::null_mut()),
+        next_free: AtomicPtr::new(ptr::null_mut()),
     }));
     let mut first = ENTRIES.load(Ordering::Acquire);
     loop {
-        entry.next.store(first, Ordering::Relaxed);
+        *entry.next.get_mut() = first;
         match ENTRIES.compare_exchange_weak(first, entry, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => return entry,
             Err(now) => first = now,
@@ -142,19 +184,16 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     let mut next = ENTRIES.load(Ordering::Acquire);
     // SAFETY: entries are never freed.
     while let Some(entry) = unsafe { next.as_ref() } {
-        let length = entry.length.load(Ordering::Acquire);
-        let start = entry.start.load(Ordering::Relaxed);
-        if address.wrapping_sub(start) < length {
-            let page = super::PAGE_SIZE as usize;
-            // SAFETY: replaces one page of a mapping that this module owns and that somebody is using right now, so
-            // that its owner is alive and `failed` is too.
-            unsafe {
-                (*entry.failed.load(Ordering::Relaxed)).store(true, Ordering::Relaxed);
-                let at = (address & !(page - 1)) as *mut libc::c_void;
-                let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-                if libc::mmap(at, page, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) != libc::MAP_FAILED {
-                    return;
-                }
+        if let Some((start, length)) = entry.range()
+            && address.wrapping_sub(start) < length
+        {
+            entry.failed.store(true, Ordering::Relaxed);
+            let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            // SAFETY: replaces a mapping that this module owns and that somebody is using right now, so that its owner
+            // is alive; all of it, so that no more mappings come of it, however often this happens.
+            if unsafe { libc::mmap(start as *mut libc::c_void, length, prot, flags, -1, 0) } != libc::MAP_FAILED {
+                return;
             }
             break;
         }

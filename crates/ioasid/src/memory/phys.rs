@@ -4,8 +4,10 @@
 //! window begins at an address that is congruent to the IOVA it is first mapped at, modulo the largest page that fits,
 //! so that large leaves stay possible.
 //!
-//! Addresses are handed out in blocks of a power of two, one free list for each size: 2^52 bytes are more than a
-//! process can map, so blocks are never joined, and taking and giving one is a push or a pop.
+//! Addresses are handed out in blocks of a power of two, one free list for each size, and taking and giving one is a
+//! push or a pop. Blocks are never split or joined, and still never run out: what is in use at one time is limited to
+//! [`LIMIT`], so the blocks of one size never take more than that much of the space, nor, aligned, more than twice that;
+//! and there are 40 sizes.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,6 +18,9 @@ use super::{Backing, PAGE_SIZE};
 
 /// Width of a physical address, as page-table formats have it.
 const PA_BITS: u32 = 52;
+
+/// Bytes in blocks in use at one time, at the most.
+const LIMIT: u64 = 1 << 45;
 
 /// A range of physical addresses and what they are.
 pub(crate) struct Window {
@@ -55,6 +60,8 @@ struct State {
     used: [usize; PA_BITS as usize],
     /// Everything from here on was never used.
     untouched: u64,
+    /// Bytes in blocks in use.
+    live: u64,
 }
 
 /// The physical address space.
@@ -70,6 +77,7 @@ impl PhysSpace {
             free: [const { Vec::new() }; PA_BITS as usize],
             used: [0; PA_BITS as usize],
             untouched: 0,
+            live: 0,
         };
         Self { state: RwLock::new(state) }
     }
@@ -81,11 +89,11 @@ impl PhysSpace {
         let skew = iova & (page - 1) & !(PAGE_SIZE - 1);
         let size = length.checked_add(skew).and_then(u64::checked_next_power_of_two).ok_or(error)?.max(page);
         let order = size.trailing_zeros();
-        if order >= PA_BITS {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if state.live.checked_add(size).is_none_or(|live| live > LIMIT) {
             return Err(error);
         }
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let State { windows, free, used, untouched } = &mut *state;
+        let State { windows, free, used, untouched, live } = &mut *state;
         let (free, used) = (&mut free[order as usize], &mut used[order as usize]);
         let block = match free.pop() {
             Some(block) => block,
@@ -97,6 +105,7 @@ impl PhysSpace {
             }
         };
         *used += 1;
+        *live += size;
         free.reserve(*used);
         let window = Arc::new(Window { base: block + skew, length, backing, block, order });
         windows.insert(window.base, window.clone());
@@ -109,6 +118,7 @@ impl PhysSpace {
         if state.windows.remove(&window.base).is_some() {
             let order = window.order as usize;
             state.used[order] -= 1;
+            state.live -= 1 << order;
             state.free[order].push(window.block);
         }
     }
@@ -179,6 +189,19 @@ mod tests {
             assert!(space.resolve(window.base(), |_| ()).is_none());
         }
         assert_eq!(space.windows(), 0);
+    }
+
+    #[test]
+    fn no_mix_of_sizes_uses_the_space_up() {
+        let space = PhysSpace::new();
+        for order in (12..45).chain((12..45).rev()) {
+            // As much as is allowed, or many, of one size; and then all of it back.
+            let windows: Vec<_> =
+                (0..200).map_while(|n| space.insert(backing(), 1 << order, n << order).ok()).collect();
+            assert!(windows.len() == 200 || order > 36, "{} windows of order {order}", windows.len());
+            windows.iter().for_each(|window| space.remove(window));
+        }
+        assert!(space.insert(backing(), PAGE_SIZE, 0).is_ok());
     }
 
     #[test]

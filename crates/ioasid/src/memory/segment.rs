@@ -6,9 +6,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::guard::GuardedMap;
+use super::guard::{Entry, GuardedMap};
 
 /// Memory that cannot be mapped here and is copied to and from.
 pub trait RemoteMemory: Send + Sync {
@@ -29,7 +28,7 @@ pub trait RemoteMemory: Send + Sync {
 #[derive(Clone)]
 pub(crate) enum Backing {
     /// Bytes in this process; `_keep` holds them there.
-    Local { start: NonNull<u8>, failed: Option<Arc<AtomicBool>>, _keep: Arc<dyn Any + Send + Sync> },
+    Local { start: NonNull<u8>, guard: Option<&'static Entry>, writable: bool, _keep: Arc<dyn Any + Send + Sync> },
     /// Bytes elsewhere.
     Remote { memory: Arc<dyn RemoteMemory>, address: u64 },
 }
@@ -50,7 +49,7 @@ impl Backing {
     /// Whether the memory behind turned out not to exist any more (a file that was cut short).
     pub(crate) fn is_gone(&self) -> bool {
         match self {
-            Self::Local { failed: Some(failed), .. } => failed.load(Ordering::Relaxed),
+            Self::Local { guard: Some(guard), .. } => guard.has_failed(),
             _ => false,
         }
     }
@@ -65,7 +64,7 @@ pub struct Segment {
 
 impl Segment {
     /// `length` bytes of this process at `start`, a multiple of the page size; `keep` is dropped when no device can
-    /// reach them any more.
+    /// reach them any more, in the middle of an unmap, and must not call the engine.
     ///
     /// # Safety
     /// The memory must stay valid for reads and writes until `keep` is dropped. Everything else that uses it must be
@@ -74,7 +73,7 @@ impl Segment {
     #[must_use]
     #[allow(unsafe_code, reason = "only the caller can know that the memory stays")]
     pub unsafe fn local(start: NonNull<u8>, length: u64, keep: Arc<dyn Any + Send + Sync>) -> Self {
-        Self { backing: Backing::Local { start, failed: None, _keep: keep }, length }
+        Self { backing: Backing::Local { start, guard: None, writable: true, _keep: keep }, length }
     }
 
     /// `length` bytes of `file` at `offset`, both multiples of the page size, mapped here.
@@ -84,7 +83,7 @@ impl Segment {
     /// # Errors
     /// Of `mmap`.
     pub fn file(file: impl AsFd, offset: u64, length: u64, writable: bool) -> io::Result<Self> {
-        Ok(Self::guarded(GuardedMap::new(file.as_fd(), offset, length, writable)?, length))
+        Ok(Self::guarded(GuardedMap::new(file.as_fd(), offset, length, writable)?, length, writable))
     }
 
     /// As [`Segment::file`], with every page brought in.
@@ -96,14 +95,14 @@ impl Segment {
         match map.populate() {
             // Before Linux 5.14 pages come in as they are touched.
             Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(error),
-            _ => Ok(Self::guarded(map, length)),
+            _ => Ok(Self::guarded(map, length, writable)),
         }
     }
 
-    fn guarded(map: GuardedMap, length: u64) -> Self {
+    fn guarded(map: GuardedMap, length: u64, writable: bool) -> Self {
         let map = Arc::new(map);
-        let (start, failed) = (map.start(), map.failed());
-        Self { backing: Backing::Local { start, failed: Some(failed), _keep: map }, length }
+        let (start, guard) = (map.start(), Some(map.entry()));
+        Self { backing: Backing::Local { start, guard, writable, _keep: map }, length }
     }
 
     /// `length` bytes, a multiple of the page size, at `address` of `memory`.
@@ -126,5 +125,15 @@ impl Segment {
     #[must_use]
     pub fn length(&self) -> u64 {
         self.length
+    }
+
+    /// Whether devices may be allowed to write it.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        match self.backing {
+            Backing::Local { writable, .. } => writable,
+            // Whether it is shows when it is written.
+            Backing::Remote { .. } => true,
+        }
     }
 }

@@ -21,27 +21,30 @@ const ENTRIES: usize = 256;
 #[derive(Clone, Copy)]
 pub(super) struct Entry {
     pasid: Option<Pasid>,
-    /// First and last IOVA of the page.
+    /// First and last IOVA of the page, as far as the window goes.
     start: u64,
     last: u64,
     access: Access,
     window: NonNull<Window>,
-    /// Where in the window the page begins.
+    /// Where in the window `start` is.
     offset: u64,
 }
 
 impl Entry {
     pub(super) fn new(at: BusAddress, translation: &Translation, window: &Window) -> Self {
+        // A page of the table lies in one window, as each window is mapped by a call of its own. That it does is taken
+        // on trust from nobody: what is cached ends where the window ends.
         let mask = (1u64 << translation.page_shift) - 1;
-        let start = at.iova.0 & !mask;
+        let here = translation.pa - window.base();
+        let before = (at.iova.0 & mask).min(here);
+        let after = (!at.iova.0 & mask).min(window.length() - 1 - here);
         Self {
             pasid: at.pasid,
-            start,
-            last: start | mask,
+            start: at.iova.0 - before,
+            last: at.iova.0 + after,
             access: translation.access,
             window: NonNull::from(window),
-            // A page of the table lies in one window: each window is mapped by a call of its own.
-            offset: (translation.pa & !mask) - window.base(),
+            offset: here - before,
         }
     }
 }

@@ -112,7 +112,7 @@ impl DmaPort {
         let mut done = 0;
         while done < data.len() {
             let left = &mut data[done..];
-            done += self.piece(at, done as u64, Access::READ, left.len() as u64, |from, length, _| {
+            done += self.piece(at, done as u64, Access::READ, left.len() as u64, |from, length| {
                 transfer::read(from, &mut left[..length])
             })?;
         }
@@ -132,7 +132,7 @@ impl DmaPort {
         let mut done = 0;
         while done < data.len() {
             let left = &data[done..];
-            done += self.piece(at, done as u64, Access::WRITE, left.len() as u64, |to, length, _| {
+            done += self.piece(at, done as u64, Access::WRITE, left.len() as u64, |to, length| {
                 transfer::write(to, &left[..length])
             })?;
         }
@@ -151,6 +151,8 @@ impl DmaPort {
         length: u64,
     ) -> Result<(), DmaError> {
         let (from, to) = (from.into(), to.into());
+        // Before the gate: who waits there must not wait for memory.
+        self.bounce.resize(PIECE as usize, 0);
         let mut done = 0;
         while done < length {
             let Self { endpoint, iommu, gate, iotlb, bounce } = self;
@@ -183,15 +185,15 @@ impl DmaPort {
         done: u64,
         access: Access,
         left: u64,
-        transfer: impl FnOnce(Place<'_>, usize, &mut Vec<u8>) -> Result<(), ()>,
+        transfer: impl FnOnce(Place<'_>, usize) -> Result<(), ()>,
     ) -> Result<usize, DmaError> {
         let write = access == Access::WRITE;
         let at = address(at, done, write)?;
-        let Self { endpoint, iommu, gate, iotlb, bounce } = self;
+        let Self { endpoint, iommu, gate, iotlb, .. } = self;
         let inside = gate.enter();
         let result = iotlb.find(endpoint, iommu, &inside, at, access).and_then(|(place, contiguous)| {
             let length = PIECE.min(left).min(contiguous) as usize;
-            transfer(place, length, bounce).map_err(|()| FaultReason::MemoryGone)?;
+            transfer(place, length).map_err(|()| FaultReason::MemoryGone)?;
             Ok(length)
         });
         drop(inside);

@@ -45,9 +45,10 @@ impl<'a> Place<'a> {
 pub(super) fn read(from: Place<'_>, data: &mut [u8]) -> Result<(), ()> {
     match from.backing {
         Backing::Local { .. } => {
+            from.still_there()?;
             if let Some(source) = from.local() {
-                // SAFETY: both are `data.len()` bytes long, and nobody else has `data`.
-                unsafe { move_bytes(source.as_ptr(), data.as_mut_ptr(), data.len()) };
+                // SAFETY: `data.len()` bytes are there, as far as the translation goes.
+                unsafe { load(source.as_ptr(), data) };
             }
             from.still_there()
         }
@@ -59,9 +60,10 @@ pub(super) fn read(from: Place<'_>, data: &mut [u8]) -> Result<(), ()> {
 pub(super) fn write(to: Place<'_>, data: &[u8]) -> Result<(), ()> {
     match to.backing {
         Backing::Local { .. } => {
+            to.still_there()?;
             if let Some(target) = to.local() {
-                // SAFETY: both are `data.len()` bytes long.
-                unsafe { move_bytes(data.as_ptr(), target.as_ptr(), data.len()) };
+                // SAFETY: as for reading.
+                unsafe { store(data, target.as_ptr()) };
             }
             to.still_there()
         }
@@ -69,68 +71,66 @@ pub(super) fn write(to: Place<'_>, data: &[u8]) -> Result<(), ()> {
     }
 }
 
-/// Moves `length` bytes; only memory that is not mapped here goes through `bounce`.
-pub(super) fn copy(from: Place<'_>, to: Place<'_>, length: usize, bounce: &mut Vec<u8>) -> Result<(), Gone> {
+/// Moves `length` bytes; only memory that is not mapped here goes through `bounce`, which is as long.
+pub(super) fn copy(from: Place<'_>, to: Place<'_>, length: usize, bounce: &mut [u8]) -> Result<(), Gone> {
     if let (Some(source), Some(target)) = (from.local(), to.local()) {
-        // SAFETY: the caller has checked that both translations go on for `length` bytes.
-        unsafe { move_bytes(source.as_ptr(), target.as_ptr(), length) };
+        from.still_there().map_err(|()| Gone::Source)?;
+        to.still_there().map_err(|()| Gone::Target)?;
+        // SAFETY: the caller has checked that both translations go on for `length` bytes; they may overlap.
+        unsafe { ptr::copy(source.as_ptr(), target.as_ptr(), length) };
         from.still_there().map_err(|()| Gone::Source)?;
         return to.still_there().map_err(|()| Gone::Target);
     }
-    bounce.resize(length.max(bounce.len()), 0);
     read(from, &mut bounce[..length]).map_err(|()| Gone::Source)?;
     write(to, &bounce[..length]).map_err(|()| Gone::Target)
 }
 
-/// Copies bytes that others may be changing. A naturally aligned 1, 2, 4 or 8 bytes are one access, and a store of
-/// them comes after all earlier ones.
+/// Copies bytes out of shared memory; aligned 1, 2, 4 or 8 bytes in one access.
 ///
 /// # Safety
-/// Both ranges must be valid for `length` bytes; they may overlap.
+/// `source` must be valid for `data.len()` bytes.
 #[inline]
-unsafe fn move_bytes(source: *const u8, target: *mut u8, length: usize) {
-    let aligned = (source as usize | target as usize).is_multiple_of(length.max(1));
-    // SAFETY: valid by the caller's word, and aligned for the atomics where they are used. One of the two may belong
-    // to the caller alone, for which an atomic access is as good.
+unsafe fn load(source: *const u8, data: &mut [u8]) {
+    let source = source.cast_mut();
+    // SAFETY: valid by the caller's word, and aligned for the atomics where they are used.
     unsafe {
-        match length {
-            1 => store::<AtomicU8>(source, target),
-            2 if aligned => store::<AtomicU16>(source, target),
-            4 if aligned => store::<AtomicU32>(source, target),
-            8 if aligned => store::<AtomicU64>(source, target),
-            _ => ptr::copy(source, target, length),
+        match data.len() {
+            1 => data[0] = AtomicU8::from_ptr(source).load(Ordering::Acquire),
+            2 if source.addr().is_multiple_of(2) => {
+                data.copy_from_slice(&AtomicU16::from_ptr(source.cast()).load(Ordering::Acquire).to_ne_bytes());
+            }
+            4 if source.addr().is_multiple_of(4) => {
+                data.copy_from_slice(&AtomicU32::from_ptr(source.cast()).load(Ordering::Acquire).to_ne_bytes());
+            }
+            8 if source.addr().is_multiple_of(8) => {
+                data.copy_from_slice(&AtomicU64::from_ptr(source.cast()).load(Ordering::Acquire).to_ne_bytes());
+            }
+            length => ptr::copy(source, data.as_mut_ptr(), length),
         }
     }
 }
 
-/// An integer that is loaded and stored in one access.
-trait Single {
-    /// # Safety
-    /// Both must be valid and aligned for the integer.
-    unsafe fn transfer(source: *const u8, target: *mut u8);
-}
-
-macro_rules! single {
-    ($($atomic:ty),*) => {$(
-        impl Single for $atomic {
-            #[inline]
-            unsafe fn transfer(source: *const u8, target: *mut u8) {
-                // SAFETY: valid and aligned by the caller's word.
-                unsafe {
-                    let value = <$atomic>::from_ptr(source.cast_mut().cast()).load(Ordering::Acquire);
-                    <$atomic>::from_ptr(target.cast()).store(value, Ordering::Release);
-                }
-            }
-        }
-    )*};
-}
-
-single!(AtomicU8, AtomicU16, AtomicU32, AtomicU64);
-
+/// Copies bytes into shared memory; aligned 1, 2, 4 or 8 bytes in one access, which comes after all earlier ones.
+///
 /// # Safety
-/// As [`Single::transfer`].
+/// `target` must be valid for `data.len()` bytes.
 #[inline]
-unsafe fn store<T: Single>(source: *const u8, target: *mut u8) {
-    // SAFETY: passed on.
-    unsafe { T::transfer(source, target) }
+unsafe fn store(data: &[u8], target: *mut u8) {
+    // SAFETY: valid by the caller's word, and aligned for the atomics where they are used.
+    unsafe {
+        match *data {
+            [a] => AtomicU8::from_ptr(target).store(a, Ordering::Release),
+            [a, b] if target.addr().is_multiple_of(2) => {
+                AtomicU16::from_ptr(target.cast()).store(u16::from_ne_bytes([a, b]), Ordering::Release);
+            }
+            [a, b, c, d] if target.addr().is_multiple_of(4) => {
+                AtomicU32::from_ptr(target.cast()).store(u32::from_ne_bytes([a, b, c, d]), Ordering::Release);
+            }
+            [a, b, c, d, e, f, g, h] if target.addr().is_multiple_of(8) => {
+                let value = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+                AtomicU64::from_ptr(target.cast()).store(value, Ordering::Release);
+            }
+            _ => ptr::copy(data.as_ptr(), target, data.len()),
+        }
+    }
 }

@@ -31,6 +31,7 @@ table! {
     }
     UnmapError {
         Self::NotWhole(_) => NOENT,
+        Self::Busy(_) => BUSY,
     }
     ImportError {
         Self::BadAddress(_) | Self::Gone => FAULT,
@@ -42,7 +43,8 @@ table! {
         Self::Unaligned { .. } | Self::OutOfRange { .. } => INVAL,
     }
     BindError {
-        Self::GroupBusy => BUSY,
+        Self::GroupBusy | Self::AlreadyBound => BUSY,
+        Self::OtherMachine => INVAL,
         Self::NoIds => NOMEM,
     }
     BarError {
@@ -71,6 +73,7 @@ impl ToErrno for MapError {
             Self::Overflow(..) => Errno::OVERFLOW,
             Self::Occupied(_) => Errno::EXIST,
             Self::NoSpace(_) => Errno::NOSPC,
+            Self::ReadOnly => Errno::FAULT,
             Self::PhysicalSpace(_) => Errno::NOMEM,
             Self::Memory(error) => error.errno(),
             Self::Table(error) => error.errno(),
