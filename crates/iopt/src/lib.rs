@@ -4,7 +4,8 @@
 //! gives. This crate knows formats and the algorithms over them, and nothing else: no devices, no system calls, no
 //! idea of what a physical address leads to.
 //!
-//! - [`Format`]: what an entry looks like. [`format::VtdSecondStage`] is one; a format is a page of small functions.
+//! - [`Format`]: what an entry looks like. The module [`mod@format`] has x86-64, VT-d, AMD, Armv8 and RISC-V; each
+//!   is a page of small functions.
 //! - [`Arena`]: the memory that tables live in. A table has an address of its own in it, so entries hold real
 //!   addresses and a table can be walked by anyone who has the arena.
 //! - [`PageTable`]: map, unmap and walk, written once over all formats.
@@ -24,6 +25,8 @@
 mod arena;
 pub mod format;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use arena::{Arena, EmptyTables, TableAddr};
 pub use format::{Access, Entry, Format};

@@ -2,11 +2,11 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
-use crate::arena::{Arena, ENTRIES, EmptyTables, Table, TableAddr};
+use crate::arena::{Arena, EmptyTables, TableAddr, TableSize};
 use crate::format::{Access, Entry, Format};
 
 /// What [`PageTable::walk`] found.
@@ -74,7 +74,7 @@ pub enum UnmapError {
 /// A page table of one format. See the crate's page for who may call what at the same time.
 pub struct PageTable<F: Format> {
     arena: Arc<Arena>,
-    root: TableAddr,
+    pub(crate) root: TableAddr,
     format: PhantomData<F>,
 }
 
@@ -84,7 +84,7 @@ impl<F: Format> PageTable<F> {
     /// # Errors
     /// [`MapError::OutOfTables`].
     pub fn new(arena: Arc<Arena>) -> Result<Self, MapError> {
-        let root = arena.allocate().ok_or(MapError::OutOfTables)?;
+        let root = arena.allocate(table_size::<F>(F::LEVELS - 1)).ok_or(MapError::OutOfTables)?;
         Ok(Self { arena, root, format: PhantomData })
     }
 
@@ -110,81 +110,66 @@ impl<F: Format> PageTable<F> {
         }
         let mut done = 0;
         while done < length {
-            match self.map_run(iova + done, pa + done, length - done, access) {
-                Ok(bytes) => done += bytes,
-                Err((bytes, error)) => {
-                    // What this call wrote has the leaves this call chose, so taking it out again splits none.
-                    let undone = self.unmap(iova, done + bytes, empty);
-                    debug_assert_eq!(undone, Ok(()));
-                    return Err(error);
+            let run = Run::first::<F>(iova + done, pa + done, length - done);
+            if let Err(error) = self.map_run(iova + done, pa + done, &run, access) {
+                // Up to where it failed all leaves are this call's. If it lacked a table, the page there is unmapped,
+                // but tables on the way to it may be new, so that page is cleared as well.
+                let end = if error == MapError::OutOfTables { done + page } else { done };
+                if end > 0 {
+                    self.clear(self.root, F::LEVELS - 1, 0, iova, iova + (end - 1), empty);
                 }
+                return Err(error);
             }
+            done += run.bytes;
         }
         Ok(())
     }
 
-    /// Fills one run of entries of one table, and returns the bytes it mapped; on an error, the bytes mapped before it.
-    fn map_run(&self, iova: u64, pa: u64, length: u64, access: Access) -> Result<u64, (u64, MapError)> {
+    /// Fills one run of entries of one table, all or, on an error, none.
+    fn map_run(&self, iova: u64, pa: u64, run: &Run, access: Access) -> Result<(), MapError> {
         let mut level = F::LEVELS - 1;
         let mut table = self.root;
-        let target = leaf_level::<F>(iova, pa, length);
-        while level > target {
-            let entries = self.table(table).ok_or((0, MapError::OutOfTables))?;
-            let slot = &entries.0[index::<F>(iova, level)];
+        while level > run.level {
+            let slot = self.arena.entry(table, index::<F>(iova, level)).ok_or(MapError::OutOfTables)?;
             table = match F::decode(slot.load(Ordering::Relaxed), level) {
                 Entry::Table(next, _) => next,
-                Entry::Leaf(..) => return Err((0, MapError::Occupied(iova))),
+                Entry::Leaf { .. } => return Err(MapError::Occupied(iova)),
                 Entry::Empty => {
-                    let next = self.arena.allocate().ok_or((0, MapError::OutOfTables))?;
-                    slot.store(F::table(next), Ordering::Release);
+                    let next = self.arena.allocate(table_size::<F>(level - 1)).ok_or(MapError::OutOfTables)?;
+                    slot.store(F::table(next, level), Ordering::Release);
                     next
                 }
             };
             level -= 1;
         }
-        let size = 1u64 << F::shift(level);
-        let entries = self.table(table).ok_or((0, MapError::OutOfTables))?;
+        let shift = F::shift(level);
+        let entries = self.table(table, level).ok_or(MapError::OutOfTables)?;
         let first = index::<F>(iova, level);
-        let run = (ENTRIES - first).min(usize::try_from(length / size).unwrap_or(ENTRIES));
-        let mut done = 0;
-        for slot in &entries.0[first..first + run] {
-            // A table below a slot that a large page could fill may hold other mappings, or be empty and left over:
-            // go down into it rather than tell which.
-            match F::decode(slot.load(Ordering::Relaxed), level) {
-                Entry::Empty => slot.store(F::leaf(pa + done, access, level), Ordering::Release),
-                Entry::Leaf(..) => return Err((done, MapError::Occupied(iova + done))),
-                Entry::Table(below, _) => self
-                    .map_below(below, level - 1, iova + done, pa + done, access)
-                    .map_err(|(bytes, error)| (done + bytes, error))?,
-            }
-            done += size;
+        let slots = &entries[first..first + (run.bytes >> shift) as usize];
+        if !are_zero(slots) {
+            let number = slots.iter().position(|slot| slot.load(Ordering::Relaxed) != 0).unwrap_or(0);
+            let start = iova + ((number as u64) << shift);
+            return Err(MapError::Occupied(self.first_mapped(&slots[number], level, start)));
         }
-        Ok(done)
-    }
-
-    /// Maps everything that `table`, of `level`, covers; `iova` is where it begins.
-    fn map_below(
-        &self,
-        table: TableAddr,
-        level: u8,
-        iova: u64,
-        pa: u64,
-        access: Access,
-    ) -> Result<(), (u64, MapError)> {
-        let size = 1u64 << F::shift(level);
-        let entries = self.table(table).ok_or((0, MapError::OutOfTables))?;
-        let mut done = 0;
-        for slot in &entries.0 {
-            match F::decode(slot.load(Ordering::Relaxed), level) {
-                Entry::Empty => slot.store(F::leaf(pa + done, access, level), Ordering::Release),
-                Entry::Leaf(..) => return Err((done, MapError::Occupied(iova + done))),
-                Entry::Table(below, _) => self
-                    .map_below(below, level - 1, iova + done, pa + done, access)
-                    .map_err(|(bytes, error)| (done + bytes, error))?,
-            }
-            done += size;
+        for (number, slot) in (0u64..).zip(slots) {
+            slot.store(F::leaf(pa + (number << shift), run.page_shift, access, level), Ordering::Release);
         }
         Ok(())
+    }
+
+    /// The lowest address that is mapped below `slot`, of `level`, which begins at `start` and is not empty.
+    fn first_mapped(&self, slot: &AtomicU64, level: u8, start: u64) -> u64 {
+        let Entry::Table(table, _) = F::decode(slot.load(Ordering::Relaxed), level) else { return start };
+        let below = level - 1;
+        // No table but the root is ever left empty.
+        self.table(table, below)
+            .and_then(|entries| {
+                (0u64..)
+                    .zip(entries)
+                    .find(|(_, slot)| slot.load(Ordering::Relaxed) != 0)
+                    .map(|(number, slot)| self.first_mapped(slot, below, start + (number << F::shift(below))))
+            })
+            .unwrap_or(start)
     }
 
     /// Unmaps `length` bytes at `iova`; what is not mapped in between stays so.
@@ -218,15 +203,15 @@ impl<F: Format> PageTable<F> {
     /// Empties what lies in `iova..=last` of `table`, of `level`, which begins at `base`; returns whether nothing is left
     /// in the table.
     fn clear(&self, table: TableAddr, level: u8, base: u64, iova: u64, last: u64, empty: &mut EmptyTables) -> bool {
-        let Some(entries) = self.table(table) else { return true };
+        let Some(entries) = self.table(table, level) else { return true };
         let shift = F::shift(level);
         let first = (iova.max(base) - base) >> shift;
-        let count = ((last - base) >> shift).min(ENTRIES as u64 - 1) - first + 1;
-        for (number, slot) in (first..).zip(&entries.0[first as usize..(first + count) as usize]) {
+        let count = ((last - base) >> shift).min(entries.len() as u64 - 1) - first + 1;
+        for (number, slot) in (first..).zip(&entries[first as usize..(first + count) as usize]) {
             let start = base + (number << shift);
             match F::decode(slot.load(Ordering::Relaxed), level) {
                 Entry::Empty => {}
-                Entry::Leaf(..) => slot.store(0, Ordering::Release),
+                Entry::Leaf { .. } => slot.store(0, Ordering::Release),
                 Entry::Table(below, _) => {
                     if self.clear(below, level - 1, start, iova, last, empty) {
                         slot.store(0, Ordering::Release);
@@ -236,7 +221,7 @@ impl<F: Format> PageTable<F> {
             }
         }
         // A table in use nearly always has an entry near the front, so this seldom looks at many.
-        entries.0.iter().all(|slot| slot.load(Ordering::Relaxed) == 0)
+        are_zero(entries)
     }
 
     /// Translates one address. Takes no lock and allocates nothing.
@@ -247,27 +232,25 @@ impl<F: Format> PageTable<F> {
         }
         let mut allowed = Access::all();
         let mut table = self.root;
-        let mut level = F::LEVELS - 1;
-        loop {
-            let slot = &self.table(table)?.0[index::<F>(iova, level)];
+        for level in (0..F::LEVELS).rev() {
+            let slot = self.arena.entry(table, index::<F>(iova, level))?;
             match F::decode(slot.load(Ordering::Acquire), level) {
                 Entry::Empty => return None,
-                Entry::Leaf(pa, access) => {
-                    let page_shift = F::shift(level);
+                Entry::Leaf { pa, page_shift, access } => {
                     let pa = pa | (iova & !(!0 << page_shift));
                     return Some(Translation { pa, page_shift, access: allowed & access });
                 }
                 Entry::Table(next, access) => {
                     allowed &= access;
                     table = next;
-                    level = level.checked_sub(1)?;
                 }
             }
         }
+        None
     }
 
-    fn table(&self, addr: TableAddr) -> Option<&Table> {
-        self.arena.table(addr)
+    pub(crate) fn table(&self, addr: TableAddr, level: u8) -> Option<&[AtomicU64]> {
+        self.arena.table(addr, F::index_bits(level))
     }
 }
 
@@ -282,19 +265,51 @@ impl<F: Format> Drop for PageTable<F> {
     }
 }
 
-/// The highest level at which one entry can map the beginning of the range.
-fn leaf_level<F: Format>(iova: u64, pa: u64, length: u64) -> u8 {
-    (1..=F::MAX_LEAF_LEVEL)
-        .rev()
-        .find(|&level| {
-            let size = 1u64 << F::shift(level);
-            (iova | pa) & (size - 1) == 0 && length >= size
-        })
-        .unwrap_or(0)
+/// Pages of one size, in entries of one table.
+struct Run {
+    level: u8,
+    page_shift: u32,
+    /// What they cover together.
+    bytes: u64,
+}
+
+impl Run {
+    /// The largest pages that can begin the range, as many as fit before the table ends or larger ones can follow.
+    fn first<F: Format>(iova: u64, pa: u64, length: u64) -> Self {
+        let most = (iova | pa).trailing_zeros().min(length.ilog2());
+        let (level, page_shift) = (0..F::LEVELS)
+            .rev()
+            .find_map(|level| {
+                let fitting = F::page_sizes(level) & (u64::MAX >> (63 - most));
+                fitting.checked_ilog2().map(|page_shift| (level, page_shift))
+            })
+            .unwrap_or((0, F::PAGE_SHIFT));
+        let larger = F::page_sizes(level) & (!1 << page_shift);
+        let mut end_shift = F::shift(level + 1);
+        if larger != 0 && (iova ^ pa).trailing_zeros() >= larger.trailing_zeros() {
+            end_shift = larger.trailing_zeros();
+        }
+        let to_end = (1u64 << end_shift) - (iova & ((1 << end_shift) - 1));
+        let bytes = length.min(to_end) & (!0 << page_shift);
+        Self { level, page_shift, bytes }
+    }
+}
+
+/// Whether all of `slots` are empty; eight at a time, as loads of atomics are not vectorised.
+fn are_zero(slots: &[AtomicU64]) -> bool {
+    let (eights, rest) = slots.as_chunks::<8>();
+    let none = |slots: &[AtomicU64]| slots.iter().fold(0, |bits, slot| bits | slot.load(Ordering::Relaxed)) == 0;
+    eights.iter().all(|slots| none(slots)) && none(rest)
 }
 
 fn index<F: Format>(iova: u64, level: u8) -> usize {
-    (iova >> F::shift(level)) as usize % ENTRIES
+    (iova >> F::shift(level)) as usize & ((1 << F::index_bits(level)) - 1)
+}
+
+/// What a table of `level` takes in the arena. A root that is smaller than the other tables takes as much as they do, so
+/// that it comes from the same chunks.
+fn table_size<F: Format>(level: u8) -> TableSize {
+    TableSize::of_entries(F::index_bits(level).max(F::INDEX_BITS))
 }
 
 fn in_range<F: Format>(iova: u64, length: u64) -> bool {

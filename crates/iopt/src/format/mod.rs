@@ -1,8 +1,16 @@
 //! What a page table entry looks like, format by format.
 
+mod amd_v1;
+mod armv8;
+mod risc_v;
 mod vtd_second_stage;
+mod x86_64;
 
+pub use amd_v1::{AmdV1, Mock};
+pub use armv8::{Armv8, Armv8Stage1, Armv8Stage2};
+pub use risc_v::{RiscV, Sv39, Sv48, Sv57};
 pub use vtd_second_stage::VtdSecondStage;
+pub use x86_64::{X86_64, X86_64FiveLevels, X86Levels};
 
 use crate::TableAddr;
 
@@ -20,41 +28,74 @@ bitflags::bitflags! {
 /// One decoded page table entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
-    /// Maps nothing.
+    /// Maps nothing: not present, or what the manual reserves.
     Empty,
     /// Leads to a table of the next lower level; whatever lies below has at most this access.
     Table(TableAddr, Access),
-    /// Maps one page of the size of its level to this physical address.
-    Leaf(u64, Access),
+    /// Maps a page, alone or together with its neighbours.
+    Leaf {
+        /// Where the page begins, a multiple of its size; for a page of several entries the same in all of them.
+        pa: u64,
+        /// log2 of the bytes of the page: a size that [`Format::page_sizes`] has for the entry's level.
+        page_shift: u32,
+        /// What the entry allows.
+        access: Access,
+    },
 }
 
 /// A page table format: constants and small pure functions over 64-bit entries.
 ///
-/// Levels count upwards from the leaf tables: level 0 maps the smallest pages, level `LEVELS - 1` is the root. Every
-/// table has 512 entries of 8 bytes.
+/// Levels count upwards from the leaf tables: level 0 maps the smallest pages, level `LEVELS - 1` is the root. The entry
+/// zero is empty in every format.
+///
+/// ```text
+///  IOVA     │ index of level 2 │ index of level 1 │ index of level 0 │ offset in page │
+///            ╰─ root: what is ─╯╰─ INDEX_BITS ────╯╰─ INDEX_BITS ────╯╰─ PAGE_SHIFT ──╯
+///               left of iova_bits()
+/// ```
+///
+/// A page may be made of several entries in a row, 2^n of them and aligned to as many (Arm's contiguous hint, AMD's
+/// sizes between levels, RISC-V's NAPOT). They are written and cleared together, and a walk may end in any of them.
 pub trait Format: Send + Sync + 'static {
     /// Number of levels, root included.
     const LEVELS: u8;
     /// log2 of the smallest page, in bytes.
     const PAGE_SHIFT: u32;
-    /// The highest level whose entries may be leaves.
-    const MAX_LEAF_LEVEL: u8;
+    /// log2 of the entries in a table below the root. Entries have 8 bytes.
+    const INDEX_BITS: u32 = 9;
     /// Width of a physical address in bits.
     const PA_BITS: u32;
 
-    /// An entry that maps a page of the size of `level` at `pa` (aligned to that size).
-    fn leaf(pa: u64, access: Access, level: u8) -> u64;
-    /// An entry that leads to `table`.
-    fn table(table: TableAddr) -> u64;
+    /// The pages that entries of `level` can make, as a set: bit n stands for 2^n bytes.
+    ///
+    /// Each is at least what one entry covers and less than what a table of `level` does. Level 0 has
+    /// [`Format::PAGE_SHIFT`].
+    fn page_sizes(level: u8) -> u64;
+    /// An entry of `level` that maps its part, at `pa`, of a page of 2^`page_shift` bytes (see [`Format::page_sizes`]).
+    /// Both the page and the part are aligned to their size.
+    ///
+    /// A format that cannot say write without read says both.
+    fn leaf(pa: u64, page_shift: u32, access: Access, level: u8) -> u64;
+    /// An entry of `level` that leads to `table`, of the level below.
+    fn table(table: TableAddr, level: u8) -> u64;
     /// What `entry`, found in a table of `level`, says.
     fn decode(entry: u64, level: u8) -> Entry;
 
     /// log2 of the bytes that one entry of `level` covers.
     fn shift(level: u8) -> u32 {
-        Self::PAGE_SHIFT + 9 * u32::from(level)
+        Self::PAGE_SHIFT + Self::INDEX_BITS * u32::from(level)
     }
-    /// Width of an IOVA in bits.
+    /// Width of an IOVA in bits; below 64. Where the manual sign-extends addresses, this is the lower half.
     fn iova_bits() -> u32 {
         Self::shift(Self::LEVELS)
     }
+    /// log2 of the entries in a table of `level`. The root has as many as [`Format::iova_bits`] leaves it.
+    fn index_bits(level: u8) -> u32 {
+        if level + 1 == Self::LEVELS { Self::iova_bits() - Self::shift(level) } else { Self::INDEX_BITS }
+    }
+}
+
+/// The low bits of an address that lie inside a page of 2^`shift` bytes.
+const fn offset_mask(shift: u32) -> u64 {
+    !(!0 << shift)
 }

@@ -9,9 +9,10 @@
 //! │ - │     -      │  address of table or page    │SNP│ - │ D │ A │PS │ mem. │ X  │ W │ R │
 //! └───┴────────────┴──────────────────────────────┴───┴───┴───┴───┴───┴──────┴────┴───┴───┘
 //! ```
-//! An entry with neither R nor W is not present. PS set at level 1 maps 2 MiB, at level 2 1 GiB.
+//! An entry with neither R nor W is not present. PS set at level 1 maps 2 MiB, at level 2 1 GiB, and is reserved above;
+//! so are the address bits below the page size.
 
-use super::{Access, Entry, Format};
+use super::{Access, Entry, Format, offset_mask};
 use crate::TableAddr;
 
 const READ: u64 = 1 << 0;
@@ -26,10 +27,13 @@ pub struct VtdSecondStage;
 impl Format for VtdSecondStage {
     const LEVELS: u8 = 4;
     const PAGE_SHIFT: u32 = 12;
-    const MAX_LEAF_LEVEL: u8 = 2;
     const PA_BITS: u32 = 52;
 
-    fn leaf(pa: u64, access: Access, level: u8) -> u64 {
+    fn page_sizes(level: u8) -> u64 {
+        if level <= 2 { 1 << Self::shift(level) } else { 0 }
+    }
+
+    fn leaf(pa: u64, _page_shift: u32, access: Access, level: u8) -> u64 {
         let mut entry = pa & ADDRESS;
         if access.contains(Access::READ) {
             entry |= READ;
@@ -43,7 +47,7 @@ impl Format for VtdSecondStage {
         entry
     }
 
-    fn table(table: TableAddr) -> u64 {
+    fn table(table: TableAddr, _level: u8) -> u64 {
         (table.0 & ADDRESS) | READ | WRITE
     }
 
@@ -51,14 +55,17 @@ impl Format for VtdSecondStage {
         let mut access = Access::empty();
         access.set(Access::READ, entry & READ != 0);
         access.set(Access::WRITE, entry & WRITE != 0);
+        let pa = entry & ADDRESS;
         if access.is_empty() {
             Entry::Empty
-        } else if level == 0 || entry & PAGE_SIZE != 0 {
-            // The address bits below the page size are reserved in a large leaf; masking them keeps the promise
-            // that a leaf's address is aligned whatever the entry holds.
-            Entry::Leaf(entry & ADDRESS & (!0 << Self::shift(level)), access)
+        } else if level > 0 && entry & PAGE_SIZE == 0 {
+            Entry::Table(TableAddr(pa), access)
         } else {
-            Entry::Table(TableAddr(entry & ADDRESS), access)
+            let page_shift = Self::shift(level);
+            if Self::page_sizes(level) == 0 || pa & offset_mask(page_shift) != 0 {
+                return Entry::Empty;
+            }
+            Entry::Leaf { pa, page_shift, access }
         }
     }
 }
