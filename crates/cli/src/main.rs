@@ -1,6 +1,14 @@
 //! `ioasid`: runs unmodified programs behind a software IOMMU.
 #![allow(unreachable_pub, reason = "in a binary, `pub` says that other modules use it")]
 
+/// Prints a line to standard error. That nobody may be there to read it is no reason to end.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod demo;
 mod machine;
 mod report;

@@ -13,9 +13,11 @@ use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ioasid::memory::{ImportError, Process, Segment};
 use ioasid::{Access, Context};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
@@ -32,6 +34,8 @@ pub trait Tracing: Send + Sync {
     fn trace(&self, tid: u32) -> io::Result<()>;
 }
 
+/// How long a request waits for files that are being closed.
+const CLOSES: Duration = Duration::from_secs(1);
 /// The longest read or write of a device file in one call; the rest is for the program's next call, as for any file.
 const LONGEST: u64 = 1 << 20;
 /// The most parts of a vectored read or write (`IOV_MAX`).
@@ -69,6 +73,7 @@ impl Listener {
 
     /// Answers until the last process under the filter is gone.
     pub fn run(&self) {
+        self.server.add_listener();
         loop {
             // SAFETY: plain integers; the kernel wants them zero.
             let mut call: libc::seccomp_notif = unsafe { zeroed() };
@@ -112,19 +117,51 @@ impl Listener {
         let number = i64::from(call.data.nr);
         let caller = Calling { listener: self, id: call.id, tid: call.pid };
         let descriptor = if number == libc::SYS_mmap { args[4] } else { args[0] };
-        let Ok(file) = caller.descriptor(descriptor as i32) else { return Answer::NotOurs };
+        let file = match caller.descriptor(descriptor as i32) {
+            Ok(file) => file,
+            // Running out of something here must not look like another file.
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => return Answer::Done(Err(errno)),
+            Err(_) => return Answer::NotOurs,
+        };
         let Some(open) = self.server.file_of(&file) else { return Answer::NotOurs };
+        let Ok(mode) = rustix::fs::fcntl_getfl(&file) else { return Answer::NotOurs };
+        if mode.contains(OFlags::PATH) {
+            // The kernel knows what such a descriptor cannot do.
+            return Answer::NotOurs;
+        }
         match open {
             OpenFile::Iommu(context) if number == libc::SYS_ioctl => {
-                Answer::Done(iommufd::ioctl(&context, args[1] as u32, args[2], &caller))
+                let request = || iommufd::ioctl(&context, args[1] as u32, args[2], &caller);
+                Answer::Done(self.after_closes(&file, request))
             }
             // Reads and writes of it fail in the tree, as on Linux.
             OpenFile::Iommu(_) => Answer::NotOurs,
             OpenFile::Vfio(vfio) => match number {
-                libc::SYS_ioctl => Answer::Done(vfio.ioctl(args[1] as u32, args[2], &caller)),
+                libc::SYS_ioctl => {
+                    Answer::Done(self.after_closes(&file, || vfio.ioctl(args[1] as u32, args[2], &caller)))
+                }
                 libc::SYS_mmap => self.mmap(&vfio, &file, &caller, args),
-                _ => Answer::Done(transfer(&vfio, &caller, number, args)),
+                _ => {
+                    let refused = if writes(number) { OFlags::RDONLY } else { OFlags::WRONLY };
+                    if mode & OFlags::RWMODE == refused {
+                        return Answer::Done(Err(Errno::BADF));
+                    }
+                    Answer::Done(transfer(&vfio, &caller, number, args))
+                }
             },
+        }
+    }
+
+    /// Makes a request; if it finds something in use, makes it once more when every file that the program closed before
+    /// is closed here too. The news of a close comes by another way than requests and may be slower.
+    fn after_closes(&self, file: &OwnedFd, request: impl Fn() -> Result<i64, Errno>) -> Result<i64, Errno> {
+        match request() {
+            Err(Errno::BUSY | Errno::INVAL) if self.server.open_files() > 1 => {
+                let _ = rustix::fs::fstatfs(file);
+                self.server.drain(CLOSES);
+                request()
+            }
+            result => result,
         }
     }
 
@@ -138,16 +175,21 @@ impl Listener {
         if self.tracing.trace(caller.tid).is_err() {
             return Answer::Done(Err(Errno::PERM));
         }
-        // To us the file has no bytes, and asking makes that true for its mappings: see `tree`.
+        // To this thread the file has no bytes, and asking makes that true for its mappings: see `tree`.
         let _ = rustix::fs::fstat(file);
         Answer::NotOurs
     }
 }
 
+/// Whether a call, of those that move data, writes the file.
+fn writes(call: i64) -> bool {
+    matches!(call, libc::SYS_pwrite64 | libc::SYS_pwritev | libc::SYS_pwritev2)
+}
+
 /// A read or write of a device file, in one piece or in several.
 fn transfer(vfio: &VfioFile, caller: &Calling<'_>, call: i64, args: [u64; 6]) -> Result<i64, Errno> {
     let [_, buffer, length, offset, ..] = args;
-    let write = matches!(call, libc::SYS_pwrite64 | libc::SYS_pwritev | libc::SYS_pwritev2);
+    let write = writes(call);
     if matches!(call, libc::SYS_pread64 | libc::SYS_pwrite64) {
         return part(vfio, caller, write, buffer, length, offset);
     }

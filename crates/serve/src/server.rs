@@ -1,9 +1,11 @@
 //! The machine that is served, and its open files.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use ioasid::{Context, Endpoint, Iommu, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
@@ -36,16 +38,49 @@ pub enum OpenFile {
     Vfio(Arc<VfioFile>),
 }
 
+impl OpenFile {
+    fn close(self, watcher: &dyn Watcher) {
+        if let Self::Vfio(file) = &self {
+            file.close(watcher);
+        }
+    }
+}
+
 /// One machine, served to the programs of one run.
 pub struct Server {
     iommu: Arc<Iommu>,
     devices: Vec<Arc<PciDevice>>,
     watcher: Arc<dyn Watcher>,
-    /// By inode number: every look-up of a device file gives a new one, so that an inode is one open file.
-    open: Mutex<HashMap<u64, OpenFile>>,
+    files: Arc<Files>,
+    /// To the thread that closes files, from the first close on.
+    closer: OnceLock<Mutex<Sender<OpenFile>>>,
     /// The device number of the tree's file system, once it is mounted.
     file_system: OnceLock<u64>,
     next_inode: AtomicU64,
+    /// The threads that answer system calls: the tree tells them another size of the device files than programs.
+    listeners: Mutex<HashSet<u32>>,
+}
+
+/// The open files.
+#[derive(Default)]
+struct Files {
+    state: Mutex<FilesState>,
+    /// A file is closed to the end.
+    closed: Condvar,
+}
+
+#[derive(Default)]
+struct FilesState {
+    /// By inode number: every look-up of a device file gives a new one, so that an inode is one open file.
+    open: HashMap<u64, OpenFile>,
+    /// How many are being closed.
+    closing: usize,
+}
+
+impl Files {
+    fn lock(&self) -> std::sync::MutexGuard<'_, FilesState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Device files have inode numbers from here on; what is fixed in the tree has smaller ones.
@@ -59,9 +94,11 @@ impl Server {
             iommu,
             devices: devices.into_iter().map(Arc::new).collect(),
             watcher,
-            open: Mutex::default(),
+            files: Arc::default(),
+            closer: OnceLock::new(),
             file_system: OnceLock::new(),
             next_inode: AtomicU64::new(FIRST_DEVICE_INODE),
+            listeners: Mutex::default(),
         })
     }
 
@@ -82,33 +119,71 @@ impl Server {
         let _ = self.file_system.set(device_number);
     }
 
+    /// Notes that the calling thread answers system calls.
+    pub(crate) fn add_listener(&self) {
+        let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).insert(tid);
+    }
+
+    /// Whether this thread, known by its number, answers system calls.
+    pub(crate) fn is_listener(&self, tid: u32) -> bool {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).contains(&tid)
+    }
+
     pub(crate) fn new_inode(&self) -> u64 {
         self.next_inode.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Number of device files that are open in some program.
+    /// Number of device files that are open in some program, or not closed to the end yet.
     #[must_use]
     pub fn open_files(&self) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+        let files = self.files.lock();
+        files.open.len() + files.closing
     }
 
     /// Notes that an inode was opened; false if it is open already.
     pub(crate) fn opened(&self, inode: u64, file: OpenFile) -> bool {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.contains_key(&inode) {
+        let mut files = self.files.lock();
+        if files.open.contains_key(&inode) {
             return false;
         }
-        open.insert(inode, file);
+        files.open.insert(inode, file);
         true
     }
 
-    /// The last descriptor and mapping of an open file are gone.
+    /// The last descriptor and mapping of an open file are gone. Waits for nothing.
     pub(crate) fn released(&self, inode: u64) {
-        let file = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&inode);
-        // Outside the lock: closing a device waits for its DMA.
-        if let Some(OpenFile::Vfio(file)) = &file {
+        let mut files = self.files.lock();
+        let Some(file) = files.open.remove(&inode) else { return };
+        files.closing += 1;
+        drop(files);
+        let closer = self.closer.get_or_init(|| Mutex::new(self.start_closer()));
+        let sent = closer.lock().unwrap_or_else(PoisonError::into_inner).send(file);
+        if let Err(mpsc::SendError(file)) = sent {
             file.close(&*self.watcher);
+            self.files.lock().closing -= 1;
         }
+    }
+
+    /// Closing a device waits for its DMA, which may wait for the program's memory, which may wait for an answer of the
+    /// tree: so it is done where nobody waits for it. Without the thread files are closed where they stand.
+    fn start_closer(&self) -> Sender<OpenFile> {
+        let (sender, files) = mpsc::channel::<OpenFile>();
+        let (done, told) = (self.files.clone(), self.watcher.clone());
+        let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || {
+            for file in files {
+                file.close(&*told);
+                done.lock().closing -= 1;
+                done.closed.notify_all();
+            }
+        });
+        sender
+    }
+
+    /// Waits until every file that was released before is closed to the end, or for `longest`.
+    pub(crate) fn drain(&self, longest: Duration) {
+        let files = self.files.lock();
+        let _ = self.files.closed.wait_timeout_while(files, longest, |files| files.closing > 0);
     }
 
     /// Whether a file with this device number belongs to the tree.
@@ -125,7 +200,7 @@ impl Server {
 
     /// Which open file an inode of the tree is.
     pub(crate) fn open_inode(&self, inode: u64) -> Option<OpenFile> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&inode).cloned()
+        self.files.lock().open.get(&inode).cloned()
     }
 
     /// Which open file of the tree a descriptor is, if it is one. Asks no file system for anything.
@@ -136,11 +211,11 @@ impl Server {
         self.open_file(libc::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino)
     }
 
-    /// Closes every file that is still open, as when the programs that hold them lose their devices.
+    /// Closes every file that is still open, as when the programs that hold them lose their devices. Whoever keeps a
+    /// device from closing, by memory that never answers, is not waited for longer than a few seconds.
     pub fn close_all(&self) {
-        let inodes: Vec<u64> = self.open.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
-        for inode in inodes {
-            self.released(inode);
-        }
+        let inodes: Vec<u64> = self.files.lock().open.keys().copied().collect();
+        inodes.into_iter().for_each(|inode| self.released(inode));
+        self.drain(Duration::from_secs(5));
     }
 }

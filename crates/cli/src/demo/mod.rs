@@ -41,7 +41,7 @@ pub fn command() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let red = Style::of(&std::io::stderr()).red("the demo failed");
-            eprintln!("{red}: {error:#}");
+            say!("{red}: {error:#}");
             ExitCode::FAILURE
         }
     }

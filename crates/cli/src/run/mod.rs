@@ -16,10 +16,11 @@ mod graft;
 mod supervise;
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ioasid::Iommu;
@@ -81,18 +82,25 @@ pub struct Reporting {
 
 /// `ioasid run` as a command: runs, reports, and gives the exit status, or ends as the program ended.
 pub fn command(plan: Plan, reporting: &Reporting) -> ExitCode {
+    // Before the program has done its work, not after.
+    if let Some(path) = &reporting.file
+        && let Err(error) = std::fs::File::create(path)
+    {
+        say!("ioasid: cannot write the report to {}: {error}", path.display());
+        return ExitCode::from(EXIT_SETUP);
+    }
     match run(plan, reporting.quiet, |_| {}) {
         Ok(outcome) => finish(&outcome, reporting),
         Err(Failure::Devices(error)) => {
-            eprintln!("error: {error}");
+            say!("error: {error}");
             ExitCode::from(EXIT_USAGE)
         }
         Err(Failure::Program(status, why)) => {
-            eprintln!("ioasid: {why}");
+            say!("ioasid: {why}");
             ExitCode::from(status)
         }
         Err(Failure::Setup(error)) => {
-            eprintln!("ioasid: {error:#}");
+            say!("ioasid: {error:#}");
             ExitCode::from(EXIT_SETUP)
         }
     }
@@ -100,14 +108,17 @@ pub fn command(plan: Plan, reporting: &Reporting) -> ExitCode {
 
 fn finish(outcome: &Outcome, reporting: &Reporting) -> ExitCode {
     if !reporting.quiet {
-        eprint!("{}", outcome.report.text(Style::of(&std::io::stderr())));
+        let text = outcome.report.text(Style::of(&std::io::stderr()));
+        if !text.is_empty() {
+            say!("{}", text.trim_end());
+        }
     }
     if let Some(path) = &reporting.file {
         let written = serde_json::to_vec_pretty(&outcome.report)
             .map_err(anyhow::Error::from)
             .and_then(|json| Ok(std::fs::write(path, json)?));
         if let Err(error) = written {
-            eprintln!("ioasid: cannot write the report to {}: {error}", path.display());
+            say!("ioasid: cannot write the report to {}: {error}", path.display());
             return ExitCode::from(EXIT_SETUP);
         }
     }
@@ -132,8 +143,9 @@ pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Resul
     let signals = supervise::block_signals().map_err(|error| Failure::Setup(error.into()))?;
     let (ours, theirs) = Channel::pair().map_err(|error| Failure::Setup(error.into()))?;
     let child = enter::spawn(theirs, &plan, &signals).map_err(|error| Failure::Setup(error.into()))?;
+    raise_descriptor_limit();
     let prepared = prepare(&server, &ours, quiet);
-    let (mut tracer, root) = match prepared {
+    let mut tracer = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
             supervise::give_up(child);
@@ -147,8 +159,8 @@ pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Resul
     drop(ours);
     warn_if_out_of_reach(child);
     started(&server);
-    let ending = supervise::wait(child, &mut tracer, &signals, &server, root.as_fd(), quiet)
-        .map_err(|error| Failure::Setup(error.into()))?;
+    let ending =
+        supervise::wait(child, &mut tracer, &signals, &server, quiet).map_err(|error| Failure::Setup(error.into()))?;
     server.close_all();
     let traffic = server
         .devices()
@@ -162,7 +174,7 @@ pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Resul
 }
 
 /// Serves the child while it prepares its surroundings, until it is about to become the program.
-fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<(Tracer, OwnedFd)> {
+fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<Tracer> {
     let fuse = channel.receive_descriptor().context("waiting for the mount")?;
     Tree::new(server.clone()).serve(fuse).context("cannot serve the device files")?;
     let (tracer, handle) = Tracer::new(server.clone())?;
@@ -174,7 +186,7 @@ fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<(Trac
     if let Some(note) = channel.receive_note()?
         && !quiet
     {
-        eprintln!("ioasid: {note}");
+        say!("ioasid: {note}");
     }
     let listener = Arc::new(channel.receive_descriptor().context("waiting for the system call filter")?);
     for number in 0..LISTENERS {
@@ -183,20 +195,38 @@ fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<(Trac
     }
     if server.devices().is_empty() && !quiet {
         // Nothing wrong with that: /dev/iommu is there. But it is seldom meant.
-        eprintln!("ioasid: no --device is given, so there is nothing under /dev/vfio/devices");
+        say!("ioasid: no --device is given, so there is nothing under /dev/vfio/devices");
     }
     channel.go()?;
-    Ok((tracer, root))
+    Ok(tracer)
 }
 
 /// Says so if the program's memory and descriptors cannot be reached, without which its requests cannot be answered.
 fn warn_if_out_of_reach(program: Pid) {
-    let opened = ioasid::memory::Process::open(program.as_raw_nonzero().get() as u32);
-    if opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) {
-        eprintln!(
-            "ioasid: the program's memory cannot be reached, so that its requests on the devices will fail. Is it \
-             readable to you? If it is: with Yama, as root, sysctl kernel.yama.ptrace_scope=1; in a container, start \
-             that with --cap-add SYS_PTRACE; or run ioasid as root."
-        );
+    let number = program.as_raw_nonzero().get() as u32;
+    let is_denied = || {
+        let opened = ioasid::memory::Process::open(number);
+        // One that has ended is root's until it is waited for.
+        let status = std::fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
+        opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) && status.contains("\nVmSize:")
+    };
+    // In the middle of its exec a program is out of reach for a moment.
+    for _ in 0..50 {
+        if !is_denied() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
+    say!(
+        "ioasid: the program's memory cannot be reached, so that its requests on the devices will fail. Is it readable \
+         to you? If it is: with Yama, as root, sysctl kernel.yama.ptrace_scope=1; in a container, start that with \
+         --cap-add SYS_PTRACE; or run ioasid as root."
+    );
+}
+
+/// Lets this process, not the program, have as many descriptors as it may: mappings of private memory take one each.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }

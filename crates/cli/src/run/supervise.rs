@@ -3,12 +3,13 @@
 //!
 //! Signals that the terminal sends go to the program too, as it is in the same process group, so only those that
 //! some process sent are passed on. (One that is sent to the whole group reaches the program twice: who sent it to
-//! whom cannot be told.) When the program stops, so does the runner, and whoever started it sees a stopped job.
+//! whom cannot be told.) When the terminal stops the program, the runner stops too, and whoever started it sees a stopped
+//! job.
 #![allow(unsafe_code, reason = "wait, signal masks and signals have no complete safe wrappers")]
 
 use std::io;
 use std::mem::{MaybeUninit, zeroed};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -42,11 +43,19 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Signals {
     descriptor: OwnedFd,
     before: libc::sigset_t,
+    /// What SIGCHLD did: where it is ignored, no child can be waited for.
+    on_child: libc::sighandler_t,
 }
 
 impl Signals {
-    /// Gives this process the signal mask from before.
+    /// Gives this process, about to become the program, the signals from before. SIGPIPE is what it is by default: it
+    /// was set to be ignored for this program, and nobody knows what it was.
     pub fn restore(&self) -> io::Result<()> {
+        // SAFETY: dispositions that the kernel gave us, and the default.
+        unsafe {
+            libc::signal(libc::SIGCHLD, self.on_child);
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        }
         // SAFETY: a valid mask; the old one is not asked for.
         match unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) } {
             0 => Ok(()),
@@ -80,7 +89,8 @@ pub fn block_signals() -> io::Result<Signals> {
         if descriptor < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Signals { descriptor: OwnedFd::from_raw_fd(descriptor), before })
+        let on_child = libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        Ok(Signals { descriptor: OwnedFd::from_raw_fd(descriptor), before, on_child })
     }
 }
 
@@ -107,14 +117,7 @@ fn next_change() -> Option<(u32, Change)> {
 }
 
 /// Waits until the program has ended and nobody uses its devices any more; returns how it ended.
-pub fn wait(
-    program: Pid,
-    tracer: &mut Tracer,
-    signals: &Signals,
-    server: &Server,
-    root: BorrowedFd<'_>,
-    quiet: bool,
-) -> io::Result<Ending> {
+pub fn wait(program: Pid, tracer: &mut Tracer, signals: &Signals, server: &Server, quiet: bool) -> io::Result<Ending> {
     let number = program.as_raw_nonzero().get() as u32;
     let mut ending: Option<(Ending, Instant)> = None;
     let mut told = quiet;
@@ -127,30 +130,31 @@ pub fn wait(
                         ending = Some((how, Instant::now()));
                     }
                 }
-                Change::Stopped(status) if tracer.traces(tid) || tid != number => {
-                    if let Stopped::ByJobControl(_) = tracer.stopped(tid, status)
+                // What carries an event is a tracer's affair, whoever it is about.
+                Change::Stopped(status) if status >> 16 != 0 || tracer.traces(tid) || tid != number => {
+                    if let Stopped::ByJobControl(signal) = tracer.stopped(tid, status)
                         && tid == number
                     {
-                        stop_too();
+                        stop_too(signal);
                     }
                 }
-                Change::Stopped(_) => stop_too(),
+                Change::Stopped(status) => stop_too(libc::WSTOPSIG(status)),
             }
         }
         tracer.serve_requests();
         let mut timeout = None;
         if let Some((how, since)) = ending {
-            if everything_is_closed(server, root) {
+            if server.open_files() == 0 {
                 return Ok(how);
             }
             // A process that the program left behind still uses its devices: they stay as long as it does.
             if !told && since.elapsed() > PATIENCE {
                 told = true;
-                eprintln!(
-                    "ioasid: the program has ended, but a process that it started still uses its devices: waiting"
-                );
+                say!("ioasid: the program has ended, but a process that it started still uses its devices: waiting");
             }
-            timeout = Some(Timespec { tv_sec: 0, tv_nsec: 20_000_000 });
+            // The news of the last closes is on its way through the tree: mostly here within a millisecond.
+            let wait = since.elapsed().clamp(Duration::from_micros(200), Duration::from_millis(20));
+            timeout = Some(Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) });
         }
         let mut polled = [
             PollFd::from_borrowed_fd(signals.descriptor.as_fd(), PollFlags::IN),
@@ -170,16 +174,6 @@ pub fn wait(
     }
 }
 
-/// Whether every file of the tree is closed. The news of a close travels through the tree's queue; asking the tree
-/// something else and getting the answer tells that all earlier news has arrived.
-fn everything_is_closed(server: &Server, root: BorrowedFd<'_>) -> bool {
-    if server.open_files() == 0 {
-        return true;
-    }
-    let _ = rustix::fs::fstatfs(root);
-    server.open_files() == 0
-}
-
 fn ends_the_wait(signal: i32) -> bool {
     matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)
 }
@@ -193,9 +187,13 @@ fn pass_on(program: u32, info: &libc::signalfd_siginfo) {
     }
 }
 
-fn stop_too() {
-    // SAFETY: takes no pointers.
-    unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+/// Stops this process after the program, if the terminal stopped that: then whoever started it waits for a stopped job,
+/// and continues both. A program that somebody stopped by SIGSTOP may be continued by anybody, and needs its runner then.
+fn stop_too(signal: i32) {
+    if matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) {
+        // SAFETY: takes no pointers.
+        unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+    }
 }
 
 /// Ends a child that is not the program yet, or not any more.

@@ -12,6 +12,24 @@ pub const TESTS: &[Test] = &[
     ("environment_directory_arguments_and_input_pass_through", surroundings_pass_through),
     ("signals_to_the_runner_reach_the_program", signals_reach_the_program),
     ("a_stopped_program_stops_the_runner", a_stopped_program_stops_the_runner),
+    ("a_program_stopped_and_continued_by_its_child_goes_on", || {
+        let script = "(sleep 0.2; kill -CONT $$) & kill -STOP $$; exit 6";
+        assert_eq!(finish(ioasid_run(&["--quiet"]).args(["sh", "-c", script])).status.code(), Some(6));
+    }),
+    ("signal_dispositions_are_those_of_a_program_started_directly", || {
+        let script = "grep -E 'SigIgn|SigBlk' /proc/self/status";
+        let direct = finish(std::process::Command::new("sh").args(["-c", script]));
+        assert_eq!(finish(ioasid_run(&["--quiet"]).args(["sh", "-c", script])).stdout, direct.stdout);
+    }),
+    ("a_standard_error_that_cannot_be_written_changes_nothing", || {
+        let mut command = ioasid_run(&[]);
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        assert_eq!(command.args(["sh", "-c", "exit 4"]).stderr(full).status().unwrap().code(), Some(4));
+    }),
+    ("a_thread_that_is_not_the_first_execs", || drop(program("exec-from-thread"))),
+    ("registers_are_mapped_after_the_first_thread_has_ended", || drop(program("first-thread-ends"))),
+    ("what_was_closed_is_closed_for_the_next_request", || drop(program("close-then-destroy"))),
+    ("a_descriptor_can_do_what_it_was_opened_for", || drop(program("open-modes"))),
     ("bad_command_lines_exit_2_and_say_what_would_be_right", bad_command_lines),
     ("programs_that_cannot_be_run_exit_as_from_a_shell", programs_that_cannot_be_run),
     ("dev_and_sys_keep_what_they_had", dev_and_sys_keep_what_they_had),
@@ -86,7 +104,7 @@ fn signals_reach_the_program() {
 
 fn a_stopped_program_stops_the_runner() {
     let mut command = ioasid_run(&["--device", "ioat"]);
-    let mut child = command.args(["sh", "-c", "kill -STOP $$; exit 5"]).spawn().unwrap();
+    let mut child = command.args(["sh", "-c", "kill -TSTP $$; exit 5"]).spawn().unwrap();
     let mut status = 0;
     // SAFETY: `status` is written.
     let stopped = unsafe { libc::waitpid(child.id() as i32, &mut status, libc::WUNTRACED) };

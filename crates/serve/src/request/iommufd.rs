@@ -5,6 +5,7 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 
+use ioasid::memory::PAGE_SIZE;
 use ioasid::{Access, Context, Iova, IovaRange, Placement};
 use ioasid_uapi::iommufd as uapi;
 use rustix::io::Errno;
@@ -105,6 +106,10 @@ fn ioas_map(context: &Arc<Context>, argument: &Argument<'_>, caller: &dyn Caller
     }
     let ioas = context.ioas(request.ioas_id).ok_or(Errno::NOENT)?;
     request.user_va.checked_add(request.length).ok_or(Errno::OVERFLOW)?;
+    // What devices see is made of pages.
+    if !request.user_va.is_multiple_of(PAGE_SIZE) {
+        return Err(Errno::INVAL);
+    }
     let placement = if request.flags & uapi::MAP_FIXED_IOVA != 0 {
         Placement::Fixed(Iova(request.iova))
     } else {

@@ -18,7 +18,7 @@ mod ptrace;
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -127,6 +127,7 @@ impl Tracer {
                 match ptrace::seize(thread) {
                     Ok(()) => all_traced = false,
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+                    Err(_) if ptrace::has_ended(thread) => continue,
                     Err(_) if ptrace::is_traced_by_us(thread) => {}
                     Err(error) => return Err(error),
                 }
@@ -159,18 +160,28 @@ impl Tracer {
                 ptrace::listen(tid);
                 return Stopped::ByJobControl(signal);
             }
+            Stop::Exec => {
+                // A thread that execs takes the number of its process.
+                if let Some(former) = ptrace::former_tid(tid) {
+                    self.ended(former);
+                }
+                return self.let_go(tid);
+            }
             // A process that ends while it is traced is first the tracer's to wait for. Its parent may have been told
             // of the end by then and look for it in vain, so it is let go before.
-            Stop::NoMoreAccesses => {
-                ptrace::detach(tid);
-                self.ended(tid);
-                return Stopped::GoesOn;
-            }
+            Stop::Exit => return self.let_go(tid),
             Stop::Event => 0,
             Stop::Signal(libc::SIGBUS) if self.perform(tid) => 0,
             Stop::Signal(signal) => signal,
         };
         ptrace::go_on(tid, signal);
+        Stopped::GoesOn
+    }
+
+    /// Traces a thread no longer: it has no registers mapped any more.
+    fn let_go(&mut self, tid: u32) -> Stopped {
+        ptrace::detach(tid);
+        self.ended(tid);
         Stopped::GoesOn
     }
 
@@ -197,7 +208,8 @@ impl Tracer {
                 vectors.put_back() && ptrace::set_registers(tid, &registers)
             }
             Err(error) => {
-                eprintln!(
+                let _ = writeln!(
+                    io::stderr(),
                     "ioasid: thread {tid}: register access at {address:#x}, instruction at {:#x}: {error}",
                     general.rip
                 );

@@ -19,8 +19,10 @@ pub(super) enum Stop {
     Signal(i32),
     /// It stopped with its process, by this signal.
     Group(i32),
-    /// It has just become another program, or is about to end: either way it has no registers mapped any more.
-    NoMoreAccesses,
+    /// It has just become another program.
+    Exec,
+    /// It is about to end.
+    Exit,
     /// Anything else, which it only has to go on from.
     Event,
 }
@@ -29,7 +31,8 @@ pub(super) fn stop_of(status: i32) -> Stop {
     let signal = libc::WSTOPSIG(status);
     match status >> 16 {
         0 => Stop::Signal(signal),
-        libc::PTRACE_EVENT_EXEC | libc::PTRACE_EVENT_EXIT => Stop::NoMoreAccesses,
+        libc::PTRACE_EVENT_EXEC => Stop::Exec,
+        libc::PTRACE_EVENT_EXIT => Stop::Exit,
         libc::PTRACE_EVENT_STOP if signal != libc::SIGTRAP => Stop::Group(signal),
         _ => Stop::Event,
     }
@@ -48,6 +51,22 @@ pub(super) fn seize(tid: u32) -> io::Result<()> {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
+}
+
+/// Whether the thread has ended and only waits to be waited for.
+pub(super) fn has_ended(tid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    status
+        .lines()
+        .any(|line| line.strip_prefix("State:").is_some_and(|state| state.trim_start().starts_with(['Z', 'X'])))
+}
+
+/// At an exec: the number that the thread had before it took its process's.
+pub(super) fn former_tid(tid: u32) -> Option<u32> {
+    let mut message: libc::c_ulong = 0;
+    // SAFETY: the request fills in an unsigned long.
+    let result = unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, tid, 0usize, &raw mut message) };
+    (result != -1).then_some(message as u32)
 }
 
 /// Whether this process traces the thread.

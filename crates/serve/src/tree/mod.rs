@@ -7,11 +7,14 @@
 //! - Their last close arrives as RELEASE, also when a program is killed.
 //! - **They have no bytes.** A mapping of a file beyond its end raises SIGBUS at every access, which is how register
 //!   accesses come to [`crate::trap`]. But some programs check a regular file's size before they map it. So anyone
-//!   who asks is told a size that covers all regions, except this process: when it asks, the kernel takes the answer,
+//!   who asks is told a size that covers all regions, except a listener: when it asks, the kernel takes the answer,
 //!   none, for its mappings. [`crate::listen`] asks before every mapping. Should a program ask again later, an access
 //!   in a mapping first arrives here as a read of a page, is refused, and raises SIGBUS all the same.
 //! - Reads and writes at the offsets of regions are answered by [`crate::listen`]. What comes here instead, by way of
-//!   `lseek` and `read`, is answered for reads; a write is refused, as a success would let the kernel extend the file.
+//!   `lseek` and `read`, is refused: a write that succeeded would let the kernel extend the file.
+//!
+//! The thread that serves the tree waits for nothing: programs wait for it while they hold locks of their own memory,
+//! which devices and listeners may want. It touches no device, and leaves closing to another thread.
 
 mod nodes;
 
@@ -23,9 +26,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyWrite, Request, Session, SessionACL, WriteFlags,
+    BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use ioasid_vfio::device::region::{COUNT, file_offset};
 
@@ -65,8 +68,13 @@ impl Tree {
     /// # Errors
     /// If the kernel's FUSE lacks something.
     pub fn serve(self, descriptor: OwnedFd) -> io::Result<()> {
+        let server = self.server.clone();
         let session = Session::from_fd(self, descriptor, SessionACL::All, Config::default())?;
-        std::thread::Builder::new().name("tree".to_owned()).spawn(move || session.run())?;
+        std::thread::Builder::new().name("tree".to_owned()).spawn(move || {
+            let _ = session.run();
+            // No more closes will be heard of: the last process that saw the tree is gone, or somebody unmounted it.
+            server.close_all();
+        })?;
         Ok(())
     }
 
@@ -81,7 +89,8 @@ impl Tree {
     fn attributes(&self, inode: INodeNo, request: &Request) -> Option<(FileAttr, Duration)> {
         let (kind, perm, size, valid) = if inode.0 >= FIRST_DEVICE_INODE {
             self.device(inode)?;
-            let size = if request.pid() == std::process::id() { 0 } else { file_offset(COUNT) };
+            // FUSE tells the number of the thread.
+            let size = if self.server.is_listener(request.pid()) { 0 } else { file_offset(COUNT) };
             (FileType::RegularFile, 0o666, size, Duration::ZERO)
         } else {
             match self.node(inode)? {
@@ -124,15 +133,6 @@ impl Tree {
         // An inode is opened again only by way of /proc/PID/fd: then nobody could tell the two files apart.
         if self.server.opened(inode.0, file) { Ok(()) } else { Err(Errno::EBUSY) }
     }
-
-    fn read_device(&self, inode: INodeNo, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        match self.server.open_inode(inode.0) {
-            Some(OpenFile::Vfio(file)) => {
-                file.read(offset, data).map_err(|errno| Errno::from_i32(errno.raw_os_error()))
-            }
-            _ => Err(Errno::EINVAL),
-        }
-    }
 }
 
 impl Filesystem for Tree {
@@ -140,8 +140,8 @@ impl Filesystem for Tree {
         config
             .add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP)
             .map_err(|_| io::Error::new(io::ErrorKind::Unsupported, NO_DIRECT_MMAP))?;
-        // Closing many files at once must not make the kernel hold some of the news back: see `Server`'s users, who
-        // wait until all that was closed has arrived.
+        // The kernel holds back no news of a close: a request that finds something in use asks the tree a question, and
+        // knows with the answer that all closes from before have arrived.
         let _ = config.set_max_background(u16::MAX);
         Ok(())
     }
@@ -177,6 +177,28 @@ impl Filesystem for Tree {
         }
     }
 
+    /// Accepts and ignores changes, as of O_TRUNC: the files have nothing to change.
+    fn setattr(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        file: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        self.getattr(request, inode, file, reply);
+    }
+
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
         match self.node(inode) {
             Some(Node::Link(target)) => reply.data(target.as_bytes()),
@@ -204,20 +226,13 @@ impl Filesystem for Tree {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        owner: Option<LockOwner>,
+        _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let size = size as usize;
         if self.device(inode).is_some() {
-            // A page for a mapping is asked for in nobody's name.
-            if owner.is_none() {
-                return reply.error(Errno::EIO);
-            }
-            let mut data = vec![0; size.min(1 << 20)];
-            return match self.read_device(inode, offset, &mut data) {
-                Ok(read) => reply.data(&data[..read]),
-                Err(errno) => reply.error(errno),
-            };
+            // A page for a mapping, or a read that was not trapped.
+            return reply.error(Errno::EIO);
         }
         let rest = |bytes: &[u8]| bytes.get(offset as usize..).unwrap_or(&[]).iter().take(size).copied().collect();
         let bytes: Vec<u8> = match self.node(inode) {

@@ -143,6 +143,27 @@ pub fn exec() {
     panic!("{error}");
 }
 
+/// The exec is made by another thread than the first, which is what some runtimes do.
+pub fn exec_from_thread() {
+    std::thread::spawn(exec).join().unwrap();
+}
+
+/// The first thread ends, and others go on and map registers.
+pub fn first_thread_ends() {
+    std::thread::spawn(|| {
+        let status = || std::fs::read_to_string("/proc/self/status").unwrap();
+        while !status().lines().any(|line| line.starts_with("State:") && line.contains('Z')) {
+            std::thread::yield_now();
+        }
+        let setup = Setup::new();
+        setup.copy(1);
+        setup.finish();
+        std::process::exit(0);
+    });
+    // SAFETY: ends this thread alone; nothing of its stack is used by the other.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+}
+
 pub fn after_exec(numbers: &str) {
     let numbers: Vec<i32> = numbers.split(',').map(|number| number.parse().unwrap()).collect();
     // SAFETY: descriptors that were left open for us.

@@ -91,3 +91,21 @@ pub fn wide() {
     }
     setup.finish();
 }
+
+/// What a descriptor was opened for decides what it can do, as for any file.
+pub fn open_modes() {
+    let setup = Setup::new();
+    let path = format!("/proc/self/fd/{}", setup.engine.file.as_raw_fd());
+    drop(std::fs::OpenOptions::new().write(true).truncate(true).open("/dev/vfio/devices/vfio0").unwrap());
+    let only_path = rustix::fs::open(&*path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    assert_eq!(crate::driver::ioctl_at(only_path.as_raw_fd(), vfio::DEVICE_RESET, 0), Err(libc::EBADF));
+    let read_only =
+        rustix::fs::open("/dev/vfio/devices/vfio0", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+    let mut info = vfio::RegionInfo { argsz: 32, index: 7, ..Default::default() };
+    ioctl(&setup.engine.file, vfio::DEVICE_GET_REGION_INFO, &mut info).unwrap();
+    // SAFETY: two bytes of ours.
+    let written = unsafe { libc::pwrite(read_only.as_raw_fd(), [0u8; 2].as_ptr().cast(), 2, info.offset as i64 + 4) };
+    assert_eq!((written, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EBADF)));
+    setup.copy(3);
+    setup.finish();
+}

@@ -75,6 +75,7 @@ pub fn malformed() {
         ("iova that wraps", ii::IoasMap { iova: !0 << 12, length: 8192, ..map }, libc::EOVERFLOW),
         ("address that wraps", ii::IoasMap { user_va: !0 << 12, length: 8192, ..map }, libc::EOVERFLOW),
         ("iova between pages", ii::IoasMap { iova: 0xa0_0010, ..map }, libc::EINVAL),
+        ("memory between pages", ii::IoasMap { user_va: va + 16, ..map }, libc::EINVAL),
         ("length between pages", ii::IoasMap { length: 100, ..map }, libc::EINVAL),
         ("iova where interrupts go", ii::IoasMap { iova: 0xfee0_0000, ..map }, libc::EINVAL),
         ("iova beyond the device", ii::IoasMap { iova: 1 << 48, ..map }, libc::EINVAL),
