@@ -161,7 +161,6 @@ impl Device {
         if let Some(before) = endpoint.exchange(pasid, Some(hwpt.clone())) {
             self.let_go(&before);
         }
-        self.context.iommu().observer().attached(endpoint.rid(), endpoint.group());
         Ok(hwpt.id())
     }
 

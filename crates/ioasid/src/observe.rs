@@ -5,7 +5,7 @@
 use std::fmt;
 
 use crate::ids::ObjectId;
-use crate::types::{GroupId, Iova, IovaRange, Pasid, Rid};
+use crate::types::{Iova, IovaRange, Pasid, Rid};
 
 /// Why a DMA was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,8 +88,6 @@ pub trait Observer: Send + Sync {
     fn unmapped(&self, _ioas: u64, _range: IovaRange) {}
     /// Something outlived its owner.
     fn left_behind(&self, _what: &Leftover) {}
-    /// A device was attached, or its attachment replaced: now is a good moment for a picture.
-    fn attached(&self, _rid: Rid, _group: GroupId) {}
 }
 
 /// An observer that looks away.
