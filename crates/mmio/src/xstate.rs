@@ -59,15 +59,10 @@ impl XstateLayout {
     #[cfg(target_arch = "x86_64")]
     #[must_use]
     pub fn of_this_processor() -> Self {
+        use core::arch::x86_64::__cpuid_count;
         let offset = |component| {
-            // `__cpuid_count` is unsafe in the oldest compiler that we support, and safe in newer ones.
-            #[expect(unsafe_code, reason = "CPUID is the only source of these offsets")]
-            #[allow(unused_unsafe)]
-            // SAFETY: every x86-64 processor has CPUID; it reads nothing and changes nothing. A leaf that the
-            // processor does not have gives numbers, which are checked against the buffer's size before use.
-            let (leaf_max, leaf) = unsafe {
-                (core::arch::x86_64::__cpuid_count(0, 0).eax, core::arch::x86_64::__cpuid_count(0xd, component))
-            };
+            // A leaf that the processor does not have gives numbers, which are checked against the buffer's size before use.
+            let (leaf_max, leaf) = (__cpuid_count(0, 0).eax, __cpuid_count(0xd, component));
             (leaf_max >= 0xd && leaf.eax != 0).then_some(leaf.ebx as usize)
         };
         Self { ymm_upper: offset(2), masks: offset(5), zmm_upper: offset(6), zmm_16_to_31: offset(7) }

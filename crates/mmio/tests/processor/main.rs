@@ -297,9 +297,7 @@ fn is_undefined(instruction: &Instruction, state: &State) -> bool {
 
 /// Whether this processor has the instruction.
 fn is_available(instruction: &Instruction) -> bool {
-    // SAFETY: every x86-64 processor has CPUID.
-    #[allow(unused_unsafe)]
-    let leaf_7 = unsafe { std::arch::x86_64::__cpuid_count(7, 0) };
+    let leaf_7 = std::arch::x86_64::__cpuid_count(7, 0);
     instruction.cpuid_features().iter().all(|feature| match feature {
         CpuidFeature::SSE3 => is_x86_feature_detected!("sse3"),
         CpuidFeature::SSSE3 => is_x86_feature_detected!("ssse3"),
