@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use ioasid::memory::Segment;
 use ioasid::{
-    Access, AttachError, BindError, DestroyError, Endpoint, Fault, FaultReason, GroupId, Ioas, Iommu, Iova, IovaRange,
-    Leftover, MapError, Observer, Placement, Rid, UnmapError,
+    Access, AttachError, BindError, DestroyError, Device, DmaPort, Endpoint, Fault, FaultReason, GroupId, Ioas, Iommu,
+    Iova, IovaRange, Leftover, MapError, Observer, Placement, Rid, UnmapError,
 };
 use proptest::prelude::*;
 
@@ -40,12 +40,22 @@ impl Bench {
         Self { iommu: Iommu::new(log.clone()), log }
     }
 
+    /// A device that is bound to a context with one address space, and not attached.
+    fn one_device(&self) -> OneDevice {
+        let endpoint = self.endpoint(1, 1);
+        let (port, context) = (endpoint.port(), self.iommu.context());
+        let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
+        (endpoint, port, ioas, device)
+    }
+
     fn endpoint(&self, slot: u8, group: u32) -> Arc<Endpoint> {
         let endpoint = self.iommu.add_endpoint(Rid::new(0, 0, slot, 0).unwrap(), GroupId(group)).unwrap();
         endpoint.set_bus_master(true);
         endpoint
     }
 }
+
+type OneDevice = (Arc<Endpoint>, DmaPort, Arc<Ioas>, Device);
 
 fn map(ioas: &Ioas, iova: u64, pages: u64) -> Result<Iova, MapError> {
     let memory = || Ok(vec![Segment::memfd(pages * PAGE).unwrap().0]);
@@ -115,11 +125,7 @@ fn attaching_to_something_else_fails_and_keeps_what_was_there() {
 #[test]
 fn every_reason_for_a_fault_is_told_apart() {
     let bench = Bench::new();
-    let endpoint = bench.endpoint(1, 1);
-    let mut port = endpoint.port();
-    let context = bench.iommu.context();
-    let ioas = context.ioas_alloc().unwrap();
-    let device = context.bind(&endpoint).unwrap();
+    let (endpoint, mut port, ioas, device) = bench.one_device();
     let mut reason = |at: u64, write: bool| {
         let result = if write { port.write(Iova(at), &[0; 8]) } else { port.read(Iova(at), &mut [0; 8]) };
         result.map_err(|error| (error.at.iova.0, error.reason)).err()
@@ -146,11 +152,7 @@ fn every_reason_for_a_fault_is_told_apart() {
 #[test]
 fn data_crosses_pages_and_segments() {
     let bench = Bench::new();
-    let endpoint = bench.endpoint(1, 1);
-    let mut port = endpoint.port();
-    let context = bench.iommu.context();
-    let ioas = context.ioas_alloc().unwrap();
-    let device = context.bind(&endpoint).unwrap();
+    let (_, mut port, ioas, device) = bench.one_device();
     device.attach(None, ioas.id().0.get()).unwrap();
     let pieces = [1, 3, 700, 2].map(|pages| Segment::memfd(pages * PAGE).unwrap().0);
     let length = 706 * PAGE;
@@ -288,11 +290,7 @@ fn a_range_that_is_being_mapped_is_kept_and_cannot_be_unmapped() {
 #[test]
 fn a_file_that_is_cut_short_under_many_accesses_is_survived() {
     let bench = Bench::new();
-    let endpoint = bench.endpoint(1, 1);
-    let mut port = endpoint.port();
-    let context = bench.iommu.context();
-    let ioas = context.ioas_alloc().unwrap();
-    let device = context.bind(&endpoint).unwrap();
+    let (_, mut port, ioas, device) = bench.one_device();
     device.attach(None, ioas.id().0.get()).unwrap();
     // More pages than a process may have mappings, so that one mapping for each fault would be too many.
     let pages = 80_000;
@@ -336,11 +334,7 @@ proptest! {
     #[test]
     fn an_address_space_agrees_with_a_list_of_areas(steps in prop::collection::vec(step(), 1..40)) {
         let bench = Bench::new();
-        let endpoint = bench.endpoint(1, 1);
-        let mut port = endpoint.port();
-        let context = bench.iommu.context();
-        let ioas = context.ioas_alloc().unwrap();
-        let device = context.bind(&endpoint).unwrap();
+        let (_, mut port, ioas, device) = bench.one_device();
         let mut model: BTreeMap<u64, u64> = BTreeMap::new();
         let mut attached = false;
         let overlaps = |model: &BTreeMap<u64, u64>, at: u64, pages: u64| {
@@ -400,7 +394,7 @@ proptest! {
             }
         }
         drop(device);
-        drop((ioas, context));
+        drop(ioas);
         prop_assert_eq!(bench.iommu.resources(), (0, 0));
     }
 }
