@@ -206,9 +206,11 @@ fn warn_if_out_of_reach(program: Pid) {
     let number = program.as_raw_nonzero().get() as u32;
     let is_denied = || {
         let opened = ioasid::memory::Process::open(number);
-        // One that has ended is root's until it is waited for.
-        let status = std::fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
-        opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) && status.contains("\nVmSize:")
+        opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) && {
+            // One that has ended, and so has no memory, is root's until it is waited for.
+            let status = std::fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
+            status.contains("\nVmSize:")
+        }
     };
     // In the middle of its exec a program is out of reach for a moment.
     for _ in 0..50 {
