@@ -6,21 +6,47 @@
 //!
 //! - [`Format`]: what an entry looks like. The module [`mod@format`] has x86-64, VT-d, AMD, Armv8 and RISC-V; each
 //!   is a page of small functions.
-//! - [`Arena`]: the memory that tables live in. A table has an address of its own in it, so entries hold real
-//!   addresses and a table can be walked by anyone who has the arena.
-//! - [`PageTable`]: map, unmap and walk, written once over all formats.
+//! - [`Arena`]: the memory that tables live in, one contiguous slice of entries ([`TableMemory`]). A table has an address
+//!   of its own in it, so entries hold real addresses and a table can be walked by anyone who has that memory: see
+//!   [`walk`].
+//! - [`PageTable`]: map, unmap, protect, split, walk, and who wrote where, written once over all formats.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use iopt::format::VtdSecondStage;
+//! use iopt::{Access, Arena, EmptyTables, PageTable};
+//!
+//! let table = PageTable::<VtdSecondStage>::new(Arc::new(Arena::new(512)))?;
+//! let mut empty = EmptyTables::none();
+//! table.map(0x1000, 0x20_0000, 0x2000, Access::READ, &mut empty)?;
+//! assert_eq!(table.walk(0x2004).map(|found| found.pa), Some(0x20_1004));
+//! table.unmap(0x1000, 0x2000, &mut empty)?;
+//! // No walk is running.
+//! table.free(empty);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! # Who may do what at the same time
 //!
 //! | operation | callers at once |
 //! | --- | --- |
-//! | [`PageTable::walk`] | any number, at any time, without a lock |
-//! | [`PageTable::map`], [`PageTable::unmap`] | one at a time for each table; the owner of the table serialises them |
+//! | [`walk`], and the walks of [`PageTable`] and [`View`] | any number, beside anything, without a lock |
+//! | [`PageTable::walk_marking`] | as a walk |
+//! | [`PageTable::map`], [`unmap`](PageTable::unmap), [`protect`](PageTable::protect), [`split`](PageTable::split) | any number, of ranges that do not overlap, beside anything; none waits for another |
+//! | [`PageTable::read_dirty`], [`start_tracking`](PageTable::start_tracking), [`iter`](PageTable::iter) | any number, beside anything |
+//! | [`PageTable::free`], [`Arena::free`] | any number, beside anything but walks that began before the tables were emptied |
+//!
+//! Ranges of which one is changed twice at once are the caller's mistake: afterwards what is mapped in them is one or the
+//! other, and tables may be missing from the arena until the page table goes.
+//!
+//! A map waits for memory where the arena has to take more of it into use, and nobody waits for that map. Unmapping and
+//! freeing, walking and reading what is dirty allocate nothing.
 //!
 //! A walk that races with an unmap returns either the old translation or none. Whoever unmaps must therefore wait
 //! until all walks that began before have ended, and until nothing cached from them is in use, before it gives the
 //! pages to anyone else, and before it returns the emptied tables to the arena: [`PageTable::unmap`] hands those out
-//! as [`EmptyTables`] for exactly that reason.
+//! as [`EmptyTables`] for exactly that reason. The same holds for what [`PageTable::protect`] no longer allows.
 
 mod arena;
 pub mod format;
@@ -28,6 +54,6 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use arena::{Arena, EmptyTables, TableAddr};
+pub use arena::{Arena, EmptyTables, Heap, TableAddr, TableMemory};
 pub use format::{Access, Entry, Format};
-pub use table::{MapError, PageTable, Translation, UnmapError};
+pub use table::{DirtyWord, Iter, Leaves, MapError, PageTable, RangeError, Translation, Upper, View, walk};

@@ -9,18 +9,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use iopt::format::{
     AmdV1, Armv8Stage1, Armv8Stage2, Mock, RiscV, Sv39, Sv48, Sv57, VtdSecondStage, X86_64, X86_64FiveLevels,
 };
-use iopt::{Access, Arena, EmptyTables, Entry, Format, MapError, PageTable, UnmapError};
+use iopt::{Access, Arena, DirtyWord, EmptyTables, Entry, Format, Leaves, MapError, PageTable, RangeError};
 use proptest::prelude::*;
 
 const PAGE: u64 = 4096;
 /// Where the steps map, in pages: small enough for every format, large enough for its largest pages but the topmost.
 const SPACE: u64 = 1 << 24;
 
+/// Most pages of the smallest size that a limit on the size of leaves may bring about in a step.
+const MOST_SMALL: u64 = 4096;
+
 /// In pages of the format.
 #[derive(Debug, Clone)]
 enum Step {
-    Map { page: u64, to: u64, pages: u64, access: Access },
+    Map { page: u64, to: u64, pages: u64, access: Access, largest: Option<u32> },
     Unmap { page: u64, pages: u64 },
+    Protect { page: u64, pages: u64, access: Access },
+    Split { page: u64, pages: u64, largest: u32 },
+    Access { page: u64, access: Access },
+    ReadDirty { page: u64, pages: u64, clear: bool },
 }
 
 /// Few, near addresses, so that sequences collide, around the edges of tables and pages.
@@ -45,33 +52,96 @@ fn access() -> impl Strategy<Value = Access> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        3 => (range(), access()).prop_map(|((page, to, pages), access)| Step::Map { page, to, pages, access }),
-        2 => range().prop_map(|(page, _, pages)| Step::Unmap { page, pages }),
+        6 => (range(), access(), prop::option::of(0..20u32)).prop_map(|((page, to, pages), access, largest)| {
+            Step::Map { page, to, pages, access, largest }
+        }),
+        4 => range().prop_map(|(page, _, pages)| Step::Unmap { page, pages }),
+        3 => (range(), access()).prop_map(|((page, _, pages), access)| Step::Protect { page, pages, access }),
+        3 => (range(), 0..20u32).prop_map(|((page, _, pages), largest)| Step::Split { page, pages, largest }),
+        4 => (address(), access()).prop_map(|(page, access)| Step::Access { page, access }),
+        2 => (range(), any::<bool>()).prop_map(|((page, _, pages), clear)| Step::ReadDirty { page, pages, clear }),
     ]
 }
 
-/// Pages, and what the first of them was mapped to, if they were not unmapped.
-type Done = (Range<u64>, Option<(u64, Access)>);
+/// What was done to a range.
+#[derive(Debug, Clone, Copy)]
+enum Done {
+    /// What its first page was mapped to.
+    Mapped(u64, Access),
+    Unmapped,
+    Protected(Access),
+}
+
+/// Pages, as one bit of the log has them.
+type Granule = Range<u64>;
 
 /// Everything that was done, in order.
 #[derive(Default)]
-struct Model(Vec<Done>);
+struct Model {
+    done: Vec<(Range<u64>, Done)>,
+    /// Pages that the log must tell of, each in the granule that it was logged with.
+    logged: Vec<(Range<u64>, Granule)>,
+    /// What it may tell of: pages that were unmapped only in part of a granule are told of still.
+    may_be_logged: Vec<Granule>,
+}
 
 impl Model {
     fn find(&self, page: u64) -> Option<(u64, Access)> {
-        let (range, target) = self.0.iter().rev().find(|(range, _)| range.contains(&page))?;
-        target.map(|(to, access)| (to + (page - range.start), access))
+        let mut changed = None;
+        for (range, done) in self.done.iter().rev().filter(|(range, _)| range.contains(&page)) {
+            match *done {
+                Done::Mapped(to, access) => return Some((to + (page - range.start), changed.unwrap_or(access))),
+                Done::Unmapped => return None,
+                Done::Protected(access) => changed = changed.or(Some(access)),
+            }
+        }
+        None
     }
 
     /// Where what is mapped can begin or end.
     fn edges(&self) -> impl Iterator<Item = u64> {
-        self.0.iter().flat_map(|(range, _)| [range.start, range.end])
+        self.done.iter().flat_map(|(range, _)| [range.start, range.end])
     }
 
     fn first_mapped(&self, range: Range<u64>) -> Option<u64> {
-        let edges = self.edges().filter(|edge| range.contains(edge));
-        std::iter::once(range.start).chain(edges).filter(|&page| self.find(page).is_some()).min()
+        let places = std::iter::once(range.start).chain(self.edges()).filter(|place| range.contains(place));
+        places.filter(|&page| self.find(page).is_some()).min()
     }
+
+    fn unmap(&mut self, range: &Range<u64>) {
+        let left = |(logged, granule): (Range<u64>, Granule)| {
+            let before = logged.start..logged.end.min(range.start);
+            let after = logged.start.max(range.end)..logged.end;
+            [before, after].into_iter().filter(|part| !part.is_empty()).map(move |part| (part, granule.clone()))
+        };
+        self.logged = std::mem::take(&mut self.logged).into_iter().flat_map(left).collect();
+        self.may_be_logged.retain(|granule| !contains(range, granule));
+        self.done.push((range.clone(), Done::Unmapped));
+    }
+
+    /// What reading `range` must tell, and may.
+    fn check_read(&self, range: &Range<u64>, told: &[Granule]) {
+        for granule in told {
+            assert!(self.may_be_logged.contains(granule), "{granule:x?} was not written to, or read since");
+            assert!(touches(granule, range), "{granule:x?} was not asked for");
+        }
+        for (logged, granule) in &self.logged {
+            assert!(!touches(logged, range) || told.contains(granule), "{logged:x?} was written to");
+        }
+    }
+
+    fn clear(&mut self, range: &Range<u64>) {
+        self.logged.retain(|(_, granule)| !contains(range, granule));
+        self.may_be_logged.retain(|granule| !contains(range, granule));
+    }
+}
+
+fn contains(range: &Range<u64>, part: &Range<u64>) -> bool {
+    range.start <= part.start && part.end <= range.end
+}
+
+fn touches(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
 }
 
 /// A table of one format, the model of it, and where in the two address spaces the steps take place.
@@ -95,51 +165,164 @@ impl<F: Format> Pair<F> {
         self.iova + (page << F::PAGE_SHIFT)
     }
 
-    fn map(&mut self, page: u64, to: u64, pages: u64, access: Access) {
+    fn map(&mut self, page: u64, to: u64, pages: u64, access: Access, largest: u32) {
         let (iova, pa, length) = (self.iova(page), self.pa + (to << F::PAGE_SHIFT), pages << F::PAGE_SHIFT);
         let mut undone = EmptyTables::none();
-        let result = self.table.map(iova, pa, length, access, &mut undone);
-        self.arena.free(undone);
+        let result = self.table.map(iova, pa, length, Leaves { access, largest }, &mut undone);
+        self.table.free(undone);
         if let Some(mapped) = self.model.first_mapped(page..page + pages) {
             assert_eq!(result, Err(MapError::Occupied(self.iova(mapped))));
             return;
         }
         assert_eq!(result, Ok(()));
-        self.model.0.push((page..page + pages, Some((to, granted::<F>(access)))));
-        let largest = (0..F::LEVELS)
-            .flat_map(|level| (0..64).filter(move |n| F::page_sizes(level) >> n & 1 == 1))
-            .filter(|n| (iova | pa).is_multiple_of(1 << n) && length >= 1 << n)
+        self.model.done.push((page..page + pages, Done::Mapped(to, granted::<F>(access))));
+        let largest = page_sizes::<F>()
+            .filter(|&n| n <= largest.max(F::PAGE_SHIFT) && (iova | pa).is_multiple_of(1 << n) && length >= 1 << n)
             .max();
         assert_eq!(self.table.walk(iova).map(|found| found.page_shift), largest, "the largest page that fits");
     }
 
     fn unmap(&mut self, page: u64, pages: u64) {
-        let (iova, length) = (self.iova(page), pages << F::PAGE_SHIFT);
         let mut empty = EmptyTables::none();
-        match self.table.unmap(iova, length, &mut empty) {
-            Ok(()) => self.model.0.push((page..page + pages, None)),
-            Err(UnmapError::SplitsPage(edge)) => {
-                let size = 1 << self.table.walk(edge).unwrap().page_shift;
-                let start = edge / size * size;
-                assert!(start < iova || start + size > iova + length, "{edge:#x} is in a page that sticks out");
-                assert!(empty.is_empty());
-            }
-            Err(error) => panic!("{error}"),
+        let result = self.table.unmap(self.iova(page), pages << F::PAGE_SHIFT, &mut empty);
+        if self.is_whole(result, page, pages) {
+            self.model.unmap(&(page..page + pages));
+        } else {
+            assert!(empty.is_empty());
         }
         self.arena.free(empty);
     }
 
+    fn protect(&mut self, page: u64, pages: u64, access: Access) {
+        let result = self.table.protect(self.iova(page), pages << F::PAGE_SHIFT, access);
+        if self.is_whole(result, page, pages) {
+            self.model.done.push((page..page + pages, Done::Protected(granted::<F>(access))));
+        }
+    }
+
+    /// Whether it was done; if not, a page must stick out of the range.
+    fn is_whole(&self, result: Result<(), RangeError>, page: u64, pages: u64) -> bool {
+        let (iova, length) = (self.iova(page), pages << F::PAGE_SHIFT);
+        match result {
+            Ok(()) => true,
+            Err(RangeError::SplitsPage(edge)) => {
+                let size = 1 << self.table.walk(edge).unwrap().page_shift;
+                let start = edge / size * size;
+                assert!(start < iova || start + size > iova + length, "{edge:#x} is in a page that sticks out");
+                false
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn split(&mut self, page: u64, pages: u64, largest: u32) {
+        let (iova, length) = (self.iova(page), pages << F::PAGE_SHIFT);
+        // What a page that only touches the range leaves alone.
+        let beside = [iova.wrapping_sub(1), iova + length].map(|at| (at, self.table.walk(at)));
+        self.table.split(iova, length, largest).unwrap();
+        for (start, found) in self.table.iter(iova, length) {
+            assert!(found.page_shift <= largest.max(F::PAGE_SHIFT), "{start:#x} has 2^{}", found.page_shift);
+        }
+        for (at, before) in beside {
+            let size = before.map_or(0, |found| found.page_shift);
+            if (at ^ iova) >> size != 0 && (at ^ (iova + length - 1)) >> size != 0 {
+                assert_eq!(self.table.walk(at), before, "no more is split than touches the range");
+            }
+        }
+    }
+
+    /// An access by a device.
+    fn access(&mut self, page: u64, access: Access, tracking: bool) {
+        let iova = self.iova(page);
+        let walked = self.table.walk(iova);
+        assert_eq!(self.table.walk_marking(iova, access), walked);
+        assert_eq!(self.table.walk(iova), walked, "marks are no part of the translation");
+        let Some(found) = walked else { return };
+        if tracking && access.contains(Access::WRITE) && found.access.contains(access) {
+            let level = (0..F::LEVELS).rev().find(|&level| F::shift(level) <= found.page_shift).unwrap();
+            let granule = 1 << (F::shift(level) - F::PAGE_SHIFT);
+            let pages = 1 << (found.page_shift - F::PAGE_SHIFT);
+            let first = page / pages * pages;
+            for start in (first..first + pages).step_by(granule as usize) {
+                let granule = start..start + granule;
+                if !self.model.may_be_logged.contains(&granule) {
+                    self.model.may_be_logged.push(granule.clone());
+                }
+                self.model.logged.push((granule.clone(), granule));
+            }
+        }
+    }
+
+    fn read_dirty(&mut self, page: u64, pages: u64, clear: bool) {
+        let mut told = Vec::new();
+        let visit = |DirtyWord { iova, page_shift, bits }: DirtyWord| {
+            assert_ne!(bits, 0);
+            let granule = 1 << (page_shift - F::PAGE_SHIFT);
+            let first = iova.wrapping_sub(self.iova) >> F::PAGE_SHIFT;
+            told.extend((0..64).filter(|bit| bits >> bit & 1 == 1).map(|bit| {
+                let start = first + bit * granule;
+                start..start + granule
+            }));
+        };
+        self.table.read_dirty(self.iova(page), pages << F::PAGE_SHIFT, clear, visit).unwrap();
+        self.model.check_read(&(page..page + pages), &told);
+        if clear {
+            self.model.clear(&(page..page + pages));
+        }
+    }
+
     fn agrees(&self, page: u64) {
         let offset = (1 << F::PAGE_SHIFT) - 7;
-        let found = self.table.walk(self.iova(page) + offset);
+        let iova = self.iova(page) + offset;
+        let found = self.table.walk(iova);
         let wanted = self.model.find(page).map(|(to, access)| (self.pa + (to << F::PAGE_SHIFT) + offset, access));
         assert_eq!(found.map(|t| (t.pa, t.access)), wanted, "page {page:#x}");
-        let Some((found, to)) = found.zip(self.model.find(page)) else { return };
+        assert_eq!(iopt::walk::<F>(iopt::TableMemory::entries(self.arena.memory()), self.table.root(), iova), found);
+        let Some((found, to)) = found.zip(self.model.find(page)) else {
+            assert_eq!((self.table.upper(iova), self.table.walk_coalesced(iova)), (None, None));
+            return;
+        };
         // The whole page is mapped as its middle is.
         let pages = 1 << (found.page_shift - F::PAGE_SHIFT);
         let first = page / pages * pages;
         for other in [first, first + pages - 1] {
             assert_eq!(self.model.find(other), Some((to.0 + other - page, to.1)), "page {other:#x} of {page:#x}");
+        }
+        self.coalesces(iova, found.page_shift);
+        self.resumes_below(iova);
+    }
+
+    /// The coalesced walk tells of as much as the neighbouring entries map contiguously, and of no more.
+    fn coalesces(&self, iova: u64, page_shift: u32) {
+        let found = self.table.walk(iova).unwrap();
+        let coalesced = self.table.walk_coalesced(iova).unwrap();
+        assert_eq!((coalesced.pa, coalesced.access), (found.pa, found.access));
+        let continues = |shift: u32| {
+            let start = iova >> shift << shift;
+            (found.pa ^ iova).trailing_zeros() >= shift
+                && (0..1 << (shift - page_shift)).all(|number| {
+                    let other = start + (number << page_shift);
+                    self.table.walk(other).is_some_and(|page| {
+                        page.page_shift == page_shift
+                            && page.access == found.access
+                            && page.pa.wrapping_sub(other) == found.pa.wrapping_sub(iova)
+                    })
+                })
+        };
+        let level = (0..F::LEVELS).find(|&level| F::shift(level) == page_shift);
+        let most = level.map_or(0, |level| if F::index_bits(level) < 4 { 0 } else { 4 });
+        let wanted = (page_shift..=page_shift + most).take_while(|&shift| continues(shift)).last();
+        assert_eq!(Some(coalesced.page_shift), wanted, "{iova:#x} in 2^{page_shift}");
+    }
+
+    /// A walk that begins in the lowest table gives what a whole one does, for all addresses below that table.
+    fn resumes_below(&self, iova: u64) {
+        let upper = self.table.upper(iova).unwrap();
+        let mask = (1 << upper.span_bits()) - 1;
+        for other in [iova, iova & !mask, iova | mask, iova ^ (mask & 0x5555_5555_5555_5000)] {
+            assert_eq!(self.table.walk_below(upper, other), self.table.walk(other));
+            assert_eq!(self.table.walk_coalesced_below(upper, other), self.table.walk_coalesced(other));
+            assert_eq!(self.table.walk_marking_below(upper, other, Access::empty()), self.table.walk(other));
         }
     }
 
@@ -150,6 +333,29 @@ impl<F: Format> Pair<F> {
             }
         }
     }
+
+    /// The iterator gives all that is mapped, in order.
+    fn iterates_over(&self, page: u64, pages: u64) {
+        let mut end = page;
+        for (start, found) in self.table.iter(self.iova(page), pages << F::PAGE_SHIFT) {
+            let first = start.wrapping_sub(self.iova) >> F::PAGE_SHIFT;
+            assert_eq!(Some(found), self.table.walk(start));
+            assert!(first >= end || end == page, "in order");
+            assert!(first < page + pages);
+            assert_eq!(self.model.first_mapped(end..first), None, "nothing is left out");
+            end = first + (1 << (found.page_shift - F::PAGE_SHIFT));
+        }
+        assert_eq!(self.model.first_mapped(end..page + pages), None, "nothing is left out");
+    }
+}
+
+fn page_sizes<F: Format>() -> impl Iterator<Item = u32> {
+    (0..F::LEVELS).flat_map(|level| (0..64).filter(move |n| F::page_sizes(level) >> n & 1 == 1))
+}
+
+/// As a limit on leaves, in such a way that a step takes a moment at most.
+fn limit<F: Format>(largest: u32, pages: u64) -> u32 {
+    F::PAGE_SHIFT + largest.max((pages / MOST_SMALL).checked_ilog2().map_or(0, |n| n + 1))
 }
 
 /// What a format makes of `access`: some cannot say write without read.
@@ -161,21 +367,44 @@ fn granted<F: Format>(access: Access) -> Access {
     granted
 }
 
-fn agrees_with_a_model<F: Format>(steps: Vec<Step>, high: bool, elsewhere: &[u64]) {
+fn agrees_with_a_model<F: Format>(steps: Vec<Step>, high: bool, tracking: bool, elsewhere: &[u64]) {
     let mut pair = Pair::<F>::new(high);
+    if tracking {
+        pair.table.start_tracking().unwrap();
+    }
     for step in steps {
         let (page, pages) = match step {
-            Step::Map { page, to, pages, access } => {
-                pair.map(page, to, pages, access);
+            Step::Map { page, to, pages, access, largest } => {
+                let largest = largest.map_or(u32::MAX, |largest| limit::<F>(largest, pages));
+                pair.map(page, to, pages, access, largest);
                 (page, pages)
             }
             Step::Unmap { page, pages } => {
                 pair.unmap(page, pages);
                 (page, pages)
             }
+            Step::Protect { page, pages, access } => {
+                pair.protect(page, pages, access);
+                (page, pages)
+            }
+            Step::Split { page, pages, largest } => {
+                pair.split(page, pages, limit::<F>(largest, pages));
+                (page, pages)
+            }
+            Step::Access { page, access } => {
+                pair.access(page, access, tracking);
+                (page, 1)
+            }
+            Step::ReadDirty { page, pages, clear } => {
+                pair.read_dirty(page, pages, clear);
+                (page, pages)
+            }
         };
         pair.agrees_around(page, pages);
+        pair.iterates_over(page, pages.min(MOST_SMALL));
     }
+    pair.read_dirty(0, SPACE, true);
+    pair.read_dirty(0, SPACE, false);
     for edge in pair.model.edges() {
         pair.agrees_around(edge, 1);
     }
@@ -219,7 +448,7 @@ fn refuses_what_is_beyond_it<F: Format>() {
         let refused = table.map(iova, pa, length, Access::READ, &mut empty);
         assert!(matches!(refused, Err(MapError::Unaligned { .. })), "{iova:#x} {pa:#x} {length:#x}");
     }
-    assert!(matches!(table.unmap(iovas, page, &mut empty), Err(UnmapError::OutOfRange { .. })));
+    assert!(matches!(table.unmap(iovas, page, &mut empty), Err(RangeError::OutOfRange { .. })));
     assert!(table.map(0, 0, page, Access::empty(), &mut empty).is_err());
     // What fits exactly is mapped, and does not show up anywhere beyond.
     table.map(iovas - page, pas - page, page, Access::READ, &mut empty).unwrap();
@@ -309,9 +538,9 @@ fn every_page_size_is_one_page<F: Format>() {
                 assert_eq!((found.pa, found.page_shift), (size + (inside - start), shift));
             }
             if size > page {
-                assert_eq!(table.unmap(start, size / 2, &mut empty), Err(UnmapError::SplitsPage(start)));
+                assert_eq!(table.unmap(start, size / 2, &mut empty), Err(RangeError::SplitsPage(start)));
                 let half = start + size / 2;
-                assert_eq!(table.unmap(half, size / 2, &mut empty), Err(UnmapError::SplitsPage(half)));
+                assert_eq!(table.unmap(half, size / 2, &mut empty), Err(RangeError::SplitsPage(half)));
                 let last = start + size - page;
                 let occupied = table.map(last, 0, page, Access::READ, &mut empty);
                 assert_eq!(occupied, Err(MapError::Occupied(last)));
@@ -374,9 +603,10 @@ macro_rules! for_every_format {
                 fn agrees_with_a_model(
                     steps in prop::collection::vec(step(), 1..24),
                     high: bool,
+                    tracking: bool,
                     elsewhere in prop::collection::vec(anywhere(), 32),
                 ) {
-                    super::agrees_with_a_model::<$format>(steps, high, &elsewhere);
+                    super::agrees_with_a_model::<$format>(steps, high, tracking, &elsewhere);
                 }
             }
 

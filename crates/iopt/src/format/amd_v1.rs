@@ -21,7 +21,7 @@
 //!
 //! Tables that skip levels (a next level lower than the next) are not read: such an entry is taken as empty.
 
-use super::{Access, Entry, Format, offset_mask};
+use super::{Access, Entry, Format, access_of, offset_mask};
 use crate::TableAddr;
 
 const PRESENT: u64 = 1 << 0;
@@ -45,10 +45,12 @@ pub struct AmdV1<const LEVELS: u8 = 4, const PAGE_SHIFT: u32 = 12>;
 pub type Mock = AmdV1<5, 11>;
 
 impl<const LEVELS: u8, const PAGE_SHIFT: u32> AmdV1<LEVELS, PAGE_SHIFT> {
+    #[inline]
     fn field(address: u64) -> u64 {
         (address >> PAGE_SHIFT << ADDRESS_SHIFT) & ADDRESS
     }
 
+    #[inline]
     fn address(entry: u64) -> u64 {
         (entry & ADDRESS) >> ADDRESS_SHIFT << PAGE_SHIFT
     }
@@ -61,11 +63,15 @@ impl<const LEVELS: u8, const PAGE_SHIFT: u32> Format for AmdV1<LEVELS, PAGE_SHIF
     };
     const PAGE_SHIFT: u32 = PAGE_SHIFT;
     const PA_BITS: u32 = ADDRESS_BITS + PAGE_SHIFT;
+    const ACCESSED: u64 = 1 << 5;
+    const DIRTY: u64 = 1 << 6;
 
+    #[inline]
     fn page_sizes(level: u8) -> u64 {
         offset_mask(Self::INDEX_BITS) << Self::shift(level)
     }
 
+    #[inline]
     fn leaf(pa: u64, page_shift: u32, access: Access, level: u8) -> u64 {
         let mut entry = PRESENT;
         if page_shift == Self::shift(level) {
@@ -83,18 +89,23 @@ impl<const LEVELS: u8, const PAGE_SHIFT: u32> Format for AmdV1<LEVELS, PAGE_SHIF
         entry
     }
 
+    #[inline]
     fn table(table: TableAddr, level: u8) -> u64 {
         // The manual's levels count from 1, so the table below has this level's number.
         PRESENT | (u64::from(level) << NEXT_LEVEL_SHIFT) | Self::field(table.0) | READ | WRITE
     }
 
+    #[inline]
+    fn table_access(entry: u64) -> Access {
+        access_of((entry & (READ | WRITE)) / READ)
+    }
+
+    #[inline]
     fn decode(entry: u64, level: u8) -> Entry {
         if entry & PRESENT == 0 {
             return Entry::Empty;
         }
-        let mut access = Access::empty();
-        access.set(Access::READ, entry & READ != 0);
-        access.set(Access::WRITE, entry & WRITE != 0);
+        let access = Self::table_access(entry);
         let address = Self::address(entry);
         let page_shift = match (entry & NEXT_LEVEL) >> NEXT_LEVEL_SHIFT {
             0 => Self::shift(level),

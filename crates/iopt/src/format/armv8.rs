@@ -75,6 +75,7 @@ impl<const STAGE: u8, const PAGE_SHIFT: u32> Armv8<STAGE, PAGE_SHIFT> {
     const ADDRESS: u64 = offset_mask(ADDRESS_BITS) & !offset_mask(PAGE_SHIFT);
 
     /// log2 of the entries that the contiguous bit joins.
+    #[inline]
     fn contiguous_bits(level: u8) -> u32 {
         match (PAGE_SHIFT, level) {
             (12, _) => 4,
@@ -83,6 +84,7 @@ impl<const STAGE: u8, const PAGE_SHIFT: u32> Armv8<STAGE, PAGE_SHIFT> {
         }
     }
 
+    #[inline]
     fn permission(access: Access) -> u64 {
         let mut bits = 0;
         if STAGE == 1 {
@@ -102,6 +104,7 @@ impl<const STAGE: u8, const PAGE_SHIFT: u32> Armv8<STAGE, PAGE_SHIFT> {
         bits
     }
 
+    #[inline]
     fn leaf_access(entry: u64) -> Access {
         let mut access = Access::empty();
         if STAGE == 1 {
@@ -112,17 +115,6 @@ impl<const STAGE: u8, const PAGE_SHIFT: u32> Armv8<STAGE, PAGE_SHIFT> {
             access.set(Access::READ, entry & S2AP_READ != 0);
             access.set(Access::WRITE, entry & S2AP_WRITE != 0);
         }
-        access
-    }
-
-    fn table_access(entry: u64) -> Access {
-        if STAGE == 2 {
-            return Access::all();
-        }
-        let reached = entry & TABLE_NO_UNPRIVILEGED == 0;
-        let mut access = Access::empty();
-        access.set(Access::READ, reached);
-        access.set(Access::WRITE, reached && entry & TABLE_READ_ONLY == 0);
         access
     }
 }
@@ -139,11 +131,14 @@ impl<const STAGE: u8, const PAGE_SHIFT: u32> Format for Armv8<STAGE, PAGE_SHIFT>
     };
     const INDEX_BITS: u32 = PAGE_SHIFT - 3;
     const PA_BITS: u32 = ADDRESS_BITS;
+    const TABLE_DENIES: u64 = TABLE_NO_UNPRIVILEGED | TABLE_READ_ONLY;
 
+    #[inline]
     fn iova_bits() -> u32 {
         ADDRESS_BITS
     }
 
+    #[inline]
     fn page_sizes(level: u8) -> u64 {
         let highest = if PAGE_SHIFT == 12 { 2 } else { 1 };
         if level > highest {
@@ -153,6 +148,7 @@ impl<const STAGE: u8, const PAGE_SHIFT: u32> Format for Armv8<STAGE, PAGE_SHIFT>
         one | (one << Self::contiguous_bits(level))
     }
 
+    #[inline]
     fn leaf(pa: u64, page_shift: u32, access: Access, level: u8) -> u64 {
         let mut entry = VALID | (pa & Self::ADDRESS) | Self::permission(access) | INNER_SHAREABLE | ACCESS_FLAG;
         if level == 0 {
@@ -164,10 +160,24 @@ impl<const STAGE: u8, const PAGE_SHIFT: u32> Format for Armv8<STAGE, PAGE_SHIFT>
         entry
     }
 
+    #[inline]
     fn table(table: TableAddr, _level: u8) -> u64 {
         VALID | TABLE_OR_PAGE | (table.0 & Self::ADDRESS)
     }
 
+    #[inline]
+    fn table_access(entry: u64) -> Access {
+        if STAGE == 2 {
+            return Access::all();
+        }
+        let reached = entry & TABLE_NO_UNPRIVILEGED == 0;
+        let mut access = Access::empty();
+        access.set(Access::READ, reached);
+        access.set(Access::WRITE, reached && entry & TABLE_READ_ONLY == 0);
+        access
+    }
+
+    #[inline]
     fn decode(entry: u64, level: u8) -> Entry {
         if entry & VALID == 0 {
             return Entry::Empty;

@@ -65,6 +65,13 @@ pub trait Format: Send + Sync + 'static {
     const INDEX_BITS: u32 = 9;
     /// Width of a physical address in bits.
     const PA_BITS: u32;
+    /// What a walk sets in a leaf that it uses; 0 where there is no such bit, or it is set from the beginning.
+    const ACCESSED: u64 = 0;
+    /// What a walk sets in a leaf that it writes through; 0 where there is no such bit, or it is set from the beginning.
+    const DIRTY: u64 = 0;
+
+    /// Bits of a table's entry that take rights away when they are set, where all others that matter give them.
+    const TABLE_DENIES: u64 = 0;
 
     /// The pages that entries of `level` can make, as a set: bit n stands for 2^n bytes.
     ///
@@ -78,24 +85,42 @@ pub trait Format: Send + Sync + 'static {
     fn leaf(pa: u64, page_shift: u32, access: Access, level: u8) -> u64;
     /// An entry of `level` that leads to `table`, of the level below.
     fn table(table: TableAddr, level: u8) -> u64;
+    /// What an entry that leads to a table allows below: all, unless the format has rights there.
+    ///
+    /// Each right is given by bits that are all set, or by [`Format::TABLE_DENIES`] that are all clear. So a walk can put
+    /// the entries of all levels together first, and ask once.
+    #[inline]
+    fn table_access(_entry: u64) -> Access {
+        Access::all()
+    }
     /// What `entry`, found in a table of `level`, says.
     fn decode(entry: u64, level: u8) -> Entry;
 
     /// log2 of the bytes that one entry of `level` covers.
+    #[inline]
     fn shift(level: u8) -> u32 {
         Self::PAGE_SHIFT + Self::INDEX_BITS * u32::from(level)
     }
     /// Width of an IOVA in bits; below 64. Where the manual sign-extends addresses, this is the lower half.
+    #[inline]
     fn iova_bits() -> u32 {
         Self::shift(Self::LEVELS)
     }
     /// log2 of the entries in a table of `level`. The root has as many as [`Format::iova_bits`] leaves it.
+    #[inline]
     fn index_bits(level: u8) -> u32 {
         if level + 1 == Self::LEVELS { Self::iova_bits() - Self::shift(level) } else { Self::INDEX_BITS }
     }
 }
 
+/// What bit 0 (read) and bit 1 (write) say. Walks do this at every level, so it is a mask and no more.
+#[inline]
+const fn access_of(read_and_write: u64) -> Access {
+    Access::from_bits_truncate(read_and_write as u8)
+}
+
 /// The low bits of an address that lie inside a page of 2^`shift` bytes.
+#[inline]
 const fn offset_mask(shift: u32) -> u64 {
     !(!0 << shift)
 }

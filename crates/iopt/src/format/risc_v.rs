@@ -49,10 +49,12 @@ pub type Sv48 = RiscV<4>;
 /// Five levels: 56-bit IOVA, pages of up to 256 TiB.
 pub type Sv57 = RiscV<5>;
 
+#[inline]
 fn field(address: u64) -> u64 {
     ((address >> 12) & offset_mask(PPN_BITS)) << PPN_SHIFT
 }
 
+#[inline]
 fn address(entry: u64) -> u64 {
     ((entry >> PPN_SHIFT) & offset_mask(PPN_BITS)) << 12
 }
@@ -65,15 +67,18 @@ impl<const LEVELS: u8, const SVNAPOT: bool> Format for RiscV<LEVELS, SVNAPOT> {
     const PAGE_SHIFT: u32 = 12;
     const PA_BITS: u32 = PPN_BITS + 12;
 
+    #[inline]
     fn iova_bits() -> u32 {
         Self::shift(LEVELS) - 1
     }
 
+    #[inline]
     fn page_sizes(level: u8) -> u64 {
         let napot = if SVNAPOT && level == 0 { 1 << NAPOT_SHIFT } else { 0 };
         (1 << Self::shift(level)) | napot
     }
 
+    #[inline]
     fn leaf(pa: u64, page_shift: u32, access: Access, level: u8) -> u64 {
         let mut entry = VALID | READ | USER | ACCESSED;
         if access.contains(Access::WRITE) {
@@ -86,10 +91,12 @@ impl<const LEVELS: u8, const SVNAPOT: bool> Format for RiscV<LEVELS, SVNAPOT> {
         }
     }
 
+    #[inline]
     fn table(table: TableAddr, _level: u8) -> u64 {
         VALID | field(table.0)
     }
 
+    #[inline]
     fn decode(entry: u64, level: u8) -> Entry {
         if entry & VALID == 0 || entry & RESERVED != 0 {
             return Entry::Empty;
@@ -100,7 +107,7 @@ impl<const LEVELS: u8, const SVNAPOT: bool> Format for RiscV<LEVELS, SVNAPOT> {
             if level == 0 || napot || entry & (USER | ACCESSED | DIRTY) != 0 {
                 return Entry::Empty;
             }
-            return Entry::Table(TableAddr(pa), Access::all());
+            return Entry::Table(TableAddr(pa), Self::table_access(entry));
         }
         let mut access = Access::empty();
         access.set(Access::READ, entry & USER != 0 && entry & READ != 0);

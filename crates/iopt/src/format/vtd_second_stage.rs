@@ -10,9 +10,9 @@
 //! └───┴────────────┴──────────────────────────────┴───┴───┴───┴───┴───┴──────┴────┴───┴───┘
 //! ```
 //! An entry with neither R nor W is not present. PS set at level 1 maps 2 MiB, at level 2 1 GiB, and is reserved above;
-//! so are the address bits below the page size.
+//! so are the address bits below the page size. A and D begin clear: the walker sets them, in leaves.
 
-use super::{Access, Entry, Format, offset_mask};
+use super::{Access, Entry, Format, access_of, offset_mask};
 use crate::TableAddr;
 
 const READ: u64 = 1 << 0;
@@ -28,11 +28,15 @@ impl Format for VtdSecondStage {
     const LEVELS: u8 = 4;
     const PAGE_SHIFT: u32 = 12;
     const PA_BITS: u32 = 52;
+    const ACCESSED: u64 = 1 << 8;
+    const DIRTY: u64 = 1 << 9;
 
+    #[inline]
     fn page_sizes(level: u8) -> u64 {
         if level <= 2 { 1 << Self::shift(level) } else { 0 }
     }
 
+    #[inline]
     fn leaf(pa: u64, _page_shift: u32, access: Access, level: u8) -> u64 {
         let mut entry = pa & ADDRESS;
         if access.contains(Access::READ) {
@@ -47,14 +51,19 @@ impl Format for VtdSecondStage {
         entry
     }
 
+    #[inline]
     fn table(table: TableAddr, _level: u8) -> u64 {
         (table.0 & ADDRESS) | READ | WRITE
     }
 
+    #[inline]
+    fn table_access(entry: u64) -> Access {
+        access_of(entry & (READ | WRITE))
+    }
+
+    #[inline]
     fn decode(entry: u64, level: u8) -> Entry {
-        let mut access = Access::empty();
-        access.set(Access::READ, entry & READ != 0);
-        access.set(Access::WRITE, entry & WRITE != 0);
+        let access = Self::table_access(entry);
         let pa = entry & ADDRESS;
         if access.is_empty() {
             Entry::Empty

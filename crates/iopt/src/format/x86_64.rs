@@ -19,7 +19,7 @@
 //!
 //! Addresses are sign-extended from their highest bit. This format maps the lower half, the one that users have.
 
-use super::{Access, Entry, Format, offset_mask};
+use super::{Access, Entry, Format, access_of, offset_mask};
 use crate::TableAddr;
 
 const PRESENT: u64 = 1 << 0;
@@ -45,15 +45,20 @@ impl<const LEVELS: u8> Format for X86Levels<LEVELS> {
     };
     const PAGE_SHIFT: u32 = 12;
     const PA_BITS: u32 = 52;
+    const ACCESSED: u64 = 1 << 5;
+    const DIRTY: u64 = 1 << 6;
 
+    #[inline]
     fn iova_bits() -> u32 {
         Self::shift(LEVELS) - 1
     }
 
+    #[inline]
     fn page_sizes(level: u8) -> u64 {
         if level <= 2 { 1 << Self::shift(level) } else { 0 }
     }
 
+    #[inline]
     fn leaf(pa: u64, _page_shift: u32, access: Access, level: u8) -> u64 {
         let mut entry = (pa & ADDRESS) | PRESENT | USER;
         if access.contains(Access::WRITE) {
@@ -65,17 +70,23 @@ impl<const LEVELS: u8> Format for X86Levels<LEVELS> {
         entry
     }
 
+    #[inline]
     fn table(table: TableAddr, _level: u8) -> u64 {
         (table.0 & ADDRESS) | PRESENT | WRITABLE | USER
     }
 
+    #[inline]
+    fn table_access(entry: u64) -> Access {
+        // READ is U/S, WRITE is U/S and R/W.
+        access_of(((entry & USER) >> 2) | (entry & (entry >> 1) & WRITABLE))
+    }
+
+    #[inline]
     fn decode(entry: u64, level: u8) -> Entry {
         if entry & PRESENT == 0 {
             return Entry::Empty;
         }
-        let mut access = Access::empty();
-        access.set(Access::READ, entry & USER != 0);
-        access.set(Access::WRITE, entry & USER != 0 && entry & WRITABLE != 0);
+        let access = Self::table_access(entry);
         let pa = entry & ADDRESS;
         if level == 0 {
             Entry::Leaf { pa, page_shift: Self::PAGE_SHIFT, access }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod marks;
 mod peers;
 
 use std::sync::Arc;
@@ -34,7 +35,7 @@ fn mapped<F: Format>(ranges: &[(u64, u64, u64, Access)]) -> PageTable<F> {
 fn entries<F: Format>(table: &PageTable<F>) -> Vec<Found> {
     fn collect<F: Format>(table: &PageTable<F>, addr: TableAddr, level: u8, found: &mut Vec<Found>) {
         assert!(addr.0.is_multiple_of(8 << F::index_bits(level)), "a table is aligned to its size");
-        for (index, slot) in table.table(addr, level).unwrap().iter().enumerate() {
+        for (index, slot) in table.entries(addr, level).unwrap().iter().enumerate() {
             let bits = slot.load(Ordering::Relaxed);
             if bits != 0 {
                 found.push(Found { level, index, bits });
@@ -45,7 +46,7 @@ fn entries<F: Format>(table: &PageTable<F>) -> Vec<Found> {
         }
     }
     let mut found = Vec::new();
-    collect(table, table.root, F::LEVELS - 1, &mut found);
+    collect(table, table.root(), F::LEVELS - 1, &mut found);
     found
 }
 
@@ -146,10 +147,8 @@ fn the_arena_has_no_table_at_a_forged_address() {
     let TableAddr(last) = (0..512).map(|_| arena.allocate(TableSize::of_entries(9)).unwrap()).last().unwrap();
     assert_eq!(arena.allocate(TableSize::of_entries(9)), None);
     assert!(arena.table(TableAddr(last), 9).is_some());
-    assert!(arena.table(TableAddr(last), 10).is_none(), "a table does not reach beyond its chunk");
-    for forged in [last + 0x1000, 1 << 43, 1 << 44, u64::MAX] {
+    for forged in [1 << 22, 1 << 43, 1 << 44, u64::MAX] {
         assert!(arena.table(TableAddr(forged), 9).is_none());
-        assert!(arena.entry(TableAddr(forged), 0).is_none());
     }
 }
 

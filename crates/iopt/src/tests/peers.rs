@@ -13,6 +13,14 @@ use crate::{Access, Entry, Format};
 
 type Range = (u64, u64, u64, Access);
 
+/// Some of `ranges`, with the other access.
+fn changed(ranges: &[Range]) -> impl Iterator<Item = (u64, u64, u64, Access)> {
+    ranges
+        .iter()
+        .step_by(2)
+        .map(|&(iova, pa, length, access)| (iova, pa, length, if access == BOTH { READ } else { BOTH }))
+}
+
 /// Ranges that do not overlap, each in gigabytes of its own, small and large, aligned and not.
 fn ranges() -> impl Strategy<Value = Vec<Range>> {
     let small = (0..1200u64, 0..1200u64, 1..1200u64);
@@ -42,7 +50,7 @@ mod x86_64 {
     use proptest::prelude::*;
 
     use super::super::{Found, entries, mapped};
-    use super::ranges;
+    use super::{changed, ranges};
     use crate::format::X86_64;
     use crate::{Access, Entry, Format, TableAddr};
 
@@ -95,6 +103,10 @@ mod x86_64 {
                     .map_region((iova as usize).into(), target, length as usize, flags(access), true)
                     .unwrap();
             }
+            for (iova, _, length, access) in changed(&ranges) {
+                ours.protect(iova, length, access).unwrap();
+                theirs.cursor().protect_region((iova as usize).into(), length as usize, flags(access)).unwrap();
+            }
             let found = RefCell::new(Vec::new());
             theirs.walk(
                 usize::MAX,
@@ -139,10 +151,18 @@ fn same_leaves<F: Format, R: TranslationRegime>(
     mut theirs: RootTable<R, TargetAllocator<R::Attributes>>,
     attributes: impl Fn(Access) -> R::Attributes,
 ) {
+    let region = |iova, length| MemoryRegion::new(iova as usize, (iova + length) as usize);
+    let ours = mapped::<F>(ranges);
+    for (iova, _, length, access) in changed(ranges) {
+        ours.protect(iova, length, access).unwrap();
+    }
+    for (iova, pa, length, access) in ranges.iter().copied().chain(changed(ranges)) {
+        let pa = PhysicalAddress(pa as usize);
+        theirs.map_range(&region(iova, length), pa, attributes(access), Constraints::empty()).unwrap();
+    }
     let mut their_leaves = Vec::new();
-    for &(iova, pa, length, access) in ranges {
-        let region = MemoryRegion::new(iova as usize, (iova + length) as usize);
-        theirs.map_range(&region, PhysicalAddress(pa as usize), attributes(access), Constraints::empty()).unwrap();
+    for &(iova, _, length, _) in ranges {
+        let region = region(iova, length);
         theirs
             .walk_range(&region, &mut |_, entry, level| {
                 their_leaves.push((level, entry.output_address().0, entry.flags().bits()));
@@ -150,7 +170,7 @@ fn same_leaves<F: Format, R: TranslationRegime>(
             })
             .unwrap();
     }
-    let our_leaves: Vec<_> = entries(&mapped::<F>(ranges))
+    let our_leaves: Vec<_> = entries(&ours)
         .into_iter()
         .filter(|found| matches!(F::decode(found.bits, found.level), Entry::Leaf { .. }))
         .map(|found| {
