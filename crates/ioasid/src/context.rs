@@ -1,7 +1,7 @@
 //! A context: what one open of `/dev/iommu` owns.
 
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -12,6 +12,7 @@ use crate::ids::{Ids, ObjectId, RemoveError};
 use crate::ioas::Ioas;
 use crate::iommu::Iommu;
 use crate::observe::Leftover;
+use crate::sync::Mutex;
 use crate::types::IovaRange;
 
 /// Why an object was not destroyed.
@@ -77,6 +78,15 @@ impl Context {
         match self.ids.get(ObjectId(NonZeroU32::new(id)?))? {
             Object::Ioas(ioas) => Some(ioas),
             Object::Hwpt(_) | Object::Device => None,
+        }
+    }
+
+    /// The page table with this id.
+    #[must_use]
+    pub fn hwpt(&self, id: ObjectId) -> Option<Arc<Hwpt>> {
+        match self.ids.get(id)? {
+            Object::Hwpt(hwpt) => Some(hwpt),
+            Object::Ioas(_) | Object::Device => None,
         }
     }
 

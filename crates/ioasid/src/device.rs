@@ -1,7 +1,6 @@
 //! A device bound to a context: who may decide what it reaches.
 
 use std::num::NonZeroU32;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use thiserror::Error;
@@ -12,7 +11,8 @@ use crate::hwpt::Hwpt;
 use crate::ids::ObjectId;
 use crate::ioas::{ConnectError, Ioas};
 use crate::observe::Leftover;
-use crate::types::{IovaRange, Pasid};
+use crate::sync::Ordering;
+use crate::types::{HoldsSlices, IovaRange, Pasid};
 
 /// Why a device was not bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -49,6 +49,9 @@ pub enum AttachError {
     /// The context has 2^31 objects.
     #[error("the context has no free ids")]
     NoIds,
+    /// It would have to wait for DMA that this thread itself holds up.
+    #[error(transparent)]
+    HoldsSlices(#[from] HoldsSlices),
     /// The page table could not be filled.
     #[error(transparent)]
     Table(#[from] iopt::MapError),
@@ -64,6 +67,9 @@ impl From<ConnectError> for AttachError {
 }
 
 /// An endpoint bound to a context. Dropping it detaches and unbinds.
+///
+/// To drop it while the same thread holds [`Slices`](crate::Slices) of one of its ports ends the process: the slices would
+/// outlive what they lead to.
 pub struct Device {
     context: Arc<Context>,
     id: ObjectId,
@@ -142,6 +148,7 @@ impl Device {
     /// Attaches to a page table of `ioas`, which the caller holds.
     fn attach_to(&self, pasid: Option<Pasid>, ioas: &Arc<Ioas>) -> Result<ObjectId, AttachError> {
         let (ids, endpoint) = (self.context.ids(), self.endpoint());
+        endpoint.check_not_held()?;
         if self.context.iommu().is_group_elsewhere(endpoint, pasid, ioas) {
             return Err(AttachError::GroupElsewhere(endpoint.group()));
         }
@@ -158,7 +165,7 @@ impl Device {
             let held = ids.hold(hwpt.id());
             debug_assert!(held.is_some());
         }
-        if let Some(before) = endpoint.exchange(pasid, Some(hwpt.clone())) {
+        if let Some(before) = endpoint.attach(pasid, hwpt.clone()) {
             self.let_go(&before);
         }
         Ok(hwpt.id())
@@ -166,11 +173,16 @@ impl Device {
 
     /// Takes the translation for `pasid` away. When it returns, no DMA through it is in flight and none can start.
     /// Detaching what is not attached does nothing. Allocates nothing.
-    pub fn detach(&self, pasid: Option<Pasid>) {
+    ///
+    /// # Errors
+    /// [`HoldsSlices`] if this thread holds slices of one of the device's ports; nothing is changed then.
+    pub fn detach(&self, pasid: Option<Pasid>) -> Result<(), HoldsSlices> {
         let _attach = self.context.attach.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(hwpt) = self.endpoint().exchange(pasid, None) {
+        self.endpoint().check_not_held()?;
+        if let Some(hwpt) = self.endpoint().detach(pasid) {
             self.let_go(&hwpt);
         }
+        Ok(())
     }
 
     /// Drops the endpoint's claim on a page table that it no longer uses, and the table with the last claim.
@@ -185,18 +197,21 @@ impl Device {
     }
 
     /// One attachment that there is.
-    fn first_attachment(&self) -> Option<Leftover> {
-        let map = self.endpoint().attachments.read().unwrap_or_else(PoisonError::into_inner);
-        let (&pasid, hwpt) = map.first_key_value()?;
-        Some(Leftover::Attachment { rid: self.endpoint().rid(), pasid, hwpt: hwpt.id(), ioas: hwpt.ioas().id() })
+    fn first_attachment(&self) -> Option<(Option<Pasid>, Leftover)> {
+        self.endpoint().find_attachment(|(pasid, hwpt)| {
+            let (rid, pasid) = (self.endpoint().rid(), *pasid);
+            Some((pasid, Leftover::Attachment { rid, pasid, hwpt: hwpt.id(), ioas: hwpt.ioas().id() }))
+        })
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        while let Some(what) = self.first_attachment() {
-            if let Leftover::Attachment { pasid, .. } = what {
-                self.detach(pasid);
+        while let Some((pasid, what)) = self.first_attachment() {
+            if let Err(error) = self.detach(pasid) {
+                // Dropping cannot fail, and must not go on: the slices would outlive what they lead to.
+                eprintln!("ioasid: {} was dropped, but {error}", self.endpoint().rid());
+                std::process::abort();
             }
             self.context.iommu().observer().left_behind(&what);
         }

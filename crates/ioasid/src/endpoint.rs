@@ -6,19 +6,19 @@
 //! ```text
 //!   RID ──► Endpoint ──► attachments: None      ──► Hwpt
 //!                                     PASID 17  ──► Hwpt
-//!                    └─► gates of its ports
+//!                    └─► its ports, each with a gate and a cache of translations
 //! ```
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use crate::gate::{Gate, quiesce};
 use crate::group::Group;
 use crate::hwpt::Hwpt;
+use crate::invalidation::Invalidation;
 use crate::iommu::Iommu;
-use crate::port::DmaPort;
-use crate::types::{GroupId, IovaRange, Pasid, Rid};
+use crate::port::{DmaPort, Requester};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, RwLock};
+use crate::types::{GroupId, HoldsSlices, IovaRange, Pasid, Rid};
 
 /// A requester on the bus.
 pub struct Endpoint {
@@ -29,11 +29,18 @@ pub struct Endpoint {
     bus_master: AtomicBool,
     /// Whether a [`crate::Device`] has it.
     pub(crate) bound: AtomicBool,
-    pub(crate) attachments: RwLock<BTreeMap<Option<Pasid>, Arc<Hwpt>>>,
-    gates: Mutex<Vec<Arc<Gate>>>,
-    /// Bytes that its ports moved. Statistics: nothing is ordered by them.
-    pub(crate) read: AtomicU64,
-    pub(crate) written: AtomicU64,
+    attachments: RwLock<Attachments>,
+    ports: Mutex<Ports>,
+}
+
+/// In order of PASID.
+type Attachments = Vec<(Option<Pasid>, Arc<Hwpt>)>;
+
+#[derive(Default)]
+struct Ports {
+    open: Vec<Arc<Requester>>,
+    /// What those that are closed had read and written, in bytes.
+    closed: (u64, u64),
 }
 
 impl Endpoint {
@@ -46,9 +53,7 @@ impl Endpoint {
             bus_master: AtomicBool::new(false),
             bound: AtomicBool::new(false),
             attachments: RwLock::default(),
-            gates: Mutex::default(),
-            read: AtomicU64::new(0),
-            written: AtomicU64::new(0),
+            ports: Mutex::default(),
         }
     }
 
@@ -75,6 +80,10 @@ impl Endpoint {
         std::ptr::eq(self.iommu.as_ptr(), Arc::as_ptr(iommu))
     }
 
+    fn ports(&self) -> MutexGuard<'_, Ports> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A new port for the device model behind this endpoint. A model that does DMA from several threads takes one for
     /// each.
     ///
@@ -83,20 +92,25 @@ impl Endpoint {
     #[must_use]
     pub fn port(self: &Arc<Self>) -> DmaPort {
         let iommu = self.iommu.upgrade().expect("an endpoint's IOMMU outlives the making of its ports");
-        let gate = Arc::new(Gate::new());
-        self.gates.lock().unwrap_or_else(PoisonError::into_inner).push(gate.clone());
-        DmaPort::new(self.clone(), iommu, gate)
+        let requester = Arc::new(Requester::new());
+        self.ports().open.push(requester.clone());
+        DmaPort::new(self.clone(), iommu, requester)
     }
 
-    pub(crate) fn close_port(&self, gate: &Arc<Gate>) {
-        self.gates.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, gate));
+    pub(crate) fn close_port(&self, requester: &Arc<Requester>) {
+        let mut ports = self.ports();
+        ports.open.retain(|other| !Arc::ptr_eq(other, requester));
+        let (read, written) = requester.traffic();
+        ports.closed.0 += read;
+        ports.closed.1 += written;
     }
 
-    /// Lets the device do DMA, or stops it: with `false` this returns when none is in flight any more.
+    /// Lets the device do DMA, or stops it: with `false` this returns when none is in flight any more, except for slices
+    /// that this thread itself holds.
     pub fn set_bus_master(&self, enabled: bool) {
         self.bus_master.store(enabled, Ordering::Release);
         if !enabled {
-            self.quiesce();
+            quiesce(|each| self.gates(each), Invalidation::All);
         }
     }
 
@@ -109,31 +123,69 @@ impl Endpoint {
     /// Bytes read and written by DMA so far.
     #[must_use]
     pub fn traffic(&self) -> (u64, u64) {
-        (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed))
+        let ports = self.ports();
+        ports.open.iter().fold(ports.closed, |(read, written), port| {
+            let more = port.traffic();
+            (read + more.0, written + more.1)
+        })
     }
 
-    /// Returns when no DMA uses what was taken away before the call. The caller holds no lock that a port takes.
-    pub(crate) fn quiesce(&self) {
-        let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        quiesce(gates.iter().map(|gate| &**gate));
+    /// Goes through the gates of all ports. Who calls holds no lock that a port takes.
+    pub(crate) fn gates(&self, each: &mut dyn FnMut(&Gate)) {
+        self.ports().open.iter().for_each(|port| each(&port.gate));
+    }
+
+    /// Fails if waiting for the ports would be waiting for this thread itself.
+    pub(crate) fn check_not_held(&self) -> Result<(), HoldsSlices> {
+        if self.ports().open.iter().any(|port| port.gate.is_held_here()) { Err(HoldsSlices) } else { Ok(()) }
     }
 
     /// The page table that a transaction goes to.
     pub(crate) fn with_attachment<T>(&self, pasid: Option<Pasid>, use_it: impl FnOnce(&Hwpt) -> T) -> Option<T> {
         let attachments = self.attachments.read().unwrap_or_else(PoisonError::into_inner);
-        attachments.get(&pasid).map(|hwpt| use_it(hwpt))
+        find(&attachments, pasid).ok().map(|at| use_it(&attachments[at].1))
     }
 
-    /// Attaches (`Some`) or detaches (`None`), and returns what was there before, out of use.
-    pub(crate) fn exchange(&self, pasid: Option<Pasid>, hwpt: Option<Arc<Hwpt>>) -> Option<Arc<Hwpt>> {
+    /// Goes through all attachments, in order of PASID, as long as `each` gives nothing.
+    pub(crate) fn find_attachment<T>(&self, each: impl FnMut(&(Option<Pasid>, Arc<Hwpt>)) -> Option<T>) -> Option<T> {
+        self.attachments.read().unwrap_or_else(PoisonError::into_inner).iter().find_map(each)
+    }
+
+    /// Attaches, in place of what is returned, which no port uses any more. Only one thread attaches or detaches at a time.
+    pub(crate) fn attach(&self, pasid: Option<Pasid>, hwpt: Arc<Hwpt>) -> Option<Arc<Hwpt>> {
+        let used = self.attachments.read().unwrap_or_else(PoisonError::into_inner).len();
+        // Ports take this lock, and those who unmap wait for ports: nothing is allocated while it is held.
+        let mut room = Attachments::with_capacity((used + 1).next_power_of_two());
         let before = {
             let mut attachments = self.attachments.write().unwrap_or_else(PoisonError::into_inner);
-            match hwpt {
-                Some(hwpt) => attachments.insert(pasid, hwpt),
-                None => attachments.remove(&pasid),
+            match find(&attachments, pasid) {
+                Ok(at) => Some(std::mem::replace(&mut attachments[at].1, hwpt)),
+                Err(at) => {
+                    if attachments.len() == attachments.capacity() {
+                        room.append(&mut attachments);
+                        std::mem::swap(&mut room, &mut attachments);
+                    }
+                    attachments.insert(at, (pasid, hwpt));
+                    None
+                }
             }
         };
-        self.quiesce();
+        quiesce(|each| self.gates(each), Invalidation::Attachment(pasid));
         before
     }
+
+    /// Detaches, and returns what was there, which no port uses any more. Allocates nothing.
+    pub(crate) fn detach(&self, pasid: Option<Pasid>) -> Option<Arc<Hwpt>> {
+        let before = {
+            let mut attachments = self.attachments.write().unwrap_or_else(PoisonError::into_inner);
+            find(&attachments, pasid).ok().map(|at| attachments.remove(at).1)
+        };
+        quiesce(|each| self.gates(each), Invalidation::Attachment(pasid));
+        before
+    }
+}
+
+/// Where the attachment is, or where it would be.
+fn find(attachments: &Attachments, pasid: Option<Pasid>) -> Result<usize, usize> {
+    attachments.binary_search_by_key(&pasid, |(pasid, _)| *pasid)
 }

@@ -1,7 +1,8 @@
 //! IOMMU groups: the functions that cannot be kept apart belong to one context at a time.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
+use crate::sync::Mutex;
 use crate::types::GroupId;
 
 #[derive(Default)]

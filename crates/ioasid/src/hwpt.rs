@@ -1,34 +1,50 @@
 //! A page table that devices can be attached to, mirroring an address space.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use iopt::format::VtdSecondStage;
-use iopt::{Arena, EmptyTables, Format, PageTable, Translation};
+use iopt::{Access, Arena, EmptyTables, Format, Leaves, PageTable, Translation, Upper};
 
+use crate::dirty::Granule;
 use crate::endpoint::Endpoint;
+use crate::gate::quiesce;
 use crate::ids::ObjectId;
+use crate::invalidation::{Invalidation, TableId};
 use crate::ioas::Ioas;
-use crate::types::IovaRange;
+use crate::memory::{Pages, TableSpace};
+use crate::sync::{Mutex, MutexGuard};
+use crate::types::{HoldsSlices, IovaRange};
 
-/// A paging HWPT.
-pub(crate) struct Hwpt {
+/// log2 of the bytes that a table of the lowest level maps: what a cache of upper levels holds.
+pub(crate) const LOWEST_SPAN_BITS: u32 = VtdSecondStage::PAGE_SHIFT + VtdSecondStage::INDEX_BITS;
+
+/// A paging HWPT: what an address space maps, in the format that an IOMMU walks. It is made when the first device is
+/// attached, and goes with the last.
+pub struct Hwpt {
     id: ObjectId,
     ioas: Arc<Ioas>,
-    pub(crate) table: PageTable<VtdSecondStage>,
+    pub(crate) table: PageTable<VtdSecondStage, TableSpace>,
+    /// Whether writes are marked, and how finely.
+    pub(crate) granule: Granule,
     /// The endpoints that are attached, once for each PASID: whose ports to wait for.
     endpoints: Mutex<Vec<Arc<Endpoint>>>,
 }
 
 impl Hwpt {
-    pub(crate) fn new(id: ObjectId, ioas: Arc<Ioas>, arena: Arc<Arena>) -> Result<Self, iopt::MapError> {
-        Ok(Self { id, ioas, table: PageTable::new(arena)?, endpoints: Mutex::default() })
+    pub(crate) fn new(id: ObjectId, ioas: Arc<Ioas>, arena: Arc<Arena<TableSpace>>) -> Result<Self, iopt::MapError> {
+        let table = PageTable::new(arena)?;
+        Ok(Self { id, ioas, table, granule: Granule::none(), endpoints: Mutex::default() })
     }
 
-    pub(crate) fn id(&self) -> ObjectId {
+    /// Its id in its context.
+    #[must_use]
+    pub fn id(&self) -> ObjectId {
         self.id
     }
 
-    pub(crate) fn ioas(&self) -> &Arc<Ioas> {
+    /// The address space that it mirrors.
+    #[must_use]
+    pub fn ioas(&self) -> &Arc<Ioas> {
         &self.ioas
     }
 
@@ -41,20 +57,69 @@ impl Hwpt {
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when no port uses what was taken out of the table before the call.
-    pub(crate) fn quiesce(&self) {
-        for endpoint in &*self.endpoints() {
-            endpoint.quiesce();
+    /// Returns when no port uses what was taken out of `range` of the table before the call.
+    pub(crate) fn quiesce(&self, range: IovaRange) {
+        let endpoints = self.endpoints();
+        quiesce(
+            |each| endpoints.iter().for_each(|endpoint| endpoint.gates(each)),
+            Invalidation::Range(TableId::of(self), range),
+        );
+    }
+
+    /// Fails if [`Hwpt::quiesce`] would wait for this thread itself.
+    pub(crate) fn check_not_held(&self) -> Result<(), HoldsSlices> {
+        self.endpoints().iter().try_for_each(|endpoint| endpoint.check_not_held())
+    }
+
+    /// Where walks to `iova` and its neighbours can begin.
+    #[inline]
+    pub(crate) fn upper(&self, iova: u64) -> Option<Upper> {
+        self.table.upper(iova)
+    }
+
+    /// What a port that wants `access` finds at `iova`, and what it may keep of it: a write is marked where that is asked
+    /// for, and other accesses are then not to be taken for one later.
+    #[inline]
+    pub(crate) fn walk(&self, upper: Upper, iova: u64, access: Access) -> Option<(Translation, Access)> {
+        if self.granule.is_none() {
+            let found = self.table.walk_coalesced_below(upper, iova)?;
+            return Some((found, found.access));
         }
+        let found = self.table.walk_marking_below(upper, iova, access)?;
+        let unmarked = if access.contains(Access::WRITE) { Access::empty() } else { Access::WRITE };
+        Some((found, found.access - unmarked))
     }
 
-    pub(crate) fn walk(&self, iova: u64) -> Option<Translation> {
-        self.table.walk(iova)
+    /// Maps `pages` at `range`, which no port reaches yet; all of it, or, on an error, nothing.
+    pub(crate) fn map(&self, range: IovaRange, access: Access, pages: &Pages) -> Result<(), iopt::MapError> {
+        let leaves = Leaves { access, largest: self.granule.largest() };
+        let mut start = range.start;
+        for (pa, length) in pages.ranges() {
+            let mut empty = EmptyTables::none();
+            if let Err(error) = self.table.map(start, pa, length, leaves, &mut empty) {
+                if let Some(last) = start.checked_sub(1).filter(|&last| last >= range.start) {
+                    self.take_out(IovaRange { last, ..range }, &mut empty);
+                }
+                // A port may have met what was mapped for a moment.
+                self.quiesce(range);
+                self.table.free(empty);
+                return Err(error);
+            }
+            start = start.wrapping_add(length);
+        }
+        Ok(())
     }
 
-    pub(crate) fn unmap(&self, range: IovaRange, empty: &mut EmptyTables) {
-        let length = range.len_minus_one() + 1;
-        let result = self.table.unmap(range.start, length, empty);
+    /// Unmaps `runs`, which lie in `range` and consist of whole areas, and returns when no port uses them.
+    pub(crate) fn unmap(&self, range: IovaRange, runs: impl Iterator<Item = IovaRange>) {
+        let mut empty = EmptyTables::none();
+        runs.for_each(|run| self.take_out(run, &mut empty));
+        self.quiesce(range);
+        self.table.free(empty);
+    }
+
+    fn take_out(&self, run: IovaRange, empty: &mut EmptyTables) {
+        let result = self.table.unmap(run.start, run.len_minus_one() + 1, empty);
         // Areas are whole pages within the aperture, and every area was mapped by calls of its own.
         debug_assert_eq!(result, Ok(()));
     }

@@ -12,7 +12,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
+
+use crate::sync::{Mutex, MutexGuard};
 
 /// The id of an object, within its context. Never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,7 +55,7 @@ impl<T: Clone> Ids<T> {
         Self { slots: Mutex::new(BTreeMap::new()) }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Slot<T>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Slot<T>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

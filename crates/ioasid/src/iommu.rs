@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
 use iopt::Arena;
 
@@ -12,20 +12,22 @@ use crate::group::Group;
 use crate::hwpt::Hwpt;
 use crate::ids::ObjectId;
 use crate::ioas::{AreaView, Ioas};
-use crate::memory::PhysSpace;
+use crate::memory::{PhysSpace, TableSpace};
 use crate::observe::Observer;
+use crate::sync::RwLock;
 use crate::types::{GroupId, IovaRange, Pasid, Rid};
 
 /// Where message-signalled interrupts go on x86: a write there is not a memory access (Intel SDM 3, 12.11).
 const MSI_WINDOW: IovaRange = IovaRange { start: 0xfee0_0000, last: 0xfeef_ffff };
 
-/// Limit of the memory for page tables: 2^21 tables of 4 KiB, enough for 4 TiB in 4 KiB pages.
-const MAX_TABLES: u32 = 1 << 21;
+/// Bytes of address space reserved for page tables, and the fewest worth trying.
+const MOST_TABLES: usize = 8 << 30;
+const LEAST_TABLES: usize = 2 << 20;
 
 /// The software IOMMU of one machine.
 pub struct Iommu {
     observer: Arc<dyn Observer>,
-    pub(crate) arena: Arc<Arena>,
+    pub(crate) arena: Arc<Arena<TableSpace>>,
     pub(crate) phys: Arc<PhysSpace>,
     endpoints: RwLock<BTreeMap<Rid, Arc<Endpoint>>>,
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
@@ -59,12 +61,24 @@ pub struct AttachmentView {
 }
 
 impl Iommu {
-    /// A machine without devices.
+    /// A machine without devices, with as much room for page tables as the address space allows, up to 8 GiB: enough for
+    /// 4 TiB in pages of 4 KiB.
+    ///
+    /// # Panics
+    /// If there is no address space for a single chunk of tables.
     #[must_use]
     pub fn new(observer: Arc<dyn Observer>) -> Arc<Self> {
+        let sizes = std::iter::successors(Some(MOST_TABLES), |bytes| (*bytes > LEAST_TABLES).then_some(bytes / 2));
+        let tables = sizes.filter_map(|bytes| TableSpace::private(bytes).ok()).next();
+        Self::with_tables(observer, tables.expect("no address space for page tables"))
+    }
+
+    /// A machine without devices, whose page tables live in `tables`.
+    #[must_use]
+    pub fn with_tables(observer: Arc<dyn Observer>, tables: TableSpace) -> Arc<Self> {
         Arc::new(Self {
             observer,
-            arena: Arc::new(Arena::new(MAX_TABLES)),
+            arena: Arc::new(Arena::with_memory(tables)),
             phys: Arc::new(PhysSpace::new()),
             endpoints: RwLock::default(),
             groups: RwLock::default(),
@@ -111,10 +125,11 @@ impl Iommu {
             .iter()
             .map(|endpoint| {
                 // The areas are read after the attachments were let go, as their lock is the outer one.
-                let attached: Vec<_> = {
-                    let map = endpoint.attachments.read().unwrap_or_else(PoisonError::into_inner);
-                    map.iter().map(|(&pasid, hwpt)| (pasid, hwpt.clone())).collect()
-                };
+                let mut attached = Vec::new();
+                endpoint.find_attachment(|(pasid, hwpt)| {
+                    attached.push((*pasid, hwpt.clone()));
+                    None::<()>
+                });
                 EndpointView {
                     rid: endpoint.rid(),
                     group: endpoint.group(),

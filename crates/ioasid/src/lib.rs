@@ -20,7 +20,8 @@
 //! # The completion guarantee
 //!
 //! When [`Ioas::unmap`], [`Device::detach`], a replacement, the destruction of an object, or the clearing of bus
-//! mastering returns, no DMA through the old translation is in flight and none can start. [`gate`] has the protocol.
+//! mastering returns, no DMA through the old translation is in flight and none can start. The module
+//! `gate` has the protocol.
 //!
 //! # Locks
 //!
@@ -30,15 +31,17 @@
 //! hold the others. A group's state, a context's ids and the arena's free list are held for a few instructions, with
 //! nothing inside.
 
-pub mod gate;
 pub mod memory;
 
 mod context;
 mod device;
+mod dirty;
 mod endpoint;
+mod gate;
 mod group;
 mod hwpt;
 mod ids;
+mod invalidation;
 mod ioas;
 mod iommu;
 mod observe;
@@ -49,12 +52,14 @@ mod types;
 
 pub use context::{Context, DestroyError};
 pub use device::{AttachError, BindError, Device};
+pub use dirty::DirtyError;
 pub use endpoint::Endpoint;
+pub use hwpt::Hwpt;
 pub use ids::ObjectId;
 pub use ioas::{AreaView, Ioas, MapError, Placement, UnmapError};
 pub use iommu::{AttachmentView, EndpointView, Iommu};
 pub use iopt::Access;
 pub use observe::{Fault, FaultReason, Leftover, Observer, Silent};
-pub use port::{BusAddress, DmaError, DmaPort};
+pub use port::{BusAddress, DmaError, DmaPort, DmaSlice, Slices};
 pub use ranges::Ranges;
-pub use types::{GroupId, Iova, IovaRange, ParseRidError, Pasid, PhysAddr, Rid};
+pub use types::{GroupId, HoldsSlices, Iova, IovaRange, ParseRidError, Pasid, PhysAddr, Rid};

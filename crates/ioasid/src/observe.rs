@@ -22,6 +22,10 @@ pub enum FaultReason {
     /// The mapping is there, but the memory behind it is not: unmapped by the process, cut off the file, or the
     /// process has ended.
     MemoryGone,
+    /// An atomic operation, or a borrowed slice, needs memory that is mapped in this process, and this is not.
+    NotLocal,
+    /// An atomic operation on 8 bytes at an address that is not a multiple of 8.
+    Misaligned,
 }
 
 impl fmt::Display for FaultReason {
@@ -32,6 +36,8 @@ impl fmt::Display for FaultReason {
             Self::NotMapped => "nothing is mapped there",
             Self::NotPermitted => "the mapping does not allow it",
             Self::MemoryGone => "the memory behind the mapping is gone",
+            Self::NotLocal => "the memory is another process's own, which can only be read and written",
+            Self::Misaligned => "an atomic operation needs an address that is a multiple of 8",
         })
     }
 }

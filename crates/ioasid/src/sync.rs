@@ -1,20 +1,31 @@
-//! Atomics that are std's, or loom's when the protocol is being model-checked; and the two halves of an asymmetric
-//! fence.
+//! What the protocols between threads are built from: std's, or that of a model checker (loom, shuttle) which goes
+//! through the orders in which threads can run; and the two halves of an asymmetric fence.
 //!
 //! [`light_fence`] and [`heavy_fence`] together order like two sequentially consistent fences, but the first costs
 //! nothing: the second makes the kernel run a barrier on every processor that runs a thread of this process
 //! (`membarrier(2)`, `PRIVATE_EXPEDITED`). Where the kernel has no membarrier, both are real fences.
 
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
-#[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
+pub(crate) use loom::sync::{
+    Mutex, MutexGuard, RwLock, RwLockReadGuard,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
+#[cfg(shuttle)]
+pub(crate) use shuttle::sync::{
+    Mutex, MutexGuard, RwLock, RwLockReadGuard,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use std::sync::{
+    Mutex, MutexGuard, RwLock, RwLockReadGuard,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
 
-#[cfg(loom)]
-mod asymmetric {
+#[cfg(any(loom, shuttle))]
+mod platform {
     use super::{Ordering, fence};
 
-    pub(crate) fn light_fence() {
+    pub(crate) fn light_fence(_asymmetric: bool) {
         fence(Ordering::SeqCst);
     }
 
@@ -22,13 +33,29 @@ mod asymmetric {
         fence(Ordering::SeqCst);
     }
 
+    pub(crate) fn is_asymmetric() -> bool {
+        false
+    }
+
     pub(crate) fn wait_a_little(_round: u32) {
+        #[cfg(loom)]
         loom::thread::yield_now();
+        #[cfg(shuttle)]
+        shuttle::thread::yield_now();
+    }
+
+    /// As outside of a model; loom's tests do not ask.
+    pub(crate) fn this_thread() -> usize {
+        #[cfg(loom)]
+        return 1;
+        #[cfg(shuttle)]
+        return usize::from(shuttle::current::me()) + 1;
     }
 }
 
-#[cfg(not(loom))]
-mod asymmetric {
+#[cfg(not(any(loom, shuttle)))]
+mod platform {
+    use std::ptr;
     use std::sync::LazyLock;
     use std::sync::atomic::compiler_fence;
     use std::time::Duration;
@@ -44,10 +71,16 @@ mod asymmetric {
         unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
     }
 
-    /// Orders this thread's earlier store before its later load, as seen by who calls [`heavy_fence`].
+    /// Whether the light fence may be light.
+    pub(crate) fn is_asymmetric() -> bool {
+        *MEMBARRIER
+    }
+
+    /// Orders this thread's earlier store before its later load, as seen by who calls [`heavy_fence`]. `asymmetric` is what
+    /// [`is_asymmetric`] said.
     #[inline]
-    pub(crate) fn light_fence() {
-        if *MEMBARRIER {
+    pub(crate) fn light_fence(asymmetric: bool) {
+        if asymmetric {
             compiler_fence(Ordering::SeqCst);
         } else {
             fence(Ordering::SeqCst);
@@ -75,6 +108,13 @@ mod asymmetric {
             _ => std::thread::sleep(Duration::from_micros(50)),
         }
     }
+
+    /// A number that no other thread has as long as this one lives, and is not zero.
+    #[inline]
+    pub(crate) fn this_thread() -> usize {
+        thread_local!(static HERE: u8 = const { 0 });
+        HERE.with(|here| ptr::from_ref(here).addr())
+    }
 }
 
-pub(crate) use asymmetric::{heavy_fence, light_fence, wait_a_little};
+pub(crate) use platform::{heavy_fence, is_asymmetric, light_fence, this_thread, wait_a_little};

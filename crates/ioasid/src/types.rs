@@ -19,6 +19,11 @@ impl fmt::Display for Iova {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PhysAddr(pub u64);
 
+/// A thread would have to wait for DMA that it holds up itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("this thread holds slices of a port that it would have to wait for: drop them first")]
+pub struct HoldsSlices;
+
 /// IOVAs from `start` to `last`, both inclusive, so that a range may end at the top of the space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IovaRange {

@@ -2,69 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use ioasid::memory::Segment;
 use ioasid::{
-    Access, AttachError, BindError, DestroyError, Device, DmaPort, Endpoint, Fault, FaultReason, GroupId, Ioas, Iommu,
-    Iova, IovaRange, Leftover, MapError, Observer, Placement, Rid, UnmapError,
+    Access, AttachError, BindError, DestroyError, FaultReason, Iova, IovaRange, Leftover, MapError, Placement,
+    UnmapError,
 };
 use proptest::prelude::*;
 
-const PAGE: u64 = 4096;
-
-#[derive(Default)]
-struct Log {
-    faults: Mutex<Vec<Fault>>,
-    left: Mutex<Vec<Leftover>>,
-}
-
-impl Observer for Log {
-    fn fault(&self, fault: &Fault) {
-        self.faults.lock().unwrap().push(*fault);
-    }
-    fn left_behind(&self, what: &Leftover) {
-        self.left.lock().unwrap().push(what.clone());
-    }
-}
-
-struct Bench {
-    log: Arc<Log>,
-    iommu: Arc<Iommu>,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let log = Arc::new(Log::default());
-        Self { iommu: Iommu::new(log.clone()), log }
-    }
-
-    /// A device that is bound to a context with one address space, and not attached.
-    fn one_device(&self) -> OneDevice {
-        let endpoint = self.endpoint(1, 1);
-        let (port, context) = (endpoint.port(), self.iommu.context());
-        let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
-        (endpoint, port, ioas, device)
-    }
-
-    fn endpoint(&self, slot: u8, group: u32) -> Arc<Endpoint> {
-        let endpoint = self.iommu.add_endpoint(Rid::new(0, 0, slot, 0).unwrap(), GroupId(group)).unwrap();
-        endpoint.set_bus_master(true);
-        endpoint
-    }
-}
-
-type OneDevice = (Arc<Endpoint>, DmaPort, Arc<Ioas>, Device);
-
-fn map(ioas: &Ioas, iova: u64, pages: u64) -> Result<Iova, MapError> {
-    let memory = || Ok(vec![Segment::memfd(pages * PAGE).unwrap().0]);
-    ioas.map(Placement::Fixed(Iova(iova)), pages * PAGE, Access::all(), memory)
-}
-
-fn range(start: u64, length: u64) -> IovaRange {
-    IovaRange::new(start, length).unwrap()
-}
+use common::{Bench, PAGE, map, range};
 
 #[test]
 fn a_group_belongs_to_one_context_until_its_last_device_is_unbound() {
@@ -91,9 +41,9 @@ fn a_table_is_shared_by_devices_and_goes_with_the_last() {
     assert_eq!(db.attach(None, id).unwrap(), table);
     assert_eq!(context.destroy(id), Err(DestroyError::Busy(id)));
     assert_eq!(context.destroy(table.0.get()), Err(DestroyError::Busy(table.0.get())));
-    da.detach(None);
+    da.detach(None).unwrap();
     assert_eq!(context.destroy(id), Err(DestroyError::Busy(id)));
-    db.detach(None);
+    db.detach(None).unwrap();
     assert_eq!(context.destroy(table.0.get()), Err(DestroyError::Missing(table.0.get())));
     assert_eq!(context.destroy(id), Ok(()));
     assert_eq!(context.destroy(da.id().0.get()), Err(DestroyError::Busy(da.id().0.get())));
@@ -232,7 +182,7 @@ fn an_address_space_is_not_destroyed_under_an_attach() {
             if let Ok(table) = device.attach(None, id) {
                 assert!(Arc::ptr_eq(&context.ioas(id).unwrap(), &ioas), "attached to what is destroyed");
                 assert_eq!(context.destroy(table.0.get()), Err(DestroyError::Busy(table.0.get())));
-                device.detach(None);
+                device.detach(None).unwrap();
             }
             next.store(0, std::sync::atomic::Ordering::Relaxed);
             let _ = context.destroy(id);
@@ -381,7 +331,7 @@ proptest! {
                     attached |= result.is_ok();
                 }
                 Step::Attach(false) => {
-                    device.detach(None);
+                    device.detach(None).unwrap();
                     attached = false;
                 }
             }

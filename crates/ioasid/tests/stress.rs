@@ -158,7 +158,7 @@ fn no_byte_moves_through_a_mapping_after_it_was_taken_away() {
             let way = random.below(4) as usize;
             match way {
                 0 => assert_eq!(main.unmap(range).unwrap(), LENGTH as u64),
-                1 => device.detach(None),
+                1 => device.detach(None).unwrap(),
                 2 => assert_ne!(device.attach(None, other.id().0.get()).unwrap(), main.id()),
                 _ => endpoint.set_bus_master(false),
             }
@@ -185,7 +185,7 @@ fn no_byte_moves_through_a_mapping_after_it_was_taken_away() {
     }
     assert!(taken.iter().all(|&count| count > 20), "the test had no power: {taken:?}");
 
-    device.detach(None);
+    device.detach(None).unwrap();
     drop(device);
     context.destroy(id).unwrap();
     context.destroy(other.id().0.get()).unwrap();

@@ -256,6 +256,8 @@ fn fault_finding(key: &FaultKey, entry: &FaultEntry) -> Finding {
                 FaultReason::NotMapped => "not-mapped",
                 FaultReason::NotPermitted => "not-permitted",
                 FaultReason::MemoryGone => "memory-gone",
+                FaultReason::NotLocal => "not-local",
+                FaultReason::Misaligned => "misaligned",
                 _ => "other",
             };
             Finding::DmaFault { device, pasid, iova, access, reason, count, first }

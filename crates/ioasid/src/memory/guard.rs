@@ -13,7 +13,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::mm::{MapFlags, ProtFlags};
@@ -61,8 +61,32 @@ impl Entry {
 static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(ptr::null_mut());
 /// The first of those that guard nothing now.
 static FREE: Mutex<Option<&'static Entry>> = Mutex::new(None);
+/// Counts the mappings that lost bytes.
+static LOST: AtomicU64 = AtomicU64::new(0);
 /// What SIGBUS did before.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// Changes whenever a mapping of this process turns out to have lost bytes, before anybody can read what takes their
+/// place. So whoever moves bytes needs to ask for a certain mapping only if this has changed.
+#[inline]
+pub(crate) fn memory_lost() -> u64 {
+    LOST.load(Ordering::Acquire)
+}
+
+/// Whether some of the `length` bytes at `start` belong to a mapping that lost bytes.
+pub(crate) fn lost_at(start: usize, length: usize) -> bool {
+    entries().any(|entry| {
+        let mapped = |(from, mapped): (usize, usize)| from < start + length && start < from + mapped;
+        entry.has_failed() && entry.range().is_some_and(mapped)
+    })
+}
+
+/// All entries that there are. Takes no lock.
+fn entries() -> impl Iterator<Item = &'static Entry> {
+    // SAFETY: null or an entry, and entries are never freed.
+    let entry = |entry: &AtomicPtr<Entry>| unsafe { entry.load(Ordering::Acquire).as_ref() };
+    std::iter::successors(entry(&ENTRIES), move |last| entry(&last.next))
+}
 
 /// A mapping of a file, survived by this process whatever becomes of the file.
 pub(crate) struct GuardedMap {
@@ -181,13 +205,12 @@ fn install_handler() -> io::Result<()> {
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel hands a valid siginfo to an SA_SIGINFO handler, and SIGBUS carries an address.
     let address = unsafe { (*info).si_addr() } as usize;
-    let mut next = ENTRIES.load(Ordering::Acquire);
-    // SAFETY: entries are never freed.
-    while let Some(entry) = unsafe { next.as_ref() } {
+    for entry in entries() {
         if let Some((start, length)) = entry.range()
             && address.wrapping_sub(start) < length
         {
             entry.failed.store(true, Ordering::Relaxed);
+            LOST.fetch_add(1, Ordering::Release);
             let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             // SAFETY: replaces a mapping that this module owns and that somebody is using right now, so that its owner
@@ -197,7 +220,6 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
             }
             break;
         }
-        next = entry.next.load(Ordering::Acquire);
     }
     pass_on(signal, info, context);
 }

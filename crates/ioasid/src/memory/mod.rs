@@ -5,6 +5,7 @@
 //! - [`Pages`]: segments in a row, each with a window in the physical space. Reference-counted: however often it is
 //!   mapped, it exists once.
 //! - [`Process`]: another process, whose memory is turned into segments.
+//! - [`TableSpace`]: what page tables are made of.
 //!
 //! ```text
 //!   IOVA ──page table──► physical address ──window──► pointer here, or (process, address there)
@@ -15,14 +16,17 @@ mod pages;
 mod phys;
 mod process;
 mod segment;
+mod tables;
 mod vma;
 
 pub use pages::Pages;
 pub use phys::OutOfPhysicalSpace;
 pub use process::{ImportError, Process};
 pub use segment::{RemoteMemory, Segment};
+pub use tables::TableSpace;
 pub use vma::{Vma, VmaQuery};
 
+pub(crate) use guard::{lost_at, memory_lost};
 pub(crate) use phys::{PhysSpace, Window};
 pub(crate) use segment::Backing;
 

@@ -1,35 +1,52 @@
 //! The physical address space of the software IOMMU, and the windows in it.
 //!
-//! Every segment of pinned memory gets a window: a range of physical addresses that page-table entries can hold. A
-//! window begins at an address that is congruent to the IOVA it is first mapped at, modulo the largest page that fits,
-//! so that large leaves stay possible.
+//! Every segment of pinned memory gets a window: a range of physical addresses that page-table entries can hold. An
+//! address names its window, so that finding it is arithmetic and needs no lock:
 //!
-//! Addresses are handed out in blocks of a power of two, one free list for each size, and taking and giving one is a
-//! push or a pop. Blocks are never split or joined, and still never run out: what is in use at one time is limited to
-//! [`LIMIT`], so the blocks of one size never take more than that much of the space, nor, aligned, more than twice that;
-//! and there are 40 sizes.
+//! ```text
+//!   50        45 44                    order order-1            0
+//!  │ order - 12 │   number of the block      │  offset in block  │
+//! ```
+//!
+//! Windows lie in blocks of 2^order bytes, each order in a part of the space of its own. A window begins, in its block,
+//! at an offset that is congruent to the IOVA it is first mapped at, modulo the largest page that fits, so that large
+//! leaves stay possible. What is in use at one time is limited to [`LIMIT`], which is the size of each part, so blocks,
+//! never split or joined, do not run out in whatever mix of sizes they come and go.
+//!
+//! The lists of blocks only grow, in buckets each as large as all before it together, so that a look-up needs no lock.
+//! Giving a block back allocates nothing and waits for nobody who allocates.
+#![allow(unsafe_code, reason = "blocks point at windows, which the gate protocol keeps alive")]
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use thiserror::Error;
 
 use super::{Backing, PAGE_SIZE};
+use crate::gate::Inside;
 
-/// Width of a physical address, as page-table formats have it.
-const PA_BITS: u32 = 52;
-
+/// log2 of the smallest block, which is a page.
+const FIRST_ORDER: u32 = PAGE_SIZE.ilog2();
+/// log2 of [`LIMIT`].
+const PART_BITS: u32 = 45;
 /// Bytes in blocks in use at one time, at the most.
-const LIMIT: u64 = 1 << 45;
+const LIMIT: u64 = 1 << PART_BITS;
+/// Sizes of blocks that there are.
+const ORDERS: usize = (PART_BITS - FIRST_ORDER) as usize + 1;
+/// log2 of the blocks in the first bucket of a list.
+const FIRST_BUCKET_BITS: u32 = 6;
+/// Buckets that the longest list needs: that of blocks of one page.
+const BUCKETS: usize = (PART_BITS - FIRST_ORDER - FIRST_BUCKET_BITS) as usize + 1;
+/// Ends a chain of free blocks.
+const END: u64 = u64::MAX;
 
 /// A range of physical addresses and what they are.
 pub(crate) struct Window {
     base: u64,
     length: u64,
     backing: Backing,
-    /// The block that the window lies in.
-    block: u64,
-    order: u32,
+    place: Place,
 }
 
 impl Window {
@@ -51,35 +68,80 @@ impl Window {
 #[error("no room for {0:#x} bytes in the physical address space")]
 pub struct OutOfPhysicalSpace(pub u64);
 
-struct State {
-    windows: BTreeMap<u64, Arc<Window>>,
-    /// Free blocks of 2^n bytes at index n.
-    free: [Vec<u64>; PA_BITS as usize],
-    /// Blocks of 2^n bytes in use at index n: as many places are kept in `free`, so that giving one back allocates
-    /// nothing.
-    used: [usize; PA_BITS as usize],
-    /// Everything from here on was never used.
+/// Which block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    order: u32,
+    number: u64,
+}
+
+impl Place {
+    /// The block that `pa` lies in.
+    fn of(pa: u64) -> Option<Self> {
+        let order = u32::try_from(pa >> PART_BITS).ok()? + FIRST_ORDER;
+        (order <= PART_BITS).then(|| Self { order, number: (pa & (LIMIT - 1)) >> order })
+    }
+
+    fn base(self) -> u64 {
+        u64::from(self.order - FIRST_ORDER) << PART_BITS | self.number << self.order
+    }
+
+    fn size(self) -> u64 {
+        1 << self.order
+    }
+
+    /// Which bucket of the order's list the block is in, and where.
+    fn bucket(self) -> (usize, usize) {
+        let first = 1u64 << FIRST_BUCKET_BITS;
+        let bucket = ((self.number + first) >> FIRST_BUCKET_BITS).ilog2();
+        (bucket as usize, (self.number + first - (first << bucket)) as usize)
+    }
+}
+
+struct Block {
+    /// Null while it is free.
+    window: AtomicPtr<Window>,
+    /// While it is free, the number of the next free one. Used under the lock on [`PhysSpace::free`].
+    next: AtomicU64,
+}
+
+/// The blocks of one order, in buckets that double.
+type Blocks = [OnceLock<Box<[Block]>>; BUCKETS];
+
+/// What is free of one order.
+#[derive(Clone, Copy)]
+struct Free {
+    /// The first of a chain of blocks that were used before.
+    first: u64,
+    /// All blocks from this number on were never used.
     untouched: u64,
+}
+
+struct Accounts {
+    free: [Free; ORDERS],
     /// Bytes in blocks in use.
     live: u64,
+    windows: usize,
 }
 
 /// The physical address space.
 pub(crate) struct PhysSpace {
-    state: RwLock<State>,
+    blocks: Box<[Blocks; ORDERS]>,
+    accounts: Mutex<Accounts>,
 }
 
 impl PhysSpace {
     /// An empty space.
     pub(crate) fn new() -> Self {
-        let state = State {
-            windows: BTreeMap::new(),
-            free: [const { Vec::new() }; PA_BITS as usize],
-            used: [0; PA_BITS as usize],
-            untouched: 0,
-            live: 0,
-        };
-        Self { state: RwLock::new(state) }
+        let none = Free { first: END, untouched: 0 };
+        Self {
+            blocks: Box::new([const { [const { OnceLock::new() }; BUCKETS] }; ORDERS]),
+            accounts: Mutex::new(Accounts { free: [none; ORDERS], live: 0, windows: 0 }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Accounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a window of `length` bytes (a multiple of the page size, not zero) that is going to be mapped at `iova`.
@@ -88,51 +150,82 @@ impl PhysSpace {
         let page = [1u64 << 30, 1 << 21].into_iter().find(|&page| length >= page).unwrap_or(PAGE_SIZE);
         let skew = iova & (page - 1) & !(PAGE_SIZE - 1);
         let size = length.checked_add(skew).and_then(u64::checked_next_power_of_two).ok_or(error)?.max(page);
-        let order = size.trailing_zeros();
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if state.live.checked_add(size).is_none_or(|live| live > LIMIT) {
-            return Err(error);
+        let place = self.take(size.trailing_zeros()).ok_or(error)?;
+        let window = Arc::new(Window { base: place.base() + skew, length, backing, place });
+        if let Some(block) = self.block(place) {
+            block.window.store(Arc::as_ptr(&window).cast_mut(), Ordering::Release);
         }
-        let State { windows, free, used, untouched, live } = &mut *state;
-        let (free, used) = (&mut free[order as usize], &mut used[order as usize]);
-        let block = match free.pop() {
-            Some(block) => block,
-            None => {
-                let block = untouched.next_multiple_of(size);
-                let end = block.checked_add(size).filter(|&end| end <= 1 << PA_BITS).ok_or(error)?;
-                *untouched = end;
-                block
-            }
-        };
-        *used += 1;
-        *live += size;
-        free.reserve(*used);
-        let window = Arc::new(Window { base: block + skew, length, backing, block, order });
-        windows.insert(window.base, window.clone());
         Ok(window)
+    }
+
+    /// A free block of 2^`order` bytes, which is made to be there without the lock.
+    fn take(&self, order: u32) -> Option<Place> {
+        if order > PART_BITS {
+            return None;
+        }
+        loop {
+            let wanted = {
+                let mut accounts = self.lock();
+                let Accounts { free, live, windows } = &mut *accounts;
+                if *live + (1 << order) > LIMIT {
+                    return None;
+                }
+                let free = &mut free[(order - FIRST_ORDER) as usize];
+                let reused = free.first != END;
+                let place = Place { order, number: if reused { free.first } else { free.untouched } };
+                match self.block(place) {
+                    Some(block) => {
+                        if reused {
+                            free.first = block.next.load(Ordering::Relaxed);
+                        } else {
+                            free.untouched += 1;
+                        }
+                        *live += place.size();
+                        *windows += 1;
+                        return Some(place);
+                    }
+                    None => place.bucket().0,
+                }
+            };
+            let make = |_| Block { window: AtomicPtr::new(ptr::null_mut()), next: AtomicU64::new(END) };
+            self.blocks[(order - FIRST_ORDER) as usize][wanted]
+                .get_or_init(|| (0..1usize << (wanted as u32 + FIRST_BUCKET_BITS)).map(make).collect());
+        }
+    }
+
+    #[inline]
+    fn block(&self, place: Place) -> Option<&Block> {
+        let (bucket, index) = place.bucket();
+        self.blocks[(place.order - FIRST_ORDER) as usize].get(bucket)?.get()?.get(index)
     }
 
     /// Takes a window out. The caller has seen to it that no DMA uses it.
     pub(crate) fn remove(&self, window: &Window) {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if state.windows.remove(&window.base).is_some() {
-            let order = window.order as usize;
-            state.used[order] -= 1;
-            state.live -= 1 << order;
-            state.free[order].push(window.block);
-        }
+        let place = window.place;
+        let Some(block) = self.block(place) else { return };
+        block.window.store(ptr::null_mut(), Ordering::Release);
+        let mut accounts = self.lock();
+        accounts.live -= place.size();
+        accounts.windows -= 1;
+        let free = &mut accounts.free[(place.order - FIRST_ORDER) as usize];
+        block.next.store(free.first, Ordering::Relaxed);
+        free.first = place.number;
     }
 
-    /// Finds the window that `pa` lies in, and gives it to `found`.
-    pub(crate) fn resolve<T>(&self, pa: u64, found: impl FnOnce(&Window) -> T) -> Option<T> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let (_, window) = state.windows.range(..=pa).next_back()?;
-        (pa - window.base < window.length).then(|| found(window))
+    /// The window that `pa` lies in, for a port that walked a table to it inside its gate.
+    #[inline]
+    pub(crate) fn resolve<'a>(&self, pa: u64, _inside: &'a Inside<'_>) -> Option<&'a Window> {
+        let window = self.block(Place::of(pa)?)?.window.load(Ordering::Acquire);
+        // SAFETY: null, or a window that its owner has not removed yet. An owner takes the window's addresses out of all
+        // tables, waits at the gates, and removes it then; a port that is inside, and found `pa` in a table since it went
+        // in, is waited for.
+        let window = unsafe { window.as_ref()? };
+        (pa.wrapping_sub(window.base) < window.length).then_some(window)
     }
 
     /// Number of windows.
     pub(crate) fn windows(&self) -> usize {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).windows.len()
+        self.lock().windows
     }
 }
 
@@ -141,6 +234,7 @@ mod tests {
     use std::io;
 
     use super::*;
+    use crate::gate::Gate;
     use crate::memory::RemoteMemory;
 
     struct Nothing;
@@ -159,8 +253,8 @@ mod tests {
 
     #[test]
     fn windows_are_congruent_to_their_iova_and_do_not_overlap() {
-        let space = PhysSpace::new();
-        let mut seen: Vec<(u64, u64)> = Vec::new();
+        let (space, gate) = (PhysSpace::new(), Gate::new());
+        let mut seen: Vec<Arc<Window>> = Vec::new();
         for n in 1..200u64 {
             let (length, iova) = ((n % 7 + 1) * n * PAGE_SIZE * 37, n * 0x1234_5000);
             let window = space.insert(backing(), length, iova).unwrap();
@@ -172,21 +266,28 @@ mod tests {
                 PAGE_SIZE
             };
             assert_eq!(window.base() % page, iova % page);
-            for &(base, length) in &seen {
+            for other in &seen {
+                let (base, length) = (other.base(), other.length());
                 assert!(window.base() + window.length() <= base || base + length <= window.base());
             }
-            seen.push((window.base(), window.length()));
-            assert!(space.resolve(window.base() + length - 1, |_| ()).is_some());
+            let inside = gate.enter();
+            for offset in [0, length / 2, length - 1] {
+                let found = space.resolve(window.base() + offset, &inside).unwrap();
+                assert!(ptr::eq(found, &*window));
+            }
+            let after = space.resolve(window.base() + length, &inside);
+            assert!(after.is_none_or(|after| !ptr::eq(after, &*window)));
+            seen.push(window);
         }
     }
 
     #[test]
     fn addresses_are_reused_for_ever() {
-        let space = PhysSpace::new();
+        let (space, gate) = (PhysSpace::new(), Gate::new());
         for _ in 0..100_000 {
             let window = space.insert(backing(), 1 << 36, 0).unwrap();
             space.remove(&window);
-            assert!(space.resolve(window.base(), |_| ()).is_none());
+            assert!(space.resolve(window.base(), &gate.enter()).is_none());
         }
         assert_eq!(space.windows(), 0);
     }
@@ -207,8 +308,19 @@ mod tests {
     #[test]
     fn what_cannot_fit_is_an_error() {
         let space = PhysSpace::new();
-        for length in [1 << 52, !4095] {
+        for length in [1 << 52, !4095, LIMIT + PAGE_SIZE] {
             assert!(space.insert(backing(), length, 0).is_err());
+        }
+        assert!(space.insert(backing(), LIMIT, 0).is_ok());
+        assert!(space.insert(backing(), PAGE_SIZE, 0).is_err(), "the limit is on everything together");
+    }
+
+    #[test]
+    fn an_address_that_nobody_handed_out_leads_nowhere() {
+        let (space, gate) = (PhysSpace::new(), Gate::new());
+        let window = space.insert(backing(), PAGE_SIZE, 0).unwrap();
+        for pa in [window.base() + PAGE_SIZE, 1 << 40, 1 << 50, 1 << 51, 0x7f << PART_BITS, u64::MAX] {
+            assert!(space.resolve(pa, &gate.enter()).is_none(), "{pa:#x}");
         }
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::PAGE_SIZE;
 use super::guard::{Entry, GuardedMap};
 
 /// Memory that cannot be mapped here and is copied to and from.
@@ -70,9 +71,13 @@ impl Segment {
     /// The memory must stay valid for reads and writes until `keep` is dropped. Everything else that uses it must be
     /// prepared for it to change at any time, as with memory that a device writes: no Rust reference to it may exist
     /// while a device can reach it.
+    ///
+    /// # Panics
+    /// If `start` is not a multiple of the page size.
     #[must_use]
     #[allow(unsafe_code, reason = "only the caller can know that the memory stays")]
     pub unsafe fn local(start: NonNull<u8>, length: u64, keep: Arc<dyn Any + Send + Sync>) -> Self {
+        assert!((start.addr().get() as u64).is_multiple_of(PAGE_SIZE), "{start:?} is not the start of a page");
         Self { backing: Backing::Local { start, guard: None, writable: true, _keep: keep }, length }
     }
 

@@ -1,104 +1,317 @@
-//! A port's own cache of translations.
+//! A port's cache of translations.
 //!
-//! Direct-mapped by 4 KiB page: a large page takes one entry for each 4 KiB that is used of it. An entry holds the
-//! window that the page lies in, so that a hit needs no further look-up.
-#![allow(unsafe_code, reason = "entries point at windows, which the gate protocol keeps alive")]
+//! Set-associative: a translation can be in one of four places, which share a cache line, and pushes out the oldest
+//! there. All page sizes lie in the same sets; the place depends on the size, so a look-up tries the sizes that there
+//! are, the one that was hit last first. The cache starts small and doubles as long as translations push each other out,
+//! up to [`MOST_SETS`].
+//!
+//! ```text
+//!   tag     63     58 57                        11 10       0
+//!          │ log2 of │ IOVA where the page begins │ domain  │     zero: nothing
+//!          │ its size│                            │         │
+//!   target │ where the page is in this process    │ access  │
+//! ```
+//!
+//! A domain is one attachment of the port (see [`super::context`]). Only memory of this process is cached.
 
-use std::ptr::NonNull;
+use std::hint::select_unpredictable;
+use std::ptr;
 
-use iopt::{Access, Translation};
+use iopt::Access;
 
-use crate::gate::Inside;
-use crate::memory::Window;
-use crate::types::Pasid;
+use crate::types::IovaRange;
 
-use super::BusAddress;
-use super::transfer::Place;
+/// The bits of a target that hold the access. Pages begin at multiples of 4.
+const ACCESS_BITS: usize = Access::all().bits() as usize;
+/// Translations in a set.
+const WAYS: usize = 4;
+/// Sets in a new cache: 4 KiB.
+const FIRST_SETS: usize = 64;
+/// 2^17 translations: 512 MiB in pages of 4 KiB; 2 MiB of memory for each port that uses so many.
+const MOST_SETS: usize = 1 << 15;
+/// Width of an IOVA that fits in a tag, and so of those that can be translated at all.
+pub(crate) const IOVA_BITS: u32 = 58;
+/// log2 of the smallest page of any format.
+const PAGE_SHIFT: u32 = 11;
+/// Domains go from 1 to this.
+pub(crate) const LAST_DOMAIN: u64 = (1 << PAGE_SHIFT) - 1;
 
-const ENTRIES: usize = 256;
-
-/// One cached translation.
-#[derive(Clone, Copy)]
-pub(super) struct Entry {
-    pasid: Option<Pasid>,
-    /// First and last IOVA of the page, as far as the window goes.
-    start: u64,
-    last: u64,
-    access: Access,
-    window: NonNull<Window>,
-    /// Where in the window `start` is.
-    offset: u64,
+#[derive(Clone)]
+#[repr(align(64))]
+struct Set {
+    tags: [u64; WAYS],
+    /// The page's first byte, with the access, which is never empty, in the low bits.
+    targets: [usize; WAYS],
 }
 
-impl Entry {
-    pub(super) fn new(at: BusAddress, translation: &Translation, window: &Window) -> Self {
-        // A page of the table lies in one window, as each window is mapped by a call of its own. That it does is taken
-        // on trust from nobody: what is cached ends where the window ends.
-        let mask = (1u64 << translation.page_shift) - 1;
-        let here = translation.pa - window.base();
-        let before = (at.iova.0 & mask).min(here);
-        let after = (!at.iova.0 & mask).min(window.length() - 1 - here);
-        Self {
-            pasid: at.pasid,
-            start: at.iova.0 - before,
-            last: at.iova.0 + after,
-            access: translation.access,
-            window: NonNull::from(window),
-            offset: here - before,
-        }
-    }
+/// A translation to be cached: a page that lies in this process as a whole.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Page {
+    /// Where it begins, a multiple of 4.
+    pub(crate) start: *mut u8,
+    /// log2 of its bytes.
+    pub(crate) shift: u32,
+    pub(crate) access: Access,
 }
 
-pub(super) struct Iotlb {
-    entries: Box<[Option<Entry>; ENTRIES]>,
-    /// The state of the gate's count that the entries belong to.
-    posted: u64,
+pub(crate) struct Iotlb {
+    sets: Box<[Set]>,
+    /// log2 of how many there are.
+    set_bits: u32,
+    /// Bit n: pages of 2^n bytes may be cached.
+    sizes: u64,
+    /// The size that was hit last.
+    recent: u32,
+    /// Translations pushed out since the cache has this size.
+    pushed_out: usize,
 }
 
-// SAFETY: an entry is followed only by whoever has the port, which one thread has at a time.
-unsafe impl Send for Iotlb {}
+fn empty_sets(count: usize) -> Box<[Set]> {
+    vec![Set { tags: [0; WAYS], targets: [0; WAYS] }; count].into_boxed_slice()
+}
+
+#[inline]
+fn offset_mask(shift: u32) -> u64 {
+    !(!0 << shift)
+}
+
+#[inline]
+fn tag(domain: u64, iova: u64, shift: u32) -> u64 {
+    u64::from(shift) << IOVA_BITS | iova & !offset_mask(shift) | domain
+}
+
+/// The domain, the first and the last address that a tag stands for.
+fn untag(tag: u64) -> (u64, IovaRange) {
+    let start = tag & offset_mask(IOVA_BITS) & !offset_mask(PAGE_SHIFT);
+    (tag & LAST_DOMAIN, IovaRange { start, last: start | offset_mask((tag >> IOVA_BITS) as u32) })
+}
 
 impl Iotlb {
-    pub(super) fn new() -> Self {
-        Self { entries: Box::new([None; ENTRIES]), posted: 0 }
+    pub(crate) fn new() -> Self {
+        Self { sets: empty_sets(FIRST_SETS), set_bits: FIRST_SETS.ilog2(), sizes: 0, recent: PAGE_SHIFT, pushed_out: 0 }
     }
 
-    /// Forgets everything if anything was taken away since the last access.
+    /// Which set: neighbouring pages in neighbouring sets, and what is further apart spread over them.
     #[inline]
-    pub(super) fn refresh(&mut self, posted: u64) {
-        if self.posted != posted {
-            self.posted = posted;
-            self.entries.fill(None);
+    fn set(&self, iova: u64, shift: u32) -> usize {
+        let page = iova >> shift;
+        (page ^ page >> self.set_bits) as usize & (self.sets.len() - 1)
+    }
+
+    /// Where `iova` (of less than [`IOVA_BITS`]) is in this process, and how many bytes from there on are, if that is
+    /// cached and `access` is allowed.
+    #[inline(always)]
+    pub(crate) fn lookup(&mut self, domain: u64, iova: u64, access: Access) -> Option<(*mut u8, u64)> {
+        if let Some(hit) = self.probe(domain, iova, self.recent, access) {
+            return Some(hit);
+        }
+        let mut others = self.sizes & !(1 << self.recent);
+        while others != 0 {
+            let shift = others.trailing_zeros();
+            if let Some(hit) = self.probe(domain, iova, shift, access) {
+                self.recent = shift;
+                return Some(hit);
+            }
+            others &= others - 1;
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn probe(&self, domain: u64, iova: u64, shift: u32, access: Access) -> Option<(*mut u8, u64)> {
+        let set = &self.sets[self.set(iova, shift)];
+        let wanted = tag(domain, iova, shift);
+        // Without branches, as nothing predicts in which way it is.
+        let target = (0..WAYS)
+            .fold(0, |target, way| target | select_unpredictable(set.tags[way] == wanted, set.targets[way], 0));
+        let allowed = target & usize::from(access.bits()) == usize::from(access.bits());
+        let offset = iova & offset_mask(shift);
+        let start = ptr::with_exposed_provenance_mut::<u8>(target & !ACCESS_BITS);
+        (target != 0 && allowed).then(|| (start.wrapping_add(offset as usize), (1 << shift) - offset))
+    }
+
+    /// Caches the page that `iova` is in.
+    pub(crate) fn insert(&mut self, domain: u64, iova: u64, page: Page) {
+        let wanted = tag(domain, iova, page.shift);
+        let target = page.start.expose_provenance() | usize::from(page.access.bits());
+        self.sizes |= 1 << page.shift;
+        self.recent = page.shift;
+        let index = self.set(iova, page.shift);
+        let set = &mut self.sets[index];
+        if let Some(way) = set.tags.iter().position(|&tag| tag == wanted) {
+            set.targets[way] = target;
+            return;
+        }
+        self.pushed_out += usize::from(set.tags[WAYS - 1] != 0);
+        set.tags.rotate_right(1);
+        set.targets.rotate_right(1);
+        (set.tags[0], set.targets[0]) = (wanted, target);
+    }
+
+    /// Whether translations push each other out so much that [`Iotlb::grow`] is worth it.
+    #[inline]
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.pushed_out > self.sets.len() && self.sets.len() < MOST_SETS
+    }
+
+    /// Makes room for four times as many translations. Not to be called inside the gate: who waits there must not wait for
+    /// memory.
+    #[cold]
+    pub(crate) fn grow(&mut self) {
+        let sets = empty_sets((self.sets.len() * 4).min(MOST_SETS));
+        let old = std::mem::replace(&mut self.sets, sets);
+        self.set_bits = self.sets.len().ilog2();
+        self.pushed_out = 0;
+        // The oldest first, so that the order in the sets stays.
+        let ways = (0..WAYS).rev().flat_map(|way| old.iter().map(move |set| (set.tags[way], set.targets[way])));
+        for (tag, target) in ways.filter(|&(tag, _)| tag != 0) {
+            let index = self.set(untag(tag).1.start, (tag >> IOVA_BITS) as u32);
+            let set = &mut self.sets[index];
+            set.tags.rotate_right(1);
+            set.targets.rotate_right(1);
+            (set.tags[0], set.targets[0]) = (tag, target);
         }
     }
 
-    /// The cached translation of `at`, if it allows `access`.
-    #[inline]
-    pub(super) fn lookup<'a>(
-        &self,
-        inside: &'a Inside<'_>,
-        at: BusAddress,
-        access: Access,
-    ) -> Option<(Place<'a>, u64)> {
-        debug_assert_eq!(self.posted, inside.posted());
-        let iova = at.iova.0;
-        let entry = self.entries[slot(at)].as_ref()?;
-        if entry.pasid != at.pasid || iova < entry.start || iova > entry.last || !entry.access.contains(access) {
-            return None;
+    /// Forgets the pages of `domain` that have an address in `range`.
+    pub(crate) fn invalidate(&mut self, domain: u64, range: IovaRange) {
+        let Some(last) = range.last.min(offset_mask(IOVA_BITS)).checked_sub(range.start) else { return };
+        let last = range.start + last;
+        let mut sizes = self.sizes;
+        while sizes != 0 {
+            let shift = sizes.trailing_zeros();
+            sizes &= sizes - 1;
+            let (first_page, last_page) = (range.start >> shift, last >> shift);
+            if last_page - first_page >= self.sets.len() as u64 {
+                // As many pages as there are sets: look at what is there instead of for what could be.
+                return self.forget(|other, page| other == domain && page.overlaps(&range));
+            }
+            for page in first_page..=last_page {
+                let (iova, wanted) = (page << shift, tag(domain, page << shift, shift));
+                let index = self.set(iova, shift);
+                for tag in &mut self.sets[index].tags {
+                    if *tag == wanted {
+                        *tag = 0;
+                    }
+                }
+            }
         }
-        // SAFETY: `posted` is the gate's, read inside it (the caller refreshed this cache with it), so nothing that
-        // the entries lead to had been taken away when this access began. Whoever takes it away now waits at the gate
-        // until `inside` is dropped before the window goes, and the reference does not outlive `inside`.
-        let window: &'a Window = unsafe { entry.window.as_ref() };
-        let place = Place::new(window.backing(), entry.offset + (iova - entry.start));
-        Some((place, entry.last - iova + 1))
     }
 
-    pub(super) fn insert(&mut self, at: BusAddress, entry: Entry) {
-        self.entries[slot(at)] = Some(entry);
+    fn forget(&mut self, which: impl Fn(u64, IovaRange) -> bool) {
+        for tag in self.sets.iter_mut().flat_map(|set| &mut set.tags) {
+            let (domain, page) = untag(*tag);
+            if *tag != 0 && which(domain, page) {
+                *tag = 0;
+            }
+        }
+    }
+
+    /// Forgets everything.
+    pub(crate) fn flush(&mut self) {
+        self.forget(|_, _| true);
+        self.sizes = 0;
     }
 }
 
-fn slot(at: BusAddress) -> usize {
-    (at.iova.0 >> 12) as usize % ENTRIES
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOMAIN: u64 = 1;
+
+    /// A target that nobody follows.
+    fn target(n: u64) -> *mut u8 {
+        ptr::without_provenance_mut((n as usize) << 12)
+    }
+
+    fn page(n: u64, shift: u32) -> Page {
+        Page { start: target(n), shift, access: Access::all() }
+    }
+
+    fn found(iotlb: &mut Iotlb, iova: u64) -> Option<(u64, u64)> {
+        iotlb.lookup(DOMAIN, iova, Access::READ).map(|(start, length)| (start.addr() as u64, length))
+    }
+
+    #[test]
+    fn a_page_of_any_size_is_found_from_each_of_its_addresses_and_no_other() {
+        for shift in 12..57 {
+            let mut iotlb = Iotlb::new();
+            let size = 1u64 << shift;
+            iotlb.insert(DOMAIN, size + size / 2, page(1, shift));
+            for offset in [0, 1, size / 2, size - 1] {
+                assert_eq!(found(&mut iotlb, size + offset), Some((0x1000 + offset, size - offset)));
+            }
+            assert_eq!((found(&mut iotlb, size - 1), found(&mut iotlb, 2 * size)), (None, None));
+            assert_eq!(iotlb.lookup(DOMAIN + 1, size, Access::READ), None, "another domain");
+        }
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_a_miss_and_a_better_translation_takes_its_place() {
+        let mut iotlb = Iotlb::new();
+        iotlb.insert(DOMAIN, 0x1000, Page { access: Access::READ, ..page(1, 12) });
+        assert!(iotlb.lookup(DOMAIN, 0x1000, Access::READ).is_some());
+        assert!(iotlb.lookup(DOMAIN, 0x1000, Access::WRITE).is_none());
+        iotlb.insert(DOMAIN, 0x1000, page(2, 12));
+        for access in [Access::READ, Access::WRITE, Access::all()] {
+            assert_eq!(iotlb.lookup(DOMAIN, 0x1000, access).unwrap().0, target(2));
+        }
+    }
+
+    #[test]
+    fn a_range_is_forgotten_in_every_size_and_nothing_else_is() {
+        let ranges = [(0x20_0000, 0x1000), (0x1f_f000, 0x2000), (0, 0x1000), (0, 1 << 40), (0x40_0000, 0x20_0000)];
+        for (start, length) in ranges {
+            let range = IovaRange::new(start, length).unwrap();
+            let mut iotlb = Iotlb::new();
+            let pages: Vec<_> = (0..32)
+                .map(|n| (n * 0x1000, 12))
+                .chain([0x1f_f000, 0x20_0000, 0x20_1000].map(|iova| (iova, 12)))
+                .chain([0x30_0000, 0x31_0000].map(|iova| (iova, 16)))
+                .chain([0x40_0000, 0x60_0000].map(|iova| (iova, 21)))
+                .chain([(1 << 30, 30)])
+                .collect();
+            for &(iova, shift) in &pages {
+                iotlb.insert(DOMAIN, iova, page(1, shift));
+                iotlb.insert(DOMAIN + 1, iova, page(1, shift));
+            }
+            iotlb.invalidate(DOMAIN, range);
+            for (iova, shift) in pages {
+                let gone = range.overlaps(&IovaRange { start: iova, last: iova + offset_mask(shift) });
+                assert_eq!(found(&mut iotlb, iova).is_none(), gone, "{iova:#x} of 2^{shift}, {range}");
+                assert!(iotlb.lookup(DOMAIN + 1, iova, Access::READ).is_some(), "the other domain's stay");
+            }
+        }
+    }
+
+    #[test]
+    fn it_is_bounded_evicts_and_grows_when_it_is_crowded() {
+        let mut iotlb = Iotlb::new();
+        for n in 0..1 << 18 {
+            iotlb.insert(DOMAIN, n << 12, page(n + 1, 12));
+            assert!(found(&mut iotlb, n << 12).is_some(), "the newest is never pushed out by itself");
+            if iotlb.is_crowded() {
+                iotlb.grow();
+            }
+        }
+        assert_eq!(iotlb.sets.len(), MOST_SETS);
+        let kept = (0..1 << 18).filter(|n| found(&mut iotlb, n << 12).is_some()).count();
+        assert!(kept >= WAYS * MOST_SETS * 9 / 10, "{kept} translations");
+        // Wherever they are now, they are right.
+        for n in 0..1 << 18 {
+            assert!(found(&mut iotlb, n << 12).is_none_or(|(start, _)| start == (n + 1) << 12));
+        }
+        iotlb.flush();
+        assert!((0..1 << 18).all(|n| found(&mut iotlb, n << 12).is_none()));
+    }
+
+    #[test]
+    fn as_many_neighbours_as_fit_do_not_push_each_other_out() {
+        let mut iotlb = Iotlb::new();
+        let most = (WAYS * FIRST_SETS) as u64;
+        let base = 0x1234_5000_0000u64;
+        (0..most).for_each(|n| iotlb.insert(DOMAIN, base + (n << 12), page(n + 1, 12)));
+        assert!((0..most).all(|n| found(&mut iotlb, base + (n << 12)).is_some()));
+    }
 }

@@ -1,28 +1,37 @@
 //! A DMA port: how a device model reaches memory.
 //!
 //! Each transaction is cut into pieces that lie in one page of the page table and are no longer than [`PIECE`]. For
-//! each piece the port passes its gate (see [`crate::gate`]), translates by its own IOTLB or by a walk, and moves the
-//! bytes while it is inside. So no piece straddles a change of the mapping, and whoever unmaps waits for one piece at
-//! the most.
+//! each piece the port passes its gate (see [`crate::gate`]), translates (see [`translate`]), and moves the bytes while
+//! it is inside. So no piece straddles a change of the mapping, and whoever unmaps waits for one piece at the most.
 
+mod bus;
+mod context;
 mod iotlb;
+mod slices;
 mod transfer;
+mod translate;
+mod upper;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use iopt::Access;
 use thiserror::Error;
 
 use crate::endpoint::Endpoint;
-use crate::gate::{Gate, Inside};
 use crate::iommu::Iommu;
-use crate::memory::Window;
-use crate::observe::{Fault, FaultReason};
+use crate::observe::FaultReason;
 use crate::types::{Iova, Pasid};
 
-use iotlb::{Entry, Iotlb};
-use transfer::Place;
+pub(crate) use bus::Requester;
+#[cfg(all(test, any(loom, shuttle)))]
+pub(crate) use iotlb::{Iotlb, Page};
+pub use slices::{DmaSlice, Slices};
+
+use bus::Bus;
+use slices::Scratch;
+use transfer::Side;
+use translate::{Place, Span, Translator};
 
 /// The longest piece of a transaction, in bytes: how long an unmap may have to wait.
 const PIECE: u64 = 64 << 10;
@@ -82,23 +91,23 @@ pub struct DmaError {
 /// endpoint.set_bus_master(true);
 /// port.write(Iova(0x1ffe), &[1, 2, 3, 4])?;
 ///
-/// device.detach(None);
+/// device.detach(None)?;
 /// assert!(port.write(Iova(0x1ffe), &[1, 2, 3, 4]).is_err());
 /// # Ok(())
 /// # }
 /// ```
 pub struct DmaPort {
-    endpoint: Arc<Endpoint>,
-    iommu: Arc<Iommu>,
-    gate: Arc<Gate>,
-    iotlb: Iotlb,
-    /// For bytes on their way to or from memory that is not mapped here.
+    bus: Bus,
+    translator: Translator,
+    /// For bytes on their way from one place that is not mapped here to another.
     bounce: Vec<u8>,
+    scratch: Scratch,
 }
 
 impl DmaPort {
-    pub(crate) fn new(endpoint: Arc<Endpoint>, iommu: Arc<Iommu>, gate: Arc<Gate>) -> Self {
-        Self { endpoint, iommu, gate, iotlb: Iotlb::new(), bounce: Vec::new() }
+    pub(crate) fn new(endpoint: Arc<Endpoint>, iommu: Arc<Iommu>, requester: Arc<Requester>) -> Self {
+        let bus = Bus { endpoint, iommu, requester };
+        Self { bus, translator: Translator::new(), bounce: Vec::new(), scratch: Scratch::default() }
     }
 
     /// Reads `data.len()` bytes from `at`.
@@ -107,6 +116,7 @@ impl DmaPort {
     ///
     /// # Errors
     /// [`DmaError`] at the first address that may not be read.
+    #[inline]
     pub fn read(&mut self, at: impl Into<BusAddress>, data: &mut [u8]) -> Result<(), DmaError> {
         let at = at.into();
         let mut done = 0;
@@ -116,7 +126,7 @@ impl DmaPort {
                 transfer::read(from, &mut left[..length])
             })?;
         }
-        self.endpoint.read.fetch_add(done as u64, Ordering::Relaxed);
+        self.bus.requester.count_read(done as u64);
         Ok(())
     }
 
@@ -127,6 +137,7 @@ impl DmaPort {
     ///
     /// # Errors
     /// [`DmaError`] at the first address that may not be written.
+    #[inline]
     pub fn write(&mut self, at: impl Into<BusAddress>, data: &[u8]) -> Result<(), DmaError> {
         let at = at.into();
         let mut done = 0;
@@ -136,7 +147,7 @@ impl DmaPort {
                 transfer::write(to, &left[..length])
             })?;
         }
-        self.endpoint.written.fetch_add(done as u64, Ordering::Relaxed);
+        self.bus.requester.count_written(done as u64);
         Ok(())
     }
 
@@ -155,97 +166,187 @@ impl DmaPort {
         self.bounce.resize(PIECE as usize, 0);
         let mut done = 0;
         while done < length {
-            let Self { endpoint, iommu, gate, iotlb, bounce } = self;
-            let piece = PIECE.min(length - done);
-            let (source, target) = (address(from, done, false)?, address(to, done, true)?);
-            let inside = gate.enter();
-            let moved = iotlb.find(endpoint, iommu, &inside, source, Access::READ).map_err(|r| (source, false, r));
-            let moved = moved.and_then(|(read, readable)| {
-                let write = iotlb.find(endpoint, iommu, &inside, target, Access::WRITE);
-                let (write, writable) = write.map_err(|reason| (target, true, reason))?;
-                let bytes = piece.min(readable).min(writable);
-                transfer::copy(read, write, bytes as usize, bounce).map_err(|fault| match fault {
-                    transfer::Gone::Source => (source, false, FaultReason::MemoryGone),
-                    transfer::Gone::Target => (target, true, FaultReason::MemoryGone),
-                })?;
-                Ok(bytes)
-            });
-            drop(inside);
-            done += moved.map_err(|(at, write, reason)| self.fault(DmaError { at, write, reason }))?;
+            done += self.copy_piece(address(from, done, false)?, address(to, done, true)?, PIECE.min(length - done))?;
         }
-        self.endpoint.read.fetch_add(length, Ordering::Relaxed);
-        self.endpoint.written.fetch_add(length, Ordering::Relaxed);
+        self.bus.requester.count_read(length);
+        self.bus.requester.count_written(length);
         Ok(())
     }
 
+    /// Moves up to `left` bytes, and returns how many.
+    #[inline]
+    fn copy_piece(&mut self, from: BusAddress, to: BusAddress, left: u64) -> Result<u64, DmaError> {
+        self.translator.prepare(from.pasid);
+        self.translator.prepare(to.pasid);
+        let Self { bus, translator, bounce, .. } = self;
+        let inside = bus.requester.gate.enter();
+        translator.refresh(&inside);
+        let hits = translator.hit(from, Access::READ).zip(translator.hit(to, Access::WRITE));
+        let moved = match hits {
+            Some(((source, readable), (target, writable))) => {
+                copy_between(Span::here(source, readable), Span::here(target, writable), left, bounce, translator)
+            }
+            None => translator
+                .translate(bus, &inside, from, Access::READ)
+                .map_err(|reason| (Side::Source, reason))
+                .and_then(|source| {
+                    let target = translator.translate(bus, &inside, to, Access::WRITE);
+                    let target = target.map_err(|reason| (Side::Target, reason))?;
+                    copy_between(source, target, left, bounce, translator)
+                }),
+        };
+        drop(inside);
+        moved.map_err(|(side, reason)| {
+            let (at, write) = if side == Side::Source { (from, false) } else { (to, true) };
+            self.bus.fault(DmaError { at, write, reason })
+        })
+    }
+
+    /// Puts `new` at `at` if `current` is there, in one step, and returns what was there.
+    ///
+    /// # Errors
+    /// [`DmaError`] if the 8 bytes may not be both read and written, `at` is not a multiple of 8
+    /// ([`FaultReason::Misaligned`]), or they are not in this process ([`FaultReason::NotLocal`]).
+    pub fn compare_and_swap(&mut self, at: impl Into<BusAddress>, current: u64, new: u64) -> Result<u64, DmaError> {
+        self.atomic(at.into(), |word| {
+            word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).unwrap_or_else(|found| found)
+        })
+    }
+
+    /// Adds `value` to the 8 bytes at `at`, wrapping, in one step, and returns what was there.
+    ///
+    /// # Errors
+    /// As [`DmaPort::compare_and_swap`].
+    pub fn fetch_add(&mut self, at: impl Into<BusAddress>, value: u64) -> Result<u64, DmaError> {
+        self.atomic(at.into(), |word| word.fetch_add(value, Ordering::AcqRel))
+    }
+
+    fn atomic(&mut self, at: BusAddress, operation: impl Fn(&AtomicU64) -> u64) -> Result<u64, DmaError> {
+        if !at.iova.0.is_multiple_of(8) {
+            return Err(self.bus.fault(DmaError { at, write: true, reason: FaultReason::Misaligned }));
+        }
+        let mut before = Some(0);
+        self.piece(at, 0, Access::all(), 8, |place, _| {
+            before = transfer::atomic(place, &operation);
+            Ok(())
+        })?;
+        let before =
+            before.ok_or_else(|| self.bus.fault(DmaError { at, write: true, reason: FaultReason::NotLocal }))?;
+        self.bus.requester.count_read(8);
+        self.bus.requester.count_written(8);
+        Ok(before)
+    }
+
+    /// Borrows the `length` bytes at `at`, for an access of the kind `access`, where they are in this process.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use ioasid::{Access, GroupId, Iommu, Iova, Placement, Rid, Silent, memory::Segment};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let iommu = Iommu::new(Arc::new(Silent));
+    /// # let endpoint = iommu.add_endpoint("0000:00:01.0".parse::<Rid>()?, GroupId(0)).unwrap();
+    /// # let mut port = endpoint.port();
+    /// # let context = iommu.context();
+    /// # let ioas = context.ioas_alloc().unwrap();
+    /// # for page in 0..2 {
+    /// #     let (memory, _file) = Segment::memfd(4096)?;
+    /// #     ioas.map(Placement::Fixed(Iova(0x1000 * (page + 1))), 4096, Access::all(), || Ok(vec![memory]))?;
+    /// # }
+    /// # let device = context.bind(&endpoint)?;
+    /// # device.attach(None, ioas.id().0.get())?;
+    /// # endpoint.set_bus_master(true);
+    /// let slices = port.slices(Iova(0x1ff0), 0x20, Access::READ)?;
+    /// // Two mappings, in two places.
+    /// assert_eq!(slices.iter().map(|slice| slice.len()).collect::<Vec<_>>(), [0x10, 0x10]);
+    /// slices.finish()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`DmaError`] at the first address where `access` is not allowed, or that is not in this process
+    /// ([`FaultReason::NotLocal`]).
+    #[inline]
+    pub fn slices(&mut self, at: impl Into<BusAddress>, length: u64, access: Access) -> Result<Slices<'_>, DmaError> {
+        let at = at.into();
+        self.translator.prepare(at.pasid);
+        self.scratch.prepare(length);
+        let Self { bus, translator, scratch, .. } = self;
+        let mut slices = Slices::begin(bus, translator, scratch, at.pasid, access);
+        slices.add(at.iova, length)?;
+        Ok(slices)
+    }
+
     /// Does one piece of a transaction and returns its length: up to `left` bytes, `done` bytes after `at`.
+    #[inline]
     fn piece(
         &mut self,
         at: BusAddress,
         done: u64,
         access: Access,
         left: u64,
-        transfer: impl FnOnce(Place<'_>, usize) -> Result<(), ()>,
+        mut transfer: impl FnMut(Place<'_>, usize) -> Result<(), ()>,
     ) -> Result<usize, DmaError> {
-        let write = access == Access::WRITE;
+        let write = access.contains(Access::WRITE);
         let at = address(at, done, write)?;
-        let Self { endpoint, iommu, gate, iotlb, .. } = self;
-        let inside = gate.enter();
-        let result = iotlb.find(endpoint, iommu, &inside, at, access).and_then(|(place, contiguous)| {
-            let length = PIECE.min(left).min(contiguous) as usize;
-            transfer(place, length).map_err(|()| FaultReason::MemoryGone)?;
-            Ok(length)
-        });
+        self.translator.prepare(at.pasid);
+        let Self { bus, translator, .. } = self;
+        let inside = bus.requester.gate.enter();
+        translator.refresh(&inside);
+        let moved = match translator.hit(at, access) {
+            Some((start, there)) => piece_at(Span::here(start, there), left, translator, &mut transfer),
+            None => translator
+                .translate(bus, &inside, at, access)
+                .and_then(|span| piece_at(span, left, translator, &mut transfer)),
+        };
         drop(inside);
-        result.map_err(|reason| self.fault(DmaError { at, write, reason }))
-    }
-
-    /// Tells the observer, outside the gate.
-    fn fault(&self, error: DmaError) -> DmaError {
-        let DmaError { at, write, reason } = error;
-        let ioas = self.endpoint.with_attachment(at.pasid, |hwpt| hwpt.ioas().serial());
-        let rid = self.endpoint.rid();
-        self.iommu.observer().fault(&Fault { rid, pasid: at.pasid, iova: at.iova, write, reason, ioas });
-        error
+        moved.map_err(|reason| bus.fault(DmaError { at, write, reason }))
     }
 }
 
+/// Hands up to `left` bytes of `span` to `transfer`, and returns how many.
+#[inline(always)]
+fn piece_at(
+    span: Span<'_>,
+    left: u64,
+    translator: &Translator,
+    transfer: &mut impl FnMut(Place<'_>, usize) -> Result<(), ()>,
+) -> Result<usize, FaultReason> {
+    let length = PIECE.min(left).min(span.length);
+    transfer(span.place, length as usize).map_err(|()| FaultReason::MemoryGone)?;
+    if translator.lost_memory() {
+        span.place.check(length)?;
+    }
+    Ok(length as usize)
+}
+
+/// Moves up to `left` bytes, as far as both sides go, and returns how many.
+#[inline(always)]
+fn copy_between(
+    source: Span<'_>,
+    target: Span<'_>,
+    left: u64,
+    bounce: &mut [u8],
+    translator: &Translator,
+) -> Result<u64, (Side, FaultReason)> {
+    let bytes = left.min(source.length).min(target.length);
+    transfer::copy(source.place, target.place, bytes as usize, bounce)
+        .map_err(|side| (side, FaultReason::MemoryGone))?;
+    if translator.lost_memory() {
+        source.place.check(bytes).map_err(|reason| (Side::Source, reason))?;
+        target.place.check(bytes).map_err(|reason| (Side::Target, reason))?;
+    }
+    Ok(bytes)
+}
+
 /// `done` bytes after `at`; a transaction that wraps ends at the top of the space, where nothing is mapped.
+#[inline]
 fn address(at: BusAddress, done: u64, write: bool) -> Result<BusAddress, DmaError> {
     at.offset(done).ok_or(DmaError { at, write, reason: FaultReason::NotMapped })
 }
 
 impl Drop for DmaPort {
     fn drop(&mut self) {
-        self.endpoint.close_port(&self.gate);
-    }
-}
-
-impl Iotlb {
-    /// Where `at` leads, and how many bytes from there on lead on. Valid while the port is inside its gate.
-    fn find<'a>(
-        &mut self,
-        endpoint: &Endpoint,
-        iommu: &Iommu,
-        inside: &'a Inside<'_>,
-        at: BusAddress,
-        access: Access,
-    ) -> Result<(Place<'a>, u64), FaultReason> {
-        if !endpoint.is_bus_master() {
-            return Err(FaultReason::NotBusMaster);
-        }
-        self.refresh(inside.posted());
-        if let Some(hit) = self.lookup(inside, at, access) {
-            return Ok(hit);
-        }
-        let walked = endpoint.with_attachment(at.pasid, |hwpt| hwpt.walk(at.iova.0));
-        let translation = walked.ok_or(FaultReason::NotAttached)?.ok_or(FaultReason::NotMapped)?;
-        if !translation.access.contains(access) {
-            return Err(FaultReason::NotPermitted);
-        }
-        let entry = |window: &Window| Entry::new(at, &translation, window);
-        let entry = iommu.phys.resolve(translation.pa, entry).ok_or(FaultReason::MemoryGone)?;
-        self.insert(at, entry);
-        self.lookup(inside, at, access).ok_or(FaultReason::MemoryGone)
+        self.bus.endpoint.close_port(&self.bus.requester);
     }
 }

@@ -4,85 +4,65 @@
 //! only ever touched by raw copies, and never through a reference.
 #![allow(unsafe_code, reason = "raw copies to and from shared memory")]
 
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use crate::memory::Backing;
+use super::translate::Place;
 
-/// Where a translation leads: some bytes into a window. Valid as long as the port is inside its gate.
-#[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
-    backing: &'a Backing,
-    offset: u64,
-}
-
-/// Which side of a copy turned out to have no memory behind it.
-pub(super) enum Gone {
+/// A side of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
     Source,
     Target,
 }
 
-impl<'a> Place<'a> {
-    pub(super) fn new(backing: &'a Backing, offset: u64) -> Self {
-        Self { backing, offset }
-    }
-
-    /// The pointer there, if the memory is in this process.
-    fn local(&self) -> Option<NonNull<u8>> {
-        match self.backing {
-            // SAFETY: the IOTLB and the walk yield only offsets inside the window, whose memory it is.
-            Backing::Local { start, .. } => Some(unsafe { start.add(self.offset as usize) }),
-            Backing::Remote { .. } => None,
-        }
-    }
-
-    fn still_there(&self) -> Result<(), ()> {
-        if self.backing.is_gone() { Err(()) } else { Ok(()) }
-    }
-}
-
-/// Fills `data` from `from`.
+/// Fills `data` from `from`, which goes on for as long.
+#[inline]
 pub(super) fn read(from: Place<'_>, data: &mut [u8]) -> Result<(), ()> {
-    match from.backing {
-        Backing::Local { .. } => {
-            from.still_there()?;
-            if let Some(source) = from.local() {
-                // SAFETY: `data.len()` bytes are there, as far as the translation goes.
-                unsafe { load(source.as_ptr(), data) };
-            }
-            from.still_there()
+    match from {
+        Place::Here(source) => {
+            // SAFETY: the bytes are there, as far as the translation goes.
+            unsafe { load(source, data) };
+            Ok(())
         }
-        Backing::Remote { memory, address } => memory.read(address + from.offset, data).map_err(drop),
+        Place::Elsewhere(memory, address) => memory.read(address, data).map_err(drop),
     }
 }
 
-/// Puts `data` at `to`.
+/// Puts `data` at `to`, which goes on for as long.
+#[inline]
 pub(super) fn write(to: Place<'_>, data: &[u8]) -> Result<(), ()> {
-    match to.backing {
-        Backing::Local { .. } => {
-            to.still_there()?;
-            if let Some(target) = to.local() {
-                // SAFETY: as for reading.
-                unsafe { store(data, target.as_ptr()) };
-            }
-            to.still_there()
+    match to {
+        Place::Here(target) => {
+            // SAFETY: the bytes are there, as far as the translation goes.
+            unsafe { store(data, target) };
+            Ok(())
         }
-        Backing::Remote { memory, address } => memory.write(address + to.offset, data).map_err(drop),
+        Place::Elsewhere(memory, address) => memory.write(address, data).map_err(drop),
     }
 }
 
 /// Moves `length` bytes; only memory that is not mapped here goes through `bounce`, which is as long.
-pub(super) fn copy(from: Place<'_>, to: Place<'_>, length: usize, bounce: &mut [u8]) -> Result<(), Gone> {
-    if let (Some(source), Some(target)) = (from.local(), to.local()) {
-        from.still_there().map_err(|()| Gone::Source)?;
-        to.still_there().map_err(|()| Gone::Target)?;
+/// Fails on the side that is gone.
+#[inline]
+pub(super) fn copy(from: Place<'_>, to: Place<'_>, length: usize, bounce: &mut [u8]) -> Result<(), Side> {
+    if let (Place::Here(source), Place::Here(target)) = (from, to) {
         // SAFETY: the caller has checked that both translations go on for `length` bytes; they may overlap.
-        unsafe { ptr::copy(source.as_ptr(), target.as_ptr(), length) };
-        from.still_there().map_err(|()| Gone::Source)?;
-        return to.still_there().map_err(|()| Gone::Target);
+        unsafe { ptr::copy(source, target, length) };
+        return Ok(());
     }
-    read(from, &mut bounce[..length]).map_err(|()| Gone::Source)?;
-    write(to, &bounce[..length]).map_err(|()| Gone::Target)
+    read(from, &mut bounce[..length]).map_err(|()| Side::Source)?;
+    write(to, &bounce[..length]).map_err(|()| Side::Target)
+}
+
+/// Does `operation` on the 8 bytes at `place`, which is aligned to as many; `None` if they are not in this process.
+pub(super) fn atomic(place: Place<'_>, operation: impl FnOnce(&AtomicU64) -> u64) -> Option<u64> {
+    match place {
+        // SAFETY: the bytes are there, as far as the translation goes, aligned, and everybody else who uses them is
+        // prepared for a device to change them.
+        Place::Here(start) => Some(operation(unsafe { AtomicU64::from_ptr(start.cast()) })),
+        Place::Elsewhere(..) => None,
+    }
 }
 
 /// Copies bytes out of shared memory; aligned 1, 2, 4 or 8 bytes in one access.

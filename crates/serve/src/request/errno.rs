@@ -1,7 +1,7 @@
 //! The one table from what went wrong to Linux's errno for it.
 
 use ioasid::memory::ImportError;
-use ioasid::{AttachError, BindError, DestroyError, MapError, UnmapError};
+use ioasid::{AttachError, BindError, DestroyError, HoldsSlices, MapError, UnmapError};
 use ioasid_vfio::BarError;
 use ioasid_vfio::device::InUse;
 use ioasid_vfio::device::irq::IrqError;
@@ -32,6 +32,7 @@ table! {
     UnmapError {
         Self::NotWhole(_) => NOENT,
         Self::Busy(_) => BUSY,
+        Self::HoldsSlices(_) => DEADLK,
     }
     ImportError {
         Self::BadAddress(_) | Self::Gone => FAULT,
@@ -55,6 +56,12 @@ table! {
         Self::Absent(_) | Self::BeyondEnd { .. } => INVAL,
         Self::BeyondConfig { .. } => FAULT,
         Self::Disabled => IO,
+    }
+}
+
+impl ToErrno for HoldsSlices {
+    fn errno(&self) -> Errno {
+        Errno::DEADLK
     }
 }
 
@@ -88,6 +95,7 @@ impl ToErrno for AttachError {
             Self::WrongKind(_) | Self::GroupElsewhere(_) => Errno::INVAL,
             Self::Conflict(_) => Errno::ADDRINUSE,
             Self::NoIds => Errno::NOMEM,
+            Self::HoldsSlices(error) => error.errno(),
             Self::Table(error) => error.errno(),
         }
     }

@@ -190,7 +190,10 @@ impl Bound {
         })?;
         request.pt_id = self.device.attach(pasid, request.pt_id).map_err(|error| error.errno())?.0.get();
         let at = address.wrapping_add(offset_of!(uapi::AttachIommufdPt, pt_id) as u64);
-        caller.write(at, request.pt_id.as_bytes()).inspect_err(|_| self.device.detach(pasid))
+        caller.write(at, request.pt_id.as_bytes()).inspect_err(|_| {
+            // Threads that serve requests borrow nothing, so this does not fail.
+            let _ = self.device.detach(pasid);
+        })
     }
 
     fn detach(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
@@ -203,8 +206,7 @@ impl Bound {
             }
             Ok(get::<uapi::DetachIommufdPt>(address, caller, long)?.0.pasid)
         })?;
-        self.device.detach(pasid);
-        Ok(())
+        self.device.detach(pasid).map_err(|error| error.errno())
     }
 
     fn info(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {

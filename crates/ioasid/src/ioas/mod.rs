@@ -5,13 +5,18 @@
 //!
 //! What is reserved is not stored: it is what the endpoints attached at this moment reserve.
 //!
-//! Memory is made ready (found, mapped here, brought in) without the lock, as that may take as long as its owner likes.
-//! Meanwhile an area without pages keeps the range: whoever wants the range, or wants to unmap it, meets it.
+//! # Who waits for whom
+//!
+//! An area is kept, without pages, while its memory is made ready and written into the tables, and again while it is taken
+//! out of them: whoever wants the range meanwhile, or wants to unmap it, meets it. So neither holds the lock on the
+//! areas, and mappings of different ranges go on beside each other. The list of tables is locked for reading by those who
+//! fill or empty tables, and for writing by those who add or remove one.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod areas;
 
-use iopt::{Access, EmptyTables};
+use std::sync::{Arc, PoisonError};
+
+use iopt::Access;
 use thiserror::Error;
 
 use crate::endpoint::Endpoint;
@@ -20,7 +25,10 @@ use crate::ids::ObjectId;
 use crate::iommu::Iommu;
 use crate::memory::{ImportError, OutOfPhysicalSpace, PAGE_SIZE, Pages, Segment};
 use crate::ranges::Ranges;
-use crate::types::{Iova, IovaRange};
+use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use crate::types::{HoldsSlices, Iova, IovaRange};
+
+use areas::Areas;
 
 /// Where a mapping goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +93,9 @@ pub enum UnmapError {
     /// Part of the range is being mapped at this moment.
     #[error("IOVA {0} is being mapped at this moment")]
     Busy(IovaRange),
+    /// It would have to wait for DMA that this thread itself holds up.
+    #[error(transparent)]
+    HoldsSlices(#[from] HoldsSlices),
 }
 
 /// Why an endpoint cannot use an address space.
@@ -105,31 +116,30 @@ pub struct AreaView {
     pub access: Access,
 }
 
-struct Area {
-    last: u64,
-    access: Access,
-    /// None while the memory is being made ready.
-    pages: Option<Arc<Pages>>,
-}
-
-#[derive(Default)]
-struct State {
-    areas: BTreeMap<u64, Area>,
-    /// The page tables that mirror the areas. All of them have endpoints attached.
-    hwpts: Vec<Arc<Hwpt>>,
-}
+type Tables = Vec<Arc<Hwpt>>;
 
 /// An I/O address space.
 pub struct Ioas {
     id: ObjectId,
     serial: u64,
     iommu: Arc<Iommu>,
-    state: Mutex<State>,
+    /// The page tables that mirror the areas. All of them have endpoints attached. Locked before `areas`.
+    tables: RwLock<Tables>,
+    areas: Mutex<Areas>,
+    /// Held to unmap, as two who unmap have to wait for each other. Locked first.
+    unmap: Mutex<()>,
 }
 
 impl Ioas {
     pub(crate) fn new(id: ObjectId, iommu: Arc<Iommu>) -> Self {
-        Self { id, serial: iommu.serial(), iommu, state: Mutex::default() }
+        Self {
+            id,
+            serial: iommu.serial(),
+            iommu,
+            tables: RwLock::default(),
+            areas: Mutex::default(),
+            unmap: Mutex::default(),
+        }
     }
 
     /// Its id in its context.
@@ -144,31 +154,36 @@ impl Ioas {
         self.serial
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tables(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps everybody from filling and emptying page tables.
+    pub(crate) fn exclusive(&self) -> impl Sized + '_ {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn locked_areas(&self) -> MutexGuard<'_, Areas> {
+        self.areas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The IOVA ranges that can be mapped with the devices attached now, and the alignment that mappings need.
     #[must_use]
     pub fn iova_ranges(&self) -> (Ranges, u64) {
-        (self.lock().usable(), PAGE_SIZE)
+        (usable(&self.tables()), PAGE_SIZE)
     }
 
     /// What is mapped, in order of IOVA.
     #[must_use]
     pub fn areas(&self) -> Vec<AreaView> {
-        let view = |(&start, area): (&u64, &Area)| AreaView {
-            range: IovaRange { start, last: area.last },
-            access: area.access,
-        };
-        self.lock().mapped().map(view).collect()
+        self.locked_areas().mapped().map(|(range, access, _)| AreaView { range, access }).collect()
     }
 
     /// How many areas are mapped, and how many bytes they have together.
     #[must_use]
     pub fn size(&self) -> (usize, u64) {
-        let state = self.lock();
-        state.mapped().fold((0, 0), |(areas, bytes), (start, area)| (areas + 1, bytes + (area.last - start) + 1))
+        let areas = self.locked_areas();
+        areas.mapped().fold((0, 0), |(areas, bytes), (range, ..)| (areas + 1, bytes + range.len_minus_one() + 1))
     }
 
     /// Maps `length` bytes of `memory` and returns where.
@@ -192,19 +207,14 @@ impl Ioas {
             return Err(MapError::NoAccess);
         }
         let range = {
-            let mut state = self.lock();
-            let range = match placement {
-                Placement::Fixed(iova) => state.check_fixed(iova.0, length)?,
-                Placement::Automatic { like } => state.find_free(length, like)?,
-            };
-            state.areas.insert(range.start, Area { last: range.last, access, pages: None });
-            range
+            let tables = self.tables();
+            self.locked_areas().keep(placement, length, access, &usable(&tables))?
         };
         // Whatever comes of it, the range does not stay kept.
         let result =
             self.pages(memory, length, access, range.start).and_then(|pages| self.publish(range, access, pages));
         if result.is_err() {
-            self.lock().areas.remove(&range.start);
+            self.locked_areas().remove(range);
         }
         result.map(|()| Iova(range.start))
     }
@@ -229,20 +239,14 @@ impl Ioas {
 
     /// Puts pages into a range that is kept for them, and into every page table.
     fn publish(&self, range: IovaRange, access: Access, pages: Pages) -> Result<(), MapError> {
-        let mut state = self.lock();
-        for (done, hwpt) in state.hwpts.iter().enumerate() {
-            if let Err((filled, error)) = fill(hwpt, range.start, access, &pages, &self.iommu) {
-                let mut empty = EmptyTables::none();
-                if let Some(filled) = IovaRange::new(range.start, filled) {
-                    hwpt.unmap(filled, &mut empty);
-                }
-                state.hwpts[..done].iter().for_each(|hwpt| hwpt.unmap(range, &mut empty));
-                state.hwpts[..=done].iter().for_each(|hwpt| hwpt.quiesce());
-                self.iommu.arena.free(empty);
+        let tables = self.tables();
+        for (done, hwpt) in tables.iter().enumerate() {
+            if let Err(error) = hwpt.map(range, access, &pages) {
+                tables[..done].iter().for_each(|hwpt| hwpt.unmap(range, std::iter::once(range)));
                 return Err(error.into());
             }
         }
-        state.areas.insert(range.start, Area { last: range.last, access, pages: Some(Arc::new(pages)) });
+        self.locked_areas().publish(range, pages);
         Ok(())
     }
 
@@ -252,32 +256,31 @@ impl Ioas {
     ///
     /// # Errors
     /// [`UnmapError::NotWhole`] if nothing is mapped in `range` or it cuts an area, [`UnmapError::Busy`] if part of it is
-    /// being mapped; nothing is changed then. The whole space ([`IovaRange::ALL`]) may be empty.
+    /// being mapped, [`UnmapError::HoldsSlices`] if this thread holds slices of a device that is attached;
+    /// nothing is changed then. The whole space ([`IovaRange::ALL`]) may be empty.
     pub fn unmap(&self, range: IovaRange) -> Result<u64, UnmapError> {
-        let mut state = self.lock();
-        let mut bytes = 0u64;
-        for area in state.overlapping(range) {
-            if state.areas.get(&area.start).is_some_and(|area| area.pages.is_none()) {
-                return Err(UnmapError::Busy(area));
-            }
-            if !range.contains(&area) {
-                return Err(UnmapError::NotWhole(range));
-            }
-            bytes = bytes.saturating_add(area.len_minus_one() + 1);
+        let _unmap = self.unmap.lock().unwrap_or_else(PoisonError::into_inner);
+        let tables = self.tables();
+        tables.iter().try_for_each(|hwpt| hwpt.check_not_held())?;
+        let bytes = self.locked_areas().let_go(range)?;
+        for hwpt in &*tables {
+            let mut next = Some(range);
+            let runs = std::iter::from_fn(|| {
+                let run = self.locked_areas().first_run(next?)?;
+                next = run
+                    .last
+                    .checked_add(1)
+                    .filter(|&start| start <= range.last)
+                    .map(|start| IovaRange { start, ..range });
+                Some(run)
+            });
+            hwpt.unmap(range, runs);
         }
-        if bytes == 0 && range != IovaRange::ALL {
-            return Err(UnmapError::NotWhole(range));
-        }
-        let mut empty = EmptyTables::none();
-        for area in state.overlapping(range) {
-            state.hwpts.iter().for_each(|hwpt| hwpt.unmap(area, &mut empty));
-        }
-        state.hwpts.iter().for_each(|hwpt| hwpt.quiesce());
         // Nobody is walking the tables or moving bytes through the windows any more.
-        self.iommu.arena.free(empty);
-        while let Some(area) = state.first_overlapping(range) {
-            state.areas.remove(&area.start);
-            self.iommu.observer().unmapped(self.serial, area);
+        loop {
+            let Some((range, area)) = self.locked_areas().take_first(range) else { break };
+            drop(area);
+            self.iommu.observer().unmapped(self.serial, range);
         }
         Ok(bytes)
     }
@@ -289,30 +292,29 @@ impl Ioas {
         endpoint: &Arc<Endpoint>,
         make: impl FnOnce() -> Result<Arc<Hwpt>, iopt::MapError>,
     ) -> Result<(Arc<Hwpt>, bool), ConnectError> {
-        let mut state = self.lock();
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let areas = self.locked_areas();
         let unusable = endpoint.reserved().iter().copied().chain(beyond_aperture());
-        if let Some(area) = unusable.flat_map(|range| state.overlapping(range)).next() {
+        if let Some(area) = unusable.flat_map(|range| areas.overlapping(range)).next() {
             return Err(ConnectError::Conflict(area));
         }
-        if let Some(hwpt) = state.hwpts.first() {
+        if let Some(hwpt) = tables.first() {
             hwpt.endpoints().push(endpoint.clone());
             return Ok((hwpt.clone(), false));
         }
         let hwpt = make()?;
         // Dropping a half-filled table frees it: nothing is attached to it yet.
-        for (&start, area) in state.mapped() {
-            if let Some(pages) = &area.pages {
-                fill(&hwpt, start, area.access, pages, &self.iommu).map_err(|(_, error)| error)?;
-            }
+        for (range, access, pages) in areas.mapped() {
+            hwpt.map(range, access, pages)?;
         }
         hwpt.endpoints().push(endpoint.clone());
-        state.hwpts.push(hwpt.clone());
+        tables.push(hwpt.clone());
         Ok((hwpt, true))
     }
 
     /// Undoes one [`Ioas::connect`], after the endpoint stopped using the table. Returns whether the table is gone.
     pub(crate) fn disconnect(&self, endpoint: &Arc<Endpoint>, hwpt: &Arc<Hwpt>) -> bool {
-        let mut state = self.lock();
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         let unused = {
             let mut endpoints = hwpt.endpoints();
             if let Some(at) = endpoints.iter().position(|other| Arc::ptr_eq(other, endpoint)) {
@@ -321,105 +323,25 @@ impl Ioas {
             endpoints.is_empty()
         };
         if unused {
-            state.hwpts.retain(|other| !Arc::ptr_eq(other, hwpt));
+            tables.retain(|other| !Arc::ptr_eq(other, hwpt));
         }
         unused
     }
 }
 
-/// Maps `pages` at `start` in one table; on an error, tells how many bytes of them were mapped.
-fn fill(hwpt: &Hwpt, start: u64, access: Access, pages: &Pages, iommu: &Iommu) -> Result<(), (u64, iopt::MapError)> {
-    let mut done = 0;
-    for (pa, length) in pages.ranges() {
-        let mut empty = EmptyTables::none();
-        if let Err(error) = hwpt.table.map(start + done, pa, length, access, &mut empty) {
-            hwpt.quiesce();
-            iommu.arena.free(empty);
-            return Err((done, error));
+/// What may be mapped with the devices that are attached.
+fn usable(tables: &Tables) -> Ranges {
+    let mut reserved: Vec<IovaRange> = Vec::new();
+    for hwpt in tables {
+        reserved.extend(beyond_aperture());
+        for endpoint in &*hwpt.endpoints() {
+            reserved.extend_from_slice(endpoint.reserved());
         }
-        done += length;
     }
-    Ok(())
+    Ranges::union(reserved).complement()
 }
 
 fn beyond_aperture() -> Option<IovaRange> {
     let start = Hwpt::aperture().last.checked_add(1)?;
     Some(IovaRange { start, last: u64::MAX })
-}
-
-impl State {
-    /// The areas that have pages.
-    fn mapped(&self) -> impl Iterator<Item = (&u64, &Area)> + '_ {
-        self.areas.iter().filter(|(_, area)| area.pages.is_some())
-    }
-
-    /// The ranges of the areas that have something in common with `range`.
-    fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = IovaRange> + '_ {
-        let before = self.areas.range(..range.start).next_back();
-        before
-            .into_iter()
-            .chain(self.areas.range(range.start..=range.last))
-            .map(|(&start, area)| IovaRange { start, last: area.last })
-            .filter(move |area| area.overlaps(&range))
-    }
-
-    fn first_overlapping(&self, range: IovaRange) -> Option<IovaRange> {
-        self.overlapping(range).next()
-    }
-
-    /// What may be mapped with the devices that are attached.
-    fn usable(&self) -> Ranges {
-        let mut reserved: Vec<IovaRange> = Vec::new();
-        for hwpt in &self.hwpts {
-            reserved.extend(beyond_aperture());
-            for endpoint in &*hwpt.endpoints() {
-                reserved.extend_from_slice(endpoint.reserved());
-            }
-        }
-        Ranges::union(reserved).complement()
-    }
-
-    fn check_fixed(&self, iova: u64, length: u64) -> Result<IovaRange, MapError> {
-        if (iova | length) & (PAGE_SIZE - 1) != 0 {
-            return Err(MapError::Unaligned(iova, length));
-        }
-        let range = IovaRange::new(iova, length).ok_or(MapError::Overflow(iova, length))?;
-        if !self.usable().contains(&range) {
-            return Err(MapError::Reserved(range));
-        }
-        if self.overlapping(range).next().is_some() {
-            return Err(MapError::Occupied(range));
-        }
-        Ok(range)
-    }
-
-    /// The lowest free range, never at 0, which programs take for "none".
-    fn find_free(&self, length: u64, like: u64) -> Result<IovaRange, MapError> {
-        if length & (PAGE_SIZE - 1) != 0 {
-            return Err(MapError::Unaligned(like, length));
-        }
-        let largest = length.checked_next_power_of_two().unwrap_or(1 << 63).min(1 << 21);
-        let alignment = if like == 0 { largest } else { largest.min(1 << like.trailing_zeros()) };
-        if alignment < PAGE_SIZE {
-            return Err(MapError::Unaligned(like, length));
-        }
-        for hole in self.usable().iter() {
-            let mut next = hole.start.max(PAGE_SIZE);
-            loop {
-                let candidate = next
-                    .checked_next_multiple_of(alignment)
-                    .and_then(|start| IovaRange::new(start, length))
-                    .filter(|range| range.last <= hole.last.min(u64::MAX - PAGE_SIZE));
-                let Some(candidate) = candidate else { break };
-                match self.overlapping(candidate).last() {
-                    None => return Ok(candidate),
-                    Some(area) => match area.last.checked_add(1) {
-                        Some(after) => next = after,
-                        None => break,
-                    },
-                }
-            }
-        }
-        Err(MapError::NoSpace(length))
-    }
 }

@@ -1,0 +1,163 @@
+//! Dirty tracking: which pages devices wrote.
+//!
+//! A write that misses the IOTLB is marked by the walk, in the log beside the page tables; what a read brought into the
+//! IOTLB does not let a write pass. Reading the log and clearing it takes the marks out, posts the range to all ports and
+//! waits for them. So a write is either complete, and in what was read, or it is marked afresh:
+//!
+//! ```text
+//!  port                          who reads the log
+//!  ────                          ─────────────────
+//!  walk: mark                    take the marks out
+//!  write, and write again        post, wait for those inside
+//!  miss: mark, write             now copy the pages
+//! ```
+
+use iopt::{MapError, RangeError};
+use thiserror::Error;
+
+use crate::hwpt::Hwpt;
+use crate::memory::PAGE_SIZE;
+use crate::sync::{AtomicU32, Ordering};
+use crate::types::{HoldsSlices, IovaRange};
+
+/// Why the log was not started or read. Nothing is changed, but that large pages may have become small ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum DirtyError {
+    /// Nothing is tracked.
+    #[error("dirty tracking is off for this page table")]
+    Off,
+    /// The page size is not a power of two of at least 4 KiB.
+    #[error("{0:#x} is not a page size: a power of two from 0x1000 on is")]
+    PageSize(u64),
+    /// The range is not made of whole pages of that size, or reaches beyond the aperture.
+    #[error("IOVA {0} is not made of pages of {1:#x} bytes within the aperture")]
+    Range(IovaRange, u64),
+    /// The bitmap is shorter than the range.
+    #[error("{0} words of bitmap are needed, and there are {1}")]
+    ShortBitmap(u64, usize),
+    /// It would have to wait for DMA that this thread itself holds up.
+    #[error(transparent)]
+    HoldsSlices(#[from] HoldsSlices),
+    /// There is no memory for the log, or for smaller pages.
+    #[error(transparent)]
+    Table(#[from] MapError),
+}
+
+impl DirtyError {
+    fn out_of_range(range: IovaRange, page: u64) -> impl Fn(RangeError) -> Self {
+        move |_| Self::Range(range, page)
+    }
+}
+
+/// log2 of the largest pages that a table being tracked has, or zero if it is not being tracked.
+#[derive(Debug)]
+pub(crate) struct Granule(AtomicU32);
+
+impl Granule {
+    pub(crate) fn none() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    #[inline]
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+
+    /// log2 of the largest page that may be mapped.
+    pub(crate) fn largest(&self) -> u32 {
+        match self.0.load(Ordering::Acquire) {
+            0 => u32::MAX,
+            shift => shift,
+        }
+    }
+}
+
+impl Hwpt {
+    /// Begins to note which pages devices write, with nothing noted yet. Pages larger than `granule` (a power of two of at
+    /// least 4 KiB, in bytes) are split down to it, and so are those that are mapped later; `u64::MAX` leaves all as they
+    /// are, and a write then counts for all of its large page.
+    ///
+    /// # Errors
+    /// See [`DirtyError`].
+    pub fn start_dirty_tracking(&self, granule: u64) -> Result<(), DirtyError> {
+        let shift = if granule == u64::MAX { u64::BITS - 1 } else { page_shift(granule)? };
+        // Nobody maps or unmaps meanwhile, so that no page is mapped larger than it should be.
+        let _tables = self.ioas().exclusive();
+        self.check_not_held()?;
+        let aperture = Self::aperture();
+        self.table.start_tracking()?;
+        self.table.split(aperture.start, aperture.len_minus_one() + 1, shift)?;
+        self.granule.0.store(shift, Ordering::Release);
+        self.quiesce(aperture);
+        Ok(())
+    }
+
+    /// Ends it. What was noted and not read is forgotten.
+    pub fn stop_dirty_tracking(&self) {
+        self.granule.0.store(0, Ordering::Release);
+    }
+
+    /// Sets, in `bitmap`, the bits of the pages of `range` that were written since they were last cleared; bit n of word m
+    /// is the page of `page` bytes at `range.start` + (64 m + n) · `page`. Bits of other pages stay as they are. With
+    /// `clear` the pages count as clean from then on, and every write that was noted has arrived when this returns.
+    ///
+    /// # Errors
+    /// See [`DirtyError`].
+    pub fn read_dirty(&self, range: IovaRange, page: u64, clear: bool, bitmap: &mut [u64]) -> Result<(), DirtyError> {
+        let shift = page_shift(page)?;
+        let last_page = range.len_minus_one() >> shift;
+        let inside = Self::aperture().contains(&range);
+        if !inside || !range.start.is_multiple_of(page) || !(range.last + 1).is_multiple_of(page) {
+            return Err(DirtyError::Range(range, page));
+        }
+        if last_page / 64 >= bitmap.len() as u64 {
+            return Err(DirtyError::ShortBitmap(last_page / 64 + 1, bitmap.len()));
+        }
+        if self.granule.is_none() {
+            return Err(DirtyError::Off);
+        }
+        if clear {
+            self.check_not_held()?;
+        }
+        self.table
+            .read_dirty(range.start, range.len_minus_one() + 1, clear, |word| {
+                let offset = word.iova.wrapping_sub(range.start);
+                if word.page_shift == shift && (offset >> shift).is_multiple_of(64) && word.iova >= range.start {
+                    // Page for page, as it nearly always is.
+                    if let Some(into) = bitmap.get_mut((offset >> shift) as usize / 64) {
+                        *into |= word.bits;
+                    }
+                    return;
+                }
+                let mut bits = word.bits;
+                while bits != 0 {
+                    let start = word.iova + (u64::from(bits.trailing_zeros()) << word.page_shift);
+                    let written = IovaRange { start, last: start + ((1 << word.page_shift) - 1) };
+                    set_bits(bitmap, range, written, shift);
+                    bits &= bits - 1;
+                }
+            })
+            .map_err(DirtyError::out_of_range(range, page))?;
+        if clear {
+            self.quiesce(range);
+        }
+        Ok(())
+    }
+}
+
+/// Sets the bits of all pages of `range` that `written` touches.
+fn set_bits(bitmap: &mut [u64], range: IovaRange, written: IovaRange, shift: u32) {
+    let first = (written.start.max(range.start) - range.start) >> shift;
+    let last = (written.last.min(range.last) - range.start) >> shift;
+    for page in first..=last {
+        bitmap[page as usize / 64] |= 1 << (page % 64);
+    }
+}
+
+fn page_shift(page: u64) -> Result<u32, DirtyError> {
+    if page.is_power_of_two() && page >= PAGE_SIZE {
+        Ok(page.trailing_zeros())
+    } else {
+        Err(DirtyError::PageSize(page))
+    }
+}

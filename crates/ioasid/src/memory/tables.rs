@@ -1,0 +1,156 @@
+//! Where page tables live: a reservation of address space that becomes memory as tables are made.
+//!
+//! It can be a memfd, so that another process may map it and walk the tables in it (see [`iopt::View`]).
+#![allow(unsafe_code, reason = "mmap")]
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::atomic::AtomicU64;
+
+use iopt::TableMemory;
+use rustix::fs::MemfdFlags;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// What a huge page of the processor holds, and tables come in.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Memory for page tables.
+pub struct TableSpace {
+    /// The mapping.
+    start: NonNull<u8>,
+    length: usize,
+    /// Which of its bytes tables live in; they begin where huge pages do.
+    used: Range<usize>,
+    file: Option<File>,
+}
+
+// SAFETY: the mapping belongs to no thread, and its bytes are only used as atomics.
+unsafe impl Send for TableSpace {}
+// SAFETY: as above.
+unsafe impl Sync for TableSpace {}
+
+impl TableSpace {
+    /// Room for `bytes` of tables (rounded up to 2 MiB), private to this process.
+    ///
+    /// # Errors
+    /// Of `mmap`: the address space is limited.
+    pub fn private(bytes: usize) -> io::Result<Self> {
+        let bytes = bytes.next_multiple_of(HUGE_PAGE);
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let start = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), bytes + HUGE_PAGE, Self::PROT, flags) }?;
+        Self::new(start, bytes + HUGE_PAGE, bytes, None)
+    }
+
+    /// Room for `bytes` of tables (rounded up to 2 MiB) in a memfd, which [`TableSpace::file`] gives. Whoever is given it
+    /// can read all tables in it; a copy of the descriptor that was opened for reading only cannot change them.
+    ///
+    /// # Errors
+    /// Of `memfd_create`, `ftruncate` and `mmap`.
+    pub fn shared(bytes: usize) -> io::Result<Self> {
+        let bytes = bytes.next_multiple_of(HUGE_PAGE);
+        let file = File::from(rustix::fs::memfd_create(c"ioasid-tables", MemfdFlags::CLOEXEC)?);
+        file.set_len(bytes as u64)?;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: as above. Nobody else has the file yet, and who is given it must not cut it short.
+        let start = unsafe { rustix::mm::mmap(ptr::null_mut(), bytes, Self::PROT, flags, file.as_fd(), 0) }?;
+        Self::new(start, bytes, bytes, Some(file))
+    }
+
+    const PROT: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+
+    fn new(start: *mut libc::c_void, length: usize, bytes: usize, file: Option<File>) -> io::Result<Self> {
+        let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        // A file's offsets are the tables' addresses, so nothing is left out of one.
+        let first = start.as_ptr().align_offset(HUGE_PAGE).min(length - bytes);
+        // SAFETY: this advice changes no bytes; where it is not taken, pages are small.
+        let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), length, Advice::LinuxHugepage) };
+        Ok(Self { start, length, used: first..first + bytes, file })
+    }
+
+    /// The memfd, if it is in one. An entry's offset in it is its address in the tables.
+    #[must_use]
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+}
+
+impl TableMemory for TableSpace {
+    #[inline]
+    fn entries(&self) -> &[AtomicU64] {
+        let count = self.used.len() / size_of::<AtomicU64>();
+        // SAFETY: the mapping is as long, aligned to pages, readable and writable as long as this lives, and zero where
+        // nobody wrote; all who use it use atomics.
+        unsafe { slice::from_raw_parts(self.start.add(self.used.start).cast().as_ptr(), count) }
+    }
+
+    fn populate(&self, bytes: Range<usize>) -> bool {
+        // SAFETY: the range lies in the mapping, and this advice changes no bytes.
+        let done = unsafe {
+            libc::madvise(
+                self.start.as_ptr().add(self.used.start + bytes.start).cast(),
+                bytes.len(),
+                libc::MADV_POPULATE_WRITE,
+            )
+        };
+        // Before Linux 5.14 pages come in as they are touched.
+        done == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
+    }
+}
+
+impl Drop for TableSpace {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and all borrows of it have ended.
+        let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use iopt::format::VtdSecondStage;
+    use iopt::{Access, Arena, EmptyTables, PageTable, View};
+
+    use super::*;
+
+    #[test]
+    fn another_mapping_of_the_file_is_enough_to_walk() {
+        let arena = Arc::new(Arena::with_memory(TableSpace::shared(8 << 20).unwrap()));
+        let table = PageTable::<VtdSecondStage, _>::new(arena.clone()).unwrap();
+        let mut empty = EmptyTables::none();
+        table.map(0x20_0000, 0x4000_0000, 0x20_3000, Access::READ, &mut empty).unwrap();
+
+        let file = arena.memory().file().unwrap();
+        let length = file.metadata().unwrap().len() as usize;
+        // SAFETY: a new mapping overlaps nothing.
+        let start = unsafe {
+            rustix::mm::mmap(ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, file.as_fd(), 0).unwrap()
+        };
+        // SAFETY: as long as the file, and never unmapped.
+        let entries: &[AtomicU64] = unsafe { slice::from_raw_parts(start.cast(), length / 8) };
+        let view = View::<VtdSecondStage>::new(entries, table.root());
+        for iova in [0x20_0000, 0x3f_ffff, 0x40_2fff, 0x40_3000, 0x1f_ffff] {
+            assert_eq!(view.walk(iova), table.walk(iova), "{iova:#x}");
+        }
+        assert!(view.walk(0x40_2fff).is_some());
+    }
+
+    #[test]
+    fn a_chunk_that_is_populated_is_resident_and_zero() {
+        let space = TableSpace::private(4 << 20).unwrap();
+        assert!(space.populate(HUGE_PAGE..2 * HUGE_PAGE));
+        let first = space.entries()[HUGE_PAGE / 8..].as_ptr();
+        assert!(first.addr().is_multiple_of(HUGE_PAGE), "a huge page fits");
+        let mut resident = [0u8; HUGE_PAGE / 4096];
+        // SAFETY: the range lies in the mapping, and `resident` has a byte for each of its pages.
+        let asked = unsafe { libc::mincore(first.cast_mut().cast(), HUGE_PAGE, resident.as_mut_ptr()) };
+        assert!(asked == 0 && resident.iter().all(|&page| page & 1 == 1));
+        assert!(space.entries().iter().all(|entry| entry.load(std::sync::atomic::Ordering::Relaxed) == 0));
+    }
+}

@@ -1,0 +1,60 @@
+//! What a port is on the bus: who asks, and whom.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::endpoint::Endpoint;
+use crate::gate::Gate;
+use crate::iommu::Iommu;
+use crate::observe::Fault;
+
+use super::DmaError;
+
+/// What others see of a port.
+#[derive(Debug)]
+pub(crate) struct Requester {
+    pub(crate) gate: Gate,
+    /// Bytes that the port moved; only the port writes them. Statistics: nothing is ordered by them.
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+impl Requester {
+    pub(crate) fn new() -> Self {
+        Self { gate: Gate::new(), read: AtomicU64::new(0), written: AtomicU64::new(0) }
+    }
+
+    /// Bytes read and written so far.
+    pub(crate) fn traffic(&self) -> (u64, u64) {
+        (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    pub(super) fn count_read(&self, bytes: u64) {
+        self.read.store(self.read.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn count_written(&self, bytes: u64) {
+        self.written.store(self.written.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
+    }
+}
+
+/// A port's place on the bus.
+pub(super) struct Bus {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) iommu: Arc<Iommu>,
+    pub(super) requester: Arc<Requester>,
+}
+
+impl Bus {
+    /// Tells the observer, outside the gate.
+    #[cold]
+    pub(super) fn fault(&self, error: DmaError) -> DmaError {
+        let DmaError { at, write, reason } = error;
+        let ioas = self.endpoint.with_attachment(at.pasid, |hwpt| hwpt.ioas().serial());
+        let rid = self.endpoint.rid();
+        self.iommu.observer().fault(&Fault { rid, pasid: at.pasid, iova: at.iova, write, reason, ioas });
+        error
+    }
+}

@@ -1,0 +1,165 @@
+//! What a port knows of its own attachments: the context cache.
+//!
+//! ```text
+//!   PASID, or none ──► page table, domain          domain: the tag of translations in the IOTLB
+//! ```
+//!
+//! A domain is never given to a second attachment as long as the IOTLB may hold translations of the first. So forgetting
+//! an attachment means forgetting its domain, at once, however many translations are cached; what stays behind is not
+//! found any more and is pushed out in time.
+
+use std::ptr::NonNull;
+
+use crate::hwpt::Hwpt;
+use crate::invalidation::TableId;
+use crate::types::Pasid;
+
+use super::iotlb::LAST_DOMAIN;
+
+/// PASIDs whose attachments are known at a time; a PASID's low bits say where.
+const PASIDS: usize = 256;
+
+/// One attachment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Context {
+    /// Valid inside the gate: who detaches waits there.
+    pub(super) hwpt: NonNull<Hwpt>,
+    pub(super) domain: u64,
+}
+
+impl Context {
+    fn is_of(&self, table: TableId) -> bool {
+        TableId::of_address(self.hwpt.addr()) == table
+    }
+}
+
+/// Place for one of the PASIDs that share it.
+type Slot = Option<(Pasid, Context)>;
+
+#[derive(Default)]
+pub(super) struct Contexts {
+    plain: Option<Context>,
+    /// Made when the first PASID is used.
+    pasids: Option<Box<[Slot; PASIDS]>>,
+    /// Domains given out since the IOTLB was last emptied.
+    domains: u64,
+}
+
+// SAFETY: the cache only keeps the pointers; who follows them says why that is right.
+#[allow(unsafe_code, reason = "keeps pointers")]
+unsafe impl Send for Contexts {}
+
+impl Contexts {
+    #[inline]
+    pub(super) fn find(&self, pasid: Option<Pasid>) -> Option<Context> {
+        match pasid {
+            None => self.plain,
+            Some(pasid) => {
+                let (found, context) = self.pasids.as_ref()?[slot(pasid)]?;
+                (found == pasid).then_some(context)
+            }
+        }
+    }
+
+    /// Makes room for `pasid`. Not to be called inside the gate: who waits there must not wait for memory.
+    #[inline]
+    pub(super) fn prepare(&mut self, pasid: Option<Pasid>) {
+        if pasid.is_some() {
+            self.pasids.get_or_insert_with(|| Box::new([None; PASIDS]));
+        }
+    }
+
+    /// Notes an attachment, with a new domain; `None` if there is no domain left, and everything has to be forgotten first.
+    pub(super) fn insert(&mut self, pasid: Option<Pasid>, hwpt: NonNull<Hwpt>) -> Option<Context> {
+        if self.domains == LAST_DOMAIN {
+            return None;
+        }
+        self.domains += 1;
+        let context = Context { hwpt, domain: self.domains };
+        match pasid {
+            None => self.plain = Some(context),
+            Some(pasid) => {
+                if let Some(pasids) = &mut self.pasids {
+                    pasids[slot(pasid)] = Some((pasid, context));
+                }
+            }
+        }
+        Some(context)
+    }
+
+    /// The domains of attachments to a page table.
+    pub(super) fn domains_of(&self, table: TableId) -> impl Iterator<Item = u64> + '_ {
+        let pasids = self.pasids.iter().flat_map(|pasids| pasids.iter().flatten().map(|(_, context)| context));
+        self.plain.iter().chain(pasids).filter(move |context| context.is_of(table)).map(|context| context.domain)
+    }
+
+    /// Forgets one attachment.
+    pub(super) fn forget(&mut self, pasid: Option<Pasid>) {
+        match pasid {
+            None => self.plain = None,
+            Some(pasid) => {
+                if let Some(slot) = self.pasids.as_mut().map(|pasids| &mut pasids[slot(pasid)]) {
+                    slot.take_if(|(found, _)| *found == pasid);
+                }
+            }
+        }
+    }
+
+    /// Forgets all attachments.
+    pub(super) fn clear(&mut self) {
+        self.plain = None;
+        if let Some(pasids) = &mut self.pasids {
+            pasids.fill(None);
+        }
+    }
+
+    /// Begins with the first domain again. The IOTLB was emptied.
+    pub(super) fn restart(&mut self) {
+        self.clear();
+        self.domains = 0;
+    }
+}
+
+fn slot(pasid: Pasid) -> usize {
+    pasid.get() as usize % PASIDS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table that nobody follows the pointer to.
+    fn hwpt(n: usize) -> NonNull<Hwpt> {
+        NonNull::new(std::ptr::without_provenance_mut(n * 4096)).unwrap()
+    }
+
+    #[test]
+    fn a_pasid_is_told_from_another_in_its_place_and_from_none() {
+        let mut contexts = Contexts::default();
+        let pasids = [None, Pasid::new(5), Pasid::new(5 + PASIDS as u32)];
+        for pasid in pasids {
+            contexts.prepare(pasid);
+            let made = contexts.insert(pasid, hwpt(1)).unwrap();
+            assert_eq!(contexts.find(pasid).unwrap().domain, made.domain);
+        }
+        assert!(contexts.find(pasids[1]).is_none(), "pushed out");
+        contexts.forget(pasids[1]);
+        assert!(contexts.find(pasids[2]).is_some(), "not forgotten in its stead");
+        assert_eq!(contexts.domains_of(TableId::of_address(hwpt(1).addr())).count(), 2);
+        assert_eq!(contexts.domains_of(TableId::of_address(hwpt(2).addr())).count(), 0);
+        contexts.clear();
+        assert!(pasids.iter().all(|&pasid| contexts.find(pasid).is_none()));
+    }
+
+    #[test]
+    fn no_domain_is_given_twice_before_a_restart() {
+        let mut contexts = Contexts::default();
+        for domain in 1..=LAST_DOMAIN {
+            assert_eq!(contexts.insert(None, hwpt(1)).unwrap().domain, domain);
+            contexts.forget(None);
+        }
+        assert!(contexts.insert(None, hwpt(1)).is_none());
+        contexts.restart();
+        assert_eq!(contexts.insert(None, hwpt(1)).unwrap().domain, 1);
+    }
+}

@@ -1,0 +1,185 @@
+//! Borrowed slices: what a device model hands to `readv`, or computes on, without a copy.
+
+use std::ops::Deref;
+
+use iopt::Access;
+
+use crate::gate::Held;
+use crate::types::{Iova, Pasid};
+
+use super::bus::Bus;
+use super::translate::{Place, Translator};
+use super::{BusAddress, DmaError, address};
+
+/// log2 of the smallest page of any format: a slice is no shorter, but for the first and the last of a range.
+const SHORTEST_SHIFT: u32 = 11;
+
+/// Bytes of this process that a transaction leads to, as long as the [`Slices`] that they were borrowed with live.
+#[derive(Debug)]
+pub struct DmaSlice {
+    start: *mut u8,
+    length: usize,
+}
+
+impl DmaSlice {
+    /// The first byte.
+    ///
+    /// Guests and programs may change the bytes at any time, so they are to be touched by raw copies and atomics only; and
+    /// only in the way that was asked for: a page mapped for reading may be read-only here too.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.length
+    }
+}
+
+/// A transaction's bytes, in order. See [`DmaPort::slices`](super::DmaPort::slices).
+///
+/// They are the port's access in progress: whoever unmaps waits until they are dropped. So keep them for a moment only,
+/// and not while waiting for somebody who may be unmapping.
+#[must_use = "dropping them ends the access"]
+pub struct Slices<'p> {
+    bus: &'p Bus,
+    translator: &'p mut Translator,
+    scratch: &'p mut Scratch,
+    held: Held<'p>,
+    pasid: Option<Pasid>,
+    access: Access,
+}
+
+impl<'p> Slices<'p> {
+    /// Goes through the gate, with nothing borrowed yet.
+    #[inline]
+    pub(super) fn begin(
+        bus: &'p Bus,
+        translator: &'p mut Translator,
+        scratch: &'p mut Scratch,
+        pasid: Option<Pasid>,
+        access: Access,
+    ) -> Self {
+        let held = bus.requester.gate.hold();
+        translator.refresh(held.inside());
+        Self { bus, translator, scratch, held, pasid, access }
+    }
+
+    /// Borrows `length` bytes at `iova` too: after those that there are, and as part of the same access.
+    ///
+    /// A chain of descriptors so costs one pass of the gate. As it goes on inside the gate, it gets room for slices only as
+    /// it needs it: prefer one range that is long to many that are short.
+    ///
+    /// # Errors
+    /// As [`DmaPort::slices`](super::DmaPort::slices). What was borrowed before stays so; of this range, nothing is.
+    #[inline]
+    pub fn add(&mut self, iova: Iova, length: u64) -> Result<(), DmaError> {
+        let at = BusAddress { pasid: self.pasid, iova };
+        if let Some((start, there)) = self.translator.hit(at, self.access)
+            && there >= length
+            && length > 0
+        {
+            self.scratch.push(start, length as usize);
+        } else {
+            self.add_pages(at, length)?;
+        }
+        if self.access.contains(Access::WRITE) {
+            self.bus.requester.count_written(length);
+        } else {
+            self.bus.requester.count_read(length);
+        }
+        Ok(())
+    }
+
+    /// [`Slices::add`], page by page.
+    fn add_pages(&mut self, at: BusAddress, length: u64) -> Result<(), DmaError> {
+        let (access, write) = (self.access, self.access.contains(Access::WRITE));
+        let before = self.scratch.slices.len();
+        let mut done = 0;
+        while done < length {
+            let span = address(at, done, write).and_then(|at| {
+                let span = self.translator.translate_here(self.bus, self.held.inside(), at, access);
+                span.map_err(|reason| DmaError { at, write, reason })
+            });
+            match span {
+                Ok((start, there)) => {
+                    let there = there.min(length - done);
+                    if done == 0 {
+                        self.scratch.push(start, there as usize);
+                    } else {
+                        self.scratch.extend(start, there as usize);
+                    }
+                    done += there;
+                }
+                Err(refused) => {
+                    self.scratch.slices.truncate(before);
+                    return Err(self.bus.fault(refused));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the access and tells whether the memory was there all the time.
+    ///
+    /// # Errors
+    /// [`DmaError`] if some of it belongs to a file that was cut short meanwhile: what was read then is not what was
+    /// written. The address is that of no particular byte.
+    pub fn finish(self) -> Result<(), DmaError> {
+        if !self.translator.lost_memory() {
+            return Ok(());
+        }
+        let lost = self.iter().find_map(|slice| Place::Here(slice.start).check(slice.length as u64).err());
+        let Self { bus, held, pasid, access, .. } = self;
+        drop(held);
+        lost.map_or(Ok(()), |reason| {
+            let at = BusAddress { pasid, iova: Iova(0) };
+            Err(bus.fault(DmaError { at, write: access.contains(Access::WRITE), reason }))
+        })
+    }
+}
+
+impl Deref for Slices<'_> {
+    type Target = [DmaSlice];
+
+    #[inline]
+    fn deref(&self) -> &[DmaSlice] {
+        &self.scratch.slices
+    }
+}
+
+/// The slices of the access in progress, or of the last one, which nobody can reach any more.
+#[derive(Default)]
+pub(super) struct Scratch {
+    slices: Vec<DmaSlice>,
+}
+
+// SAFETY: the pointers are reached through `Slices` only, which one thread has, the one that has the port.
+#[allow(unsafe_code, reason = "keeps pointers")]
+unsafe impl Send for Scratch {}
+
+impl Scratch {
+    /// Forgets the last access, and makes room for the slices that `length` bytes can have. Not to be called inside the
+    /// gate: who waits there must not wait for memory.
+    #[inline]
+    pub(super) fn prepare(&mut self, length: u64) {
+        self.slices.clear();
+        self.slices.reserve((length >> SHORTEST_SHIFT) as usize + 2);
+    }
+
+    #[inline]
+    fn push(&mut self, start: *mut u8, length: usize) {
+        self.slices.push(DmaSlice { start, length });
+    }
+
+    /// Lengthens the last slice, or adds one if the bytes lie elsewhere.
+    fn extend(&mut self, start: *mut u8, length: usize) {
+        match self.slices.last_mut() {
+            Some(last) if last.start.wrapping_add(last.length) == start => last.length += length,
+            _ => self.push(start, length),
+        }
+    }
+}

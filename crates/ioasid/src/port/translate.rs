@@ -1,0 +1,247 @@
+//! From an address on the bus to bytes: by what the port has cached, or by a walk.
+//!
+//! ```text
+//!   PASID, IOVA ─► context cache ─► IOTLB ─► pointer                       a hit
+//!                    │ miss           │ miss
+//!                    ▼                ▼
+//!               stream table    upper-level cache ─► page table ─► window ─► pointer, or another process
+//! ```
+//!
+//! What is cached is forgotten when the gate says so ([`Translator::refresh`]), and when memory behind any mapping of
+//! this process turned out to be gone, which is so rare that everything is looked up anew. So a hit looks at nothing but
+//! the cache: whether the device is bus master, what it is attached to and whether the memory is there was found out when
+//! the translation was cached, and each of them posts to the gate, or counts, when it changes.
+#![allow(unsafe_code, reason = "follows pointers that the gate protocol keeps alive")]
+
+use std::ptr::NonNull;
+
+use iopt::{Access, Translation, Upper};
+
+use crate::endpoint::Endpoint;
+use crate::gate::Inside;
+use crate::hwpt::{Hwpt, LOWEST_SPAN_BITS};
+use crate::invalidation::Invalidation;
+use crate::memory::{Backing, RemoteMemory, Window, lost_at, memory_lost};
+use crate::observe::FaultReason;
+use crate::types::{IovaRange, Pasid};
+
+use super::BusAddress;
+use super::bus::Bus;
+use super::context::{Context, Contexts};
+use super::iotlb::{IOVA_BITS, Iotlb, Page};
+use super::upper::UpperCache;
+
+/// Where a translation leads. Valid inside the gate.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// Bytes of this process.
+    Here(*mut u8),
+    /// Bytes elsewhere, from an address on.
+    Elsewhere(&'a dyn RemoteMemory, u64),
+}
+
+/// A place, and how many bytes from there on it goes on.
+#[derive(Clone, Copy)]
+pub(super) struct Span<'a> {
+    pub(super) place: Place<'a>,
+    pub(super) length: u64,
+}
+
+impl Span<'_> {
+    #[inline]
+    pub(super) fn here(start: *mut u8, length: u64) -> Self {
+        Self { place: Place::Here(start), length }
+    }
+}
+
+pub(super) struct Translator {
+    iotlb: Iotlb,
+    contexts: Contexts,
+    uppers: UpperCache<Upper>,
+    /// How much of what was posted at the gate is dealt with.
+    posted: u64,
+    /// What [`memory_lost`] said when everything cached was there.
+    lost: u64,
+}
+
+impl Translator {
+    pub(super) fn new() -> Self {
+        Self {
+            iotlb: Iotlb::new(),
+            contexts: Contexts::default(),
+            uppers: UpperCache::new(LOWEST_SPAN_BITS),
+            posted: 0,
+            lost: memory_lost(),
+        }
+    }
+
+    /// Gets memory for the access that follows. Outside the gate: who waits there must not wait for memory.
+    #[inline]
+    pub(super) fn prepare(&mut self, pasid: Option<Pasid>) {
+        self.contexts.prepare(pasid);
+        if self.iotlb.is_crowded() {
+            self.iotlb.grow();
+        }
+    }
+
+    /// Forgets what was taken away since the last access.
+    #[inline]
+    pub(super) fn refresh(&mut self, inside: &Inside<'_>) {
+        let Self { iotlb, contexts, uppers, posted, .. } = self;
+        inside.refresh(posted, |invalidation| match invalidation {
+            Invalidation::Range(table, range) => {
+                for domain in contexts.domains_of(table) {
+                    iotlb.invalidate(domain, range);
+                    uppers.invalidate(domain, range);
+                }
+            }
+            Invalidation::Attachment(pasid) => contexts.forget(pasid),
+            Invalidation::All => contexts.clear(),
+        });
+        let lost = memory_lost();
+        if lost != self.lost {
+            self.lost = lost;
+            self.contexts.clear();
+        }
+    }
+
+    /// Where in this process `at` leads, and how far, if that is cached and `access` is allowed. The caller has refreshed the
+    /// translator inside the gate.
+    #[inline(always)]
+    pub(super) fn hit(&mut self, at: BusAddress, access: Access) -> Option<(*mut u8, u64)> {
+        let context = self.contexts.find(at.pasid)?;
+        if at.iova.0 >> IOVA_BITS != 0 {
+            return None;
+        }
+        self.iotlb.lookup(context.domain, at.iova.0, access)
+    }
+
+    /// Where `at` leads, if `access` is allowed there. The caller has refreshed the translator with `inside`.
+    #[inline(never)]
+    pub(super) fn translate<'a>(
+        &mut self,
+        bus: &Bus,
+        inside: &'a Inside<'_>,
+        at: BusAddress,
+        access: Access,
+    ) -> Result<Span<'a>, FaultReason> {
+        match self.hit(at, access) {
+            Some((start, length)) => Ok(Span::here(start, length)),
+            None => self.miss(bus, inside, at, access),
+        }
+    }
+
+    /// As [`Translator::translate`], for those who can use only memory of this process.
+    pub(super) fn translate_here(
+        &mut self,
+        bus: &Bus,
+        inside: &Inside<'_>,
+        at: BusAddress,
+        access: Access,
+    ) -> Result<(*mut u8, u64), FaultReason> {
+        match self.translate(bus, inside, at, access)? {
+            Span { place: Place::Here(start), length } => Ok((start, length)),
+            Span { place: Place::Elsewhere(..), .. } => Err(FaultReason::NotLocal),
+        }
+    }
+
+    fn miss<'a>(
+        &mut self,
+        bus: &Bus,
+        inside: &'a Inside<'_>,
+        at: BusAddress,
+        access: Access,
+    ) -> Result<Span<'a>, FaultReason> {
+        if !bus.endpoint.is_bus_master() {
+            return Err(FaultReason::NotBusMaster);
+        }
+        let context = match self.contexts.find(at.pasid) {
+            Some(context) => context,
+            None => self.attach(&bus.endpoint, at.pasid)?,
+        };
+        // SAFETY: attached when the context was cached. Who detaches posts that and waits at the gate before the page
+        // table can go; the context was found after this port had gone in and looked at what was posted.
+        let hwpt: &'a Hwpt = unsafe { context.hwpt.as_ref() };
+        let iova = at.iova.0;
+        let upper = match self.uppers.find(context.domain, iova) {
+            Some(upper) => upper,
+            None => {
+                let upper = hwpt.upper(iova).ok_or(FaultReason::NotMapped)?;
+                if upper.span_bits() == LOWEST_SPAN_BITS {
+                    self.uppers.insert(context.domain, iova, upper);
+                }
+                upper
+            }
+        };
+        let (found, cachable) = hwpt.walk(upper, iova, access).ok_or(FaultReason::NotMapped)?;
+        if !found.access.contains(access) {
+            return Err(FaultReason::NotPermitted);
+        }
+        let window = bus.iommu.phys.resolve(found.pa, inside).ok_or(FaultReason::MemoryGone)?;
+        let block = Block::of(&found, window);
+        let length = (1 << block.shift) - (found.pa - block.pa);
+        let place = match window.backing() {
+            backing if backing.is_gone() => return Err(FaultReason::MemoryGone),
+            Backing::Local { start, .. } => {
+                let start = start.as_ptr().wrapping_add((block.pa - window.base()) as usize);
+                self.iotlb.insert(context.domain, iova, Page { start, shift: block.shift, access: cachable });
+                Place::Here(start.wrapping_add((found.pa - block.pa) as usize))
+            }
+            // The system call that follows costs a hundred times the walk, so this is not worth a place in the cache.
+            Backing::Remote { memory, address } => Place::Elsewhere(&**memory, address + (found.pa - window.base())),
+        };
+        Ok(Span { place, length })
+    }
+
+    /// Looks an attachment up in the stream table.
+    fn attach(&mut self, endpoint: &Endpoint, pasid: Option<Pasid>) -> Result<Context, FaultReason> {
+        let hwpt = endpoint.with_attachment(pasid, |hwpt| NonNull::from(hwpt)).ok_or(FaultReason::NotAttached)?;
+        if let Some(context) = self.contexts.insert(pasid, hwpt) {
+            return Ok(context);
+        }
+        // Four thousand attachments later, the domains have to be given out again.
+        self.iotlb.flush();
+        self.uppers.flush();
+        self.contexts.restart();
+        self.contexts.insert(pasid, hwpt).ok_or(FaultReason::NotAttached)
+    }
+
+    /// After bytes were moved: whether memory of any mapping was lost meanwhile. [`Place::check`] tells of which.
+    #[inline]
+    pub(super) fn lost_memory(&self) -> bool {
+        memory_lost() != self.lost
+    }
+}
+
+impl Place<'_> {
+    /// Fails if some of the `length` bytes there were lost.
+    #[cold]
+    pub(super) fn check(self, length: u64) -> Result<(), FaultReason> {
+        match self {
+            Self::Here(start) if lost_at(start.addr(), length as usize) => Err(FaultReason::MemoryGone),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An aligned block of physical addresses inside of one window.
+struct Block {
+    pa: u64,
+    shift: u32,
+}
+
+impl Block {
+    /// As large as the page, where the window is not smaller. A page lies in one window, as each window is mapped by a call
+    /// of its own; but pages that are coalesced may belong to neighbours.
+    fn of(found: &Translation, window: &Window) -> Self {
+        let window = IovaRange { start: window.base(), last: window.base() + (window.length() - 1) };
+        let mut shift = found.page_shift;
+        loop {
+            let pa = found.pa & (!0 << shift);
+            if shift == 0 || window.contains(&IovaRange { start: pa, last: pa | ((1 << shift) - 1) }) {
+                return Self { pa, shift };
+            }
+            shift -= 1;
+        }
+    }
+}
