@@ -2,21 +2,33 @@
 //!
 //! ```text
 //!  main ──► run/      one file per benchmark: what is ours, what is theirs, which figure is to be reached
+//!       ──► cost/     one file per table of cost, which has no figure and no peer
+//!            │  ├───► layout    what is mapped where, and which addresses are translated, for both sides
+//!            │  ├───► ours      the calls of ioasid and iopt
+//!            │  ├───► theirs/   peers that are no crates, or need something around them
 //!            │  └───► inside/   what runs under `ioasid run`: this binary again, with a driver of its own
 //!            ▼
 //!           statistics ──► table   medians and spread, as a table or as JSON, with the machine that they hold for
 //! ```
 //!
 //! Absolute times differ from machine to machine, so the two sides of a pair are measured in turn, in one run, and what
-//! counts is the ratio of each pair. To add a benchmark, add a file to `run/` and a line to [`run::BENCHMARKS`].
+//! counts is the ratio of each pair. Each side's result is checked, so that one that does nothing cannot win. To add a
+//! benchmark, add a file to `run/` and a line to [`run::BENCHMARKS`].
 #![allow(unreachable_pub, reason = "in a binary, `pub` says that other modules use it")]
 
+mod cost;
 mod inside;
+mod layout;
 mod machine;
 mod memory;
+mod ours;
+mod process;
+mod random;
 mod run;
 mod statistics;
 mod table;
+mod theirs;
+mod threads;
 
 use std::process::ExitCode;
 
@@ -61,7 +73,7 @@ struct RunArgs {
     /// Exit with status 1 if a figure is not reached
     #[arg(long)]
     check: bool,
-    /// Measure only benchmarks whose name begins like this
+    /// Measure only benchmarks and tables of cost whose name begins like this
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
@@ -80,11 +92,11 @@ fn main() -> ExitCode {
 
 fn measure(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let machine = machine::Machine::from_proc();
-    let run::Results { rows, failed } = run::benchmarks(&args.names)?;
+    let run::Results { rows, costs, failed } = run::benchmarks(&args.names)?;
     if args.json {
-        println!("{}", table::json(&machine, &rows)?);
+        println!("{}", table::json(&machine, &rows, &costs)?);
     } else {
-        print!("{machine}\n\n{}", table::text(&rows));
+        print!("{machine}\n\n{}", table::text(&rows, &costs));
     }
     for (name, error) in &failed {
         eprintln!("peers: {name}: {error:#}");

@@ -4,10 +4,12 @@
 //! and no reference to its bytes exists.
 #![allow(unsafe_code, reason = "mmap, and raw copies to and from shared memory")]
 
+use std::any::Any;
 use std::hint::black_box;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 
@@ -94,6 +96,16 @@ impl Shared {
         }
         ensure!(wrong == 0, "{} of {} bytes did not arrive: this measures no copy", wrong * 8, self.length);
         Ok(())
+    }
+
+    /// Something to hold instead of the mapping, which ends when it is dropped. Any thread may do that.
+    pub fn keep(self) -> Arc<dyn Any + Send + Sync> {
+        struct Kept(#[expect(dead_code, reason = "it is held, and dropped")] Shared);
+        // SAFETY: nothing can be done with the mapping but to end it, which is a system call, and any thread's to make.
+        unsafe impl Send for Kept {}
+        // SAFETY: as above; shared, nothing at all can be done with it.
+        unsafe impl Sync for Kept {}
+        Arc::new(Kept(self))
     }
 
     /// memcpy of all of `from`, which has the same length, as whoever needs no IOMMU would do it.

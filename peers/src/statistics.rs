@@ -1,8 +1,8 @@
 //! Pairs of measurements, and what can be said of them.
 //!
-//! A sample is a time in nanoseconds. Ours and theirs are taken in turn, and each pair swaps who goes first, so that a
-//! machine that slows down or speeds up meanwhile does it to both. Ratios are formed pair by pair, and their median is
-//! the figure: it is not the ratio of the medians, and one bad pair does not move it.
+//! A sample is a time in nanoseconds, or a number of bytes. Ours and theirs are taken in turn, and each pair swaps who
+//! goes first, so that a machine that slows down or speeds up meanwhile does it to both. Ratios are formed pair by pair,
+//! and their median is the figure: it is not the ratio of the medians, and one bad pair does not move it.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ pub enum Side {
     Theirs,
 }
 
-/// Samples of both sides in nanoseconds; the n-th of each were taken one right after the other. Without a peer that
+/// Samples of both sides; the n-th of each were taken one right after the other. Without a peer that
 /// could be measured in the same run, `theirs` is empty.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pairs {
@@ -95,6 +95,17 @@ pub fn interleave<E>(pairs: usize, mut sample: impl FnMut(Side) -> Result<f64, E
     Ok(samples)
 }
 
+/// Takes `count` samples of what has no peer in this run, after one to warm up that is thrown away.
+///
+/// # Errors
+/// The first of `sample`.
+pub fn alone<E>(count: usize, mut sample: impl FnMut() -> Result<f64, E>) -> Result<Pairs, E> {
+    assert!(count >= FEWEST_PAIRS);
+    sample()?;
+    let ours = (0..count).map(|_| sample()).collect::<Result<_, _>>()?;
+    Ok(Pairs { ours, theirs: Vec::new() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,7 +156,18 @@ mod tests {
     }
 
     #[test]
+    fn without_a_peer_the_first_sample_does_not_count() {
+        let mut turn = 0.0;
+        let pairs = alone(11, || {
+            turn += 1.0;
+            Ok::<_, ()>(turn)
+        });
+        assert_eq!(pairs.unwrap(), Pairs { ours: (2..=12).map(f64::from).collect(), theirs: Vec::new() });
+    }
+
+    #[test]
     fn an_error_ends_it() {
         assert_eq!(interleave(11, |_| Err("no")), Err("no"));
+        assert_eq!(alone(11, || Err("no")), Err("no"));
     }
 }

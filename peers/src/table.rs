@@ -1,4 +1,4 @@
-//! Rows of results, for people and for machines.
+//! Results, for people and for machines: rows, each with a figure to reach or none, and tables of cost.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ pub struct Row {
     pub name: String,
     /// The samples.
     pub samples: Pairs,
-    /// How a sample is shown.
+    /// What a sample is, and how it is shown.
     pub unit: Unit,
     /// What is to be reached.
     pub figure: Figure,
@@ -21,16 +21,18 @@ pub struct Row {
     pub note: String,
 }
 
-/// How a time is shown.
+/// What samples are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// As it is.
+    /// Nanoseconds, shown as a time.
     Time,
-    /// As the throughput, if so many bytes were moved in it.
+    /// Nanoseconds, shown as the throughput, if so many bytes were moved in them.
     Throughput {
         /// How many.
         bytes: u64,
     },
+    /// Bytes of memory.
+    Memory,
 }
 
 /// What is to be reached.
@@ -44,59 +46,80 @@ pub enum Figure {
         /// At least this.
         at_least: f64,
     },
-    /// The same, but later: `--check` does not look at it yet.
-    Later {
-        /// At least this.
-        at_least: f64,
-    },
     /// The median of our time − their time.
     Difference {
         /// Less than this, in nanoseconds.
         under_ns: f64,
     },
+    /// The median of ours, whatever theirs is.
+    Ours {
+        /// At most this, in what the samples are.
+        at_most: f64,
+    },
+}
+
+/// What something costs, line by line; the lines differ in one thing. It is only reported.
+pub struct Costs {
+    /// Name of the table.
+    pub name: &'static str,
+    /// What the lines differ in.
+    pub by: &'static str,
+    /// What is measured in each line.
+    pub columns: &'static [&'static str],
+    /// One for each line.
+    pub lines: Vec<Line>,
+    /// In a line: how it was measured.
+    pub note: String,
+}
+
+/// A line of a table of cost.
+pub struct Line {
+    /// What is its own.
+    pub label: String,
+    /// One for each column.
+    pub cells: Vec<Cell>,
+}
+
+/// What was measured for one column of one line.
+pub struct Cell {
+    /// What the samples are.
+    pub unit: Unit,
+    /// The samples.
+    pub samples: Vec<f64>,
 }
 
 impl Row {
-    /// Whether the figure is reached; `None` if nothing has to be.
+    /// Whether the figure is reached; `None` if nothing has to be. A figure without samples is not reached.
     pub fn reached(&self) -> Option<bool> {
-        match self.figure {
-            Figure::None | Figure::Later { .. } => None,
-            _ => self.meets_figure(),
-        }
-    }
-
-    /// Whether the figure, of today or later, is met. A figure without samples is not.
-    fn meets_figure(&self) -> Option<bool> {
+        let Pairs { ours, .. } = &self.samples;
         match self.figure {
             Figure::None => None,
-            Figure::Ratio { at_least } | Figure::Later { at_least } => {
-                Some(self.samples.ratio().is_some_and(|ratio| ratio.median >= at_least))
-            }
-            Figure::Difference { under_ns } => {
-                Some(self.samples.difference().is_some_and(|difference| difference.median < under_ns))
+            Figure::Ratio { at_least } => Some(self.samples.ratio().is_some_and(|ratio| ratio.median >= at_least)),
+            Figure::Difference { under_ns } => Some(self.samples.difference().is_some_and(|d| d.median < under_ns)),
+            Figure::Ours { at_most } => {
+                Some(Spread::of(ours.iter().copied()).is_some_and(|ours| ours.median <= at_most))
             }
         }
     }
 
-    fn cells(&self) -> [String; 6] {
+    fn cells(&self) -> Vec<String> {
         let side = |samples: &[f64]| Spread::of(samples.iter().copied()).map(|spread| self.unit.show(spread));
         let none = || String::from("–");
         let compared = match self.figure {
-            Figure::Difference { .. } => self.samples.difference().map(|d| format!("+ {}", Unit::Time.show(d))),
+            Figure::Difference { .. } => self.samples.difference().map(|d| format!("+ {}", self.unit.show(d))),
             _ => self.samples.ratio().map(|ratio| show(ratio, "")),
         };
-        let (figure, later) = match self.figure {
-            Figure::None => (none(), false),
-            Figure::Ratio { at_least } => (format!("≥ {at_least:.2}"), false),
-            Figure::Later { at_least } => (format!("≥ {at_least:.2} later"), true),
-            Figure::Difference { under_ns } => (format!("< + {:.0} ms", under_ns / 1e6), false),
+        let figure = match self.figure {
+            Figure::None => none(),
+            Figure::Ratio { at_least } => format!("≥ {at_least:.2}"),
+            Figure::Difference { under_ns } => format!("< + {}", self.unit.show_one(under_ns)),
+            Figure::Ours { at_most } => format!("≤ {}", self.unit.show_one(at_most)),
         };
-        let reached = match self.meets_figure() {
+        let reached = match self.reached() {
             None => none(),
-            Some(met) => format!("{}{}", if met { "yes" } else { "no" }, if later { " already" } else { "" }),
+            Some(reached) => String::from(if reached { "yes" } else { "no" }),
         };
-        let reached = if reached == "no already" { String::from("not yet") } else { reached };
-        [
+        vec![
             self.name.clone(),
             side(&self.samples.ours).unwrap_or_else(none),
             side(&self.samples.theirs).unwrap_or_else(none),
@@ -107,26 +130,65 @@ impl Row {
     }
 }
 
+impl Cell {
+    /// Times in nanoseconds.
+    pub fn times(samples: Vec<f64>) -> Self {
+        Self { unit: Unit::Time, samples }
+    }
+
+    /// So many bytes.
+    pub fn memory(bytes: f64) -> Self {
+        Self { unit: Unit::Memory, samples: vec![bytes] }
+    }
+
+    fn spread(&self) -> Option<Spread> {
+        Spread::of(self.samples.iter().copied())
+    }
+}
+
 impl Unit {
-    /// Median, then smallest and largest in brackets, in a unit that fits the median.
-    fn show(self, nanoseconds: Spread) -> String {
+    /// What samples are in.
+    fn name(self) -> &'static str {
         match self {
-            Self::Throughput { bytes } => show(nanoseconds.map(|time| bytes as f64 / time), " GB/s"),
-            Self::Time => {
-                let scale = nanoseconds.median.abs();
-                let (divisor, unit) = match scale {
-                    _ if scale >= 1e6 => (1e6, " ms"),
-                    _ if scale >= 1e3 => (1e3, " µs"),
-                    _ => (1.0, " ns"),
-                };
-                show(nanoseconds.map(|time| time / divisor), unit)
-            }
+            Self::Time | Self::Throughput { .. } => "ns",
+            Self::Memory => "bytes",
+        }
+    }
+
+    /// What a sample is divided by to be shown, and in what unit it is then; what fits `sample`.
+    fn scale(self, sample: f64) -> (f64, &'static str) {
+        let scales: &[_] = match self {
+            Self::Throughput { .. } => return (1.0, " GB/s"),
+            Self::Time => &[(1e9, " s"), (1e6, " ms"), (1e3, " µs"), (1.0, " ns")],
+            Self::Memory => &[(1_073_741_824.0, " GiB"), (1_048_576.0, " MiB"), (1024.0, " KiB"), (1.0, " B")],
+        };
+        scales.iter().copied().find(|(divisor, _)| sample.abs() >= *divisor).unwrap_or(scales[scales.len() - 1])
+    }
+
+    /// Median, then smallest and largest in brackets, in a unit that fits the median.
+    fn show(self, samples: Spread) -> String {
+        let (divisor, unit) = self.scale(samples.median);
+        let shown = match self {
+            Self::Throughput { bytes } => samples.map(|time| bytes as f64 / time),
+            _ => samples.map(|sample| sample / divisor),
+        };
+        show(shown, unit)
+    }
+
+    /// One number, in a unit that fits.
+    fn show_one(self, sample: f64) -> String {
+        let (divisor, unit) = self.scale(sample);
+        match self {
+            Self::Throughput { bytes } => format!("{}{unit}", digits(bytes as f64 / sample)),
+            _ => format!("{}{unit}", digits(sample / divisor)),
         }
     }
 }
 
+/// Median, then smallest and largest in brackets if there is more than one number.
 fn show(Spread { min, median, max }: Spread, unit: &str) -> String {
-    format!("{}{unit} ({}…{})", digits(median), digits(min), digits(max))
+    let median = digits(median);
+    if min == max { format!("{median}{unit}") } else { format!("{median}{unit} ({}…{})", digits(min), digits(max)) }
 }
 
 /// Three significant digits, or all of the integer part.
@@ -135,71 +197,115 @@ fn digits(number: f64) -> String {
     format!("{number:.*}", (2 - magnitude).clamp(0, 6) as usize)
 }
 
-/// The rows as an aligned table, with what each means below it.
-pub fn text(rows: &[Row]) -> String {
-    let head = ["name", "ours", "theirs", "ratio or difference", "to reach", "reached"].map(String::from);
-    let lines: Vec<_> = std::iter::once(head).chain(rows.iter().map(Row::cells)).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
+/// Lines of cells, each column as wide as its widest cell; returns the width of the first one, too.
+fn aligned(lines: &[Vec<String>]) -> (String, usize) {
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<_> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
-    for line in &lines {
-        let padded: Vec<_> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+    for line in lines {
+        let padded: Vec<_> = line.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
         text.push_str(padded.join("  ").trim_end());
         text.push('\n');
     }
-    text.push_str(
-        "\nMedian (smallest…largest). Ratio: their time ÷ our time, pair by pair; above 1, ours is faster.\n\n",
-    );
-    for row in rows {
-        let _ = writeln!(
-            text,
-            "{:<width$}  {} ({} samples)",
-            row.name,
-            row.note,
-            row.samples.ours.len(),
-            width = widths[0]
-        );
+    (text, widths.first().copied().unwrap_or(0))
+}
+
+/// The rows as an aligned table, with what each means below it, and then the tables of cost.
+pub fn text(rows: &[Row], costs: &[Costs]) -> String {
+    let mut text = String::new();
+    if !rows.is_empty() {
+        let head = ["name", "ours", "theirs", "ratio or difference", "to reach", "reached"].map(String::from);
+        let lines: Vec<_> = std::iter::once(head.to_vec()).chain(rows.iter().map(Row::cells)).collect();
+        let (table, width) = aligned(&lines);
+        text.push_str(&table);
+        text.push_str("\nMedian (smallest…largest). Ratio: theirs ÷ ours, pair by pair; above 1, ours is better.\n\n");
+        for row in rows {
+            let _ = writeln!(text, "{:<width$}  {} (samples: {})", row.name, row.note, row.samples.ours.len());
+        }
+    }
+    for costs in costs {
+        let head = std::iter::once(costs.by).chain(costs.columns.iter().copied()).map(String::from).collect();
+        let lines = costs.lines.iter().map(|line| {
+            let cells =
+                line.cells.iter().map(|cell| cell.spread().map_or("–".into(), |spread| cell.unit.show(spread)));
+            std::iter::once(line.label.clone()).chain(cells).collect()
+        });
+        let (table, _) = aligned(&std::iter::once(head).chain(lines).collect::<Vec<_>>());
+        let _ = write!(text, "{}{}: {}\n\n{table}", if text.is_empty() { "" } else { "\n" }, costs.name, costs.note);
     }
     text
 }
 
-/// Everything as JSON. Times are in nanoseconds.
+/// Everything as JSON. Each row and each cell says in what unit its numbers are; a ratio has none.
 ///
 /// # Errors
 /// If a number is not one.
-pub fn json(machine: &Machine, rows: &[Row]) -> serde_json::Result<String> {
+pub fn json(machine: &Machine, rows: &[Row], costs: &[Costs]) -> serde_json::Result<String> {
     #[derive(Serialize)]
     struct Report<'a> {
         machine: &'a Machine,
         rows: Vec<JsonRow<'a>>,
+        costs: Vec<JsonCosts<'a>>,
     }
     #[derive(Serialize)]
     struct JsonRow<'a> {
         name: &'a str,
         note: &'a str,
+        unit: &'a str,
         /// Bytes moved in the time of one sample, where that is the point.
         bytes: Option<u64>,
-        ours_ns: Option<Spread>,
-        theirs_ns: Option<Spread>,
+        ours: Option<Spread>,
+        theirs: Option<Spread>,
         ratio: Option<Spread>,
-        difference_ns: Option<Spread>,
+        difference: Option<Spread>,
         figure: Figure,
         reached: Option<bool>,
-        samples_ns: &'a Pairs,
+        samples: &'a Pairs,
+    }
+    #[derive(Serialize)]
+    struct JsonCosts<'a> {
+        name: &'a str,
+        note: &'a str,
+        by: &'a str,
+        lines: Vec<JsonLine<'a>>,
+    }
+    #[derive(Serialize)]
+    struct JsonLine<'a> {
+        label: &'a str,
+        cells: Vec<JsonCell<'a>>,
+    }
+    #[derive(Serialize)]
+    struct JsonCell<'a> {
+        column: &'a str,
+        unit: &'a str,
+        spread: Option<Spread>,
     }
     let rows = rows.iter().map(|row| JsonRow {
         name: &row.name,
         note: &row.note,
+        unit: row.unit.name(),
         bytes: if let Unit::Throughput { bytes } = row.unit { Some(bytes) } else { None },
-        ours_ns: Spread::of(row.samples.ours.iter().copied()),
-        theirs_ns: Spread::of(row.samples.theirs.iter().copied()),
+        ours: Spread::of(row.samples.ours.iter().copied()),
+        theirs: Spread::of(row.samples.theirs.iter().copied()),
         ratio: row.samples.ratio(),
-        difference_ns: row.samples.difference(),
+        difference: row.samples.difference(),
         figure: row.figure,
         reached: row.reached(),
-        samples_ns: &row.samples,
+        samples: &row.samples,
     });
-    serde_json::to_string_pretty(&Report { machine, rows: rows.collect() })
+    let costs = costs.iter().map(|costs| {
+        let lines = costs.lines.iter().map(|line| {
+            let cells = costs.columns.iter().zip(&line.cells).map(|(column, cell)| JsonCell {
+                column,
+                unit: cell.unit.name(),
+                spread: cell.spread(),
+            });
+            JsonLine { label: &line.label, cells: cells.collect() }
+        });
+        JsonCosts { name: costs.name, note: &costs.note, by: costs.by, lines: lines.collect() }
+    });
+    serde_json::to_string_pretty(&Report { machine, rows: rows.collect(), costs: costs.collect() })
 }
 
 #[cfg(test)]
@@ -222,17 +328,23 @@ mod tests {
     }
 
     #[test]
-    fn a_later_figure_is_shown_and_not_checked() {
-        let row = row(2.0, 1.0, Figure::Later { at_least: 0.8 });
-        assert_eq!(row.reached(), None);
-        assert_eq!(row.cells()[4..], ["≥ 0.80 later", "not yet"]);
+    fn a_figure_for_ours_needs_no_peer() {
+        let mut row = row(8.1, 0.0, Figure::Ours { at_most: 8.1 });
+        row.unit = Unit::Memory;
+        row.samples.theirs.clear();
+        assert_eq!(row.cells()[1..], ["8.10 B", "–", "–", "≤ 8.10 B", "yes"]);
+        row.samples.ours = vec![8.2];
+        assert_eq!(row.reached(), Some(false));
     }
 
     #[test]
     fn a_figure_without_samples_is_not_reached() {
-        let mut row = row(1.0, 1.0, Figure::Ratio { at_least: 0.5 });
-        row.samples.theirs.clear();
-        assert_eq!(row.reached(), Some(false));
+        let mut ratio = row(1.0, 1.0, Figure::Ratio { at_least: 0.5 });
+        ratio.samples.theirs.clear();
+        assert_eq!(ratio.reached(), Some(false));
+        let mut ours = row(1.0, 1.0, Figure::Ours { at_most: 2.0 });
+        ours.samples.ours.clear();
+        assert_eq!(ours.reached(), Some(false));
     }
 
     #[test]
@@ -241,14 +353,32 @@ mod tests {
         assert_eq!(Unit::Time.show(time), "1.23 µs (0.900…1000)");
         let time = Spread { min: 1e6, median: 2e6, max: 4e6 };
         assert_eq!(Unit::Throughput { bytes: 8_000_000 }.show(time), "4.00 GB/s (2.00…8.00)");
+        assert_eq!(Unit::Memory.show_one(1.5 * 1024.0 * 1024.0), "1.50 MiB");
+        assert_eq!(Unit::Time.show_one(5e7), "50.0 ms");
     }
 
     #[test]
     fn columns_are_aligned() {
-        let text = text(&[row(1e3, 1e3, Figure::None), row(1e9, 1e9, Figure::Ratio { at_least: 0.5 })]);
+        let text = text(&[row(1e3, 1e3, Figure::None), row(1e9, 1e9, Figure::Ratio { at_least: 0.5 })], &[]);
         let column = |line: &str, what: &str| line.find(what).map(|at| line[..at].chars().count());
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(column(lines[0], "to reach"), column(lines[2], "≥ 0.50"));
         assert_eq!(column(lines[0], "reached"), column(lines[2], "yes"));
+    }
+
+    #[test]
+    fn a_table_of_cost_has_a_line_for_each_label() {
+        let line =
+            |label: &str, ns| Line { label: label.into(), cells: vec![Cell::times(vec![ns]), Cell::memory(8.0)] };
+        let costs = Costs {
+            name: "cost-x",
+            by: "mappings",
+            columns: &["hit", "memory"],
+            lines: vec![line("1 k", 2.0), line("16 k", 3000.0)],
+            note: "how".into(),
+        };
+        let expected =
+            "cost-x: how\n\nmappings  hit      memory\n1 k       2.00 ns  8.00 B\n16 k      3.00 µs  8.00 B\n";
+        assert_eq!(text(&[], &[costs]), expected);
     }
 }

@@ -57,14 +57,15 @@ pub(crate) struct Inside<'a> {
 }
 
 impl Inside<'_> {
-    /// Gives `forget` what was posted since the last time, if `seen`, which the port keeps, shows that there is something.
-    #[inline]
-    pub(crate) fn refresh(&self, seen: &mut u64, forget: impl FnMut(Invalidation)) {
-        let posted = self.gate.posted.load(Ordering::Acquire);
-        if posted != *seen {
-            *seen = posted;
-            self.gate.queue.lock().unwrap_or_else(PoisonError::into_inner).drain(forget);
-        }
+    /// Changes when something is posted. Who finds it changed calls [`Inside::drain`].
+    #[inline(always)]
+    pub(crate) fn posted(&self) -> u64 {
+        self.gate.posted.load(Ordering::Acquire)
+    }
+
+    /// Gives `forget` what was posted since the last time.
+    pub(crate) fn drain(&self, forget: impl FnMut(Invalidation)) {
+        self.gate.queue.lock().unwrap_or_else(PoisonError::into_inner).drain(forget);
     }
 }
 

@@ -2,19 +2,29 @@
 //!
 //! Those that run a program under `ioasid run` share [`runner`]; what that program does is in [`crate::inside`].
 
-mod copy_library;
 mod copy_shared;
+mod dirty_harvest;
+mod dma;
 mod ioctl_round_trip;
+mod map_call;
+mod map_run;
 mod register_read;
 mod run_start;
 mod runner;
+mod terabyte;
+mod translate_hash;
+mod translate_hit;
+mod translate_list;
+mod two_threads;
+mod walk;
 
 use std::cell::OnceCell;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::table::Row;
+use crate::cost;
+use crate::table::{Costs, Row};
 use runner::Runner;
 
 /// One name in the table.
@@ -30,17 +40,40 @@ pub const BENCHMARKS: &[Benchmark] = &[
     run_start::BENCHMARK,
     copy_shared::WARM,
     copy_shared::COLD,
-    copy_library::PAGE,
-    copy_library::PAGES_16,
-    copy_library::MEGABYTE,
     ioctl_round_trip::BENCHMARK,
     register_read::BENCHMARK,
+    translate_hit::PAGES_1K,
+    translate_hit::PAGES_64K,
+    translate_hit::PAGES_1M,
+    translate_list::ENTRIES_2K,
+    translate_list::ENTRY,
+    translate_hash::BENCHMARK,
+    two_threads::BENCHMARK,
+    walk::MULTIARCH,
+    walk::X86_64,
+    map_run::MAP_MULTIARCH,
+    map_run::MAP_X86_64,
+    map_run::MAP_COLD,
+    map_run::UNMAP_MULTIARCH,
+    map_run::UNMAP_X86_64,
+    map_call::MAP_ONE,
+    map_call::MAP_256,
+    map_call::UNMAP_ONE,
+    map_call::UNMAP_256,
+    dma::PAGE,
+    dma::PAGES_16,
+    dma::MEGABYTE,
+    dirty_harvest::BENCHMARK,
+    terabyte::SMALL_TIME,
+    terabyte::SMALL_MEMORY,
+    terabyte::LARGE_TIME,
 ];
 
 /// What benchmarks have in common, made when the first one needs it.
 #[derive(Default)]
 pub struct Bench {
     runner: OnceCell<Runner>,
+    terabyte: OnceCell<terabyte::Small>,
 }
 
 impl Bench {
@@ -49,23 +82,37 @@ impl Bench {
     /// # Errors
     /// If there is no binary and none can be built.
     fn runner(&self) -> Result<&Runner> {
-        if let Some(runner) = self.runner.get() {
-            return Ok(runner);
-        }
-        let runner = Runner::find()?;
-        Ok(self.runner.get_or_init(|| runner))
+        made_once(&self.runner, Runner::find)
     }
+
+    /// 1 TiB in pages of 4 KiB, of which there is more than one thing to say.
+    ///
+    /// # Errors
+    /// If it cannot be mapped.
+    fn terabyte(&self) -> Result<&terabyte::Small> {
+        made_once(&self.terabyte, terabyte::Small::measure)
+    }
+}
+
+fn made_once<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(made) = cell.get() {
+        return Ok(made);
+    }
+    let made = make()?;
+    Ok(cell.get_or_init(|| made))
 }
 
 /// What came of it.
 pub struct Results {
     /// What was measured.
     pub rows: Vec<Row>,
+    /// The tables of cost.
+    pub costs: Vec<Costs>,
     /// What could not be, and why.
     pub failed: Vec<(&'static str, anyhow::Error)>,
 }
 
-/// Measures the benchmarks whose name begins with one of `names`, or all if there is none.
+/// Measures the benchmarks and the tables of cost whose name begins with one of `names`, or all if there is none.
 ///
 /// # Errors
 /// If one of `names` is the beginning of no name, or this is a debug build. A benchmark that fails is in the results.
@@ -73,25 +120,38 @@ pub fn benchmarks(names: &[String]) -> Result<Results> {
     if cfg!(debug_assertions) {
         bail!("the figures of a debug build say nothing: use `cargo run --release -p peers`");
     }
-    if let Some(unknown) = names.iter().find(|name| !BENCHMARKS.iter().any(|b| b.name.starts_with(name.as_str()))) {
-        let known: Vec<_> = BENCHMARKS.iter().map(|benchmark| benchmark.name).collect();
-        bail!("there is no benchmark `{unknown}`; there are {}", known.join(", "));
+    let known = || BENCHMARKS.iter().map(|benchmark| benchmark.name).chain(cost::TABLES.iter().map(|table| table.name));
+    if let Some(unknown) = names.iter().find(|name| !known().any(|known| known.starts_with(name.as_str()))) {
+        bail!("there is no benchmark `{unknown}`; there are {}", known().collect::<Vec<_>>().join(", "));
     }
-    let bench = Bench::default();
-    let mut results = Results { rows: Vec::new(), failed: Vec::new() };
-    for Benchmark { name, measure } in BENCHMARKS {
-        if names.is_empty() || names.iter().any(|wanted| name.starts_with(wanted.as_str())) {
+    let is_wanted = |name: &str| {
+        let wanted = names.is_empty() || names.iter().any(|wanted| name.starts_with(wanted.as_str()));
+        if wanted {
             eprintln!("peers: {name} …");
-            match measure(&bench) {
-                Ok(row) => results.rows.push(row),
-                Err(error) => results.failed.push((name, error)),
-            }
+        }
+        wanted
+    };
+    let bench = Bench::default();
+    let mut results = Results { rows: Vec::new(), costs: Vec::new(), failed: Vec::new() };
+    for Benchmark { name, measure } in BENCHMARKS.iter().filter(|benchmark| is_wanted(benchmark.name)) {
+        match measure(&bench) {
+            Ok(row) => results.rows.push(row),
+            Err(error) => results.failed.push((name, error)),
+        }
+    }
+    for cost::Table { name, measure } in cost::TABLES.iter().filter(|table| is_wanted(table.name)) {
+        match measure() {
+            Ok(costs) => results.costs.push(costs),
+            Err(error) => results.failed.push((name, error)),
         }
     }
     Ok(results)
 }
 
 /// How long `work` takes, in nanoseconds.
+///
+/// # Errors
+/// Of `work`.
 pub fn time<T>(work: impl FnOnce() -> Result<T>) -> Result<f64> {
     let start = Instant::now();
     work()?;

@@ -57,13 +57,17 @@ impl Port {
     }
 
     fn refresh(&mut self, inside: &Inside<'_>, memory: &Memory) {
-        let Self { iotlb, posted } = self;
-        inside.refresh(posted, |invalidation| match invalidation {
+        let posted = inside.posted();
+        if posted == self.posted {
+            return;
+        }
+        self.posted = posted;
+        inside.drain(|invalidation| match invalidation {
             Invalidation::Range(table, range) => {
                 assert_eq!(table, memory.table());
-                iotlb.invalidate(DOMAIN, range);
+                self.iotlb.invalidate(DOMAIN, range);
             }
-            Invalidation::Attachment(_) | Invalidation::All => iotlb.flush(),
+            Invalidation::Attachment(_) | Invalidation::All => self.iotlb.flush(),
         });
     }
 

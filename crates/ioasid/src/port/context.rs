@@ -61,12 +61,10 @@ impl Contexts {
         }
     }
 
-    /// Makes room for `pasid`. Not to be called inside the gate: who waits there must not wait for memory.
+    /// Makes room for PASIDs. Not to be called inside the gate: who waits there must not wait for memory.
     #[inline]
-    pub(super) fn prepare(&mut self, pasid: Option<Pasid>) {
-        if pasid.is_some() {
-            self.pasids.get_or_insert_with(|| Box::new([None; PASIDS]));
-        }
+    pub(super) fn prepare(&mut self) {
+        self.pasids.get_or_insert_with(|| Box::new([None; PASIDS]));
     }
 
     /// Notes an attachment, with a new domain; `None` if there is no domain left, and everything has to be forgotten first.
@@ -138,7 +136,7 @@ mod tests {
         let mut contexts = Contexts::default();
         let pasids = [None, Pasid::new(5), Pasid::new(5 + PASIDS as u32)];
         for pasid in pasids {
-            contexts.prepare(pasid);
+            contexts.prepare();
             let made = contexts.insert(pasid, hwpt(1)).unwrap();
             assert_eq!(contexts.find(pasid).unwrap().domain, made.domain);
         }

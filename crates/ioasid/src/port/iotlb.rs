@@ -1,7 +1,7 @@
 //! A port's cache of translations.
 //!
-//! Set-associative: a translation can be in one of four places, which share a cache line, and pushes out the oldest
-//! there. All page sizes lie in the same sets; the place depends on the size, so a look-up tries the sizes that there
+//! Set-associative: a translation can be in one of two places, beside each other, and pushes out the older one. (With four
+//! a hit takes a fifth longer.) All page sizes lie in the same sets; the place depends on the size, so a look-up tries the sizes that there
 //! are, the one that was hit last first. The cache starts small and doubles as long as translations push each other out,
 //! up to [`MOST_SETS`].
 //!
@@ -24,11 +24,13 @@ use crate::types::IovaRange;
 /// The bits of a target that hold the access. Pages begin at multiples of 4.
 const ACCESS_BITS: usize = Access::all().bits() as usize;
 /// Translations in a set.
-const WAYS: usize = 4;
-/// Sets in a new cache: 4 KiB.
-const FIRST_SETS: usize = 64;
+const WAYS: usize = 2;
+/// How far pages' higher bits are shifted to choose among sets: the entries of a table.
+const SPREAD: u32 = 9;
+/// Sets in a new cache, which then has 4 KiB.
+const FIRST_SETS: usize = 128;
 /// 2^17 translations: 512 MiB in pages of 4 KiB; 2 MiB of memory for each port that uses so many.
-const MOST_SETS: usize = 1 << 15;
+const MOST_SETS: usize = 1 << 16;
 /// Width of an IOVA that fits in a tag, and so of those that can be translated at all.
 pub(crate) const IOVA_BITS: u32 = 58;
 /// log2 of the smallest page of any format.
@@ -37,11 +39,22 @@ const PAGE_SHIFT: u32 = 11;
 pub(crate) const LAST_DOMAIN: u64 = (1 << PAGE_SHIFT) - 1;
 
 #[derive(Clone)]
-#[repr(align(64))]
+#[repr(align(32))]
 struct Set {
     tags: [u64; WAYS],
     /// The page's first byte, with the access, which is never empty, in the low bits.
     targets: [usize; WAYS],
+}
+
+impl Set {
+    /// Puts a translation into the place of the oldest, and returns whether there was one.
+    fn push(&mut self, tag: u64, target: usize) -> bool {
+        let pushed_out = self.tags[WAYS - 1] != 0;
+        self.tags.rotate_right(1);
+        self.targets.rotate_right(1);
+        (self.tags[0], self.targets[0]) = (tag, target);
+        pushed_out
+    }
 }
 
 /// A translation to be cached: a page that lies in this process as a whole.
@@ -56,14 +69,12 @@ pub(crate) struct Page {
 
 pub(crate) struct Iotlb {
     sets: Box<[Set]>,
-    /// log2 of how many there are.
-    set_bits: u32,
     /// Bit n: pages of 2^n bytes may be cached.
     sizes: u64,
     /// The size that was hit last.
     recent: u32,
-    /// Translations pushed out since the cache has this size.
-    pushed_out: usize,
+    /// How many more translations may be pushed out until the cache is too small.
+    patience: usize,
 }
 
 fn empty_sets(count: usize) -> Box<[Set]> {
@@ -86,29 +97,77 @@ fn untag(tag: u64) -> (u64, IovaRange) {
     (tag & LAST_DOMAIN, IovaRange { start, last: start | offset_mask((tag >> IOVA_BITS) as u32) })
 }
 
+/// Look-ups of one domain among pages of one size: what they have in common, so that it is found out once for many.
+pub(crate) struct Probe<'a> {
+    sets: &'a [Set],
+    shift: u32,
+    /// The bits of an address inside a page.
+    offset: u64,
+    /// The tag of the page that begins at zero.
+    tag: u64,
+}
+
+impl Probe<'_> {
+    /// As [`Iotlb::lookup`].
+    #[inline(always)]
+    pub(crate) fn find(&self, iova: u64, access: Access) -> Option<(*mut u8, u64)> {
+        if iova >> IOVA_BITS != 0 {
+            return None;
+        }
+        let set = self.sets.get(set_of(iova, self.shift, self.sets.len()))?;
+        let wanted = iova & !self.offset | self.tag;
+        // Without branches, as nothing predicts in which way it is.
+        let target = (0..WAYS)
+            .fold(0, |target, way| target | select_unpredictable(set.tags[way] == wanted, set.targets[way], 0));
+        let (access, offset) = (usize::from(access.bits()), iova & self.offset);
+        let start = ptr::with_exposed_provenance_mut::<u8>(target & !ACCESS_BITS);
+        (target & access == access).then(|| (start.wrapping_add(offset as usize), self.offset + 1 - offset))
+    }
+}
+
+/// Which set: neighbouring pages in neighbouring sets, and what is further apart spread over them.
+#[inline(always)]
+fn set_of(iova: u64, shift: u32, sets: usize) -> usize {
+    let page = iova >> shift;
+    (page ^ page >> SPREAD) as usize & (sets - 1)
+}
+
 impl Iotlb {
     pub(crate) fn new() -> Self {
-        Self { sets: empty_sets(FIRST_SETS), set_bits: FIRST_SETS.ilog2(), sizes: 0, recent: PAGE_SHIFT, pushed_out: 0 }
+        Self { sets: empty_sets(FIRST_SETS), sizes: 0, recent: PAGE_SHIFT, patience: FIRST_SETS }
     }
 
-    /// Which set: neighbouring pages in neighbouring sets, and what is further apart spread over them.
-    #[inline]
-    fn set(&self, iova: u64, shift: u32) -> usize {
-        let page = iova >> shift;
-        (page ^ page >> self.set_bits) as usize & (self.sets.len() - 1)
+    fn set(&mut self, iova: u64, shift: u32) -> &mut Set {
+        let index = set_of(iova, shift, self.sets.len());
+        &mut self.sets[index]
     }
 
-    /// Where `iova` (of less than [`IOVA_BITS`]) is in this process, and how many bytes from there on are, if that is
-    /// cached and `access` is allowed.
+    /// Where `iova` is in this process, and how many bytes from there on are, if that is
+    /// cached and `access`, which is not empty, is allowed.
     #[inline(always)]
     pub(crate) fn lookup(&mut self, domain: u64, iova: u64, access: Access) -> Option<(*mut u8, u64)> {
-        if let Some(hit) = self.probe(domain, iova, self.recent, access) {
-            return Some(hit);
+        match self.recent(domain).find(iova, access) {
+            Some(hit) => Some(hit),
+            None => self.lookup_others(domain, iova, access),
         }
+    }
+
+    /// Look-ups among the pages of the size that was hit last.
+    #[inline(always)]
+    pub(crate) fn recent(&self, domain: u64) -> Probe<'_> {
+        self.probe(domain, self.recent)
+    }
+
+    #[inline(always)]
+    fn probe(&self, domain: u64, shift: u32) -> Probe<'_> {
+        Probe { sets: &self.sets, shift, offset: offset_mask(shift), tag: tag(domain, 0, shift) }
+    }
+
+    fn lookup_others(&mut self, domain: u64, iova: u64, access: Access) -> Option<(*mut u8, u64)> {
         let mut others = self.sizes & !(1 << self.recent);
         while others != 0 {
             let shift = others.trailing_zeros();
-            if let Some(hit) = self.probe(domain, iova, shift, access) {
+            if let Some(hit) = self.probe(domain, shift).find(iova, access) {
                 self.recent = shift;
                 return Some(hit);
             }
@@ -117,41 +176,24 @@ impl Iotlb {
         None
     }
 
-    #[inline(always)]
-    fn probe(&self, domain: u64, iova: u64, shift: u32, access: Access) -> Option<(*mut u8, u64)> {
-        let set = &self.sets[self.set(iova, shift)];
-        let wanted = tag(domain, iova, shift);
-        // Without branches, as nothing predicts in which way it is.
-        let target = (0..WAYS)
-            .fold(0, |target, way| target | select_unpredictable(set.tags[way] == wanted, set.targets[way], 0));
-        let allowed = target & usize::from(access.bits()) == usize::from(access.bits());
-        let offset = iova & offset_mask(shift);
-        let start = ptr::with_exposed_provenance_mut::<u8>(target & !ACCESS_BITS);
-        (target != 0 && allowed).then(|| (start.wrapping_add(offset as usize), (1 << shift) - offset))
-    }
-
     /// Caches the page that `iova` is in.
     pub(crate) fn insert(&mut self, domain: u64, iova: u64, page: Page) {
         let wanted = tag(domain, iova, page.shift);
         let target = page.start.expose_provenance() | usize::from(page.access.bits());
         self.sizes |= 1 << page.shift;
         self.recent = page.shift;
-        let index = self.set(iova, page.shift);
-        let set = &mut self.sets[index];
+        let set = self.set(iova, page.shift);
         if let Some(way) = set.tags.iter().position(|&tag| tag == wanted) {
             set.targets[way] = target;
-            return;
+        } else if set.push(wanted, target) {
+            self.patience = self.patience.saturating_sub(1);
         }
-        self.pushed_out += usize::from(set.tags[WAYS - 1] != 0);
-        set.tags.rotate_right(1);
-        set.targets.rotate_right(1);
-        (set.tags[0], set.targets[0]) = (wanted, target);
     }
 
     /// Whether translations push each other out so much that [`Iotlb::grow`] is worth it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_crowded(&self) -> bool {
-        self.pushed_out > self.sets.len() && self.sets.len() < MOST_SETS
+        self.patience == 0
     }
 
     /// Makes room for four times as many translations. Not to be called inside the gate: who waits there must not wait for
@@ -160,16 +202,13 @@ impl Iotlb {
     pub(crate) fn grow(&mut self) {
         let sets = empty_sets((self.sets.len() * 4).min(MOST_SETS));
         let old = std::mem::replace(&mut self.sets, sets);
-        self.set_bits = self.sets.len().ilog2();
-        self.pushed_out = 0;
+        // At its largest, translations come and go.
+        self.patience = if self.sets.len() < MOST_SETS { self.sets.len() } else { usize::MAX };
         // The oldest first, so that the order in the sets stays.
         let ways = (0..WAYS).rev().flat_map(|way| old.iter().map(move |set| (set.tags[way], set.targets[way])));
         for (tag, target) in ways.filter(|&(tag, _)| tag != 0) {
-            let index = self.set(untag(tag).1.start, (tag >> IOVA_BITS) as u32);
-            let set = &mut self.sets[index];
-            set.tags.rotate_right(1);
-            set.targets.rotate_right(1);
-            (set.tags[0], set.targets[0]) = (tag, target);
+            let set = self.set(untag(tag).1.start, (tag >> IOVA_BITS) as u32);
+            set.push(tag, target);
         }
     }
 
@@ -188,8 +227,7 @@ impl Iotlb {
             }
             for page in first_page..=last_page {
                 let (iova, wanted) = (page << shift, tag(domain, page << shift, shift));
-                let index = self.set(iova, shift);
-                for tag in &mut self.sets[index].tags {
+                for tag in &mut self.set(iova, shift).tags {
                     if *tag == wanted {
                         *tag = 0;
                     }

@@ -176,8 +176,7 @@ impl DmaPort {
     /// Moves up to `left` bytes, and returns how many.
     #[inline]
     fn copy_piece(&mut self, from: BusAddress, to: BusAddress, left: u64) -> Result<u64, DmaError> {
-        self.translator.prepare(from.pasid);
-        self.translator.prepare(to.pasid);
+        self.translator.prepare(from.pasid.or(to.pasid));
         let Self { bus, translator, bounce, .. } = self;
         let inside = bus.requester.gate.enter();
         translator.refresh(&inside);
@@ -266,7 +265,8 @@ impl DmaPort {
     /// # Errors
     /// [`DmaError`] at the first address where `access` is not allowed, or that is not in this process
     /// ([`FaultReason::NotLocal`]).
-    #[inline]
+    // Always, as its result would go through memory, which costs more than all the rest.
+    #[inline(always)]
     pub fn slices(&mut self, at: impl Into<BusAddress>, length: u64, access: Access) -> Result<Slices<'_>, DmaError> {
         let at = at.into();
         self.translator.prepare(at.pasid);

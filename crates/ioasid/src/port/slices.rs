@@ -55,7 +55,7 @@ pub struct Slices<'p> {
 
 impl<'p> Slices<'p> {
     /// Goes through the gate, with nothing borrowed yet.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin(
         bus: &'p Bus,
         translator: &'p mut Translator,
@@ -63,6 +63,8 @@ impl<'p> Slices<'p> {
         pasid: Option<Pasid>,
         access: Access,
     ) -> Self {
+        // Who asks for nothing is let in no further than who reads.
+        let access = if access.is_empty() { Access::READ } else { access };
         let held = bus.requester.gate.hold();
         translator.refresh(held.inside());
         Self { bus, translator, scratch, held, pasid, access }
@@ -70,12 +72,13 @@ impl<'p> Slices<'p> {
 
     /// Borrows `length` bytes at `iova` too: after those that there are, and as part of the same access.
     ///
-    /// A chain of descriptors so costs one pass of the gate. As it goes on inside the gate, it gets room for slices only as
-    /// it needs it: prefer one range that is long to many that are short.
+    /// As it goes on inside the gate, it gets room for slices only as it needs it: prefer one range that is long to many that
+    /// are short.
     ///
     /// # Errors
     /// As [`DmaPort::slices`](super::DmaPort::slices). What was borrowed before stays so; of this range, nothing is.
-    #[inline]
+    // Always, as its result would go through memory, which costs more than all the rest.
+    #[inline(always)]
     pub fn add(&mut self, iova: Iova, length: u64) -> Result<(), DmaError> {
         let at = BusAddress { pasid: self.pasid, iova };
         if let Some((start, there)) = self.translator.hit(at, self.access)
@@ -86,15 +89,47 @@ impl<'p> Slices<'p> {
         } else {
             self.add_pages(at, length)?;
         }
-        if self.access.contains(Access::WRITE) {
-            self.bus.requester.count_written(length);
-        } else {
-            self.bus.requester.count_read(length);
-        }
+        self.count(length);
         Ok(())
     }
 
+    /// [`Slices::add`] for all ranges of a chain: what translations have in common is found out once.
+    ///
+    /// # Errors
+    /// As [`Slices::add`], at the first range that cannot be borrowed; those before it are.
+    #[inline]
+    pub fn extend(&mut self, ranges: impl IntoIterator<Item = (Iova, u64)>) -> Result<(), DmaError> {
+        let mut ranges = ranges.into_iter();
+        loop {
+            let (mut bytes, mut missed) = (0, ranges.next());
+            if let Some(probe) = self.translator.probe(self.pasid) {
+                while let Some((iova, length)) = missed
+                    && let Some((start, there)) = probe.find(iova.0, self.access)
+                    && there >= length
+                    && length > 0
+                {
+                    self.scratch.push(start, length as usize);
+                    bytes += length;
+                    missed = ranges.next();
+                }
+            }
+            self.count(bytes);
+            let Some((iova, length)) = missed else { return Ok(()) };
+            self.add(iova, length)?;
+        }
+    }
+
+    #[inline(always)]
+    fn count(&self, bytes: u64) {
+        if self.access.contains(Access::WRITE) {
+            self.bus.requester.count_written(bytes);
+        } else {
+            self.bus.requester.count_read(bytes);
+        }
+    }
+
     /// [`Slices::add`], page by page.
+    #[cold]
     fn add_pages(&mut self, at: BusAddress, length: u64) -> Result<(), DmaError> {
         let (access, write) = (self.access, self.access.contains(Access::WRITE));
         let before = self.scratch.slices.len();
@@ -133,8 +168,8 @@ impl<'p> Slices<'p> {
             return Ok(());
         }
         let lost = self.iter().find_map(|slice| Place::Here(slice.start).check(slice.length as u64).err());
-        let Self { bus, held, pasid, access, .. } = self;
-        drop(held);
+        let (bus, pasid, access) = (self.bus, self.pasid, self.access);
+        drop(self);
         lost.map_or(Ok(()), |reason| {
             let at = BusAddress { pasid, iova: Iova(0) };
             Err(bus.fault(DmaError { at, write: access.contains(Access::WRITE), reason }))

@@ -17,7 +17,7 @@ pub(super) enum Side {
 }
 
 /// Fills `data` from `from`, which goes on for as long.
-#[inline]
+#[inline(always)]
 pub(super) fn read(from: Place<'_>, data: &mut [u8]) -> Result<(), ()> {
     match from {
         Place::Here(source) => {
@@ -30,7 +30,7 @@ pub(super) fn read(from: Place<'_>, data: &mut [u8]) -> Result<(), ()> {
 }
 
 /// Puts `data` at `to`, which goes on for as long.
-#[inline]
+#[inline(always)]
 pub(super) fn write(to: Place<'_>, data: &[u8]) -> Result<(), ()> {
     match to {
         Place::Here(target) => {
@@ -44,7 +44,7 @@ pub(super) fn write(to: Place<'_>, data: &[u8]) -> Result<(), ()> {
 
 /// Moves `length` bytes; only memory that is not mapped here goes through `bounce`, which is as long.
 /// Fails on the side that is gone.
-#[inline]
+#[inline(always)]
 pub(super) fn copy(from: Place<'_>, to: Place<'_>, length: usize, bounce: &mut [u8]) -> Result<(), Side> {
     if let (Place::Here(source), Place::Here(target)) = (from, to) {
         // SAFETY: the caller has checked that both translations go on for `length` bytes; they may overlap.

@@ -28,7 +28,7 @@ use crate::types::{IovaRange, Pasid};
 use super::BusAddress;
 use super::bus::Bus;
 use super::context::{Context, Contexts};
-use super::iotlb::{IOVA_BITS, Iotlb, Page};
+use super::iotlb::{Iotlb, Page, Probe};
 use super::upper::UpperCache;
 
 /// Where a translation leads. Valid inside the gate.
@@ -76,19 +76,29 @@ impl Translator {
     }
 
     /// Gets memory for the access that follows. Outside the gate: who waits there must not wait for memory.
-    #[inline]
+    #[inline(always)]
     pub(super) fn prepare(&mut self, pasid: Option<Pasid>) {
-        self.contexts.prepare(pasid);
+        if pasid.is_some() {
+            self.contexts.prepare();
+        }
         if self.iotlb.is_crowded() {
             self.iotlb.grow();
         }
     }
 
     /// Forgets what was taken away since the last access.
-    #[inline]
+    #[inline(always)]
     pub(super) fn refresh(&mut self, inside: &Inside<'_>) {
-        let Self { iotlb, contexts, uppers, posted, .. } = self;
-        inside.refresh(posted, |invalidation| match invalidation {
+        let (posted, lost) = (inside.posted(), memory_lost());
+        if posted != self.posted || lost != self.lost {
+            self.forget(inside, posted, lost);
+        }
+    }
+
+    #[cold]
+    fn forget(&mut self, inside: &Inside<'_>, posted: u64, lost: u64) {
+        let Self { iotlb, contexts, uppers, .. } = self;
+        inside.drain(|invalidation| match invalidation {
             Invalidation::Range(table, range) => {
                 for domain in contexts.domains_of(table) {
                     iotlb.invalidate(domain, range);
@@ -98,11 +108,10 @@ impl Translator {
             Invalidation::Attachment(pasid) => contexts.forget(pasid),
             Invalidation::All => contexts.clear(),
         });
-        let lost = memory_lost();
         if lost != self.lost {
-            self.lost = lost;
-            self.contexts.clear();
+            contexts.clear();
         }
+        (self.posted, self.lost) = (posted, lost);
     }
 
     /// Where in this process `at` leads, and how far, if that is cached and `access` is allowed. The caller has refreshed the
@@ -110,10 +119,13 @@ impl Translator {
     #[inline(always)]
     pub(super) fn hit(&mut self, at: BusAddress, access: Access) -> Option<(*mut u8, u64)> {
         let context = self.contexts.find(at.pasid)?;
-        if at.iova.0 >> IOVA_BITS != 0 {
-            return None;
-        }
         self.iotlb.lookup(context.domain, at.iova.0, access)
+    }
+
+    /// What finds most hits of a PASID, if there are any, for those who look many up.
+    #[inline(always)]
+    pub(super) fn probe(&self, pasid: Option<Pasid>) -> Option<Probe<'_>> {
+        Some(self.iotlb.recent(self.contexts.find(pasid)?.domain))
     }
 
     /// Where `at` leads, if `access` is allowed there. The caller has refreshed the translator with `inside`.
