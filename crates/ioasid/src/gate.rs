@@ -33,15 +33,18 @@ use crate::sync::{
 #[cfg(all(test, any(loom, shuttle)))]
 mod model;
 
+/// In [`Gate::inside`]: for as long as the holder likes.
+const HELD: u64 = 1 << 63;
+
 /// One port's gate. See the module's page.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Gate {
-    /// Odd while the port is inside an access. Written by the port only.
+    /// Odd while the port is inside an access, with [`HELD`] if slices are held. Written by the port only.
     inside: AtomicU64,
     /// Counts what was posted. Written by those who take translations away.
     posted: AtomicU64,
-    /// The thread that holds slices of the port, or zero. Written by the port only.
+    /// The thread that holds slices of the port if [`HELD`] is set. Written by the port only, and before that.
     holder: AtomicUsize,
     /// See [`is_asymmetric`].
     asymmetric: bool,
@@ -72,7 +75,7 @@ impl Inside<'_> {
 impl Drop for Inside<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.gate.inside.store(self.entered + 1, Ordering::Release);
+        self.gate.inside.store((self.entered & !HELD) + 1, Ordering::Release);
     }
 }
 
@@ -87,12 +90,12 @@ impl<'a> Held<'a> {
     pub(crate) fn inside(&self) -> &Inside<'a> {
         &self.inside
     }
-}
 
-impl Drop for Held<'_> {
+    /// Leaves the port inside, until what [`Gate::resume`] gives back is dropped.
+    #[cfg(feature = "vm-memory")]
     #[inline]
-    fn drop(&mut self) {
-        self.inside.gate.holder.store(0, Ordering::Relaxed);
+    pub(crate) fn suspend(self) {
+        std::mem::forget(self);
     }
 }
 
@@ -108,10 +111,11 @@ impl Gate {
         }
     }
 
-    /// Begins an access. Only the gate's one port calls this, and not while it is inside.
+    /// Begins an access. Only the gate's one port calls this, and not while it is inside; but a [`Held`] may have been
+    /// leaked: then nobody can reach what it held, and its access goes on as this one.
     #[inline]
     pub(crate) fn enter(&self) -> Inside<'_> {
-        let entered = self.inside.load(Ordering::Relaxed) + 1;
+        let entered = (self.inside.load(Ordering::Relaxed) | 1) & !HELD;
         self.inside.store(entered, Ordering::Relaxed);
         light_fence(self.asymmetric);
         Inside { gate: self, entered }
@@ -120,14 +124,34 @@ impl Gate {
     /// As [`Gate::enter`], for an access that lasts as long as its caller likes.
     #[inline]
     pub(crate) fn hold(&self) -> Held<'_> {
-        let inside = self.enter();
-        self.holder.store(this_thread(), Ordering::Relaxed);
-        Held { inside }
+        let here = this_thread();
+        // It hardly ever changes, and a store costs more than a look.
+        if self.holder.load(Ordering::Relaxed) != here {
+            self.holder.store(here, Ordering::Relaxed);
+        }
+        let entered = self.inside.load(Ordering::Relaxed) | 1 | HELD;
+        self.inside.store(entered, Ordering::Release);
+        light_fence(self.asymmetric);
+        Held { inside: Inside { gate: self, entered } }
+    }
+
+    /// Whether slices are held, for the port itself to ask.
+    #[cfg(feature = "vm-memory")]
+    #[inline]
+    pub(crate) fn is_held(&self) -> bool {
+        self.inside.load(Ordering::Relaxed) & HELD != 0
+    }
+
+    /// The access that [`Held::suspend`] has left going on. The port is held.
+    #[cfg(feature = "vm-memory")]
+    #[inline]
+    pub(crate) fn resume(&self) -> Held<'_> {
+        Held { inside: Inside { gate: self, entered: self.inside.load(Ordering::Relaxed) } }
     }
 
     /// Whether this thread holds slices of the port, and so would wait for itself.
     pub(crate) fn is_held_here(&self) -> bool {
-        self.holder.load(Ordering::Relaxed) == this_thread()
+        self.inside.load(Ordering::Acquire) & HELD != 0 && self.holder.load(Ordering::Relaxed) == this_thread()
     }
 
     fn post(&self, invalidation: Invalidation) {

@@ -17,6 +17,11 @@
 //! - [`Device`]: an endpoint bound to a context; it is attached to an address space and detached again.
 //! - [`DmaPort`]: what a device model holds to reach memory.
 //!
+//! # Features
+//!
+//! - `vm-memory` (off by default): `vm_memory::PortMemory`, a port as the `GuestMemory` of rust-vmm's crate vm-memory,
+//!   which puts an IOMMU under existing device code by a change of type.
+//!
 //! # The completion guarantee
 //!
 //! When [`Ioas::unmap`], [`Device::detach`], a replacement, the destruction of an object, or the clearing of bus
@@ -49,6 +54,8 @@ mod port;
 mod ranges;
 mod sync;
 mod types;
+#[cfg(feature = "vm-memory")]
+pub mod vm_memory;
 
 pub use context::{Context, DestroyError};
 pub use device::{AttachError, BindError, Device};

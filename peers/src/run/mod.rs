@@ -16,6 +16,7 @@ mod translate_hash;
 mod translate_hit;
 mod translate_list;
 mod two_threads;
+mod virtio_blk;
 mod walk;
 
 use std::cell::OnceCell;
@@ -64,6 +65,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
     dma::PAGES_16,
     dma::MEGABYTE,
     dirty_harvest::BENCHMARK,
+    virtio_blk::BENCHMARK,
     terabyte::SMALL_TIME,
     terabyte::SMALL_MEMORY,
     terabyte::LARGE_TIME,

@@ -30,27 +30,28 @@ impl Requester {
     }
 
     #[inline]
-    pub(super) fn count_read(&self, bytes: u64) {
+    pub(crate) fn count_read(&self, bytes: u64) {
         self.read.store(self.read.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
     }
 
     #[inline]
-    pub(super) fn count_written(&self, bytes: u64) {
+    pub(crate) fn count_written(&self, bytes: u64) {
         self.written.store(self.written.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
     }
 }
 
 /// A port's place on the bus.
-pub(super) struct Bus {
+#[derive(Clone)]
+pub(crate) struct Bus {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) iommu: Arc<Iommu>,
-    pub(super) requester: Arc<Requester>,
+    pub(crate) requester: Arc<Requester>,
 }
 
 impl Bus {
     /// Tells the observer, outside the gate.
     #[cold]
-    pub(super) fn fault(&self, error: DmaError) -> DmaError {
+    pub(crate) fn fault(&self, error: DmaError) -> DmaError {
         let DmaError { at, write, reason } = error;
         let ioas = self.endpoint.with_attachment(at.pasid, |hwpt| hwpt.ioas().serial());
         let rid = self.endpoint.rid();

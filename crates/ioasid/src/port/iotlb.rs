@@ -114,7 +114,7 @@ impl Probe<'_> {
         if iova >> IOVA_BITS != 0 {
             return None;
         }
-        let set = self.sets.get(set_of(iova, self.shift, self.sets.len()))?;
+        let set = self.sets.get(set_of(self.tag, iova, self.shift, self.sets.len()))?;
         let wanted = iova & !self.offset | self.tag;
         // Without branches, as nothing predicts in which way it is.
         let target = (0..WAYS)
@@ -125,11 +125,12 @@ impl Probe<'_> {
     }
 }
 
-/// Which set: neighbouring pages in neighbouring sets, and what is further apart spread over them.
+/// Which of so many sets: neighbouring pages in neighbouring sets; what is further apart, and
+/// the same pages of other domains, spread over them. Only the tag's low bits count, its domain.
 #[inline(always)]
-fn set_of(iova: u64, shift: u32, sets: usize) -> usize {
+fn set_of(tag: u64, iova: u64, shift: u32, sets: usize) -> usize {
     let page = iova >> shift;
-    (page ^ page >> SPREAD) as usize & (sets - 1)
+    (page ^ page >> SPREAD ^ tag) as usize & (sets - 1)
 }
 
 impl Iotlb {
@@ -137,8 +138,8 @@ impl Iotlb {
         Self { sets: empty_sets(FIRST_SETS), sizes: 0, recent: PAGE_SHIFT, patience: FIRST_SETS }
     }
 
-    fn set(&mut self, iova: u64, shift: u32) -> &mut Set {
-        let index = set_of(iova, shift, self.sets.len());
+    fn set(&mut self, domain: u64, iova: u64, shift: u32) -> &mut Set {
+        let index = set_of(domain, iova, shift, self.sets.len());
         &mut self.sets[index]
     }
 
@@ -182,7 +183,7 @@ impl Iotlb {
         let target = page.start.expose_provenance() | usize::from(page.access.bits());
         self.sizes |= 1 << page.shift;
         self.recent = page.shift;
-        let set = self.set(iova, page.shift);
+        let set = self.set(domain, iova, page.shift);
         if let Some(way) = set.tags.iter().position(|&tag| tag == wanted) {
             set.targets[way] = target;
         } else if set.push(wanted, target) {
@@ -207,8 +208,8 @@ impl Iotlb {
         // The oldest first, so that the order in the sets stays.
         let ways = (0..WAYS).rev().flat_map(|way| old.iter().map(move |set| (set.tags[way], set.targets[way])));
         for (tag, target) in ways.filter(|&(tag, _)| tag != 0) {
-            let set = self.set(untag(tag).1.start, (tag >> IOVA_BITS) as u32);
-            set.push(tag, target);
+            let (domain, page) = untag(tag);
+            self.set(domain, page.start, (tag >> IOVA_BITS) as u32).push(tag, target);
         }
     }
 
@@ -227,7 +228,7 @@ impl Iotlb {
             }
             for page in first_page..=last_page {
                 let (iova, wanted) = (page << shift, tag(domain, page << shift, shift));
-                for tag in &mut self.set(iova, shift).tags {
+                for tag in &mut self.set(domain, iova, shift).tags {
                     if *tag == wanted {
                         *tag = 0;
                     }
@@ -257,6 +258,8 @@ mod tests {
     use super::*;
 
     const DOMAIN: u64 = 1;
+    /// In which pages have places far from those of [`DOMAIN`].
+    const OTHER: u64 = 0x2c5;
 
     /// A target that nobody follows.
     fn target(n: u64) -> *mut u8 {
@@ -281,7 +284,7 @@ mod tests {
                 assert_eq!(found(&mut iotlb, size + offset), Some((0x1000 + offset, size - offset)));
             }
             assert_eq!((found(&mut iotlb, size - 1), found(&mut iotlb, 2 * size)), (None, None));
-            assert_eq!(iotlb.lookup(DOMAIN + 1, size, Access::READ), None, "another domain");
+            assert_eq!(iotlb.lookup(OTHER, size, Access::READ), None, "another domain");
         }
     }
 
@@ -303,6 +306,8 @@ mod tests {
         for (start, length) in ranges {
             let range = IovaRange::new(start, length).unwrap();
             let mut iotlb = Iotlb::new();
+            // With room for all of them.
+            (0..3).for_each(|_| iotlb.grow());
             let pages: Vec<_> = (0..32)
                 .map(|n| (n * 0x1000, 12))
                 .chain([0x1f_f000, 0x20_0000, 0x20_1000].map(|iova| (iova, 12)))
@@ -312,13 +317,13 @@ mod tests {
                 .collect();
             for &(iova, shift) in &pages {
                 iotlb.insert(DOMAIN, iova, page(1, shift));
-                iotlb.insert(DOMAIN + 1, iova, page(1, shift));
+                iotlb.insert(OTHER, iova, page(1, shift));
             }
             iotlb.invalidate(DOMAIN, range);
             for (iova, shift) in pages {
                 let gone = range.overlaps(&IovaRange { start: iova, last: iova + offset_mask(shift) });
                 assert_eq!(found(&mut iotlb, iova).is_none(), gone, "{iova:#x} of 2^{shift}, {range}");
-                assert!(iotlb.lookup(DOMAIN + 1, iova, Access::READ).is_some(), "the other domain's stay");
+                assert!(iotlb.lookup(OTHER, iova, Access::READ).is_some(), "the other domain's stay");
             }
         }
     }

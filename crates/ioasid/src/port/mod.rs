@@ -7,6 +7,8 @@
 mod bus;
 mod context;
 mod iotlb;
+#[cfg(feature = "vm-memory")]
+mod place;
 mod slices;
 mod transfer;
 mod translate;
@@ -23,11 +25,14 @@ use crate::iommu::Iommu;
 use crate::observe::FaultReason;
 use crate::types::{Iova, Pasid};
 
+#[cfg(feature = "vm-memory")]
+pub(crate) use bus::Bus;
 pub(crate) use bus::Requester;
 #[cfg(all(test, any(loom, shuttle)))]
 pub(crate) use iotlb::{Iotlb, Page};
 pub use slices::{DmaSlice, Slices};
 
+#[cfg(not(feature = "vm-memory"))]
 use bus::Bus;
 use slices::Scratch;
 use transfer::Side;

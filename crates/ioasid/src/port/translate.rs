@@ -86,6 +86,12 @@ impl Translator {
         }
     }
 
+    /// Whether the last accesses have shown that [`Translator::prepare`] has something to do.
+    #[cfg(feature = "vm-memory")]
+    pub(super) fn is_crowded(&self) -> bool {
+        self.iotlb.is_crowded()
+    }
+
     /// Forgets what was taken away since the last access.
     #[inline(always)]
     pub(super) fn refresh(&mut self, inside: &Inside<'_>) {
