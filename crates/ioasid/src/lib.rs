@@ -30,11 +30,13 @@
 //!
 //! # Locks
 //!
-//! Outermost first: a context's `attach`, an address space's `state`, a page table's list of endpoints, an endpoint's
-//! list of gates; then, each by itself, an endpoint's attachments and the physical space. A port inside its gate takes
-//! only these two, only on an IOTLB miss and only for reading; so whoever waits for ports must hold neither, and may
-//! hold the others. A group's state, a context's ids and the arena's free list are held for a few instructions, with
-//! nothing inside.
+//! Outermost first: a context's `attach`, an address space's `unmap` and `tables`, a page table's list of endpoints, an
+//! endpoint's list of ports. By themselves, for a few instructions and with next to nothing inside: an address space's
+//! `areas`, a group's state, a context's ids, the free lists of the physical space and of the page tables, an endpoint's
+//! attachments, and a port's queue of what to forget.
+//!
+//! A port inside its gate takes the last two only: the attachments, for reading, when it meets a PASID for the first time,
+//! and its queue when something was posted. So whoever waits for ports holds neither of these, and may hold the others.
 
 pub mod memory;
 
