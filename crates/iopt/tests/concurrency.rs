@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Barrier};
 
 use iopt::format::{AmdV1, Armv8Stage1, Armv8Stage2, RiscV, Sv48, VtdSecondStage, X86_64};
-use iopt::{Access, Arena, EmptyTables, Format, Leaves, PageTable};
+use iopt::{Access, Arena, EmptyTables, Format, Leaves, MapError, PageTable};
 
 const THREADS: u64 = 3;
 const STEPS: u64 = if cfg!(debug_assertions) { 2_000 } else { 20_000 };
@@ -338,4 +338,51 @@ for_formats! {
     armv8_stage_2_16k: Armv8Stage2<14>,
     sv48: Sv48,
     sv48_napot: RiscV<4, true>,
+}
+
+#[test]
+fn splitting_a_page_leaves_alone_what_another_thread_made_of_its_part() {
+    let table = PageTable::<AmdV1>::new(Arc::new(Arena::new(1 << 10))).unwrap();
+    let (half, old, new) = (1u64 << 19, 1u64 << 30, 1u64 << 31);
+    for turn in 0..STEPS {
+        let mut empty = EmptyTables::none();
+        table.map(0, old, 2 * half, Access::all(), &mut empty).unwrap();
+        let start = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                table.split(0, 4096, 12).unwrap();
+            });
+            scope.spawn(|| {
+                let mut empty = EmptyTables::none();
+                start.wait();
+                table.split(half, half, 19).unwrap();
+                table.unmap(half, half, &mut empty).unwrap();
+                table.map(half, new, half, Access::all(), &mut empty).unwrap();
+            });
+        });
+        for page in 0..128 {
+            let at = half + page * 4096;
+            assert_eq!(table.walk(at).unwrap().pa, new + page * 4096, "turn {turn}, {at:#x}");
+        }
+        table.unmap(0, half, &mut empty).unwrap();
+        table.unmap(half, half, &mut empty).unwrap();
+        table.free(empty);
+    }
+}
+
+#[test]
+fn a_full_arena_is_an_error_to_who_keeps_tables_from_coming_back() {
+    let arena = Arc::new(Arena::new(512));
+    let table = PageTable::<VtdSecondStage>::new(arena).unwrap();
+    let mut empty = EmptyTables::none();
+    let full = (0u64..).find(|n| table.map(n << 21, 0, 4096, Access::READ, &mut empty).is_err()).unwrap();
+    let pages = table.iter(0, 4096);
+    table.unmap(0, 4096, &mut empty).unwrap();
+    table.free(empty);
+    let mut empty = EmptyTables::none();
+    assert_eq!(table.map(full << 21, 0, 4096, Access::READ, &mut empty), Err(MapError::OutOfTables));
+    drop(pages);
+    assert_eq!(table.map(full << 21, 0, 4096, Access::READ, &mut empty), Ok(()));
+    table.free(empty);
 }

@@ -28,6 +28,7 @@ mod memory;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 pub use chunk::TableAddr;
 pub(crate) use chunk::TableSize;
@@ -202,14 +203,15 @@ impl<M: TableMemory> Arena<M> {
 
     /// A table whose entries are all zero, for who is not inside; `None` if the cap is reached or memory cannot be had.
     pub(crate) fn allocate(&self, size: TableSize) -> Option<TableAddr> {
-        loop {
+        for round in 0..PATIENCE {
             if let Some(table) = self.take(size) {
                 return Some(table);
             }
-            if !self.grow(size) {
-                return None;
+            if !self.grow(size, round) {
+                break;
             }
         }
+        None
     }
 
     /// The first free table of this size.
@@ -224,7 +226,9 @@ impl<M: TableMemory> Arena<M> {
     }
 
     /// Sees to it that there are free tables of this size; `false` if that cannot be.
-    fn grow(&self, size: TableSize) -> bool {
+    ///
+    /// It may wait for those that are on their way back, longer from round to round.
+    fn grow(&self, size: TableSize, round: u32) -> bool {
         let mut made = lock(&self.grow);
         // Looked at first: what leaves limbo then is found free.
         let on_their_way = !lock(&self.limbo).waiting.is_empty();
@@ -235,9 +239,13 @@ impl<M: TableMemory> Arena<M> {
         let number = *made;
         let Some(slot) = self.chunks.get(number) else {
             if on_their_way {
-                // Nobody stays inside for long.
+                // Nobody stays inside for long, except for those who iterate.
                 drop(made);
-                std::thread::yield_now();
+                if round < PATIENCE / 2 {
+                    std::thread::yield_now();
+                } else {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
             }
             return on_their_way;
         };
@@ -343,17 +351,18 @@ impl<M: TableMemory> Inside<'_, M> {
     /// This may leave and enter again: the caller must not be in any table that can go meanwhile, which is to say that it
     /// has an entry, or has reserved one, in the table that it will go on with.
     pub(crate) fn allocate(&mut self, size: TableSize) -> Option<TableAddr> {
-        loop {
+        for round in 0..PATIENCE {
             if let Some(table) = self.arena.take(size) {
                 return Some(table);
             }
             self.leave();
-            let grown = self.arena.grow(size);
+            let grown = self.arena.grow(size, round);
             self.generation = Some(self.arena.grace.enter());
             if !grown {
-                return None;
+                break;
             }
         }
+        None
     }
 
     fn leave(&mut self) {
@@ -368,6 +377,10 @@ impl<M: TableMemory> Drop for Inside<'_, M> {
         self.leave();
     }
 }
+
+/// How often somebody without a table looks again for those that are on their way back, before it is an error: for
+/// a tenth of a second or so, which is as long as somebody who is inside may not be running.
+const PATIENCE: u32 = 1000;
 
 /// Nothing in here is left half done by a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

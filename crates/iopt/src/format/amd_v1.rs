@@ -32,6 +32,7 @@ const SIZE_IN_ADDRESS: u64 = 7;
 const ADDRESS_SHIFT: u32 = 12;
 const ADDRESS_BITS: u32 = 40;
 const ADDRESS: u64 = offset_mask(ADDRESS_BITS) << ADDRESS_SHIFT;
+const RESERVED: u64 = 0x7f << 52;
 const READ: u64 = 1 << 61;
 const WRITE: u64 = 1 << 62;
 
@@ -102,7 +103,7 @@ impl<const LEVELS: u8, const PAGE_SHIFT: u32> Format for AmdV1<LEVELS, PAGE_SHIF
 
     #[inline]
     fn decode(entry: u64, level: u8) -> Entry {
-        if entry & PRESENT == 0 {
+        if entry & PRESENT == 0 || entry & RESERVED != 0 {
             return Entry::Empty;
         }
         let access = Self::table_access(entry);

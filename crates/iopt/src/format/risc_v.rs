@@ -109,9 +109,12 @@ impl<const LEVELS: u8, const SVNAPOT: bool> Format for RiscV<LEVELS, SVNAPOT> {
             }
             return Entry::Table(TableAddr(pa), Self::table_access(entry));
         }
+        if entry & ACCESSED == 0 {
+            return Entry::Empty;
+        }
         let mut access = Access::empty();
         access.set(Access::READ, entry & USER != 0 && entry & READ != 0);
-        access.set(Access::WRITE, entry & USER != 0 && entry & WRITE != 0);
+        access.set(Access::WRITE, entry & USER != 0 && entry & WRITE != 0 && entry & DIRTY != 0);
         let (page_shift, pattern) = if napot { (NAPOT_SHIFT, NAPOT_PATTERN) } else { (Self::shift(level), 0) };
         let reserved = Self::page_sizes(level) & (1 << page_shift) == 0
             || pa & offset_mask(page_shift) != pattern

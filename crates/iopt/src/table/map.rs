@@ -35,6 +35,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// # Errors
     /// See [`MapError`]; after any of them the translations are as they were before. A walk may have met what had been
     /// written up to then: treat an error as an unmap of the range, and `empty` as there.
+    /// Without an error `empty` may get tables, too, which lost a race to be linked and which walks may have met.
     pub fn map(
         &self,
         iova: u64,

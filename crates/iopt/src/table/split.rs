@@ -119,9 +119,10 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let mut part = large.pa;
         for slot in slots {
             let mut bits = slot.load(Ordering::Acquire);
-            // Somebody may be splitting the same page for the part of it that lies in another range.
-            while let Entry::Leaf { page_shift: size, access, .. } = F::decode(bits, level)
-                && size > page_shift
+            // Only entries of the page as it was found: somebody may be splitting it for the part of it that lies in another
+            // range, and may have mapped that part anew since.
+            while let Entry::Leaf { pa, page_shift: size, access } = F::decode(bits, level)
+                && (pa, size) == (large.pa, large.page_shift)
             {
                 let own = bits & (F::ACCESSED | F::DIRTY);
                 let small = F::leaf(part, page_shift, access, level) | marks | own;

@@ -15,9 +15,6 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// # Errors
     /// [`RangeError::OutOfRange`] and [`RangeError::SplitsPage`]; after either the table is as it was before.
     pub fn unmap(&self, iova: u64, length: u64, empty: &mut EmptyTables) -> Result<(), RangeError> {
-        if length == 0 {
-            return Ok(());
-        }
         let span = Span::of_pages::<F>(iova, length)?;
         let _inside = self.arena.enter();
         self.ends_between_pages(span)?;

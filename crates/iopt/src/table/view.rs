@@ -179,9 +179,24 @@ impl<'a, F: Format> View<'a, F> {
         Some(found(Leaf { upper: upper(table, 0, entries), bits, pa, page_shift, access }))
     }
 
+    #[allow(
+        unsafe_code,
+        reason = "checking the table instead of the entry keeps the index out of the way of the next load"
+    )]
     #[inline(always)]
     fn load(&self, table: TableAddr, level: u8, iova: u64) -> Option<u64> {
-        Some(self.entries.get(table.first_entry() + index::<F>(iova, level))?.load(Ordering::Acquire))
+        // Asked for once: a format may be anybody's, and what is checked must be what is used.
+        let count = 1usize.checked_shl(F::index_bits(level))?;
+        let last = size_of_val(self.entries).checked_sub(count.checked_mul(size_of::<AtomicU64>())?)?;
+        let address = table.0 & !(size_of::<AtomicU64>() as u64 - 1);
+        if address > last as u64 {
+            return None;
+        }
+        let index = (iova >> F::shift(level)) as usize & (count - 1);
+        // SAFETY: `address` is a multiple of an entry's size, `count` entries lie between it and the end of `self.entries`,
+        // and `index` is less than `count`.
+        let entry = unsafe { &*self.entries.as_ptr().byte_add(address as usize).add(index) };
+        Some(entry.load(Ordering::Acquire))
     }
 
     #[inline(always)]
