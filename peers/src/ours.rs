@@ -38,7 +38,7 @@ impl Space {
         let ioas = context.ioas_alloc().context("no room for an address space")?;
         let device = context.bind(&endpoint)?;
         device.attach(None, ioas.id().0.get())?;
-        endpoint.set_bus_master(true);
+        endpoint.set_bus_master(true)?;
         Ok(Self { ioas, endpoint, attached: device })
     }
 

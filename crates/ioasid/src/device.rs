@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::context::{Context, Object};
 use crate::endpoint::Endpoint;
+use crate::gate::check_holds_nothing;
 use crate::hwpt::Hwpt;
 use crate::ids::ObjectId;
 use crate::ioas::{ConnectError, Ioas};
@@ -68,7 +69,7 @@ impl From<ConnectError> for AttachError {
 
 /// An endpoint bound to a context. Dropping it detaches and unbinds.
 ///
-/// To drop it while the same thread holds [`Slices`](crate::Slices) of one of its ports ends the process: the slices would
+/// To drop it while the same thread holds [`Slices`](crate::Slices) ends the process: the slices would
 /// outlive what they lead to.
 pub struct Device {
     context: Arc<Context>,
@@ -130,6 +131,7 @@ impl Device {
     /// # Errors
     /// See [`AttachError`].
     pub fn attach(&self, pasid: Option<Pasid>, target: u32) -> Result<ObjectId, AttachError> {
+        check_holds_nothing()?;
         let _attach = self.context.attach.lock().unwrap_or_else(PoisonError::into_inner);
         let ids = self.context.ids();
         let missing = AttachError::Missing(target);
@@ -148,7 +150,6 @@ impl Device {
     /// Attaches to a page table of `ioas`, which the caller holds.
     fn attach_to(&self, pasid: Option<Pasid>, ioas: &Arc<Ioas>) -> Result<ObjectId, AttachError> {
         let (ids, endpoint) = (self.context.ids(), self.endpoint());
-        endpoint.check_not_held()?;
         if self.context.iommu().is_group_elsewhere(endpoint, pasid, ioas) {
             return Err(AttachError::GroupElsewhere(endpoint.group()));
         }
@@ -175,10 +176,10 @@ impl Device {
     /// Detaching what is not attached does nothing. Allocates nothing.
     ///
     /// # Errors
-    /// [`HoldsSlices`] if this thread holds slices of one of the device's ports; nothing is changed then.
+    /// [`HoldsSlices`] if this thread holds slices; nothing is changed then.
     pub fn detach(&self, pasid: Option<Pasid>) -> Result<(), HoldsSlices> {
+        check_holds_nothing()?;
         let _attach = self.context.attach.lock().unwrap_or_else(PoisonError::into_inner);
-        self.endpoint().check_not_held()?;
         if let Some(hwpt) = self.endpoint().detach(pasid) {
             self.let_go(&hwpt);
         }

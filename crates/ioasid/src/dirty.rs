@@ -15,6 +15,7 @@
 use iopt::{MapError, RangeError};
 use thiserror::Error;
 
+use crate::gate::check_holds_nothing;
 use crate::hwpt::Hwpt;
 use crate::memory::PAGE_SIZE;
 use crate::sync::{AtomicU32, Ordering};
@@ -81,12 +82,13 @@ impl Hwpt {
     /// See [`DirtyError`].
     pub fn start_dirty_tracking(&self, granule: u64) -> Result<(), DirtyError> {
         let shift = if granule == u64::MAX { u64::BITS - 1 } else { page_shift(granule)? };
+        check_holds_nothing()?;
         // Nobody maps or unmaps meanwhile, so that no page is mapped larger than it should be.
         let _tables = self.ioas().exclusive();
-        self.check_not_held()?;
         let aperture = Self::aperture();
-        self.table.start_tracking()?;
+        // What can fail comes before what was noted so far is forgotten.
         self.table.split(aperture.start, aperture.len_minus_one() + 1, shift)?;
+        self.table.start_tracking()?;
         self.granule.0.store(shift, Ordering::Release);
         self.quiesce(aperture);
         Ok(())
@@ -105,11 +107,11 @@ impl Hwpt {
     /// See [`DirtyError`].
     pub fn read_dirty(&self, range: IovaRange, page: u64, clear: bool, bitmap: &mut [u64]) -> Result<(), DirtyError> {
         let shift = page_shift(page)?;
-        let last_page = range.len_minus_one() >> shift;
-        let inside = Self::aperture().contains(&range);
+        let inside = range.start <= range.last && Self::aperture().contains(&range);
         if !inside || !range.start.is_multiple_of(page) || !(range.last + 1).is_multiple_of(page) {
             return Err(DirtyError::Range(range, page));
         }
+        let last_page = range.len_minus_one() >> shift;
         if last_page / 64 >= bitmap.len() as u64 {
             return Err(DirtyError::ShortBitmap(last_page / 64 + 1, bitmap.len()));
         }
@@ -117,8 +119,9 @@ impl Hwpt {
             return Err(DirtyError::Off);
         }
         if clear {
-            self.check_not_held()?;
+            check_holds_nothing()?;
         }
+        let _tables = self.ioas().tables();
         self.table
             .read_dirty(range.start, range.len_minus_one() + 1, clear, |word| {
                 let offset = word.iova.wrapping_sub(range.start);

@@ -11,7 +11,7 @@
 
 use std::sync::{Arc, PoisonError, Weak};
 
-use crate::gate::{Gate, quiesce};
+use crate::gate::{Gate, check_holds_nothing, quiesce};
 use crate::group::Group;
 use crate::hwpt::Hwpt;
 use crate::invalidation::Invalidation;
@@ -38,7 +38,9 @@ type Attachments = Vec<(Option<Pasid>, Arc<Hwpt>)>;
 
 #[derive(Default)]
 struct Ports {
-    open: Vec<Arc<Requester>>,
+    /// In the order in which they were opened, each with a number, counted from 1.
+    open: Vec<(u64, Arc<Requester>)>,
+    opened: u64,
     /// What those that are closed had read and written, in bytes.
     closed: (u64, u64),
 }
@@ -93,25 +95,36 @@ impl Endpoint {
     pub fn port(self: &Arc<Self>) -> DmaPort {
         let iommu = self.iommu.upgrade().expect("an endpoint's IOMMU outlives the making of its ports");
         let requester = Arc::new(Requester::new());
-        self.ports().open.push(requester.clone());
+        {
+            let mut ports = self.ports();
+            ports.opened += 1;
+            let number = ports.opened;
+            ports.open.push((number, requester.clone()));
+        }
         DmaPort::new(self.clone(), iommu, requester)
     }
 
     pub(crate) fn close_port(&self, requester: &Arc<Requester>) {
         let mut ports = self.ports();
-        ports.open.retain(|other| !Arc::ptr_eq(other, requester));
+        ports.open.retain(|(_, other)| !Arc::ptr_eq(other, requester));
         let (read, written) = requester.traffic();
         ports.closed.0 += read;
         ports.closed.1 += written;
     }
 
-    /// Lets the device do DMA, or stops it: with `false` this returns when none is in flight any more, except for slices
-    /// that this thread itself holds.
-    pub fn set_bus_master(&self, enabled: bool) {
-        self.bus_master.store(enabled, Ordering::Release);
-        if !enabled {
-            quiesce(|each| self.gates(each), Invalidation::All);
+    /// Lets the device do DMA, or stops it: with `false` this returns when none is in flight any more.
+    ///
+    /// # Errors
+    /// [`HoldsSlices`] if this thread holds slices; nothing is changed then. Not with `true`.
+    pub fn set_bus_master(&self, enabled: bool) -> Result<(), HoldsSlices> {
+        if enabled {
+            self.bus_master.store(true, Ordering::Release);
+            return Ok(());
         }
+        check_holds_nothing()?;
+        self.bus_master.store(false, Ordering::Release);
+        quiesce(|each| self.gates(each), Invalidation::All);
+        Ok(())
     }
 
     /// Whether the device may do DMA.
@@ -124,20 +137,22 @@ impl Endpoint {
     #[must_use]
     pub fn traffic(&self) -> (u64, u64) {
         let ports = self.ports();
-        ports.open.iter().fold(ports.closed, |(read, written), port| {
+        ports.open.iter().fold(ports.closed, |(read, written), (_, port)| {
             let more = port.traffic();
             (read + more.0, written + more.1)
         })
     }
 
-    /// Goes through the gates of all ports. Who calls holds no lock that a port takes.
+    /// Goes through the gates of all ports that there are when it begins. No lock is held meanwhile, as who holds slices may
+    /// want to see the ports.
     pub(crate) fn gates(&self, each: &mut dyn FnMut(&Gate)) {
-        self.ports().open.iter().for_each(|port| each(&port.gate));
-    }
-
-    /// Fails if waiting for the ports would be waiting for this thread itself.
-    pub(crate) fn check_not_held(&self) -> Result<(), HoldsSlices> {
-        if self.ports().open.iter().any(|port| port.gate.is_held_here()) { Err(HoldsSlices) } else { Ok(()) }
+        let mut last = 0;
+        loop {
+            let next = self.ports().open.iter().find(|(number, _)| *number > last).cloned();
+            let Some((number, port)) = next else { break };
+            each(&port.gate);
+            last = number;
+        }
     }
 
     /// The page table that a transaction goes to.

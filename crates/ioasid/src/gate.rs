@@ -20,15 +20,19 @@
 //! tests in `gate/model.rs` walk through every order.
 //!
 //! An access is short: a port leaves its gate between pieces of a long transfer, so waiting is bounded by one piece. Only
-//! borrowed slices are held for as long as their holder likes. A thread that waited for slices which it holds itself
-//! would wait for ever; so the gate knows who holds it, and whoever unmaps asks first ([`Gate::is_held_here`]).
+//! borrowed slices are held for as long as their holder likes. A thread that waited for slices which it holds itself, or for
+//! one who waits for them, would wait for ever; so it is counted how many a thread holds, and whoever may have to wait asks
+//! before it takes a lock ([`check_holds_nothing`]).
 
+use std::marker::PhantomData;
 use std::sync::PoisonError;
 
 use crate::invalidation::{Invalidation, Queue};
 use crate::sync::{
-    AtomicU64, AtomicUsize, Mutex, Ordering, heavy_fence, is_asymmetric, light_fence, this_thread, wait_a_little,
+    AtomicU64, Mutex, Ordering, begin_holding, end_holding, heavy_fence, holds_any, is_asymmetric, light_fence,
+    wait_a_little,
 };
+use crate::types::HoldsSlices;
 
 #[cfg(all(test, any(loom, shuttle)))]
 mod model;
@@ -44,8 +48,6 @@ pub(crate) struct Gate {
     inside: AtomicU64,
     /// Counts what was posted. Written by those who take translations away.
     posted: AtomicU64,
-    /// The thread that holds slices of the port if [`HELD`] is set. Written by the port only, and before that.
-    holder: AtomicUsize,
     /// See [`is_asymmetric`].
     asymmetric: bool,
     /// What was posted and not yet looked at. Changed before `posted` is.
@@ -83,6 +85,8 @@ impl Drop for Inside<'_> {
 #[derive(Debug)]
 pub(crate) struct Held<'a> {
     inside: Inside<'a>,
+    /// It is this thread that holds them, so they stay in it.
+    one_thread: PhantomData<*mut ()>,
 }
 
 impl<'a> Held<'a> {
@@ -99,13 +103,19 @@ impl<'a> Held<'a> {
     }
 }
 
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        end_holding();
+    }
+}
+
 impl Gate {
     /// A gate with nobody inside.
     pub(crate) fn new() -> Self {
         Self {
             inside: AtomicU64::new(0),
             posted: AtomicU64::new(0),
-            holder: AtomicUsize::new(0),
             asymmetric: is_asymmetric(),
             queue: Mutex::new(Queue::new()),
         }
@@ -115,24 +125,36 @@ impl Gate {
     /// leaked: then nobody can reach what it held, and its access goes on as this one.
     #[inline]
     pub(crate) fn enter(&self) -> Inside<'_> {
-        let entered = (self.inside.load(Ordering::Relaxed) | 1) & !HELD;
+        let entered = self.begin();
         self.inside.store(entered, Ordering::Relaxed);
         light_fence(self.asymmetric);
         Inside { gate: self, entered }
     }
 
+    /// What `inside` becomes.
+    #[inline]
+    fn begin(&self) -> u64 {
+        let inside = self.inside.load(Ordering::Relaxed);
+        if inside % 2 == 1 { Self::begin_after_leak(inside) } else { inside + 1 }
+    }
+
+    #[cold]
+    fn begin_after_leak(inside: u64) -> u64 {
+        // If it was another thread that leaked it, that one goes on counting it.
+        if inside & HELD != 0 && holds_any() {
+            end_holding();
+        }
+        inside & !HELD
+    }
+
     /// As [`Gate::enter`], for an access that lasts as long as its caller likes.
     #[inline]
     pub(crate) fn hold(&self) -> Held<'_> {
-        let here = this_thread();
-        // It hardly ever changes, and a store costs more than a look.
-        if self.holder.load(Ordering::Relaxed) != here {
-            self.holder.store(here, Ordering::Relaxed);
-        }
-        let entered = self.inside.load(Ordering::Relaxed) | 1 | HELD;
+        begin_holding();
+        let entered = self.begin() | HELD;
         self.inside.store(entered, Ordering::Release);
         light_fence(self.asymmetric);
-        Held { inside: Inside { gate: self, entered } }
+        Held { inside: Inside { gate: self, entered }, one_thread: PhantomData }
     }
 
     /// Whether slices are held, for the port itself to ask.
@@ -146,12 +168,8 @@ impl Gate {
     #[cfg(feature = "vm-memory")]
     #[inline]
     pub(crate) fn resume(&self) -> Held<'_> {
-        Held { inside: Inside { gate: self, entered: self.inside.load(Ordering::Relaxed) } }
-    }
-
-    /// Whether this thread holds slices of the port, and so would wait for itself.
-    pub(crate) fn is_held_here(&self) -> bool {
-        self.inside.load(Ordering::Acquire) & HELD != 0 && self.holder.load(Ordering::Relaxed) == this_thread()
+        let inside = Inside { gate: self, entered: self.inside.load(Ordering::Relaxed) };
+        Held { inside, one_thread: PhantomData }
     }
 
     fn post(&self, invalidation: Invalidation) {
@@ -159,11 +177,10 @@ impl Gate {
         self.posted.fetch_add(1, Ordering::Release);
     }
 
-    /// Waits until the access that the port may be in has ended. An access of this thread itself is at a standstill; who
-    /// calls has seen to it that there is none that matters.
+    /// Waits until the access that the port may be in has ended.
     fn wait(&self) {
         let seen = self.inside.load(Ordering::Acquire);
-        if seen % 2 == 1 && !self.is_held_here() {
+        if seen % 2 == 1 {
             let mut round = 0;
             while self.inside.load(Ordering::Acquire) == seen {
                 wait_a_little(round);
@@ -171,6 +188,12 @@ impl Gate {
             }
         }
     }
+}
+
+/// Fails if this thread holds slices of any port, and so must not wait for anybody's. To be asked before taking a lock: who
+/// holds it may be waiting for those slices.
+pub(crate) fn check_holds_nothing() -> Result<(), HoldsSlices> {
+    if holds_any() { Err(HoldsSlices) } else { Ok(()) }
 }
 
 /// Returns when no port behind the gates uses, or will use, a translation that was taken away before the call and that

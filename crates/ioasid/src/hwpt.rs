@@ -13,7 +13,7 @@ use crate::invalidation::{Invalidation, TableId};
 use crate::ioas::Ioas;
 use crate::memory::{Pages, TableSpace};
 use crate::sync::{Mutex, MutexGuard};
-use crate::types::{HoldsSlices, IovaRange};
+use crate::types::IovaRange;
 
 /// log2 of the bytes that a table of the lowest level maps: what a cache of upper levels holds.
 pub(crate) const LOWEST_SPAN_BITS: u32 = VtdSecondStage::PAGE_SHIFT + VtdSecondStage::INDEX_BITS;
@@ -57,18 +57,14 @@ impl Hwpt {
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when no port uses what was taken out of `range` of the table before the call.
+    /// Returns when no port uses what was taken out of `range` of the table before the call. The caller keeps the address
+    /// space's list of tables as it is, and with it who is attached.
     pub(crate) fn quiesce(&self, range: IovaRange) {
-        let endpoints = self.endpoints();
+        let endpoint = |number: usize| self.endpoints().get(number).cloned();
         quiesce(
-            |each| endpoints.iter().for_each(|endpoint| endpoint.gates(each)),
+            |each| (0..).map_while(endpoint).for_each(|endpoint| endpoint.gates(each)),
             Invalidation::Range(TableId::of(self), range),
         );
-    }
-
-    /// Fails if [`Hwpt::quiesce`] would wait for this thread itself.
-    pub(crate) fn check_not_held(&self) -> Result<(), HoldsSlices> {
-        self.endpoints().iter().try_for_each(|endpoint| endpoint.check_not_held())
     }
 
     /// Where walks to `iova` and its neighbours can begin.
@@ -90,24 +86,26 @@ impl Hwpt {
         Some((found, found.access - unmarked))
     }
 
-    /// Maps `pages` at `range`, which no port reaches yet; all of it, or, on an error, nothing.
+    /// Maps `pages` at `range`; all of it, or, on an error, nothing.
     pub(crate) fn map(&self, range: IovaRange, access: Access, pages: &Pages) -> Result<(), iopt::MapError> {
         let leaves = Leaves { access, largest: self.granule.largest() };
-        let mut start = range.start;
-        for (pa, length) in pages.ranges() {
-            let mut empty = EmptyTables::none();
-            if let Err(error) = self.table.map(start, pa, length, leaves, &mut empty) {
-                if let Some(last) = start.checked_sub(1).filter(|&last| last >= range.start) {
-                    self.take_out(IovaRange { last, ..range }, &mut empty);
-                }
-                // A port may have met what was mapped for a moment.
-                self.quiesce(range);
-                self.table.free(empty);
-                return Err(error);
-            }
+        let (mut start, mut empty) = (range.start, EmptyTables::none());
+        let filled = pages.ranges().try_for_each(|(pa, length)| {
+            self.table.map(start, pa, length, leaves, &mut empty)?;
             start = start.wrapping_add(length);
+            Ok(())
+        });
+        if filled.is_err()
+            && let Some(last) = start.checked_sub(1).filter(|&last| last >= range.start)
+        {
+            self.take_out(IovaRange { last, ..range }, &mut empty);
         }
-        Ok(())
+        // A port may have met what was mapped for a moment, or a table that lost a race to be linked.
+        if filled.is_err() || !empty.is_empty() {
+            self.quiesce(range);
+            self.table.free(empty);
+        }
+        filled
     }
 
     /// Unmaps `runs`, which lie in `range` and consist of whole areas, and returns when no port uses them.

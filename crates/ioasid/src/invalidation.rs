@@ -50,6 +50,10 @@ impl Queue {
     }
 
     pub(crate) fn push(&mut self, invalidation: Invalidation) {
+        if self.pending[..self.used].last() == Some(&invalidation) {
+            // As from an endpoint that is attached with several PASIDs.
+            return;
+        }
         if self.used == LENGTH {
             self.pending[0] = Invalidation::All;
             self.used = 1;

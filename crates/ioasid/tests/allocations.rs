@@ -115,7 +115,7 @@ fn dma_waits_for_no_lock_of_who_unmaps() {
     let ((reached, is_reached), (go_on, goes_on)) = (sync_channel(1), sync_channel(1));
     let iommu = Iommu::new(Arc::new(Stopper { reached, go_on: Mutex::new(goes_on) }));
     let endpoint = iommu.add_endpoint(Rid::new(0, 0, 1, 0).unwrap(), GroupId(1)).unwrap();
-    endpoint.set_bus_master(true);
+    endpoint.set_bus_master(true).unwrap();
     let context = iommu.context();
     let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
     map(&ioas, 0x10_0000, 64).unwrap();

@@ -9,8 +9,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ioasid::memory::{RemoteMemory, Segment};
-use ioasid::{Access, Device, DirtyError, DmaPort, Hwpt, Ioas, Iova, IovaRange, Placement};
+use ioasid::memory::{RemoteMemory, Segment, TableSpace};
+use ioasid::{
+    Access, Device, DirtyError, DmaPort, GroupId, Hwpt, Ioas, Iommu, Iova, IovaRange, Placement, Rid, Silent,
+};
 use proptest::prelude::*;
 
 use common::{Bench, PAGE, map, range};
@@ -164,6 +166,25 @@ fn starting_again_begins_with_nothing_and_after_the_end_nothing_is_known() {
     hwpt.stop_dirty_tracking();
     port.write(Iova(BASE), &[1]).unwrap();
     assert_eq!(hwpt.read_dirty(whole, PAGE, false, &mut [0]), Err(DirtyError::Off));
+}
+
+#[test]
+fn tracking_that_cannot_be_made_finer_goes_on_as_it_was() {
+    // One chunk of tables, and more to split than it has room for.
+    let iommu = Iommu::with_tables(Arc::new(Silent), TableSpace::private(2 << 20).unwrap());
+    let endpoint = iommu.add_endpoint(Rid::new(0, 0, 1, 0).unwrap(), GroupId(1)).unwrap();
+    endpoint.set_bus_master(true).unwrap();
+    let context = iommu.context();
+    let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
+    map(&ioas, BASE, 512 * 1024).unwrap();
+    let hwpt = attach(&device, &ioas);
+    hwpt.start_dirty_tracking(2 * MIB).unwrap();
+    let mut port = endpoint.port();
+    port.write(Iova(BASE), &[1]).unwrap();
+    assert!(matches!(hwpt.start_dirty_tracking(PAGE), Err(DirtyError::Table(_))));
+    port.write(Iova(BASE + 600 * MIB), &[1]).unwrap();
+    let dirty = dirty(&hwpt, range(BASE, 2048 * MIB), 2 * MIB, true);
+    assert_eq!(dirty, BTreeSet::from([0, 300]));
 }
 
 #[test]

@@ -89,12 +89,12 @@ fn every_reason_for_a_fault_is_told_apart() {
     assert_eq!(reason(0x1000, true), Some((0x1000, FaultReason::NotPermitted)));
     assert_eq!(reason(0x1ffc, false), Some((0x2000, FaultReason::NotMapped)), "the first byte that is refused");
     assert_eq!(reason(u64::MAX - 3, false), Some((u64::MAX - 3, FaultReason::NotMapped)));
-    endpoint.set_bus_master(false);
+    endpoint.set_bus_master(false).unwrap();
     assert_eq!(reason(0x1000, false), Some((0x1000, FaultReason::NotBusMaster)));
     let (short, file) = Segment::memfd(2 * PAGE).unwrap();
     ioas.map(Placement::Fixed(Iova(0x8000)), 2 * PAGE, Access::all(), || Ok(vec![short])).unwrap();
     file.set_len(0).unwrap();
-    endpoint.set_bus_master(true);
+    endpoint.set_bus_master(true).unwrap();
     assert_eq!(reason(0x8000, false), Some((0x8000, FaultReason::MemoryGone)));
     assert_eq!(bench.log.faults.lock().unwrap().len(), 7);
 }

@@ -163,20 +163,94 @@ fn a_thread_that_holds_slices_is_told_so_when_it_would_wait_for_itself() {
     assert!(table.start_dirty_tracking(PAGE).is_err());
     // SAFETY: they still live.
     unsafe { slices[0].as_ptr().write(1) };
-    // What need not wait works: mapping more, looking without clearing, and another machine's affairs.
-    map(&ioas, 0x2000, 1).unwrap();
+    assert!(matches!(map(&ioas, 0x2000, 1), Err(MapError::HoldsSlices(_))));
+    assert_eq!(endpoint.set_bus_master(false), Err(HoldsSlices));
+    // What need not wait works: to look without clearing, and at the ports, and DMA by another port.
     table.read_dirty(range(0x1000, PAGE), PAGE, false, &mut [0]).unwrap();
-    let other = Bench::new();
-    let (_other_endpoint, _other_port, other_ioas, other_device) = other.one_device();
-    map(&other_ioas, 0x1000, 1).unwrap();
-    other_device.attach(None, other_ioas.id().0.get()).unwrap();
-    other_ioas.unmap(IovaRange::ALL).unwrap();
-    endpoint.set_bus_master(false);
-    endpoint.set_bus_master(true);
+    endpoint.port().write(Iova(0x1000), &[1]).unwrap();
+    assert!(endpoint.traffic().1 > 0 && bench.iommu.view().len() == 1);
 
     drop(slices);
     assert_eq!(ioas.unmap(range(0x1000, PAGE)), Ok(PAGE));
     assert_eq!(device.detach(None), Ok(()));
+}
+
+#[test]
+fn a_holder_sees_the_ports_and_is_refused_while_another_waits_for_it() {
+    let bench = Bench::new();
+    let (endpoint, mut port, ioas, device) = bench.one_device();
+    map(&ioas, 0x1000, 1).unwrap();
+    device.attach(None, ioas.id().0.get()).unwrap();
+    let slices = port.slices(Iova(0x1000), 8, Access::READ).unwrap();
+    std::thread::scope(|scope| {
+        let unmap = scope.spawn(|| ioas.unmap(range(0x1000, PAGE)).unwrap());
+        // Until it waits, which it does with all of its locks held: then nothing new can be mapped there.
+        while ioas.size().0 != 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(ioas.unmap(IovaRange::ALL), Err(UnmapError::HoldsSlices(HoldsSlices)));
+        assert_eq!(device.detach(None), Err(HoldsSlices));
+        let _ = (endpoint.traffic(), bench.iommu.view());
+        drop(endpoint.port());
+        assert!(!unmap.is_finished());
+        drop(slices);
+        unmap.join().unwrap();
+    });
+}
+
+#[test]
+fn slices_that_are_leaked_are_over_with_the_next_access_or_the_port() {
+    let bench = Bench::new();
+    let (endpoint, mut port, ioas, device) = bench.one_device();
+    map(&ioas, 0x1000, 2).unwrap();
+    device.attach(None, ioas.id().0.get()).unwrap();
+    // In a thread of its own, which stays the one that holds something.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::mem::forget(port.slices(Iova(0x1000), 8, Access::READ).unwrap());
+            port.read(Iova(0x1000), &mut [0]).unwrap();
+            let mut other = endpoint.port();
+            std::mem::forget(other.slices(Iova(0x1000), 8, Access::READ).unwrap());
+        });
+    });
+    ioas.unmap(range(0x1000, 2 * PAGE)).unwrap();
+    assert!(port.read(Iova(0x1000), &mut [0]).is_err());
+}
+
+#[test]
+fn a_length_that_a_device_made_up_costs_nothing() {
+    let bench = Bench::new();
+    let (_endpoint, mut port, ioas, device) = bench.one_device();
+    map(&ioas, 0x1000, 1).unwrap();
+    device.attach(None, ioas.id().0.get()).unwrap();
+    for length in [1 << 32, 1 << 57, u64::MAX] {
+        assert_eq!(
+            port.slices(Iova(0x1000), length, Access::READ).err().map(|e| e.reason),
+            Some(FaultReason::NotMapped)
+        );
+    }
+}
+
+#[test]
+fn what_is_no_memory_is_refused_and_keeps_nothing() {
+    let bench = Bench::new();
+    let (_endpoint, _port, ioas, device) = bench.one_device();
+    let at = || Placement::Fixed(Iova(0x1000));
+    let memory = |address, length| Segment::remote(Arc::new(Elsewhere(Mutex::default())), address, length);
+    for segments in [
+        vec![memory(0, 100), memory(0, PAGE - 100)],
+        vec![memory(0, 0), memory(0, PAGE)],
+        vec![memory(!0xfff, 2 * PAGE)],
+        vec![memory(0, !0xfff), memory(0, 2 * PAGE)],
+    ] {
+        assert!(ioas.map(at(), PAGE, Access::READ, || Ok(segments)).is_err());
+    }
+    let panics = std::panic::AssertUnwindSafe(|| ioas.map(at(), PAGE, Access::READ, || panic!("on purpose")));
+    std::panic::catch_unwind(panics).unwrap_err();
+    map(&ioas, 0x1000, 1).unwrap();
+    device.attach(None, ioas.id().0.get()).unwrap();
+    let backwards = IovaRange { start: 0x2000, last: 0x1000 };
+    assert_eq!(ioas.unmap(backwards), Err(UnmapError::NotWhole(backwards)));
 }
 
 #[test]
@@ -209,7 +283,7 @@ fn out_of_table_memory_is_an_error_and_everything_stays_as_it_was() {
     // One chunk: 512 tables.
     let iommu = Iommu::with_tables(Arc::new(Silent), TableSpace::private(2 << 20).unwrap());
     let endpoint = iommu.add_endpoint(Rid::new(0, 0, 1, 0).unwrap(), GroupId(1)).unwrap();
-    endpoint.set_bus_master(true);
+    endpoint.set_bus_master(true).unwrap();
     let context = iommu.context();
     let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
     device.attach(None, ioas.id().0.get()).unwrap();

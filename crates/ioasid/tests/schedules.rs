@@ -60,7 +60,7 @@ impl Setup {
         let ioas = context.ioas_alloc().unwrap();
         let device = context.bind(&endpoint).unwrap();
         device.attach(None, ioas.id().0.get()).unwrap();
-        endpoint.set_bus_master(true);
+        endpoint.set_bus_master(true).unwrap();
         Self { iommu, context, ioas, endpoint, device }
     }
 
@@ -130,10 +130,10 @@ fn no_dma_after_an_unmap_a_detach_or_the_loss_of_bus_mastering_returned() {
                     setup.device.attach(None, setup.ioas.id().0.get()).unwrap();
                 }
                 1 => {
-                    setup.endpoint.set_bus_master(false);
+                    setup.endpoint.set_bus_master(false).unwrap();
                     buffer.fill(SECRET);
                     setup.ioas.unmap(IovaRange::new(AT, PAGE).unwrap()).unwrap();
-                    setup.endpoint.set_bus_master(true);
+                    setup.endpoint.set_bus_master(true).unwrap();
                 }
                 _ => {
                     setup.ioas.unmap(IovaRange::new(AT, PAGE).unwrap()).unwrap();

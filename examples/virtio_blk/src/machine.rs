@@ -77,7 +77,7 @@ impl Machine {
         ioas.map(Placement::Fixed(Iova(IOVA)), MEMORY as u64, Access::all(), || Ok(pages(&guest)))?;
         let device = context.bind(&endpoint)?;
         device.attach(None, ioas.id().0.get())?;
-        endpoint.set_bus_master(true);
+        endpoint.set_bus_master(true)?;
 
         Ok(Self { guest, port, block: Block::new(bytes / SECTOR)?, faults, seed: 0, _device: device })
     }

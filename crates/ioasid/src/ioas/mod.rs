@@ -20,6 +20,7 @@ use iopt::Access;
 use thiserror::Error;
 
 use crate::endpoint::Endpoint;
+use crate::gate::check_holds_nothing;
 use crate::hwpt::Hwpt;
 use crate::ids::ObjectId;
 use crate::iommu::Iommu;
@@ -76,6 +77,12 @@ pub enum MapError {
     /// The memory has another length than the mapping.
     #[error("the memory has {0:#x} bytes, the mapping {1:#x}")]
     WrongLength(u64, u64),
+    /// Memory whose length is no multiple of the page size, or which wraps.
+    #[error("memory of {0:#x} bytes is not made of whole pages")]
+    NotPages(u64),
+    /// If it failed half-way, it would have to wait for DMA that this thread itself holds up.
+    #[error(transparent)]
+    HoldsSlices(#[from] HoldsSlices),
     /// The physical space is full.
     #[error(transparent)]
     PhysicalSpace(#[from] OutOfPhysicalSpace),
@@ -118,6 +125,18 @@ pub struct AreaView {
 
 type Tables = Vec<Arc<Hwpt>>;
 
+/// A range that is kept for a mapping to come, and given up if none does, whatever the reason.
+struct Kept<'a> {
+    ioas: &'a Ioas,
+    range: IovaRange,
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.ioas.locked_areas().remove(self.range);
+    }
+}
+
 /// An I/O address space.
 pub struct Ioas {
     id: ObjectId,
@@ -154,7 +173,8 @@ impl Ioas {
         self.serial
     }
 
-    fn tables(&self) -> RwLockReadGuard<'_, Tables> {
+    /// Keeps the list of tables, and who is attached to them, as they are.
+    pub(crate) fn tables(&self) -> RwLockReadGuard<'_, Vec<Arc<Hwpt>>> {
         self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -200,6 +220,7 @@ impl Ioas {
         access: Access,
         memory: impl FnOnce() -> Result<Vec<Segment>, ImportError>,
     ) -> Result<Iova, MapError> {
+        check_holds_nothing()?;
         if length == 0 {
             return Err(MapError::Empty);
         }
@@ -210,13 +231,11 @@ impl Ioas {
             let tables = self.tables();
             self.locked_areas().keep(placement, length, access, &usable(&tables))?
         };
-        // Whatever comes of it, the range does not stay kept.
-        let result =
-            self.pages(memory, length, access, range.start).and_then(|pages| self.publish(range, access, pages));
-        if result.is_err() {
-            self.locked_areas().remove(range);
-        }
-        result.map(|()| Iova(range.start))
+        let kept = Kept { ioas: self, range };
+        let pages = self.pages(memory, length, access, range.start)?;
+        self.publish(range, access, pages)?;
+        std::mem::forget(kept);
+        Ok(Iova(range.start))
     }
 
     fn pages(
@@ -227,7 +246,10 @@ impl Ioas {
         iova: u64,
     ) -> Result<Pages, MapError> {
         let segments = memory()?;
-        let have = segments.iter().map(Segment::length).sum();
+        if let Some(odd) = segments.iter().find(|segment| !segment.is_pages()) {
+            return Err(MapError::NotPages(odd.length()));
+        }
+        let have = segments.iter().map(Segment::length).fold(0, u64::saturating_add);
         if have != length {
             return Err(MapError::WrongLength(have, length));
         }
@@ -256,12 +278,15 @@ impl Ioas {
     ///
     /// # Errors
     /// [`UnmapError::NotWhole`] if nothing is mapped in `range` or it cuts an area, [`UnmapError::Busy`] if part of it is
-    /// being mapped, [`UnmapError::HoldsSlices`] if this thread holds slices of a device that is attached;
+    /// being mapped, [`UnmapError::HoldsSlices`] if this thread holds slices;
     /// nothing is changed then. The whole space ([`IovaRange::ALL`]) may be empty.
     pub fn unmap(&self, range: IovaRange) -> Result<u64, UnmapError> {
+        check_holds_nothing()?;
+        if range.start > range.last {
+            return Err(UnmapError::NotWhole(range));
+        }
         let _unmap = self.unmap.lock().unwrap_or_else(PoisonError::into_inner);
         let tables = self.tables();
-        tables.iter().try_for_each(|hwpt| hwpt.check_not_held())?;
         let bytes = self.locked_areas().let_go(range)?;
         for hwpt in &*tables {
             let mut next = Some(range);

@@ -126,6 +126,15 @@ impl Segment {
         Ok((Self::file(&file, 0, length, true)?, file))
     }
 
+    /// Whether it is made of whole pages and lies within its address space.
+    pub(crate) fn is_pages(&self) -> bool {
+        let last = self.length.checked_sub(1).filter(|_| self.length.is_multiple_of(PAGE_SIZE));
+        last.is_some_and(|last| match self.backing {
+            Backing::Local { .. } => true,
+            Backing::Remote { address, .. } => address.checked_add(last).is_some(),
+        })
+    }
+
     /// Number of bytes.
     #[must_use]
     pub fn length(&self) -> u64 {

@@ -93,7 +93,7 @@ pub struct DmaError {
 ///
 /// let device = context.bind(&endpoint)?;
 /// device.attach(None, ioas.id().0.get())?;
-/// endpoint.set_bus_master(true);
+/// endpoint.set_bus_master(true)?;
 /// port.write(Iova(0x1ffe), &[1, 2, 3, 4])?;
 ///
 /// device.detach(None)?;
@@ -258,7 +258,7 @@ impl DmaPort {
     /// # }
     /// # let device = context.bind(&endpoint)?;
     /// # device.attach(None, ioas.id().0.get())?;
-    /// # endpoint.set_bus_master(true);
+    /// # endpoint.set_bus_master(true)?;
     /// let slices = port.slices(Iova(0x1ff0), 0x20, Access::READ)?;
     /// // Two mappings, in two places.
     /// assert_eq!(slices.iter().map(|slice| slice.len()).collect::<Vec<_>>(), [0x10, 0x10]);
@@ -352,6 +352,8 @@ fn address(at: BusAddress, done: u64, write: bool) -> Result<BusAddress, DmaErro
 
 impl Drop for DmaPort {
     fn drop(&mut self) {
+        // Slices that were leaked are held no longer: somebody may be waiting for them.
+        drop(self.bus.requester.gate.enter());
         self.bus.endpoint.close_port(&self.bus.requester);
     }
 }

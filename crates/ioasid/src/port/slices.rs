@@ -14,6 +14,9 @@ use super::{BusAddress, DmaError, address};
 /// log2 of the smallest page of any format: a slice is no shorter, but for the first and the last of a range.
 const SHORTEST_SHIFT: u32 = 11;
 
+/// Slices that room is made for before it is known that there are so many: a device says how long a transaction is.
+const MOST_AT_ONCE: u64 = 1024;
+
 /// Bytes of this process that a transaction leads to, as long as the [`Slices`] that they were borrowed with live.
 #[derive(Debug)]
 pub struct DmaSlice {
@@ -202,7 +205,7 @@ impl Scratch {
     #[inline]
     pub(super) fn prepare(&mut self, length: u64) {
         self.slices.clear();
-        self.slices.reserve((length >> SHORTEST_SHIFT) as usize + 2);
+        self.slices.reserve((length >> SHORTEST_SHIFT).min(MOST_AT_ONCE) as usize + 2);
     }
 
     #[inline]

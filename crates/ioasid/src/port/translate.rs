@@ -217,7 +217,7 @@ impl Translator {
         if let Some(context) = self.contexts.insert(pasid, hwpt) {
             return Ok(context);
         }
-        // Four thousand attachments later, the domains have to be given out again.
+        // Two thousand attachments later, the domains have to be given out again.
         self.iotlb.flush();
         self.uppers.flush();
         self.contexts.restart();

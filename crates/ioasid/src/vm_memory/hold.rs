@@ -58,7 +58,7 @@ impl Drop for Holds {
     /// Whoever leaked a hold cannot use what it held any more.
     fn drop(&mut self) {
         if self.requester.gate.is_held() {
-            drop(self.requester.gate.resume());
+            drop(self.requester.gate.enter());
         }
     }
 }

@@ -58,7 +58,7 @@
 //! ioas.map(Placement::Fixed(Iova(0x1000)), 4096, Access::all(), || Ok(vec![memory]))?;
 //! let device = context.bind(&endpoint)?;
 //! device.attach(None, ioas.id().0.get())?;
-//! endpoint.set_bus_master(true);
+//! endpoint.set_bus_master(true)?;
 //!
 //! let memory = PortMemory::new(endpoint.port(), None);
 //! increment(&memory, GuestAddress(0x1000))?;

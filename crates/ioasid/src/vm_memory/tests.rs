@@ -66,7 +66,7 @@ fn bench_with(pasid: Option<Pasid>) -> Bench {
     let hwpt = device.attach(pasid, ioas.id().0.get()).unwrap();
     other.attach(pasid, ioas.id().0.get()).unwrap();
     let [memory, witness] = [0, 1].map(|n| {
-        endpoints[n].set_bus_master(true);
+        endpoints[n].set_bus_master(true).unwrap();
         PortMemory::new(endpoints[n].port(), pasid)
     });
     let ([endpoint, _], hwpt) = (endpoints, context.hwpt(hwpt).unwrap());

@@ -50,7 +50,7 @@ impl Bench {
 
     pub fn endpoint(&self, slot: u8, group: u32) -> Arc<Endpoint> {
         let endpoint = self.iommu.add_endpoint(Rid::new(0, 0, slot, 0).unwrap(), GroupId(group)).unwrap();
-        endpoint.set_bus_master(true);
+        endpoint.set_bus_master(true).unwrap();
         endpoint
     }
 }

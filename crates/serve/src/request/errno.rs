@@ -82,6 +82,8 @@ impl ToErrno for MapError {
             Self::NoSpace(_) => Errno::NOSPC,
             Self::ReadOnly => Errno::FAULT,
             Self::PhysicalSpace(_) => Errno::NOMEM,
+            Self::NotPages(_) => Errno::INVAL,
+            Self::HoldsSlices(error) => error.errno(),
             Self::Memory(error) => error.errno(),
             Self::Table(error) => error.errno(),
         }
