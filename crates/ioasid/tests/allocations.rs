@@ -1,4 +1,4 @@
-//! DMA allocates nothing and waits for no lock, hit or miss; unmapping, detaching and reading the dirty log allocate
+//! DMA allocates nothing and waits for no lock of an address space, hit or miss; unmapping, detaching and reading the dirty log allocate
 //! nothing either.
 
 #![allow(unsafe_code, reason = "counts allocations in a global allocator")]

@@ -40,7 +40,8 @@
 //! Ranges of which one is changed twice at once are the caller's mistake: afterwards what is mapped in them is one or the
 //! other, and tables may be missing from the arena until the page table goes.
 //!
-//! A map waits for memory where the arena has to take more of it into use, and nobody waits for that map. Unmapping and
+//! A map waits for memory where the arena has to take more of it into use, and nobody
+//! waits for that map but those who need more of it, too, and [`PageTable::start_tracking`]. Unmapping and
 //! freeing, walking and reading what is dirty allocate nothing.
 //!
 //! A walk that races with an unmap returns either the old translation or none. Whoever unmaps must therefore wait

@@ -49,7 +49,7 @@ pub(crate) struct Bus {
 }
 
 impl Bus {
-    /// Tells the observer, outside the gate.
+    /// Tells the observer; where slices are held, inside the gate.
     #[cold]
     pub(crate) fn fault(&self, error: DmaError) -> DmaError {
         let DmaError { at, write, reason } = error;

@@ -1,8 +1,8 @@
 //! A port's cache of translations.
 //!
 //! Set-associative: a translation can be in one of two places, beside each other, and pushes out the older one. (With four
-//! a hit takes a fifth longer.) All page sizes lie in the same sets; the place depends on the size, so a look-up tries the sizes that there
-//! are, the one that was hit last first. The cache starts small and grows as long as translations push each other out,
+//! a hit takes longer.) All page sizes lie in the same sets; the place depends on the size, so a look-up tries the sizes that
+//! there are, the one that was hit last first. The cache starts small and grows as long as translations push each other out,
 //! up to [`MOST_SETS`].
 //!
 //! ```text
