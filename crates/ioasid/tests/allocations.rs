@@ -125,7 +125,7 @@ fn dma_waits_for_no_lock_of_who_unmaps() {
     std::thread::scope(|scope| {
         scope.spawn(|| ioas.unmap(range(STOP, PAGE)).unwrap());
         is_reached.recv().unwrap();
-        // It holds all the locks that there are for it to hold. Walks and hits go on:
+        // It holds the address space's locks. Walks and hits go on:
         for _ in 0..2 {
             (0..64).for_each(|n| port.write(Iova(0x10_0000 + n * PAGE), &[1]).unwrap());
         }

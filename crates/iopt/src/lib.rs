@@ -37,8 +37,8 @@
 //! | [`PageTable::read_dirty`], [`start_tracking`](PageTable::start_tracking), [`iter`](PageTable::iter) | any number, beside anything |
 //! | [`PageTable::free`], [`Arena::free`] | any number, beside anything but walks that began before the tables were emptied |
 //!
-//! Ranges of which one is changed twice at once are the caller's mistake: afterwards what is mapped in them is one or the
-//! other, and tables may be missing from the arena until the page table goes.
+//! To change one range twice at once is the caller's mistake, and not a harmless one: the counts beside the tables are then
+//! wrong, and what neighbours mapped in the same tables may go with it.
 //!
 //! A map waits for memory where the arena has to take more of it into use, and nobody
 //! waits for that map but those who need more of it, too, and [`PageTable::start_tracking`]. Unmapping and
