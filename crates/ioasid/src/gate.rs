@@ -21,19 +21,18 @@
 //!
 //! An access is short: a port leaves its gate between pieces of a long transfer, so waiting is bounded by one piece. Only
 //! borrowed slices are held for as long as their holder likes. A thread that waited for slices which it holds itself, or for
-//! one who waits for them, would wait for ever; so it is counted how many a thread holds, and whoever may have to wait asks
-//! before it takes a lock ([`check_holds_nothing`]).
+//! one who waits for them, would wait for ever; so a thread knows the gates that it holds (see [`holder`]), and whoever may
+//! have to wait asks before it takes a lock ([`check_holds_nothing`]).
 
 use std::marker::PhantomData;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use crate::invalidation::{Invalidation, Queue};
-use crate::sync::{
-    AtomicU64, Mutex, Ordering, begin_holding, end_holding, heavy_fence, holds_any, is_asymmetric, light_fence,
-    wait_a_little,
-};
+use crate::sync::{AtomicU64, Mutex, Ordering, heavy_fence, is_asymmetric, light_fence, wait_a_little};
 use crate::types::HoldsSlices;
+use holder::{Holder, holds_any};
 
+mod holder;
 #[cfg(all(test, any(loom, shuttle)))]
 mod model;
 
@@ -46,6 +45,8 @@ const HELD: u64 = 1 << 63;
 pub(crate) struct Gate {
     /// Odd while the port is inside an access, with [`HELD`] if slices are held. Written by the port only.
     inside: AtomicU64,
+    /// Who holds, or last held, slices.
+    holder: Holder,
     /// Counts what was posted. Written by those who take translations away.
     posted: AtomicU64,
     /// See [`is_asymmetric`].
@@ -103,18 +104,12 @@ impl<'a> Held<'a> {
     }
 }
 
-impl Drop for Held<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        end_holding();
-    }
-}
-
 impl Gate {
     /// A gate with nobody inside.
     pub(crate) fn new() -> Self {
         Self {
             inside: AtomicU64::new(0),
+            holder: Holder::new(),
             posted: AtomicU64::new(0),
             asymmetric: is_asymmetric(),
             queue: Mutex::new(Queue::new()),
@@ -135,22 +130,13 @@ impl Gate {
     #[inline]
     fn begin(&self) -> u64 {
         let inside = self.inside.load(Ordering::Relaxed);
-        if inside % 2 == 1 { Self::begin_after_leak(inside) } else { inside + 1 }
-    }
-
-    #[cold]
-    fn begin_after_leak(inside: u64) -> u64 {
-        // If it was another thread that leaked it, that one goes on counting it.
-        if inside & HELD != 0 && holds_any() {
-            end_holding();
-        }
-        inside & !HELD
+        if inside % 2 == 1 { inside & !HELD } else { inside + 1 }
     }
 
     /// As [`Gate::enter`], for an access that lasts as long as its caller likes.
     #[inline]
-    pub(crate) fn hold(&self) -> Held<'_> {
-        begin_holding();
+    pub(crate) fn hold(self: &Arc<Self>) -> Held<'_> {
+        self.holder.set(self);
         let entered = self.begin() | HELD;
         self.inside.store(entered, Ordering::Release);
         light_fence(self.asymmetric);

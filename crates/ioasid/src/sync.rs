@@ -11,15 +11,21 @@ pub(crate) use loom::sync::{
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
 };
 #[cfg(shuttle)]
-pub(crate) use shuttle::sync::{
-    Mutex, MutexGuard, RwLock, RwLockReadGuard,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
+pub(crate) use shuttle::{
+    sync::{
+        Mutex, MutexGuard, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
+    },
+    thread_local,
 };
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::sync::{
     Mutex, MutexGuard, RwLock, RwLockReadGuard,
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
 };
+// loom's takes no constants; what is local to a thread has no part in its models.
+#[cfg(not(shuttle))]
+pub(crate) use std::thread_local;
 
 #[cfg(any(loom, shuttle))]
 mod platform {
@@ -43,34 +49,10 @@ mod platform {
         #[cfg(shuttle)]
         shuttle::thread::yield_now();
     }
-
-    #[cfg(shuttle)]
-    shuttle::thread_local! {
-        static HELD: std::cell::Cell<usize> = std::cell::Cell::new(0);
-    }
-
-    pub(crate) fn begin_holding() {
-        #[cfg(shuttle)]
-        HELD.with(|held| held.set(held.get() + 1));
-    }
-
-    pub(crate) fn end_holding() {
-        #[cfg(shuttle)]
-        HELD.with(|held| held.set(held.get() - 1));
-    }
-
-    /// As outside of a model; loom's tests hold nothing.
-    pub(crate) fn holds_any() -> bool {
-        #[cfg(loom)]
-        return false;
-        #[cfg(shuttle)]
-        return HELD.with(std::cell::Cell::get) > 0;
-    }
 }
 
 #[cfg(not(any(loom, shuttle)))]
 mod platform {
-    use std::cell::Cell;
     use std::sync::LazyLock;
     use std::sync::atomic::compiler_fence;
     use std::time::Duration;
@@ -123,32 +105,6 @@ mod platform {
             _ => std::thread::sleep(Duration::from_micros(50)),
         }
     }
-
-    thread_local! {
-        /// Slices that the thread began to hold, and that it held no longer. Leaked ones are held until their port is used
-        /// again. Two counters, as one would be waited for twice in each access.
-        static BEGUN: Cell<usize> = const { Cell::new(0) };
-        static ENDED: Cell<usize> = const { Cell::new(0) };
-    }
-
-    /// Counts slices that this thread holds from now on.
-    #[inline]
-    pub(crate) fn begin_holding() {
-        BEGUN.with(|begun| begun.set(begun.get().wrapping_add(1)));
-    }
-
-    /// Counts slices that this thread holds no longer.
-    #[inline]
-    pub(crate) fn end_holding() {
-        ENDED.with(|ended| ended.set(ended.get().wrapping_add(1)));
-    }
-
-    /// Whether this thread holds slices.
-    pub(crate) fn holds_any() -> bool {
-        BEGUN.with(Cell::get) != ENDED.with(Cell::get)
-    }
 }
 
-pub(crate) use platform::{
-    begin_holding, end_holding, heavy_fence, holds_any, is_asymmetric, light_fence, wait_a_little,
-};
+pub(crate) use platform::{heavy_fence, is_asymmetric, light_fence, wait_a_little};

@@ -13,7 +13,7 @@ use super::DmaError;
 /// What others see of a port.
 #[derive(Debug)]
 pub(crate) struct Requester {
-    pub(crate) gate: Gate,
+    pub(crate) gate: Arc<Gate>,
     /// Bytes that the port moved; only the port writes them. Statistics: nothing is ordered by them.
     read: AtomicU64,
     written: AtomicU64,
@@ -21,7 +21,7 @@ pub(crate) struct Requester {
 
 impl Requester {
     pub(crate) fn new() -> Self {
-        Self { gate: Gate::new(), read: AtomicU64::new(0), written: AtomicU64::new(0) }
+        Self { gate: Arc::new(Gate::new()), read: AtomicU64::new(0), written: AtomicU64::new(0) }
     }
 
     /// Bytes read and written so far.
