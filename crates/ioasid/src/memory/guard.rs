@@ -74,6 +74,7 @@ pub(crate) fn memory_lost() -> u64 {
 }
 
 /// Whether some of the `length` bytes at `start` belong to a mapping that lost bytes.
+#[cold]
 pub(crate) fn lost_at(start: usize, length: usize) -> bool {
     entries().any(|entry| {
         let mapped = |(from, mapped): (usize, usize)| from < start + length && start < from + mapped;

@@ -160,6 +160,7 @@ impl DmaPort {
     ///
     /// # Errors
     /// [`DmaError`] at the first address that may not be read or written.
+    #[inline]
     pub fn copy(
         &mut self,
         from: impl Into<BusAddress>,
@@ -167,38 +168,60 @@ impl DmaPort {
         length: u64,
     ) -> Result<(), DmaError> {
         let (from, to) = (from.into(), to.into());
-        // Before the gate: who waits there must not wait for memory.
-        self.bounce.resize(PIECE as usize, 0);
-        let mut done = 0;
-        while done < length {
-            done += self.copy_piece(address(from, done, false)?, address(to, done, true)?, PIECE.min(length - done))?;
+        let done = self.copy_hit(from, to, length);
+        if done < length {
+            self.copy_rest([from, to], length, done)?;
         }
         self.bus.requester.count_read(length);
         self.bus.requester.count_written(length);
         Ok(())
     }
 
-    /// Moves up to `left` bytes, and returns how many.
-    #[inline]
-    fn copy_piece(&mut self, from: BusAddress, to: BusAddress, left: u64) -> Result<u64, DmaError> {
+    /// Goes on with a copy of which some bytes are done.
+    #[inline(never)]
+    fn copy_rest(&mut self, [from, to]: [BusAddress; 2], length: u64, mut done: u64) -> Result<(), DmaError> {
+        while done < length {
+            let (from, to, left) = (address(from, done, false)?, address(to, done, true)?, length - done);
+            done += match self.copy_hit(from, to, left) {
+                0 => self.copy_missed(from, to, left)?,
+                moved => moved,
+            };
+        }
+        Ok(())
+    }
+
+    /// Moves up to `left` bytes if it is known where they are, and returns how many.
+    // What lies on the stack is slow to come back after a copy, as loads wait for the copy's stores to the same offset in a
+    // page. So this is little enough to stay in registers.
+    #[inline(always)]
+    fn copy_hit(&mut self, from: BusAddress, to: BusAddress, left: u64) -> u64 {
         self.translator.prepare(from.pasid.or(to.pasid));
+        let Self { bus, translator, .. } = self;
+        let inside = bus.requester.gate.enter();
+        translator.refresh(&inside);
+        let Some((source, readable)) = translator.hit(from, Access::READ) else { return 0 };
+        let Some((target, writable)) = translator.hit(to, Access::WRITE) else { return 0 };
+        let bytes = PIECE.min(left).min(readable).min(writable);
+        let moved = transfer::copy(Place::Here(source), Place::Here(target), bytes as usize, &mut []);
+        if moved.is_ok() && !translator.lost_memory() { bytes } else { 0 }
+    }
+
+    /// [`DmaPort::copy_hit`], wherever the bytes are.
+    #[cold]
+    fn copy_missed(&mut self, from: BusAddress, to: BusAddress, left: u64) -> Result<u64, DmaError> {
+        // Before the gate: who waits there must not wait for memory.
+        self.bounce.resize(PIECE as usize, 0);
         let Self { bus, translator, bounce, .. } = self;
         let inside = bus.requester.gate.enter();
         translator.refresh(&inside);
-        let hits = translator.hit(from, Access::READ).zip(translator.hit(to, Access::WRITE));
-        let moved = match hits {
-            Some(((source, readable), (target, writable))) => {
-                copy_between(Span::here(source, readable), Span::here(target, writable), left, bounce, translator)
-            }
-            None => translator
-                .translate(bus, &inside, from, Access::READ)
-                .map_err(|reason| (Side::Source, reason))
-                .and_then(|source| {
-                    let target = translator.translate(bus, &inside, to, Access::WRITE);
-                    let target = target.map_err(|reason| (Side::Target, reason))?;
-                    copy_between(source, target, left, bounce, translator)
-                }),
-        };
+        let moved = translator
+            .translate(bus, &inside, from, Access::READ)
+            .map_err(|reason| (Side::Source, reason))
+            .and_then(|source| {
+                let target = translator.translate(bus, &inside, to, Access::WRITE);
+                let target = target.map_err(|reason| (Side::Target, reason))?;
+                copy_between(source, target, PIECE.min(left), bounce, translator)
+            });
         drop(inside);
         moved.map_err(|(side, reason)| {
             let (at, write) = if side == Side::Source { (from, false) } else { (to, true) };

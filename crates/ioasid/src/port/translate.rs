@@ -233,7 +233,7 @@ impl Translator {
 
 impl Place<'_> {
     /// Fails if some of the `length` bytes there were lost.
-    #[cold]
+    #[inline]
     pub(super) fn check(self, length: u64) -> Result<(), FaultReason> {
         match self {
             Self::Here(start) if lost_at(start.addr(), length as usize) => Err(FaultReason::MemoryGone),
