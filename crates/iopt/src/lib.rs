@@ -57,4 +57,7 @@ mod tests;
 
 pub use arena::{Arena, EmptyTables, Heap, TableAddr, TableMemory};
 pub use format::{Access, Entry, Format};
-pub use table::{DirtyWord, Iter, Leaves, MapError, PageTable, RangeError, Translation, Upper, View, walk};
+pub use table::{
+    DirtyWord, GuestMemory, GuestTranslation, Iter, Leaves, MapError, PageTable, RangeError, Translation, Upper, View,
+    walk, walk_guest,
+};

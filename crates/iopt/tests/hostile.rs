@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use iopt::format::{AmdV1, Armv8Stage1, Armv8Stage2, Mock, RiscV, Sv57, VtdSecondStage, X86_64, X86_64FiveLevels};
-use iopt::{Access, Format, TableAddr, View, walk};
+use iopt::{Access, Format, GuestMemory, TableAddr, View, walk, walk_guest};
 use proptest::prelude::*;
 
 const ENTRIES: u64 = 2048;
@@ -26,6 +26,23 @@ fn iova<F: Format>() -> impl Strategy<Value = u64> {
     prop_oneof![near, any::<u64>()]
 }
 
+/// The same entries, as a guest's.
+struct Guest<'a>(&'a [AtomicU64]);
+
+impl GuestMemory for Guest<'_> {
+    type Error = ();
+
+    fn load(&mut self, address: u64) -> Result<u64, ()> {
+        assert_eq!(address % 8, 0);
+        self.0.get(address as usize / 8).map(|entry| entry.load(Ordering::Relaxed)).ok_or(())
+    }
+
+    fn compare_exchange(&mut self, address: u64, current: u64, _: u64) -> Result<bool, ()> {
+        // It says so, and changes nothing.
+        Ok(self.load(address)? == current)
+    }
+}
+
 fn walks_end<F: Format>(pattern: &[u64], root: u64, iovas: &[u64]) {
     let entries: Vec<_> = (0..ENTRIES).map(|n| AtomicU64::new(pattern[n as usize % 512 % pattern.len()])).collect();
     let view = View::<F>::new(&entries, TableAddr(root));
@@ -36,6 +53,10 @@ fn walks_end<F: Format>(pattern: &[u64], root: u64, iovas: &[u64]) {
         let coalesced = view.walk_coalesced(iova);
         assert_eq!(coalesced.map(|page| (page.pa, page.access)), found.map(|page| (page.pa, page.access)));
         assert_eq!(view.upper(iova).is_some(), found.is_some());
+        let guest = walk_guest::<F, _>(&mut Guest(&entries), TableAddr(root), iova, Access::READ);
+        if found.is_some() {
+            assert_eq!(guest.map(|guest| guest.map(|guest| guest.found)), Ok(found));
+        }
         // Whatever it belongs to.
         upper = view.upper(iova).or(upper);
         if let Some(upper) = upper {

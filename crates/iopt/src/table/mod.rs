@@ -25,6 +25,7 @@
 //! something else.
 
 mod dirty;
+mod guest;
 mod iter;
 mod map;
 mod protect;
@@ -40,6 +41,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
 pub use dirty::DirtyWord;
+pub use guest::{GuestMemory, GuestTranslation, walk_guest};
 pub use iter::Iter;
 pub use map::Leaves;
 pub use view::{Upper, View, walk};
