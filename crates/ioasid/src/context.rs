@@ -7,9 +7,9 @@ use thiserror::Error;
 
 use crate::device::{BindError, Device};
 use crate::endpoint::Endpoint;
-use crate::hwpt::Hwpt;
+use crate::hwpt::{GuestTable, Hwpt, HwptKind, NestedHwpt, Table, UnalignedRoot};
 use crate::ids::{Ids, ObjectId, RemoveError};
-use crate::ioas::Ioas;
+use crate::ioas::{ConnectError, Ioas};
 use crate::iommu::Iommu;
 use crate::observe::Leftover;
 use crate::sync::Mutex;
@@ -26,10 +26,48 @@ pub enum DestroyError {
     Busy(u32),
 }
 
+/// Why no page table was made. Nothing is changed.
+#[derive(Debug, Error)]
+pub enum HwptError {
+    /// There is no object with this id.
+    #[error("no object {0} in the context")]
+    Missing(u32),
+    /// A page table mirrors an address space, and this is something else.
+    #[error("object {0} is not an address space")]
+    NotAnIoas(u32),
+    /// A nested page table needs a page table below it, and this is something else.
+    #[error("object {0} is not a page table")]
+    NotAPageTable(u32),
+    /// The page table was not made to be a parent, or is nested itself: there are two stages, and no third.
+    #[error("page table {0} cannot be a parent: only one that mirrors an address space and was made as such can")]
+    NotAParent(u32),
+    /// The guest's table is not where it can be.
+    #[error(transparent)]
+    Unaligned(#[from] UnalignedRoot),
+    /// The context has 2^31 objects.
+    #[error("the context has no free ids")]
+    NoIds,
+    /// Something is mapped that the page table's format cannot address.
+    #[error("IOVA {0} is mapped, but page tables end below it")]
+    Conflict(IovaRange),
+    /// The page table could not be filled.
+    #[error(transparent)]
+    Table(#[from] iopt::MapError),
+}
+
+impl From<ConnectError> for HwptError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Conflict(range) => Self::Conflict(range),
+            ConnectError::Table(error) => Self::Table(error),
+        }
+    }
+}
+
 #[derive(Clone)]
 pub(crate) enum Object {
     Ioas(Arc<Ioas>),
-    Hwpt(Arc<Hwpt>),
+    Hwpt(Table),
     /// Its [`Device`] is held by the consumer that bound it.
     Device,
 }
@@ -85,9 +123,61 @@ impl Context {
     #[must_use]
     pub fn hwpt(&self, id: ObjectId) -> Option<Arc<Hwpt>> {
         match self.ids.get(id)? {
-            Object::Hwpt(hwpt) => Some(hwpt),
-            Object::Ioas(_) | Object::Device => None,
+            Object::Hwpt(Table::Paging(hwpt)) => Some(hwpt),
+            Object::Hwpt(Table::Nested(_)) | Object::Ioas(_) | Object::Device => None,
         }
+    }
+
+    /// The nested page table with this id.
+    #[must_use]
+    pub fn nested_hwpt(&self, id: ObjectId) -> Option<Arc<NestedHwpt>> {
+        match self.ids.get(id)? {
+            Object::Hwpt(Table::Nested(nested)) => Some(nested),
+            Object::Hwpt(Table::Paging(_)) | Object::Ioas(_) | Object::Device => None,
+        }
+    }
+
+    /// Makes a page table of the address space `ioas`, which stays until it is destroyed; with `nest_parent`, nested tables
+    /// can be made on it.
+    ///
+    /// # Errors
+    /// See [`HwptError`].
+    pub fn hwpt_alloc(&self, ioas: u32, nest_parent: bool) -> Result<Arc<Hwpt>, HwptError> {
+        let kind = if nest_parent { HwptKind::NestParent } else { HwptKind::Plain };
+        self.with_held(ioas, |object| {
+            let Object::Ioas(owner) = object else { return Err(HwptError::NotAnIoas(ioas)) };
+            let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
+            let hwpt = Arc::new(Hwpt::new(reserved.id(), kind, owner.clone(), self.iommu.arena.clone())?);
+            owner.add_table(hwpt.clone(), None)?;
+            reserved.finalize(Object::Hwpt(Table::Paging(hwpt.clone())), 0);
+            Ok(hwpt)
+        })
+    }
+
+    /// Makes a nested page table: a guest's own `table`, whose addresses mean what `parent` maps.
+    ///
+    /// # Errors
+    /// See [`HwptError`].
+    pub fn hwpt_alloc_nested(&self, parent: u32, table: GuestTable) -> Result<Arc<NestedHwpt>, HwptError> {
+        table.check()?;
+        self.with_held(parent, |object| {
+            let hwpt = match object {
+                Object::Hwpt(Table::Paging(hwpt)) if hwpt.kind() == HwptKind::NestParent => hwpt.clone(),
+                Object::Hwpt(_) => return Err(HwptError::NotAParent(parent)),
+                Object::Ioas(_) | Object::Device => return Err(HwptError::NotAPageTable(parent)),
+            };
+            let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
+            let nested = Arc::new(NestedHwpt::new(reserved.id(), hwpt, table));
+            reserved.finalize(Object::Hwpt(Table::Nested(nested.clone())), 0);
+            Ok(nested)
+        })
+    }
+
+    /// Makes something of an object, which it holds from then on.
+    fn with_held<T>(&self, id: u32, make: impl FnOnce(&Object) -> Result<T, HwptError>) -> Result<T, HwptError> {
+        let object_id = ObjectId(NonZeroU32::new(id).ok_or(HwptError::Missing(id))?);
+        let object = self.ids.hold(object_id).ok_or(HwptError::Missing(id))?;
+        make(&object).inspect_err(|_| self.ids.release(object_id))
     }
 
     /// Binds a device to this context: from now on, what it reaches is decided through it.
@@ -108,9 +198,17 @@ impl Context {
             RemoveError::Missing => DestroyError::Missing(id),
             RemoveError::InUse => DestroyError::Busy(id),
         })?;
-        if let Object::Ioas(ioas) = object {
-            // Only a range that cuts an area is refused.
-            let _ = ioas.unmap(IovaRange::ALL);
+        match object {
+            Object::Ioas(ioas) => {
+                // Only a range that cuts an area is refused.
+                let _ = ioas.unmap(IovaRange::ALL);
+            }
+            Object::Hwpt(Table::Paging(hwpt)) => {
+                hwpt.ioas().remove_table(&hwpt);
+                self.ids.release(hwpt.ioas().id());
+            }
+            Object::Hwpt(Table::Nested(nested)) => self.ids.release(nested.parent().id()),
+            Object::Device => {}
         }
         Ok(())
     }
@@ -118,12 +216,17 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // Devices hold the context, so none is bound any more, and no page table is left.
+        // Devices hold the context, so none is bound any more, and nobody is attached to a page table.
         for (id, object) in self.ids.drain() {
-            if let Object::Ioas(ioas) = object {
-                let (areas, bytes) = ioas.size();
-                self.iommu.observer().left_behind(&Leftover::Ioas { id, areas, bytes });
-                let _ = ioas.unmap(IovaRange::ALL);
+            match object {
+                Object::Ioas(ioas) => {
+                    let (areas, bytes) = ioas.size();
+                    self.iommu.observer().left_behind(&Leftover::Ioas { id, areas, bytes });
+                    let _ = ioas.unmap(IovaRange::ALL);
+                }
+                // The address space has a reference to it, and it one to the address space.
+                Object::Hwpt(Table::Paging(hwpt)) => hwpt.ioas().remove_table(&hwpt),
+                Object::Hwpt(Table::Nested(_)) | Object::Device => {}
             }
         }
     }

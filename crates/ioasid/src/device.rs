@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::context::{Context, Object};
 use crate::endpoint::Endpoint;
 use crate::gate::check_holds_nothing;
-use crate::hwpt::Hwpt;
+use crate::hwpt::{Hwpt, HwptKind, Table};
 use crate::ids::ObjectId;
 use crate::ioas::{ConnectError, Ioas};
 use crate::observe::Leftover;
@@ -139,37 +139,60 @@ impl Device {
         // Held from here on, so that it cannot be destroyed under us.
         let object = ids.hold(target_id).ok_or(missing)?;
         let result = match &object {
-            Object::Ioas(ioas) => self.attach_to(pasid, ioas),
-            Object::Hwpt(hwpt) => self.attach_to(pasid, hwpt.ioas()),
+            Object::Ioas(ioas) => self.attach_to_ioas(pasid, ioas),
+            Object::Hwpt(table) => self.attach_to_table(pasid, table),
             Object::Device => Err(AttachError::WrongKind(target)),
         };
         ids.release(target_id);
         result
     }
 
-    /// Attaches to a page table of `ioas`, which the caller holds.
-    fn attach_to(&self, pasid: Option<Pasid>, ioas: &Arc<Ioas>) -> Result<ObjectId, AttachError> {
+    /// Attaches to the automatic page table of `ioas`, which the caller holds, and makes it if there is none.
+    fn attach_to_ioas(&self, pasid: Option<Pasid>, ioas: &Arc<Ioas>) -> Result<ObjectId, AttachError> {
         let (ids, endpoint) = (self.context.ids(), self.endpoint());
-        if self.context.iommu().is_group_elsewhere(endpoint, pasid, ioas) {
-            return Err(AttachError::GroupElsewhere(endpoint.group()));
+        if let Some(hwpt) = ioas.automatic_table() {
+            return self.attach_to_table(pasid, &Table::Paging(hwpt));
         }
+        self.check_group(pasid, None)?;
         let reserved = ids.reserve().ok_or(AttachError::NoIds)?;
-        let id = reserved.id();
-        let make = || Hwpt::new(id, ioas.clone(), self.context.iommu().arena.clone()).map(Arc::new);
-        let (hwpt, made) = ioas.connect(endpoint, make)?;
-        if made {
-            // The table holds its address space, and is held by this attachment.
-            let held = ids.hold(ioas.id());
-            debug_assert!(held.is_some());
-            reserved.finalize(Object::Hwpt(hwpt.clone()), 1);
-        } else {
-            let held = ids.hold(hwpt.id());
-            debug_assert!(held.is_some());
+        let arena = self.context.iommu().arena.clone();
+        let hwpt = Arc::new(Hwpt::new(reserved.id(), HwptKind::Automatic, ioas.clone(), arena)?);
+        ioas.add_table(hwpt.clone(), Some(endpoint))?;
+        // The table holds its address space, and is held by this attachment.
+        let held = ids.hold(ioas.id());
+        debug_assert!(held.is_some());
+        let table = Table::Paging(hwpt);
+        let id = reserved.finalize(Object::Hwpt(table.clone()), 1);
+        self.replace(pasid, table);
+        Ok(id)
+    }
+
+    /// Attaches to a page table that there is.
+    fn attach_to_table(&self, pasid: Option<Pasid>, table: &Table) -> Result<ObjectId, AttachError> {
+        self.check_group(pasid, Some(table))?;
+        table.ioas().connect(self.endpoint(), table.paging())?;
+        if let Table::Nested(nested) = table {
+            nested.connect(self.endpoint());
         }
-        if let Some(before) = endpoint.attach(pasid, hwpt.clone()) {
+        let held = self.context.ids().hold(table.id());
+        debug_assert!(held.is_some());
+        self.replace(pasid, table.clone());
+        Ok(table.id())
+    }
+
+    /// Fails if another device of the group is attached to something else.
+    fn check_group(&self, pasid: Option<Pasid>, table: Option<&Table>) -> Result<(), AttachError> {
+        if self.context.iommu().is_group_elsewhere(self.endpoint(), pasid, table) {
+            return Err(AttachError::GroupElsewhere(self.endpoint().group()));
+        }
+        Ok(())
+    }
+
+    /// Attaches to `table`, which knows the endpoint, in place of what it was attached to.
+    fn replace(&self, pasid: Option<Pasid>, table: Table) {
+        if let Some(before) = self.endpoint().attach(pasid, table) {
             self.let_go(&before);
         }
-        Ok(hwpt.id())
     }
 
     /// Takes the translation for `pasid` away. When it returns, no DMA through it is in flight and none can start.
@@ -180,28 +203,33 @@ impl Device {
     pub fn detach(&self, pasid: Option<Pasid>) -> Result<(), HoldsSlices> {
         check_holds_nothing()?;
         let _attach = self.context.attach.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(hwpt) = self.endpoint().detach(pasid) {
-            self.let_go(&hwpt);
+        if let Some(table) = self.endpoint().detach(pasid) {
+            self.let_go(&table);
         }
         Ok(())
     }
 
-    /// Drops the endpoint's claim on a page table that it no longer uses, and the table with the last claim.
-    fn let_go(&self, hwpt: &Arc<Hwpt>) {
-        let ids = self.context.ids();
-        if hwpt.ioas().disconnect(self.endpoint(), hwpt) {
+    /// Drops the endpoint's claim on a page table that it no longer uses, and an automatic table with the last claim.
+    fn let_go(&self, table: &Table) {
+        let (ids, hwpt) = (self.context.ids(), table.paging());
+        if let Table::Nested(nested) = table {
+            nested.disconnect(self.endpoint());
+        }
+        let unused = hwpt.ioas().disconnect(self.endpoint(), hwpt);
+        if unused && hwpt.kind() == HwptKind::Automatic {
+            hwpt.ioas().remove_table(hwpt);
             ids.release_last(hwpt.id());
             ids.release(hwpt.ioas().id());
         } else {
-            ids.release(hwpt.id());
+            ids.release(table.id());
         }
     }
 
     /// One attachment that there is.
     fn first_attachment(&self) -> Option<(Option<Pasid>, Leftover)> {
-        self.endpoint().find_attachment(|(pasid, hwpt)| {
+        self.endpoint().find_attachment(|(pasid, table)| {
             let (rid, pasid) = (self.endpoint().rid(), *pasid);
-            Some((pasid, Leftover::Attachment { rid, pasid, hwpt: hwpt.id(), ioas: hwpt.ioas().id() }))
+            Some((pasid, Leftover::Attachment { rid, pasid, hwpt: table.id(), ioas: table.ioas().id() }))
         })
     }
 }

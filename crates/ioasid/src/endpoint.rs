@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use crate::gate::{Gate, check_holds_nothing, quiesce};
 use crate::group::Group;
-use crate::hwpt::Hwpt;
+use crate::hwpt::Table;
 use crate::invalidation::Invalidation;
 use crate::iommu::Iommu;
 use crate::port::{DmaPort, Requester};
@@ -34,7 +34,7 @@ pub struct Endpoint {
 }
 
 /// In order of PASID.
-type Attachments = Vec<(Option<Pasid>, Arc<Hwpt>)>;
+type Attachments = Vec<(Option<Pasid>, Table)>;
 
 #[derive(Default)]
 struct Ports {
@@ -156,31 +156,31 @@ impl Endpoint {
     }
 
     /// The page table that a transaction goes to.
-    pub(crate) fn with_attachment<T>(&self, pasid: Option<Pasid>, use_it: impl FnOnce(&Hwpt) -> T) -> Option<T> {
+    pub(crate) fn with_attachment<T>(&self, pasid: Option<Pasid>, use_it: impl FnOnce(&Table) -> T) -> Option<T> {
         let attachments = self.attachments.read().unwrap_or_else(PoisonError::into_inner);
         find(&attachments, pasid).ok().map(|at| use_it(&attachments[at].1))
     }
 
     /// Goes through all attachments, in order of PASID, as long as `each` gives nothing.
-    pub(crate) fn find_attachment<T>(&self, each: impl FnMut(&(Option<Pasid>, Arc<Hwpt>)) -> Option<T>) -> Option<T> {
+    pub(crate) fn find_attachment<T>(&self, each: impl FnMut(&(Option<Pasid>, Table)) -> Option<T>) -> Option<T> {
         self.attachments.read().unwrap_or_else(PoisonError::into_inner).iter().find_map(each)
     }
 
     /// Attaches, in place of what is returned, which no port uses any more. Only one thread attaches or detaches at a time.
-    pub(crate) fn attach(&self, pasid: Option<Pasid>, hwpt: Arc<Hwpt>) -> Option<Arc<Hwpt>> {
+    pub(crate) fn attach(&self, pasid: Option<Pasid>, table: Table) -> Option<Table> {
         let used = self.attachments.read().unwrap_or_else(PoisonError::into_inner).len();
         // Ports take this lock, and those who unmap wait for ports: nothing is allocated while it is held.
         let mut room = Attachments::with_capacity((used + 1).next_power_of_two());
         let before = {
             let mut attachments = self.attachments.write().unwrap_or_else(PoisonError::into_inner);
             match find(&attachments, pasid) {
-                Ok(at) => Some(std::mem::replace(&mut attachments[at].1, hwpt)),
+                Ok(at) => Some(std::mem::replace(&mut attachments[at].1, table)),
                 Err(at) => {
                     if attachments.len() == attachments.capacity() {
                         room.append(&mut attachments);
                         std::mem::swap(&mut room, &mut attachments);
                     }
-                    attachments.insert(at, (pasid, hwpt));
+                    attachments.insert(at, (pasid, table));
                     None
                 }
             }
@@ -190,7 +190,7 @@ impl Endpoint {
     }
 
     /// Detaches, and returns what was there, which no port uses any more. Allocates nothing.
-    pub(crate) fn detach(&self, pasid: Option<Pasid>) -> Option<Arc<Hwpt>> {
+    pub(crate) fn detach(&self, pasid: Option<Pasid>) -> Option<Table> {
         let before = {
             let mut attachments = self.attachments.write().unwrap_or_else(PoisonError::into_inner);
             find(&attachments, pasid).ok().map(|at| attachments.remove(at).1)

@@ -9,9 +9,9 @@ use iopt::Arena;
 use crate::context::Context;
 use crate::endpoint::Endpoint;
 use crate::group::Group;
-use crate::hwpt::Hwpt;
+use crate::hwpt::Table;
 use crate::ids::ObjectId;
-use crate::ioas::{AreaView, Ioas};
+use crate::ioas::AreaView;
 use crate::memory::{PhysSpace, TableSpace};
 use crate::observe::Observer;
 use crate::sync::RwLock;
@@ -101,12 +101,12 @@ impl Iommu {
         Some(endpoint)
     }
 
-    /// Whether another endpoint of the same group is attached, for `pasid`, to another address space than `ioas`.
-    pub(crate) fn is_group_elsewhere(&self, endpoint: &Endpoint, pasid: Option<Pasid>, ioas: &Arc<Ioas>) -> bool {
+    /// Whether another endpoint of the same group is attached, for `pasid`, to something else than `table`.
+    pub(crate) fn is_group_elsewhere(&self, endpoint: &Endpoint, pasid: Option<Pasid>, table: Option<&Table>) -> bool {
         let endpoints = self.endpoints.read().unwrap_or_else(PoisonError::into_inner);
         let others =
             endpoints.values().filter(|other| other.group() == endpoint.group() && other.rid() != endpoint.rid());
-        let elsewhere = |hwpt: &Hwpt| !Arc::ptr_eq(hwpt.ioas(), ioas);
+        let elsewhere = |other: &Table| !table.is_some_and(|table| table.is(other));
         others.into_iter().any(|other| other.with_attachment(pasid, elsewhere) == Some(true))
     }
 
@@ -126,8 +126,8 @@ impl Iommu {
             .map(|endpoint| {
                 // The areas are read after the attachments were let go, as their lock is the outer one.
                 let mut attached = Vec::new();
-                endpoint.find_attachment(|(pasid, hwpt)| {
-                    attached.push((*pasid, hwpt.clone()));
+                endpoint.find_attachment(|(pasid, table)| {
+                    attached.push((*pasid, table.clone()));
                     None::<()>
                 });
                 EndpointView {
@@ -136,11 +136,11 @@ impl Iommu {
                     traffic: endpoint.traffic(),
                     attachments: attached
                         .into_iter()
-                        .map(|(pasid, hwpt)| AttachmentView {
+                        .map(|(pasid, table)| AttachmentView {
                             pasid,
-                            hwpt: hwpt.id(),
-                            ioas: hwpt.ioas().id(),
-                            areas: hwpt.ioas().areas(),
+                            hwpt: table.id(),
+                            ioas: table.ioas().id(),
+                            areas: table.ioas().areas(),
                         })
                         .collect(),
                 }

@@ -14,6 +14,7 @@
 //! - [`Iommu`]: one machine's worth: its endpoints, its physical address space, its page-table memory.
 //! - [`Context`]: what one open of `/dev/iommu` holds, and the security object: ids mean something only inside it.
 //! - [`Ioas`]: IOVA ranges mapped to [`memory::Pages`].
+//! - [`Hwpt`]: what an IOMMU walks, mirroring an address space; a [`NestedHwpt`] is a guest's own table over one.
 //! - [`Device`]: an endpoint bound to a context; it is attached to an address space and detached again.
 //! - [`DmaPort`]: what a device model holds to reach memory.
 //!
@@ -30,8 +31,8 @@
 //!
 //! # Locks
 //!
-//! Outermost first: a context's `attach`, an address space's `unmap` and `tables`, a page table's list of endpoints, an
-//! endpoint's list of ports. By themselves, for a few instructions and with next to nothing inside: an address space's
+//! Outermost first: a context's `attach`, a nested table's `change`, an address space's `unmap` and `tables`, a page
+//! table's `users`, an endpoint's list of ports. By themselves, for a few instructions and with next to nothing inside: an address space's
 //! `areas`, a group's state, a context's ids, the free lists of the physical space and of the page tables, an endpoint's
 //! attachments, and a port's queue of what to forget.
 //!
@@ -59,11 +60,11 @@ mod types;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
 
-pub use context::{Context, DestroyError};
+pub use context::{Context, DestroyError, HwptError};
 pub use device::{AttachError, BindError, Device};
 pub use dirty::DirtyError;
 pub use endpoint::Endpoint;
-pub use hwpt::Hwpt;
+pub use hwpt::{GuestFormat, GuestTable, Hwpt, HwptKind, NestedHwpt, UnalignedRoot};
 pub use ids::ObjectId;
 pub use ioas::{AreaView, Ioas, MapError, Placement, UnmapError};
 pub use iommu::{AttachmentView, EndpointView, Iommu};

@@ -19,6 +19,8 @@ pub enum FaultReason {
     NotMapped,
     /// The mapping does not allow this access.
     NotPermitted,
+    /// An entry of the guest's page table is not in memory that the parent maps.
+    GuestTable,
     /// The mapping is there, but the memory behind it is not: unmapped by the process, cut off the file, or the
     /// process has ended.
     MemoryGone,
@@ -35,6 +37,7 @@ impl fmt::Display for FaultReason {
             Self::NotAttached => "the device is attached to no address space",
             Self::NotMapped => "nothing is mapped there",
             Self::NotPermitted => "the mapping does not allow it",
+            Self::GuestTable => "the guest's page table leads outside of the guest's memory",
             Self::MemoryGone => "the memory behind the mapping is gone",
             Self::NotLocal => "the memory is another process's own, which can only be read and written",
             Self::Misaligned => "an atomic operation needs an address that is a multiple of 8",

@@ -8,7 +8,7 @@ use crate::memory::{PAGE_SIZE, Pages};
 use crate::ranges::Ranges;
 use crate::types::IovaRange;
 
-use super::{MapError, Placement, UnmapError};
+use super::{ConnectError, MapError, Placement, UnmapError};
 
 /// One area. Its range is its own from the first state to the end of the last.
 pub(super) struct Area {
@@ -54,6 +54,14 @@ impl Areas {
     /// The ranges of the areas that have something in common with `range`.
     pub(super) fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = IovaRange> + '_ {
         self.in_or_around(range).map(|(area, _)| area)
+    }
+
+    /// Fails if some area lies in what is `unusable`.
+    pub(super) fn check(&self, mut unusable: impl Iterator<Item = IovaRange>) -> Result<(), ConnectError> {
+        match unusable.find_map(|range| self.overlapping(range).next()) {
+            Some(area) => Err(ConnectError::Conflict(area)),
+            None => Ok(()),
+        }
     }
 
     /// Keeps a range of `length` bytes, inside of what is `usable`, for a mapping that is to come.

@@ -21,7 +21,7 @@ use thiserror::Error;
 
 use crate::endpoint::Endpoint;
 use crate::gate::check_holds_nothing;
-use crate::hwpt::Hwpt;
+use crate::hwpt::{Hwpt, HwptKind};
 use crate::ids::ObjectId;
 use crate::iommu::Iommu;
 use crate::memory::{ImportError, OutOfPhysicalSpace, PAGE_SIZE, Pages, Segment};
@@ -142,7 +142,7 @@ pub struct Ioas {
     id: ObjectId,
     serial: u64,
     iommu: Arc<Iommu>,
-    /// The page tables that mirror the areas. All of them have endpoints attached. Locked before `areas`.
+    /// The page tables that mirror the areas. Locked before `areas`.
     tables: RwLock<Tables>,
     areas: Mutex<Areas>,
     /// Held to unmap, as two who unmap have to wait for each other. Locked first.
@@ -310,47 +310,46 @@ impl Ioas {
         Ok(bytes)
     }
 
-    /// A page table of this address space for `endpoint`, together with whether `make` was called for it, which it is
-    /// when there is none yet.
-    pub(crate) fn connect(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        make: impl FnOnce() -> Result<Arc<Hwpt>, iopt::MapError>,
-    ) -> Result<(Arc<Hwpt>, bool), ConnectError> {
+    /// The table that devices get which are attached to the address space itself, if there is one.
+    pub(crate) fn automatic_table(&self) -> Option<Arc<Hwpt>> {
+        self.tables().iter().find(|hwpt| hwpt.kind() == HwptKind::Automatic).cloned()
+    }
+
+    /// Fills a new page table and keeps it like the areas from now on, for `first` to use if there is one.
+    pub(crate) fn add_table(&self, hwpt: Arc<Hwpt>, first: Option<&Arc<Endpoint>>) -> Result<(), ConnectError> {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         let areas = self.locked_areas();
-        let unusable = endpoint.reserved().iter().copied().chain(beyond_aperture());
-        if let Some(area) = unusable.flat_map(|range| areas.overlapping(range)).next() {
-            return Err(ConnectError::Conflict(area));
-        }
-        if let Some(hwpt) = tables.first() {
-            hwpt.endpoints().push(endpoint.clone());
-            return Ok((hwpt.clone(), false));
-        }
-        let hwpt = make()?;
+        let reserved = first.map_or(&[][..], |endpoint| endpoint.reserved());
+        areas.check(reserved.iter().copied().chain(beyond_aperture()))?;
         // Dropping a half-filled table frees it: nothing is attached to it yet.
         for (range, access, pages) in areas.mapped() {
             hwpt.map(range, access, pages)?;
         }
-        hwpt.endpoints().push(endpoint.clone());
-        tables.push(hwpt.clone());
-        Ok((hwpt, true))
+        if let Some(endpoint) = first {
+            hwpt.users.add(endpoint);
+        }
+        tables.push(hwpt);
+        Ok(())
     }
 
-    /// Undoes one [`Ioas::connect`], after the endpoint stopped using the table. Returns whether the table is gone.
-    pub(crate) fn disconnect(&self, endpoint: &Arc<Endpoint>, hwpt: &Arc<Hwpt>) -> bool {
+    /// Undoes [`Ioas::add_table`], for a table that nobody is attached to.
+    pub(crate) fn remove_table(&self, hwpt: &Arc<Hwpt>) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-        let unused = {
-            let mut endpoints = hwpt.endpoints();
-            if let Some(at) = endpoints.iter().position(|other| Arc::ptr_eq(other, endpoint)) {
-                endpoints.swap_remove(at);
-            }
-            endpoints.is_empty()
-        };
-        if unused {
-            tables.retain(|other| !Arc::ptr_eq(other, hwpt));
-        }
-        unused
+        tables.retain(|other| !Arc::ptr_eq(other, hwpt));
+    }
+
+    /// Lets `endpoint` use one of the page tables: from now on its reserved ranges are nobody's.
+    pub(crate) fn connect(&self, endpoint: &Arc<Endpoint>, hwpt: &Hwpt) -> Result<(), ConnectError> {
+        let _tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        self.locked_areas().check(endpoint.reserved().iter().copied())?;
+        hwpt.users.add(endpoint);
+        Ok(())
+    }
+
+    /// Undoes one [`Ioas::connect`], after the endpoint stopped using the table. Returns whether nobody uses it any more.
+    pub(crate) fn disconnect(&self, endpoint: &Arc<Endpoint>, hwpt: &Hwpt) -> bool {
+        let _tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        hwpt.users.remove(endpoint)
     }
 }
 
@@ -359,7 +358,7 @@ fn usable(tables: &Tables) -> Ranges {
     let mut reserved: Vec<IovaRange> = Vec::new();
     for hwpt in tables {
         reserved.extend(beyond_aperture());
-        for endpoint in &*hwpt.endpoints() {
+        for endpoint in &*hwpt.users.lock() {
             reserved.extend_from_slice(endpoint.reserved());
         }
     }

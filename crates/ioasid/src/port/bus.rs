@@ -53,7 +53,7 @@ impl Bus {
     #[cold]
     pub(crate) fn fault(&self, error: DmaError) -> DmaError {
         let DmaError { at, write, reason } = error;
-        let ioas = self.endpoint.with_attachment(at.pasid, |hwpt| hwpt.ioas().serial());
+        let ioas = self.endpoint.with_attachment(at.pasid, |table| table.ioas().serial());
         let rid = self.endpoint.rid();
         self.iommu.observer().fault(&Fault { rid, pasid: at.pasid, iova: at.iova, write, reason, ioas });
         error

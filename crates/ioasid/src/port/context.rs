@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   PASID, or none ──► page table, domain          domain: the tag of translations in the IOTLB
+//!                      if it is nested, a second domain, of what the parent translates
 //! ```
 //!
 //! A domain is never given to a second attachment as long as the IOTLB may hold translations of the first. So forgetting
@@ -10,7 +11,7 @@
 
 use std::ptr::NonNull;
 
-use crate::hwpt::Hwpt;
+use crate::hwpt::{Hwpt, NestedHwpt, Table};
 use crate::invalidation::TableId;
 use crate::types::Pasid;
 
@@ -22,17 +23,44 @@ const PASIDS: usize = 256;
 /// From one domain to the next. As it is odd, all are different.
 const DOMAIN_SPREAD: u64 = 0x2c5;
 
+/// A page table. Valid inside the gate: who detaches waits there.
+#[derive(Clone, Copy)]
+pub(super) enum Attached {
+    Paging(NonNull<Hwpt>),
+    Nested { table: NonNull<NestedHwpt>, parent: TableId },
+}
+
+impl Attached {
+    pub(super) fn to(table: &Table) -> Self {
+        match table {
+            Table::Paging(hwpt) => Self::Paging(NonNull::from(&**hwpt)),
+            Table::Nested(nested) => {
+                Self::Nested { table: NonNull::from(&**nested), parent: TableId::of(&**nested.parent()) }
+            }
+        }
+    }
+}
+
 /// One attachment.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(super) struct Context {
-    /// Valid inside the gate: who detaches waits there.
-    pub(super) hwpt: NonNull<Hwpt>,
+    pub(super) table: Attached,
     pub(super) domain: u64,
+    /// The domain of the guest-physical addresses that the parent translates; of a paging table, its own again.
+    pub(super) parent_domain: u64,
 }
 
 impl Context {
     fn is_of(&self, table: TableId) -> bool {
-        TableId::of_address(self.hwpt.addr()) == table
+        let address = match self.table {
+            Attached::Paging(hwpt) => hwpt.addr(),
+            Attached::Nested { table, .. } => table.addr(),
+        };
+        TableId::of_address(address) == table
+    }
+
+    fn is_over(&self, table: TableId) -> bool {
+        matches!(self.table, Attached::Nested { parent, .. } if parent == table)
     }
 }
 
@@ -71,13 +99,13 @@ impl Contexts {
     }
 
     /// Notes an attachment, with a new domain; `None` if there is no domain left, and everything has to be forgotten first.
-    pub(super) fn insert(&mut self, pasid: Option<Pasid>, hwpt: NonNull<Hwpt>) -> Option<Context> {
-        if self.domains == LAST_DOMAIN {
-            return None;
-        }
-        self.domains += 1;
-        // Far from each other, as the IOTLB finds its sets with them.
-        let context = Context { hwpt, domain: self.domains.wrapping_mul(DOMAIN_SPREAD) & LAST_DOMAIN };
+    pub(super) fn insert(&mut self, pasid: Option<Pasid>, table: Attached) -> Option<Context> {
+        let domain = self.new_domain()?;
+        let parent_domain = match table {
+            Attached::Paging(_) => domain,
+            Attached::Nested { .. } => self.new_domain()?,
+        };
+        let context = Context { table, domain, parent_domain };
         match pasid {
             None => self.plain = Some(context),
             Some(pasid) => {
@@ -87,6 +115,15 @@ impl Contexts {
             }
         }
         Some(context)
+    }
+
+    fn new_domain(&mut self) -> Option<u64> {
+        if self.domains == LAST_DOMAIN {
+            return None;
+        }
+        self.domains += 1;
+        // Far from each other, as the IOTLB finds its sets with them.
+        Some(self.domains.wrapping_mul(DOMAIN_SPREAD) & LAST_DOMAIN)
     }
 
     /// The domains of attachments to a page table.
@@ -104,6 +141,23 @@ impl Contexts {
                     slot.take_if(|(found, _)| *found == pasid);
                 }
             }
+        }
+    }
+
+    /// Forgets the attachments to tables that are nested on `parent`: by which addresses they got there is not known.
+    pub(super) fn forget_over(&mut self, parent: TableId) {
+        self.forget_where(|context| context.is_over(parent));
+    }
+
+    /// Forgets the attachments to a page table.
+    pub(super) fn forget_table(&mut self, table: TableId) {
+        self.forget_where(|context| context.is_of(table) || context.is_over(table));
+    }
+
+    fn forget_where(&mut self, which: impl Fn(&Context) -> bool) {
+        self.plain.take_if(|context| which(context));
+        for slot in self.pasids.iter_mut().flat_map(|pasids| pasids.iter_mut()) {
+            slot.take_if(|(_, context)| which(context));
         }
     }
 
@@ -128,11 +182,23 @@ fn slot(pasid: Pasid) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use super::*;
 
     /// A table that nobody follows the pointer to.
-    fn hwpt(n: usize) -> NonNull<Hwpt> {
-        NonNull::new(std::ptr::without_provenance_mut(n * 4096)).unwrap()
+    fn hwpt(n: usize) -> Attached {
+        Attached::Paging(NonNull::new(std::ptr::without_provenance_mut(n * 4096)).unwrap())
+    }
+
+    fn id(n: usize) -> TableId {
+        TableId::of_address(NonZeroUsize::new(n * 4096).unwrap())
+    }
+
+    /// One that is nested on `parent`.
+    fn nested(n: usize, parent: usize) -> Attached {
+        let table = NonNull::new(std::ptr::without_provenance_mut(n * 4096)).unwrap();
+        Attached::Nested { table, parent: id(parent) }
     }
 
     #[test]
@@ -147,10 +213,34 @@ mod tests {
         assert!(contexts.find(pasids[1]).is_none(), "pushed out");
         contexts.forget(pasids[1]);
         assert!(contexts.find(pasids[2]).is_some(), "not forgotten in its stead");
-        assert_eq!(contexts.domains_of(TableId::of_address(hwpt(1).addr())).count(), 2);
-        assert_eq!(contexts.domains_of(TableId::of_address(hwpt(2).addr())).count(), 0);
+        assert_eq!(contexts.domains_of(id(1)).count(), 2);
+        assert_eq!(contexts.domains_of(id(2)).count(), 0);
         contexts.clear();
         assert!(pasids.iter().all(|&pasid| contexts.find(pasid).is_none()));
+    }
+
+    #[test]
+    fn who_is_nested_is_forgotten_with_its_table_and_with_its_parent() {
+        let mut contexts = Contexts::default();
+        contexts.prepare();
+        let pasids = [None, Pasid::new(1), Pasid::new(2), Pasid::new(3)];
+        let fill = |contexts: &mut Contexts| {
+            let made = [hwpt(1), nested(2, 1), nested(3, 1), nested(4, 9)];
+            for (pasid, table) in pasids.into_iter().zip(made) {
+                let context = contexts.insert(pasid, table).unwrap();
+                assert_eq!(context.domain == context.parent_domain, matches!(table, Attached::Paging(_)));
+            }
+        };
+        let known = |contexts: &Contexts| pasids.map(|pasid| contexts.find(pasid).is_some());
+        fill(&mut contexts);
+        contexts.forget_over(id(1));
+        assert_eq!(known(&contexts), [true, false, false, true]);
+        fill(&mut contexts);
+        contexts.forget_table(id(2));
+        assert_eq!(known(&contexts), [true, false, true, true]);
+        fill(&mut contexts);
+        contexts.forget_table(id(1));
+        assert_eq!(known(&contexts), [false, false, false, true]);
     }
 
     #[test]

@@ -159,6 +159,11 @@ impl Iotlb {
         self.probe(domain, self.recent)
     }
 
+    /// log2 of the bytes of the page that was found or cached last.
+    pub(super) fn recent_shift(&self) -> u32 {
+        self.recent
+    }
+
     #[inline(always)]
     fn probe(&self, domain: u64, shift: u32) -> Probe<'_> {
         Probe { sets: &self.sets, shift, offset: offset_mask(shift), tag: tag(domain, 0, shift) }

@@ -7,6 +7,7 @@
 mod bus;
 mod context;
 mod iotlb;
+mod nested;
 #[cfg(feature = "vm-memory")]
 mod place;
 mod slices;

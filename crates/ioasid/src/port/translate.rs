@@ -7,19 +7,19 @@
 //!               stream table    upper-level cache ─► page table ─► window ─► pointer, or another process
 //! ```
 //!
+//! A miss under a nested table walks that first, and comes by here for each address in it (see [`super::nested`]).
+//!
 //! What is cached is forgotten when the gate says so ([`Translator::refresh`]), and when memory behind any mapping of
 //! this process turned out to be gone, which is so rare that everything is looked up anew. So a hit looks at nothing but
 //! the cache: whether the device is bus master, what it is attached to and whether the memory is there was found out when
 //! the translation was cached, and each of them posts to the gate, or counts, when it changes.
 #![allow(unsafe_code, reason = "follows pointers that the gate protocol keeps alive")]
 
-use std::ptr::NonNull;
-
 use iopt::{Access, Translation, Upper};
 
 use crate::endpoint::Endpoint;
 use crate::gate::Inside;
-use crate::hwpt::{Hwpt, LOWEST_SPAN_BITS};
+use crate::hwpt::{Hwpt, LOWEST_SPAN_BITS, NestedHwpt};
 use crate::invalidation::Invalidation;
 use crate::memory::{Backing, RemoteMemory, Window, lost_at, memory_lost};
 use crate::observe::FaultReason;
@@ -27,7 +27,7 @@ use crate::types::{IovaRange, Pasid};
 
 use super::BusAddress;
 use super::bus::Bus;
-use super::context::{Context, Contexts};
+use super::context::{Attached, Context, Contexts};
 use super::iotlb::{Iotlb, Page, Probe};
 use super::upper::UpperCache;
 
@@ -55,7 +55,7 @@ impl Span<'_> {
 }
 
 pub(super) struct Translator {
-    iotlb: Iotlb,
+    pub(super) iotlb: Iotlb,
     contexts: Contexts,
     uppers: UpperCache<Upper>,
     /// How much of what was posted at the gate is dealt with.
@@ -105,7 +105,10 @@ impl Translator {
     fn forget(&mut self, inside: &Inside<'_>, posted: u64, lost: u64) {
         let Self { iotlb, contexts, uppers, .. } = self;
         inside.drain(|invalidation| match invalidation {
+            // The next access finds a new domain: what is cached in the old one does not have to be looked for.
+            Invalidation::Range(table, IovaRange::ALL) => contexts.forget_table(table),
             Invalidation::Range(table, range) => {
+                contexts.forget_over(table);
                 for domain in contexts.domains_of(table) {
                     iotlb.invalidate(domain, range);
                     uppers.invalidate(domain, range);
@@ -177,16 +180,37 @@ impl Translator {
             Some(context) => context,
             None => self.attach(&bus.endpoint, at.pasid)?,
         };
-        // SAFETY: attached when the context was cached. Who detaches posts that and waits at the gate before the page
-        // table can go; the context was found after this port had gone in and looked at what was posted.
-        let hwpt: &'a Hwpt = unsafe { context.hwpt.as_ref() };
-        let iova = at.iova.0;
-        let upper = match self.uppers.find(context.domain, iova) {
+        match context.table {
+            Attached::Paging(hwpt) => {
+                // SAFETY: attached when the context was cached. Who detaches posts that and waits at the gate before the page
+                // table can go; the context was found after this port had gone in and looked at what was posted.
+                let hwpt: &'a Hwpt = unsafe { hwpt.as_ref() };
+                self.walk(bus, inside, hwpt, context.domain, at.iova.0, access)
+            }
+            Attached::Nested { table, .. } => {
+                // SAFETY: as above.
+                let nested: &'a NestedHwpt = unsafe { table.as_ref() };
+                self.walk_nested(bus, inside, nested, context, at.iova.0, access)
+            }
+        }
+    }
+
+    /// Where `iova` leads by the page table `hwpt`, whose translations are cached with the tag `domain`.
+    pub(super) fn walk<'a>(
+        &mut self,
+        bus: &Bus,
+        inside: &'a Inside<'_>,
+        hwpt: &Hwpt,
+        domain: u64,
+        iova: u64,
+        access: Access,
+    ) -> Result<Span<'a>, FaultReason> {
+        let upper = match self.uppers.find(domain, iova) {
             Some(upper) => upper,
             None => {
                 let upper = hwpt.upper(iova).ok_or(FaultReason::NotMapped)?;
                 if upper.span_bits() == LOWEST_SPAN_BITS {
-                    self.uppers.insert(context.domain, iova, upper);
+                    self.uppers.insert(domain, iova, upper);
                 }
                 upper
             }
@@ -202,7 +226,7 @@ impl Translator {
             backing if backing.is_gone() => return Err(FaultReason::MemoryGone),
             Backing::Local { start, .. } => {
                 let start = start.as_ptr().wrapping_add((block.pa - window.base()) as usize);
-                self.iotlb.insert(context.domain, iova, Page { start, shift: block.shift, access: cachable });
+                self.iotlb.insert(domain, iova, Page { start, shift: block.shift, access: cachable });
                 Place::Here(start.wrapping_add((found.pa - block.pa) as usize))
             }
             // The system call that follows costs a hundred times the walk, so this is not worth a place in the cache.
@@ -213,15 +237,15 @@ impl Translator {
 
     /// Looks an attachment up in the stream table.
     fn attach(&mut self, endpoint: &Endpoint, pasid: Option<Pasid>) -> Result<Context, FaultReason> {
-        let hwpt = endpoint.with_attachment(pasid, |hwpt| NonNull::from(hwpt)).ok_or(FaultReason::NotAttached)?;
-        if let Some(context) = self.contexts.insert(pasid, hwpt) {
+        let table = endpoint.with_attachment(pasid, Attached::to).ok_or(FaultReason::NotAttached)?;
+        if let Some(context) = self.contexts.insert(pasid, table) {
             return Ok(context);
         }
         // Two thousand attachments later, the domains have to be given out again.
         self.iotlb.flush();
         self.uppers.flush();
         self.contexts.restart();
-        self.contexts.insert(pasid, hwpt).ok_or(FaultReason::NotAttached)
+        self.contexts.insert(pasid, table).ok_or(FaultReason::NotAttached)
     }
 
     /// After bytes were moved: whether memory of any mapping was lost meanwhile. [`Place::check`] tells of which.

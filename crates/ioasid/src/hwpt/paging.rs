@@ -1,45 +1,65 @@
-//! A page table that devices can be attached to, mirroring an address space.
+//! Paging page tables: they mirror an address space.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use iopt::format::VtdSecondStage;
 use iopt::{Access, Arena, EmptyTables, Format, Leaves, PageTable, Translation, Upper};
 
+use super::Users;
 use crate::dirty::Granule;
-use crate::endpoint::Endpoint;
-use crate::gate::quiesce;
 use crate::ids::ObjectId;
 use crate::invalidation::{Invalidation, TableId};
 use crate::ioas::Ioas;
 use crate::memory::{Pages, TableSpace};
-use crate::sync::{Mutex, MutexGuard};
 use crate::types::IovaRange;
 
 /// log2 of the bytes that a table of the lowest level maps: what a cache of upper levels holds.
 pub(crate) const LOWEST_SPAN_BITS: u32 = VtdSecondStage::PAGE_SHIFT + VtdSecondStage::INDEX_BITS;
 
-/// A paging HWPT: what an address space maps, in the format that an IOMMU walks. It is made when the first device is
-/// attached, and goes with the last.
+/// Why a paging HWPT exists, and what it is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HwptKind {
+    /// It was made when a device was attached to the address space, and goes with the last device.
+    Automatic,
+    /// It was asked for, and stays until it is destroyed.
+    Plain,
+    /// As [`HwptKind::Plain`], and nested tables can be made on it.
+    NestParent,
+}
+
+/// A paging HWPT: what an address space maps, in the format that an IOMMU walks.
 pub struct Hwpt {
     id: ObjectId,
+    kind: HwptKind,
     ioas: Arc<Ioas>,
     pub(crate) table: PageTable<VtdSecondStage, TableSpace>,
     /// Whether writes are marked, and how finely.
     pub(crate) granule: Granule,
-    /// The endpoints that are attached, once for each PASID: whose ports to wait for.
-    endpoints: Mutex<Vec<Arc<Endpoint>>>,
+    /// Who is attached, to the table itself or to one that is nested on it.
+    pub(crate) users: Users,
 }
 
 impl Hwpt {
-    pub(crate) fn new(id: ObjectId, ioas: Arc<Ioas>, arena: Arc<Arena<TableSpace>>) -> Result<Self, iopt::MapError> {
+    pub(crate) fn new(
+        id: ObjectId,
+        kind: HwptKind,
+        ioas: Arc<Ioas>,
+        arena: Arc<Arena<TableSpace>>,
+    ) -> Result<Self, iopt::MapError> {
         let table = PageTable::new(arena)?;
-        Ok(Self { id, ioas, table, granule: Granule::none(), endpoints: Mutex::default() })
+        Ok(Self { id, kind, ioas, table, granule: Granule::none(), users: Users::default() })
     }
 
     /// Its id in its context.
     #[must_use]
     pub fn id(&self) -> ObjectId {
         self.id
+    }
+
+    /// Why it exists.
+    #[must_use]
+    pub fn kind(&self) -> HwptKind {
+        self.kind
     }
 
     /// The address space that it mirrors.
@@ -53,18 +73,10 @@ impl Hwpt {
         IovaRange { start: 0, last: (1 << VtdSecondStage::iova_bits()) - 1 }
     }
 
-    pub(crate) fn endpoints(&self) -> MutexGuard<'_, Vec<Arc<Endpoint>>> {
-        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns when no port uses what was taken out of `range` of the table before the call. The caller keeps the address
     /// space's list of tables as it is, and with it who is attached.
     pub(crate) fn quiesce(&self, range: IovaRange) {
-        let endpoint = |number: usize| self.endpoints().get(number).cloned();
-        quiesce(
-            |each| (0..).map_while(endpoint).for_each(|endpoint| endpoint.gates(each)),
-            Invalidation::Range(TableId::of(self), range),
-        );
+        self.users.quiesce(Invalidation::Range(TableId::of(self), range));
     }
 
     /// Where walks to `iova` and its neighbours can begin.

@@ -1,0 +1,113 @@
+//! Two stages: a guest's page table, in memory that the parent maps.
+//!
+//! ```text
+//!   IOVA ─► guest's root ─► table ─► … ─► leaf: guest-physical address ─► parent ─► pointer
+//!              │ each entry's address, too, is guest-physical: ▲
+//!              └─────────────────► parent ─► pointer, entry ───┘
+//! ```
+//!
+//! What the parent translates is cached under a domain of its own, so a walk is a handful of hits; what comes out in the
+//! end is cached like any other translation, in pages as large as both stages have, and a hit costs the same. The guest
+//! forgets that by an invalidation of its own; when something is taken out of the parent, all of it is forgotten.
+//!
+//! Marks that the walk makes in the guest's tables are writes of the device: they need the right to write there, and are
+//! in the parent's dirty log.
+
+use std::sync::atomic::Ordering;
+
+use iopt::{Access, GuestMemory, GuestTranslation};
+
+use crate::gate::Inside;
+use crate::hwpt::{Hwpt, NestedHwpt};
+use crate::observe::FaultReason;
+
+use super::bus::Bus;
+use super::context::Context;
+use super::iotlb::Page;
+use super::transfer;
+use super::translate::{Place, Span, Translator};
+
+/// The guest's memory, as the parent maps it.
+struct Guest<'t, 'i> {
+    translator: &'t mut Translator,
+    bus: &'t Bus,
+    inside: &'i Inside<'i>,
+    parent: &'t Hwpt,
+    domain: u64,
+}
+
+impl<'i> Guest<'_, 'i> {
+    /// Where a guest-physical address leads.
+    fn place(&mut self, address: u64, access: Access) -> Result<Span<'i>, FaultReason> {
+        match self.translator.iotlb.lookup(self.domain, address, access) {
+            Some((start, length)) => Ok(Span::here(start, length)),
+            None => self.translator.walk(self.bus, self.inside, self.parent, self.domain, address, access),
+        }
+    }
+
+    /// Where the guest keeps an entry.
+    fn entry(&mut self, address: u64, access: Access) -> Result<Place<'i>, FaultReason> {
+        match self.place(address, access) {
+            // An entry is aligned, so a page has all of it.
+            Ok(span) => Ok(span.place),
+            Err(FaultReason::NotMapped | FaultReason::NotPermitted) => Err(FaultReason::GuestTable),
+            Err(reason) => Err(reason),
+        }
+    }
+
+    /// All that may be kept of a guest-physical address that `access` was just had to.
+    fn cachable(&mut self, address: u64, access: Access) -> Access {
+        let all = self.translator.iotlb.lookup(self.domain, address, Access::all());
+        if all.is_some() { Access::all() } else { access }
+    }
+}
+
+impl GuestMemory for Guest<'_, '_> {
+    type Error = FaultReason;
+
+    fn load(&mut self, address: u64) -> Result<u64, FaultReason> {
+        let mut entry = [0; 8];
+        let place = self.entry(address, Access::READ)?;
+        transfer::read(place, &mut entry).map_err(|()| FaultReason::MemoryGone)?;
+        Ok(u64::from_le_bytes(entry))
+    }
+
+    fn compare_exchange(&mut self, address: u64, current: u64, new: u64) -> Result<bool, FaultReason> {
+        let place = self.entry(address, Access::all())?;
+        let found = transfer::atomic(place, |word| {
+            word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).unwrap_or_else(|found| found)
+        });
+        Ok(found.ok_or(FaultReason::NotLocal)? == current)
+    }
+}
+
+impl Translator {
+    /// Where `iova` leads by `nested`, the table of `context`.
+    pub(super) fn walk_nested<'i>(
+        &mut self,
+        bus: &Bus,
+        inside: &'i Inside<'i>,
+        nested: &NestedHwpt,
+        context: Context,
+        iova: u64,
+        access: Access,
+    ) -> Result<Span<'i>, FaultReason> {
+        let (parent, domain) = (&**nested.parent(), context.parent_domain);
+        let mut guest = Guest { translator: self, bus, inside, parent, domain };
+        let GuestTranslation { found, cachable } =
+            nested.table().walk(&mut guest, iova, access)?.ok_or(FaultReason::NotMapped)?;
+        if !found.access.contains(access) {
+            return Err(FaultReason::NotPermitted);
+        }
+        let Span { place, length } = guest.place(found.pa, access)?;
+        let in_page = (1 << found.page_shift) - (found.pa & ((1 << found.page_shift) - 1));
+        let length = length.min(in_page);
+        if let Place::Here(start) = place {
+            let shift = found.page_shift.min(guest.translator.iotlb.recent_shift());
+            let access = cachable & guest.cachable(found.pa, access);
+            let start = start.wrapping_sub((found.pa & ((1 << shift) - 1)) as usize);
+            self.iotlb.insert(context.domain, iova, Page { start, shift, access });
+        }
+        Ok(Span { place, length })
+    }
+}
