@@ -1,7 +1,7 @@
 //! A program under `ioasid run` lives as it would without.
 
 use std::io::Write;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Stdio;
 
 use crate::{Test, finish, ioasid, ioasid_run, program_under, succeed};
@@ -104,6 +104,8 @@ fn signals_reach_the_program() {
 
 fn a_stopped_program_stops_the_runner() {
     let mut command = ioasid_run(&["--device", "ioat"]);
+    // A terminal's stop does nothing to a process group that nobody is left to continue, as this one may be.
+    command.process_group(0);
     let mut child = command.args(["sh", "-c", "kill -TSTP $$; exit 5"]).spawn().unwrap();
     let mut status = 0;
     // SAFETY: `status` is written.
