@@ -63,15 +63,16 @@ pub(crate) struct Inside<'a> {
 }
 
 impl Inside<'_> {
-    /// Changes when something is posted. Who finds it changed calls [`Inside::drain`].
+    /// Changes when something is posted. Who finds it changed calls [`Gate::drain`].
     #[inline(always)]
     pub(crate) fn posted(&self) -> u64 {
         self.gate.posted.load(Ordering::Acquire)
     }
 
-    /// Gives `forget` what was posted since the last time.
-    pub(crate) fn drain(&self, forget: impl FnMut(Invalidation)) {
-        self.gate.queue.lock().unwrap_or_else(PoisonError::into_inner).drain(forget);
+    /// The gate that the port is in.
+    #[inline(always)]
+    pub(crate) fn gate(&self) -> &Gate {
+        self.gate
     }
 }
 
@@ -156,6 +157,11 @@ impl Gate {
     pub(crate) fn resume(&self) -> Held<'_> {
         let inside = Inside { gate: self, entered: self.inside.load(Ordering::Relaxed) };
         Held { inside, one_thread: PhantomData }
+    }
+
+    /// Gives `forget` what was posted since the last time. For the port, inside.
+    pub(crate) fn drain(&self, forget: impl FnMut(Invalidation)) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).drain(forget);
     }
 
     fn post(&self, invalidation: Invalidation) {

@@ -62,7 +62,7 @@ impl Port {
             return;
         }
         self.posted = posted;
-        inside.drain(|invalidation| match invalidation {
+        inside.gate().drain(|invalidation| match invalidation {
             Invalidation::Range(table, range) => {
                 assert_eq!(table, memory.table());
                 self.iotlb.invalidate(DOMAIN, range);

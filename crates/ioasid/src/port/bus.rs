@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use iopt::Access;
+
 use crate::endpoint::Endpoint;
 use crate::gate::Gate;
 use crate::iommu::Iommu;
@@ -27,6 +29,16 @@ impl Requester {
     /// Bytes read and written so far.
     pub(crate) fn traffic(&self) -> (u64, u64) {
         (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed))
+    }
+
+    /// Counts an access as what it was for.
+    #[inline(always)]
+    pub(crate) fn count(&self, access: Access, bytes: u64) {
+        if access.contains(Access::WRITE) {
+            self.count_written(bytes);
+        } else {
+            self.count_read(bytes);
+        }
     }
 
     #[inline]

@@ -57,19 +57,25 @@ pub struct Slices<'p> {
 }
 
 impl<'p> Slices<'p> {
-    /// Goes through the gate, with nothing borrowed yet.
+    /// Goes through the gate, and says what is to be allowed.
     #[inline(always)]
-    pub(super) fn begin(
+    pub(super) fn begin(bus: &'p Bus, translator: &mut Translator, access: Access) -> (Held<'p>, Access) {
+        let held = bus.requester.gate.hold();
+        translator.refresh(held.inside());
+        // Who asks for nothing is let in no further than who reads.
+        (held, if access.is_empty() { Access::READ } else { access })
+    }
+
+    /// What `scratch` has, inside the gate.
+    #[inline(always)]
+    pub(super) fn of(
         bus: &'p Bus,
         translator: &'p mut Translator,
         scratch: &'p mut Scratch,
+        held: Held<'p>,
         pasid: Option<Pasid>,
         access: Access,
     ) -> Self {
-        // Who asks for nothing is let in no further than who reads.
-        let access = if access.is_empty() { Access::READ } else { access };
-        let held = bus.requester.gate.hold();
-        translator.refresh(held.inside());
         Self { bus, translator, scratch, held, pasid, access }
     }
 
@@ -92,7 +98,7 @@ impl<'p> Slices<'p> {
         } else {
             self.add_pages(at, length)?;
         }
-        self.count(length);
+        self.bus.requester.count(self.access, length);
         Ok(())
     }
 
@@ -116,18 +122,9 @@ impl<'p> Slices<'p> {
                     missed = ranges.next();
                 }
             }
-            self.count(bytes);
+            self.bus.requester.count(self.access, bytes);
             let Some((iova, length)) = missed else { return Ok(()) };
             self.add(iova, length)?;
-        }
-    }
-
-    #[inline(always)]
-    fn count(&self, bytes: u64) {
-        if self.access.contains(Access::WRITE) {
-            self.bus.requester.count_written(bytes);
-        } else {
-            self.bus.requester.count_read(bytes);
         }
     }
 
@@ -208,8 +205,8 @@ impl Scratch {
         self.slices.reserve((length >> SHORTEST_SHIFT).min(MOST_AT_ONCE) as usize + 2);
     }
 
-    #[inline]
-    fn push(&mut self, start: *mut u8, length: usize) {
+    #[inline(always)]
+    pub(super) fn push(&mut self, start: *mut u8, length: usize) {
         self.slices.push(DmaSlice { start, length });
     }
 

@@ -18,7 +18,7 @@
 use iopt::{Access, Translation, Upper};
 
 use crate::endpoint::Endpoint;
-use crate::gate::Inside;
+use crate::gate::{Gate, Inside};
 use crate::hwpt::{Hwpt, LOWEST_SPAN_BITS, NestedHwpt};
 use crate::invalidation::Invalidation;
 use crate::memory::{Backing, RemoteMemory, Window, lost_at, memory_lost};
@@ -97,14 +97,14 @@ impl Translator {
     pub(super) fn refresh(&mut self, inside: &Inside<'_>) {
         let (posted, lost) = (inside.posted(), memory_lost());
         if posted != self.posted || lost != self.lost {
-            self.forget(inside, posted, lost);
+            self.forget(inside.gate(), posted, lost);
         }
     }
 
     #[cold]
-    fn forget(&mut self, inside: &Inside<'_>, posted: u64, lost: u64) {
+    fn forget(&mut self, gate: &Gate, posted: u64, lost: u64) {
         let Self { iotlb, contexts, uppers, .. } = self;
-        inside.drain(|invalidation| match invalidation {
+        gate.drain(|invalidation| match invalidation {
             // The next access finds a new domain: what is cached in the old one does not have to be looked for.
             Invalidation::Range(table, IovaRange::ALL) => contexts.forget_table(table),
             Invalidation::Range(table, range) => {
@@ -123,15 +123,14 @@ impl Translator {
         (self.posted, self.lost) = (posted, lost);
     }
 
-    /// Where in this process `at` leads, and how far, if that is cached and `access` is allowed. The caller has refreshed the
-    /// translator inside the gate.
+    /// Where in this process `at` leads, and how far, if that is cached, in a page as large as the last, and `access` is
+    /// allowed. The caller has refreshed the translator inside the gate.
     #[inline(always)]
-    pub(super) fn hit(&mut self, at: BusAddress, access: Access) -> Option<(*mut u8, u64)> {
-        let context = self.contexts.find(at.pasid)?;
-        self.iotlb.lookup(context.domain, at.iova.0, access)
+    pub(super) fn hit(&self, at: BusAddress, access: Access) -> Option<(*mut u8, u64)> {
+        self.probe(at.pasid)?.find(at.iova.0, access)
     }
 
-    /// What finds most hits of a PASID, if there are any, for those who look many up.
+    /// What finds the hits of a PASID, if there are any, for those who look many up.
     #[inline(always)]
     pub(super) fn probe(&self, pasid: Option<Pasid>) -> Option<Probe<'_>> {
         Some(self.iotlb.recent(self.contexts.find(pasid)?.domain))
@@ -146,7 +145,11 @@ impl Translator {
         at: BusAddress,
         access: Access,
     ) -> Result<Span<'a>, FaultReason> {
-        match self.hit(at, access) {
+        let hit = match self.contexts.find(at.pasid) {
+            Some(context) => self.iotlb.lookup(context.domain, at.iova.0, access),
+            None => None,
+        };
+        match hit {
             Some((start, length)) => Ok(Span::here(start, length)),
             None => self.miss(bus, inside, at, access),
         }

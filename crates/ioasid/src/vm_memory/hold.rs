@@ -28,11 +28,7 @@ impl Holds {
     /// Counts `bytes` as moved.
     #[inline]
     pub(super) fn count(&self, access: Access, bytes: u64) {
-        if access.contains(Access::WRITE) {
-            self.requester.count_written(bytes);
-        } else {
-            self.requester.count_read(bytes);
-        }
+        self.requester.count(access, bytes);
     }
 
     /// Holds the access in progress, or, if there is none, begins one and calls `refresh` in it.
