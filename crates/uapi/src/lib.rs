@@ -6,6 +6,7 @@
 //!
 //! Which values make sense is not decided here.
 
+pub mod description;
 pub mod iommufd;
 pub mod vfio;
 
@@ -17,14 +18,3 @@ pub const fn io(kind: u8, number: u8) -> u32 {
 
 /// The type in the request numbers of both interfaces, `';'`.
 pub const TYPE: u8 = b';';
-
-/// Asserts a structure's size and the offset of each of its fields.
-macro_rules! layout {
-    ($name:ident, $size:literal, { $($field:ident: $offset:literal),* $(,)? }) => {
-        const _: () = {
-            assert!(size_of::<$name>() == $size);
-            $(assert!(core::mem::offset_of!($name, $field) == $offset);)*
-        };
-    };
-}
-use layout;

@@ -4,28 +4,54 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{TYPE, io, layout};
+use crate::description::{Header, Layout, constants, layout};
+use crate::{TYPE, io};
 
-/// `VFIO_DEVICE_GET_INFO`
-pub const DEVICE_GET_INFO: u32 = io(TYPE, 107);
-/// `VFIO_DEVICE_GET_REGION_INFO`
-pub const DEVICE_GET_REGION_INFO: u32 = io(TYPE, 108);
-/// `VFIO_DEVICE_GET_IRQ_INFO`
-pub const DEVICE_GET_IRQ_INFO: u32 = io(TYPE, 109);
-/// `VFIO_DEVICE_SET_IRQS`
-pub const DEVICE_SET_IRQS: u32 = io(TYPE, 110);
-/// `VFIO_DEVICE_RESET`
-pub const DEVICE_RESET: u32 = io(TYPE, 111);
-/// `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`
-pub const DEVICE_GET_PCI_HOT_RESET_INFO: u32 = io(TYPE, 112);
-/// `VFIO_DEVICE_PCI_HOT_RESET`
-pub const DEVICE_PCI_HOT_RESET: u32 = io(TYPE, 113);
-/// `VFIO_DEVICE_BIND_IOMMUFD`
-pub const DEVICE_BIND_IOMMUFD: u32 = io(TYPE, 118);
-/// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`
-pub const DEVICE_ATTACH_IOMMUFD_PT: u32 = io(TYPE, 119);
-/// `VFIO_DEVICE_DETACH_IOMMUFD_PT`
-pub const DEVICE_DETACH_IOMMUFD_PT: u32 = io(TYPE, 120);
+constants! {
+    /// `VFIO_DEVICE_GET_INFO`
+    pub const DEVICE_GET_INFO: u32 = io(TYPE, 107);
+    /// `VFIO_DEVICE_GET_REGION_INFO`
+    pub const DEVICE_GET_REGION_INFO: u32 = io(TYPE, 108);
+    /// `VFIO_DEVICE_GET_IRQ_INFO`
+    pub const DEVICE_GET_IRQ_INFO: u32 = io(TYPE, 109);
+    /// `VFIO_DEVICE_SET_IRQS`
+    pub const DEVICE_SET_IRQS: u32 = io(TYPE, 110);
+    /// `VFIO_DEVICE_RESET`
+    pub const DEVICE_RESET: u32 = io(TYPE, 111);
+    /// `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`
+    pub const DEVICE_GET_PCI_HOT_RESET_INFO: u32 = io(TYPE, 112);
+    /// `VFIO_DEVICE_PCI_HOT_RESET`
+    pub const DEVICE_PCI_HOT_RESET: u32 = io(TYPE, 113);
+    /// `VFIO_DEVICE_BIND_IOMMUFD`
+    pub const DEVICE_BIND_IOMMUFD: u32 = io(TYPE, 118);
+    /// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`
+    pub const DEVICE_ATTACH_IOMMUFD_PT: u32 = io(TYPE, 119);
+    /// `VFIO_DEVICE_DETACH_IOMMUFD_PT`
+    pub const DEVICE_DETACH_IOMMUFD_PT: u32 = io(TYPE, 120);
+
+    /// `VFIO_REGION_INFO_FLAG_CAPS`
+    pub const REGION_INFO_FLAG_CAPS: u32 = 1 << 3;
+    /// `VFIO_REGION_INFO_CAP_MSIX_MAPPABLE`
+    pub const REGION_INFO_CAP_MSIX_MAPPABLE: u16 = 3;
+
+    /// `VFIO_IRQ_SET_DATA_NONE`
+    pub const IRQ_SET_DATA_NONE: u32 = 1 << 0;
+    /// `VFIO_IRQ_SET_DATA_BOOL`
+    pub const IRQ_SET_DATA_BOOL: u32 = 1 << 1;
+    /// `VFIO_IRQ_SET_DATA_EVENTFD`
+    pub const IRQ_SET_DATA_EVENTFD: u32 = 1 << 2;
+    /// `VFIO_IRQ_SET_DATA_TYPE_MASK`
+    pub const IRQ_SET_DATA_TYPE_MASK: u32 = 0b111;
+    /// `VFIO_IRQ_SET_ACTION_TYPE_MASK`
+    pub const IRQ_SET_ACTION_TYPE_MASK: u32 = 0b111 << 3;
+
+    /// `VFIO_DEVICE_BIND_FLAG_TOKEN`
+    pub const BIND_FLAG_TOKEN: u32 = 1 << 0;
+    /// `VFIO_DEVICE_ATTACH_PASID`
+    pub const ATTACH_PASID: u32 = 1 << 0;
+    /// `VFIO_DEVICE_DETACH_PASID`
+    pub const DETACH_PASID: u32 = 1 << 0;
+}
 
 /// `struct vfio_device_info`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -44,7 +70,9 @@ pub struct DeviceInfo {
     /// Nothing.
     pub pad: u32,
 }
-layout!(DeviceInfo, 24, { argsz: 0, flags: 4, num_regions: 8, num_irqs: 12, cap_offset: 16, pad: 20 });
+layout!(DeviceInfo = "vfio_device_info", 24, {
+    argsz: 0, flags: 4, num_regions: 8, num_irqs: 12, cap_offset: 16, pad: 20,
+});
 
 /// `struct vfio_region_info`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -63,12 +91,7 @@ pub struct RegionInfo {
     /// Offset in the device's file.
     pub offset: u64,
 }
-layout!(RegionInfo, 32, { argsz: 0, flags: 4, index: 8, cap_offset: 12, size: 16, offset: 24 });
-
-/// `VFIO_REGION_INFO_FLAG_CAPS`
-pub const REGION_INFO_FLAG_CAPS: u32 = 1 << 3;
-/// `VFIO_REGION_INFO_CAP_MSIX_MAPPABLE`
-pub const REGION_INFO_CAP_MSIX_MAPPABLE: u16 = 3;
+layout!(RegionInfo = "vfio_region_info", 32, { argsz: 0, flags: 4, index: 8, cap_offset: 12, size: 16, offset: 24 });
 
 /// `struct vfio_info_cap_header`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -81,7 +104,7 @@ pub struct CapHeader {
     /// Offset of the next one, or 0.
     pub next: u32,
 }
-layout!(CapHeader, 8, { id: 0, version: 2, next: 4 });
+layout!(CapHeader = "vfio_info_cap_header", 8, { id: 0, version: 2, next: 4 });
 
 /// `struct vfio_irq_info`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -96,7 +119,7 @@ pub struct IrqInfo {
     /// Number of vectors.
     pub count: u32,
 }
-layout!(IrqInfo, 16, { argsz: 0, flags: 4, index: 8, count: 12 });
+layout!(IrqInfo = "vfio_irq_info", 16, { argsz: 0, flags: 4, index: 8, count: 12 });
 
 /// `struct vfio_irq_set`, without its data.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -113,18 +136,7 @@ pub struct IrqSet {
     /// Number of vectors.
     pub count: u32,
 }
-layout!(IrqSet, 20, { argsz: 0, flags: 4, index: 8, start: 12, count: 16 });
-
-/// `VFIO_IRQ_SET_DATA_NONE`
-pub const IRQ_SET_DATA_NONE: u32 = 1 << 0;
-/// `VFIO_IRQ_SET_DATA_BOOL`
-pub const IRQ_SET_DATA_BOOL: u32 = 1 << 1;
-/// `VFIO_IRQ_SET_DATA_EVENTFD`
-pub const IRQ_SET_DATA_EVENTFD: u32 = 1 << 2;
-/// `VFIO_IRQ_SET_DATA_TYPE_MASK`
-pub const IRQ_SET_DATA_TYPE_MASK: u32 = 0b111;
-/// `VFIO_IRQ_SET_ACTION_TYPE_MASK`
-pub const IRQ_SET_ACTION_TYPE_MASK: u32 = 0b111 << 3;
+layout!(IrqSet = "vfio_irq_set", 20, { argsz: 0, flags: 4, index: 8, start: 12, count: 16 });
 
 /// `struct vfio_device_bind_iommufd`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -141,10 +153,9 @@ pub struct BindIommufd {
     /// Address of a token, with the flag.
     pub token_uuid_ptr: u64,
 }
-layout!(BindIommufd, 24, { argsz: 0, flags: 4, iommufd: 8, out_devid: 12, token_uuid_ptr: 16 });
-
-/// `VFIO_DEVICE_BIND_FLAG_TOKEN`
-pub const BIND_FLAG_TOKEN: u32 = 1 << 0;
+layout!(BindIommufd = "vfio_device_bind_iommufd", 24, {
+    argsz: 0, flags: 4, iommufd: 8, out_devid: 12, token_uuid_ptr: 16,
+});
 
 /// `struct vfio_device_attach_iommufd_pt`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -159,10 +170,7 @@ pub struct AttachIommufdPt {
     /// With the flag: for transactions with this PASID.
     pub pasid: u32,
 }
-layout!(AttachIommufdPt, 16, { argsz: 0, flags: 4, pt_id: 8, pasid: 12 });
-
-/// `VFIO_DEVICE_ATTACH_PASID`
-pub const ATTACH_PASID: u32 = 1 << 0;
+layout!(AttachIommufdPt = "vfio_device_attach_iommufd_pt", 16, { argsz: 0, flags: 4, pt_id: 8, pasid: 12 });
 
 /// `struct vfio_device_detach_iommufd_pt`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -175,7 +183,18 @@ pub struct DetachIommufdPt {
     /// With the flag: for transactions with this PASID.
     pub pasid: u32,
 }
-layout!(DetachIommufdPt, 12, { argsz: 0, flags: 4, pasid: 8 });
+layout!(DetachIommufdPt = "vfio_device_detach_iommufd_pt", 12, { argsz: 0, flags: 4, pasid: 8 });
 
-/// `VFIO_DEVICE_DETACH_PASID`
-pub const DETACH_PASID: u32 = 1 << 0;
+const LAYOUTS: &[Layout] = &[
+    DeviceInfo::LAYOUT,
+    RegionInfo::LAYOUT,
+    CapHeader::LAYOUT,
+    IrqInfo::LAYOUT,
+    IrqSet::LAYOUT,
+    BindIommufd::LAYOUT,
+    AttachIommufdPt::LAYOUT,
+    DetachIommufdPt::LAYOUT,
+];
+
+/// What of the header is here.
+pub(crate) const HEADER: Header = Header { path: "linux/vfio.h", layouts: &[LAYOUTS], constants: &[CONSTANTS] };
