@@ -293,6 +293,10 @@ impl Caller for Calling<'_> {
     }
 
     fn descriptor(&self, number: i32) -> Result<OwnedFd, Errno> {
+        // What stands for none here (as -1 does) must not be asked for.
+        if number < 0 {
+            return Err(Errno::BADF);
+        }
         let tid = Pid::from_raw(self.tid as i32).ok_or(Errno::SRCH)?;
         let thread = pidfd_open(tid, PidfdFlags::empty())
             .or_else(|_| pidfd_open(tid, PidfdFlags::from_bits_retain(PIDFD_THREAD)))
