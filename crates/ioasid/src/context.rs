@@ -11,6 +11,7 @@ use crate::hwpt::{GuestTable, Hwpt, HwptKind, NestedHwpt, Table, UnalignedRoot};
 use crate::ids::{Ids, ObjectId, RemoveError};
 use crate::ioas::{ConnectError, Ioas};
 use crate::iommu::Iommu;
+use crate::memory::PinError;
 use crate::observe::Leftover;
 use crate::sync::Mutex;
 use crate::types::IovaRange;
@@ -50,6 +51,12 @@ pub enum HwptError {
     /// Something is mapped that the page table's format cannot address.
     #[error("IOVA {0} is mapped, but page tables end below it")]
     Conflict(IovaRange),
+    /// Something is mapped that is not made of the page table's pages.
+    #[error("IOVA {0} is mapped, and is not made of pages of {1:#x} bytes")]
+    Misaligned(IovaRange, u64),
+    /// Memory that is mapped could not be brought in.
+    #[error(transparent)]
+    Pages(PinError),
     /// The page table could not be filled.
     #[error(transparent)]
     Table(#[from] iopt::MapError),
@@ -59,6 +66,8 @@ impl From<ConnectError> for HwptError {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::Conflict(range) => Self::Conflict(range),
+            ConnectError::Misaligned(range, page) => Self::Misaligned(range, page),
+            ConnectError::Pages(error) => Self::Pages(error),
             ConnectError::Table(error) => Self::Table(error),
         }
     }

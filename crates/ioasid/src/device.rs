@@ -11,6 +11,7 @@ use crate::gate::check_holds_nothing;
 use crate::hwpt::{Hwpt, HwptKind, Table};
 use crate::ids::ObjectId;
 use crate::ioas::{ConnectError, Ioas};
+use crate::memory::PinError;
 use crate::observe::Leftover;
 use crate::sync::Ordering;
 use crate::types::{HoldsSlices, IovaRange, Pasid};
@@ -47,6 +48,12 @@ pub enum AttachError {
     /// Something is mapped where the device cannot reach memory.
     #[error("IOVA {0} is mapped, but the device cannot use it for memory")]
     Conflict(IovaRange),
+    /// Something is mapped that is not made of the page table's pages.
+    #[error("IOVA {0} is mapped, and is not made of pages of {1:#x} bytes")]
+    Misaligned(IovaRange, u64),
+    /// Memory that is mapped could not be brought in.
+    #[error(transparent)]
+    Pages(PinError),
     /// The context has 2^31 objects.
     #[error("the context has no free ids")]
     NoIds,
@@ -62,6 +69,8 @@ impl From<ConnectError> for AttachError {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::Conflict(range) => Self::Conflict(range),
+            ConnectError::Misaligned(range, page) => Self::Misaligned(range, page),
+            ConnectError::Pages(error) => Self::Pages(error),
             ConnectError::Table(error) => Self::Table(error),
         }
     }

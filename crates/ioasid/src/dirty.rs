@@ -84,7 +84,7 @@ impl Hwpt {
         let shift = if granule == u64::MAX { u64::BITS - 1 } else { page_shift(granule)? };
         check_holds_nothing()?;
         // Nobody maps or unmaps meanwhile, so that no page is mapped larger than it should be.
-        let _tables = self.ioas().exclusive();
+        let _space = self.ioas().exclusive();
         let aperture = Self::aperture();
         // What can fail comes before what was noted so far is forgotten.
         self.table.split(aperture.start, aperture.len_minus_one() + 1, shift)?;
@@ -121,7 +121,7 @@ impl Hwpt {
         if clear {
             check_holds_nothing()?;
         }
-        let _tables = self.ioas().tables();
+        let _space = self.ioas().space();
         self.table
             .read_dirty(range.start, range.len_minus_one() + 1, clear, |word| {
                 let offset = word.iova.wrapping_sub(range.start);

@@ -31,7 +31,7 @@
 //!
 //! # Locks
 //!
-//! Outermost first: a context's `attach`, a nested table's `change`, an address space's `unmap` and `tables`, a page
+//! Outermost first: a context's `attach`, a nested table's `change`, an address space's `unmap` and `space`, a page
 //! table's `users`, an endpoint's list of ports. By themselves, for a few instructions and with next to nothing inside: an address space's
 //! `areas`, a group's state, a context's ids, the free lists of the physical space and of the page tables, an endpoint's
 //! attachments, and a port's queue of what to forget.
@@ -66,7 +66,7 @@ pub use dirty::DirtyError;
 pub use endpoint::Endpoint;
 pub use hwpt::{GuestFormat, GuestTable, Hwpt, HwptKind, NestedHwpt, UnalignedRoot};
 pub use ids::ObjectId;
-pub use ioas::{AreaView, Ioas, MapError, Placement, UnmapError};
+pub use ioas::{AreaView, Ioas, MapError, Placement, RuleError, UnmapError};
 pub use iommu::{AttachmentView, EndpointView, Iommu};
 pub use iopt::Access;
 pub use observe::{Fault, FaultReason, Leftover, Observer, Silent};

@@ -39,6 +39,19 @@ impl Ranges {
         Self(holes)
     }
 
+    /// The set that holds what both do.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let outside = [self.complement(), other.complement()];
+        Self::union(outside.iter().flat_map(Self::iter)).complement()
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether one of the ranges holds all of `range`.
     #[must_use]
     pub fn contains(&self, range: &IovaRange) -> bool {
@@ -72,6 +85,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn intersection_agrees_with_membership(
+            one in prop::collection::vec((0..60u64, 0..9u64), 0..6),
+            other in prop::collection::vec((0..60u64, 0..9u64), 0..6),
+        ) {
+            let set = |ranges: Vec<(u64, u64)>| {
+                Ranges::union(ranges.into_iter().map(|(start, more)| range(start, start + more)))
+            };
+            let (one, other) = (set(one), set(other));
+            let both = one.intersection(&other);
+            for at in 0..80 {
+                let point = range(at, at);
+                prop_assert_eq!(both.contains(&point), one.contains(&point) && other.contains(&point));
+            }
+            prop_assert_eq!(both.is_empty(), both.iter().next().is_none());
+        }
+
         #[test]
         fn union_and_complement_agree_with_membership(ranges in prop::collection::vec((0..60u64, 0..9u64), 0..9)) {
             let ranges: Vec<_> = ranges.into_iter().map(|(start, more)| range(start, start + more)).collect();

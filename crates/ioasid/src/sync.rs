@@ -7,20 +7,20 @@
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
-    Mutex, MutexGuard, RwLock, RwLockReadGuard,
+    Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
 };
 #[cfg(shuttle)]
 pub(crate) use shuttle::{
     sync::{
-        Mutex, MutexGuard, RwLock, RwLockReadGuard,
+        Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
     },
     thread_local,
 };
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::sync::{
-    Mutex, MutexGuard, RwLock, RwLockReadGuard,
+    Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
 };
 // loom's takes no constants; what is local to a thread has no part in its models.

@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ioasid::memory::Segment;
+use ioasid::memory::{PinError, Segment};
 use ioasid::{
     Access, AttachError, BindError, DestroyError, FaultReason, Iova, IovaRange, Leftover, MapError, Placement,
     UnmapError,
@@ -216,7 +216,7 @@ fn a_read_only_file_is_not_mapped_for_writing() {
     let file = Segment::memfd(PAGE).unwrap().1;
     let segment = Segment::file(&file, 0, PAGE, false).unwrap();
     let map = |access| ioas.map(Placement::Fixed(Iova(0)), PAGE, access, || Ok(vec![segment.clone()]));
-    assert!(matches!(map(Access::all()), Err(MapError::ReadOnly)));
+    assert!(matches!(map(Access::all()), Err(MapError::Pages(PinError::ReadOnly))));
     assert!(ioas.areas().is_empty());
     assert!(map(Access::READ).is_ok());
 }
@@ -233,7 +233,7 @@ fn a_range_that_is_being_mapped_is_kept_and_cannot_be_unmapped() {
         assert!(map(&ioas, 0x9000, 1).is_ok(), "the rest of the space is free");
         Ok(vec![Segment::memfd(2 * PAGE).unwrap().0])
     });
-    assert!(matches!(result, Err(MapError::WrongLength(..))));
+    assert!(matches!(result, Err(MapError::Pages(PinError::WrongLength(..)))));
     assert!(map(&ioas, 0x8000, 1).is_ok(), "and is not kept after a failure");
 }
 

@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ioasid::memory::{ImportError, Process, Segment};
+use ioasid::memory::{ImportError, Pages, Process};
 use ioasid::{Access, Context};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -312,10 +312,14 @@ impl Caller for Calling<'_> {
         }
     }
 
-    fn memory(&self, address: u64, length: u64, access: Access) -> Result<Vec<Segment>, ImportError> {
+    fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError> {
         let process = Process::open(self.tid)?;
         self.still_there().map_err(io::Error::from)?;
-        // Registers are reached through the device that has them, not through a mapping of theirs (Linux: EFAULT).
-        process.import(address, length, access, |vma| !self.listener.server.is_device_file(vma.dev))
+        let server = self.listener.server.clone();
+        let access = if writable { Access::all() } else { Access::READ };
+        Ok(Pages::new(address, length, writable, move || {
+            // Registers are reached through the device that has them, not through a mapping of theirs (Linux: EFAULT).
+            process.import(address, length, access, |vma| !server.is_device_file(vma.dev))
+        }))
     }
 }

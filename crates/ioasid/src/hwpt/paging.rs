@@ -9,8 +9,10 @@ use super::Users;
 use crate::dirty::Granule;
 use crate::ids::ObjectId;
 use crate::invalidation::{Invalidation, TableId};
+use crate::ioas::Backed;
 use crate::ioas::Ioas;
-use crate::memory::{Pages, TableSpace};
+use crate::memory::TableSpace;
+use crate::ranges::Ranges;
 use crate::types::IovaRange;
 
 /// log2 of the bytes that a table of the lowest level maps: what a cache of upper levels holds.
@@ -68,6 +70,16 @@ impl Hwpt {
         &self.ioas
     }
 
+    /// Bytes of its smallest page.
+    pub(crate) fn page_size(&self) -> u64 {
+        1 << VtdSecondStage::PAGE_SHIFT
+    }
+
+    /// What it cannot address.
+    pub(crate) fn beyond_aperture(&self) -> impl Iterator<Item = IovaRange> + use<> {
+        Ranges::union([Self::aperture()]).complement().iter().collect::<Vec<_>>().into_iter()
+    }
+
     /// What the format can address.
     pub(crate) fn aperture() -> IovaRange {
         IovaRange { start: 0, last: (1 << VtdSecondStage::iova_bits()) - 1 }
@@ -98,11 +110,19 @@ impl Hwpt {
         Some((found, found.access - unmarked))
     }
 
-    /// Maps `pages` at `range`; all of it, or, on an error, nothing.
-    pub(crate) fn map(&self, range: IovaRange, access: Access, pages: &Pages) -> Result<(), iopt::MapError> {
-        let leaves = Leaves { access, largest: self.granule.largest() };
+    /// Maps what `range` is backed by, which is pinned, in pages of 2^`largest` bytes at the most; all of it, or, on an error,
+    /// nothing.
+    pub(crate) fn map(
+        &self,
+        range: IovaRange,
+        access: Access,
+        backed: &Backed,
+        largest: u32,
+    ) -> Result<(), iopt::MapError> {
+        let leaves = Leaves { access, largest: self.granule.largest().min(largest) };
         let (mut start, mut empty) = (range.start, EmptyTables::none());
-        let filled = pages.ranges().try_for_each(|(pa, length)| {
+        let pinned = backed.pin.iter().flat_map(|pin| pin.ranges(backed.offset, range.len_minus_one() + 1));
+        let filled = { pinned }.try_for_each(|(pa, length)| {
             self.table.map(start, pa, length, leaves, &mut empty)?;
             start = start.wrapping_add(length);
             Ok(())
@@ -118,6 +138,11 @@ impl Hwpt {
             self.table.free(empty);
         }
         filled
+    }
+
+    /// Undoes [`Hwpt::map`] of some areas.
+    pub(crate) fn take_back(&self, areas: impl Iterator<Item = IovaRange>) {
+        areas.for_each(|area| self.unmap(area, std::iter::once(area)));
     }
 
     /// Unmaps `runs`, which lie in `range` and consist of whole areas, and returns when no port uses them.

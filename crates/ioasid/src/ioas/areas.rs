@@ -1,14 +1,14 @@
 //! The areas of an address space, and what each of them is going through.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use iopt::Access;
 
-use crate::memory::{PAGE_SIZE, Pages};
-use crate::ranges::Ranges;
+use crate::memory::{Pages, PhysSpace, Pin, PinError};
 use crate::types::IovaRange;
 
-use super::{ConnectError, MapError, Placement, UnmapError};
+use super::{ConnectError, UnmapError};
 
 /// One area. Its range is its own from the first state to the end of the last.
 pub(super) struct Area {
@@ -21,10 +21,34 @@ enum State {
     /// Its memory is being made ready, and written into the page tables.
     Coming,
     /// Its pages are in every page table.
-    Mapped(Pages),
+    Mapped(Backed),
     /// It is being taken out of the page tables; until that is done, DMA to its pages may be in flight.
     #[allow(dead_code, reason = "the pages are kept there, and nothing else is done with them")]
-    Leaving(Pages),
+    Leaving(Backed),
+}
+
+/// What an area is backed by.
+#[derive(Clone)]
+pub(crate) struct Backed {
+    pub(crate) pages: Arc<Pages>,
+    /// Where in the pages the area begins, in bytes.
+    pub(crate) offset: u64,
+    /// As long as there is a page table.
+    pub(crate) pin: Option<Pin>,
+}
+
+/// An area whose pages are in the page tables, as far as there are any.
+pub(super) struct Mapped<'a> {
+    pub(super) range: IovaRange,
+    pub(super) access: Access,
+    pub(super) backed: &'a Backed,
+}
+
+impl Mapped<'_> {
+    /// Whether the area, in IOVA space and in memory, is made of pages of so many bytes.
+    fn is_aligned(&self, alignment: u64) -> bool {
+        (self.range.start | self.range.last.wrapping_add(1) | self.backed.offset).is_multiple_of(alignment)
+    }
 }
 
 /// All areas, by their first address.
@@ -35,9 +59,14 @@ pub(super) struct Areas {
 
 impl Areas {
     /// The areas whose pages are in the page tables, in order.
-    pub(super) fn mapped(&self) -> impl Iterator<Item = (IovaRange, Access, &Pages)> + '_ {
-        self.areas.iter().filter_map(|(&start, area)| match &area.state {
-            State::Mapped(pages) => Some((IovaRange { start, last: area.last }, area.access, pages)),
+    pub(super) fn mapped(&self) -> impl Iterator<Item = Mapped<'_>> + '_ {
+        self.mapped_in(IovaRange::ALL)
+    }
+
+    /// Those of [`Areas::mapped`] that have something in common with `range`.
+    pub(super) fn mapped_in(&self, range: IovaRange) -> impl Iterator<Item = Mapped<'_>> + '_ {
+        self.in_or_around(range).filter_map(|(range, area)| match &area.state {
+            State::Mapped(backed) => Some(Mapped { range, access: area.access, backed }),
             State::Coming | State::Leaving(_) => None,
         })
     }
@@ -64,27 +93,41 @@ impl Areas {
         }
     }
 
-    /// Keeps a range of `length` bytes, inside of what is `usable`, for a mapping that is to come.
-    pub(super) fn keep(
-        &mut self,
-        placement: Placement,
-        length: u64,
-        access: Access,
-        usable: &Ranges,
-    ) -> Result<IovaRange, MapError> {
-        let range = match placement {
-            Placement::Fixed(iova) => self.check_fixed(iova.0, length, usable)?,
-            Placement::Automatic { like } => self.find_free(length, like, usable)?,
-        };
-        self.areas.insert(range.start, Area { last: range.last, access, state: State::Coming });
-        Ok(range)
+    /// Fails if some area is not made of pages of `alignment` bytes.
+    pub(super) fn check_alignment(&self, alignment: u64) -> Result<(), ConnectError> {
+        match self.mapped().find(|area| !area.is_aligned(alignment)) {
+            Some(area) => Err(ConnectError::Misaligned(area.range, alignment)),
+            None => Ok(()),
+        }
     }
 
-    /// What was kept at `range` is mapped now.
-    pub(super) fn publish(&mut self, range: IovaRange, pages: Pages) {
-        if let Some(area) = self.areas.get_mut(&range.start) {
-            area.state = State::Mapped(pages);
+    /// Brings in the memory of all areas. On an error, some of it is.
+    pub(super) fn pin(&mut self, space: &Arc<PhysSpace>) -> Result<(), PinError> {
+        for (&start, area) in &mut self.areas {
+            if let State::Mapped(backed @ Backed { pin: None, .. }) = &mut area.state {
+                backed.pin = Some(backed.pages.pin(space, start, backed.offset)?);
+            }
         }
+        Ok(())
+    }
+
+    /// Lets the memory of all areas go. There is no page table.
+    pub(super) fn unpin(&mut self) {
+        for area in self.areas.values_mut() {
+            if let State::Mapped(backed) = &mut area.state {
+                backed.pin = None;
+            }
+        }
+    }
+
+    /// Keeps a range, which is free, for a mapping that is to come.
+    pub(super) fn keep(&mut self, range: IovaRange, access: Access) {
+        self.areas.insert(range.start, Area { last: range.last, access, state: State::Coming });
+    }
+
+    /// What was kept from `range.start` on is mapped now; `range` may be a part, as what is kept may become several areas.
+    pub(super) fn publish(&mut self, range: IovaRange, access: Access, backed: Backed) {
+        self.areas.insert(range.start, Area { last: range.last, access, state: State::Mapped(backed) });
     }
 
     /// Gives a range that was kept up.
@@ -108,8 +151,8 @@ impl Areas {
             return Err(UnmapError::NotWhole(range));
         }
         for (_, area) in self.areas.range_mut(range.start..=range.last) {
-            if let State::Mapped(pages) = std::mem::replace(&mut area.state, State::Coming) {
-                area.state = State::Leaving(pages);
+            if let State::Mapped(backed) = std::mem::replace(&mut area.state, State::Coming) {
+                area.state = State::Leaving(backed);
             }
         }
         Ok(bytes)
@@ -138,49 +181,5 @@ impl Areas {
         let (&start, _) = self.areas.range(range.start..=range.last).find(leaving)?;
         let area = self.areas.remove(&start)?;
         Some((IovaRange { start, last: area.last }, area))
-    }
-
-    fn check_fixed(&self, iova: u64, length: u64, usable: &Ranges) -> Result<IovaRange, MapError> {
-        if (iova | length) & (PAGE_SIZE - 1) != 0 {
-            return Err(MapError::Unaligned(iova, length));
-        }
-        let range = IovaRange::new(iova, length).ok_or(MapError::Overflow(iova, length))?;
-        if !usable.contains(&range) {
-            return Err(MapError::Reserved(range));
-        }
-        if self.overlapping(range).next().is_some() {
-            return Err(MapError::Occupied(range));
-        }
-        Ok(range)
-    }
-
-    /// The lowest free range, never at 0, which programs take for "none".
-    fn find_free(&self, length: u64, like: u64, usable: &Ranges) -> Result<IovaRange, MapError> {
-        if length & (PAGE_SIZE - 1) != 0 {
-            return Err(MapError::Unaligned(like, length));
-        }
-        let largest = length.checked_next_power_of_two().unwrap_or(1 << 63).min(1 << 21);
-        let alignment = if like == 0 { largest } else { largest.min(1 << like.trailing_zeros()) };
-        if alignment < PAGE_SIZE {
-            return Err(MapError::Unaligned(like, length));
-        }
-        for hole in usable.iter() {
-            let mut next = hole.start.max(PAGE_SIZE);
-            loop {
-                let candidate = next
-                    .checked_next_multiple_of(alignment)
-                    .and_then(|start| IovaRange::new(start, length))
-                    .filter(|range| range.last <= hole.last.min(u64::MAX - PAGE_SIZE));
-                let Some(candidate) = candidate else { break };
-                match self.overlapping(candidate).last() {
-                    None => return Ok(candidate),
-                    Some(area) => match area.last.checked_add(1) {
-                        Some(after) => next = after,
-                        None => break,
-                    },
-                }
-            }
-        }
-        Err(MapError::NoSpace(length))
     }
 }

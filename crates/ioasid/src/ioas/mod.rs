@@ -3,16 +3,18 @@
 //! The areas are the truth and page tables follow: a table made later is filled from the areas. Areas that touch are
 //! not merged, as an unmap has to name whole areas.
 //!
-//! What is reserved is not stored: it is what the endpoints attached at this moment reserve.
+//! Memory is brought in for the first page table and let go with the last, area by area; without one, an address space is
+//! a list. Where can be mapped, and in units of what, is what tables, endpoints and the owner leave at this moment (`space`).
 //!
 //! # Who waits for whom
 //!
 //! An area is kept, without pages, while its memory is made ready and written into the tables, and again while it is taken
 //! out of them: whoever wants the range meanwhile, or wants to unmap it, meets it. So neither holds the lock on the
-//! areas, and mappings of different ranges go on beside each other. The list of tables is locked for reading by those who
-//! fill or empty tables, and for writing by those who add or remove one.
+//! areas, and mappings of different ranges go on beside each other. The `space`, with the list of tables, is locked for
+//! reading by those who fill or empty tables, and for writing by those who add or remove one, or change the rules.
 
 mod areas;
+mod space;
 
 use std::sync::{Arc, PoisonError};
 
@@ -24,12 +26,14 @@ use crate::gate::check_holds_nothing;
 use crate::hwpt::{Hwpt, HwptKind};
 use crate::ids::ObjectId;
 use crate::iommu::Iommu;
-use crate::memory::{ImportError, OutOfPhysicalSpace, PAGE_SIZE, Pages, Segment};
+use crate::memory::{ImportError, PAGE_SIZE, Pages, PinError, Segment};
 use crate::ranges::Ranges;
-use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::types::{HoldsSlices, Iova, IovaRange};
 
 use areas::Areas;
+pub(crate) use areas::Backed;
+pub(crate) use space::Space;
 
 /// Where a mapping goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +57,13 @@ pub enum MapError {
     /// The range wraps around the end of the address space.
     #[error("IOVA {0:#x} and length {1:#x} reach beyond the end of the address space")]
     Overflow(u64, u64),
-    /// An address or the length is not a multiple of the page size.
-    #[error("IOVA {0:#x} and length {1:#x} must be multiples of the page size")]
+    /// The IOVA, the length or the memory's offset in its page is not a multiple of what mappings are made of.
+    #[error("{0:#x} is not a multiple of {1:#x}, which mappings of this address space are made of")]
     Unaligned(u64, u64),
     /// Neither reading nor writing is asked for.
     #[error("a mapping must be readable or writable")]
     NoAccess,
-    /// Part of the range cannot be used for memory with the devices that are attached.
+    /// Part of the range is reserved, by a device or the owner, or beyond what the page tables can address.
     #[error("IOVA {0} is reserved, or beyond what the devices attached can address")]
     Reserved(IovaRange),
     /// Part of the range is mapped already.
@@ -68,27 +72,44 @@ pub enum MapError {
     /// No free range is large enough.
     #[error("no free range of {0:#x} bytes")]
     NoSpace(u64),
+    /// What is to be mapped lies beyond the end of the pages.
+    #[error("the pages have no {1:#x} bytes at {0:#x}")]
+    BeyondPages(u64, u64),
+    /// Writing is asked for, and the pages were given for reading only.
+    #[error("the pages were given for reading only")]
+    PagesReadOnly,
+    /// What is to be copied is not mapped as a whole.
+    #[error("IOVA {0:#x} and length {1:#x} are not mapped as a whole in the source")]
+    SourceNotMapped(u64, u64),
     /// The memory cannot be had.
     #[error(transparent)]
-    Memory(#[from] ImportError),
-    /// Writing is asked for, and the memory cannot be written.
-    #[error("the memory is read-only")]
-    ReadOnly,
-    /// The memory has another length than the mapping.
-    #[error("the memory has {0:#x} bytes, the mapping {1:#x}")]
-    WrongLength(u64, u64),
-    /// Memory whose length is no multiple of the page size, or which wraps.
-    #[error("memory of {0:#x} bytes is not made of whole pages")]
-    NotPages(u64),
+    Pages(#[from] PinError),
     /// If it failed half-way, it would have to wait for DMA that this thread itself holds up.
     #[error(transparent)]
     HoldsSlices(#[from] HoldsSlices),
-    /// The physical space is full.
-    #[error(transparent)]
-    PhysicalSpace(#[from] OutOfPhysicalSpace),
     /// A page table could not take the mapping.
     #[error(transparent)]
     Table(#[from] iopt::MapError),
+}
+
+/// Why the rules of an address space were not changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum RuleError {
+    /// Two of the ranges overlap, or one is empty.
+    #[error("the ranges must not overlap, and each must have more than one address")]
+    BadRanges,
+    /// A device, a page table or the owner reserves part of what is to be allowed, or the other way round.
+    #[error("IOVA {0} is reserved by one and allowed by the other")]
+    Reserved(IovaRange),
+    /// Something is mapped there.
+    #[error("IOVA {0} is mapped")]
+    Mapped(IovaRange),
+    /// A mapping is not made of pages of the processor.
+    #[error("IOVA {0} is mapped, and is not made of whole pages of {1:#x} bytes")]
+    Misaligned(IovaRange, u64),
+    /// The page tables have large pages in them.
+    #[error("something is mapped for a device already, perhaps by large pages")]
+    InUse,
 }
 
 /// Why nothing was unmapped. The address space is as it was.
@@ -105,11 +126,15 @@ pub enum UnmapError {
     HoldsSlices(#[from] HoldsSlices),
 }
 
-/// Why an endpoint cannot use an address space.
+/// Why an endpoint or a page table cannot use an address space.
 #[derive(Debug, Error)]
 pub(crate) enum ConnectError {
-    #[error("IOVA {0} is mapped, but the device cannot use it for memory")]
+    #[error("IOVA {0} is mapped or allowed, but the device cannot use it for memory")]
     Conflict(IovaRange),
+    #[error("IOVA {0} is mapped, and is not made of pages of {1:#x} bytes")]
+    Misaligned(IovaRange, u64),
+    #[error(transparent)]
+    Pages(#[from] PinError),
     #[error(transparent)]
     Table(#[from] iopt::MapError),
 }
@@ -123,7 +148,12 @@ pub struct AreaView {
     pub access: Access,
 }
 
-type Tables = Vec<Arc<Hwpt>>;
+/// Part of some pages, in bytes.
+struct Piece {
+    pages: Arc<Pages>,
+    offset: u64,
+    length: u64,
+}
 
 /// A range that is kept for a mapping to come, and given up if none does, whatever the reason.
 struct Kept<'a> {
@@ -142,8 +172,8 @@ pub struct Ioas {
     id: ObjectId,
     serial: u64,
     iommu: Arc<Iommu>,
-    /// The page tables that mirror the areas. Locked before `areas`.
-    tables: RwLock<Tables>,
+    /// Locked before `areas`.
+    space: RwLock<Space>,
     areas: Mutex<Areas>,
     /// Held to unmap, as two who unmap have to wait for each other. Locked first.
     unmap: Mutex<()>,
@@ -155,7 +185,7 @@ impl Ioas {
             id,
             serial: iommu.serial(),
             iommu,
-            tables: RwLock::default(),
+            space: RwLock::new(Space::new()),
             areas: Mutex::default(),
             unmap: Mutex::default(),
         }
@@ -173,40 +203,104 @@ impl Ioas {
         self.serial
     }
 
-    /// Keeps the list of tables, and who is attached to them, as they are.
-    pub(crate) fn tables(&self) -> RwLockReadGuard<'_, Vec<Arc<Hwpt>>> {
-        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps the page tables, and who is attached to them, as they are.
+    pub(crate) fn space(&self) -> RwLockReadGuard<'_, Space> {
+        self.space.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps everybody from filling and emptying page tables.
-    pub(crate) fn exclusive(&self) -> impl Sized + '_ {
-        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn exclusive(&self) -> RwLockWriteGuard<'_, Space> {
+        self.space.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn locked_areas(&self) -> MutexGuard<'_, Areas> {
         self.areas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The IOVA ranges that can be mapped with the devices attached now, and the alignment that mappings need.
+    /// The IOVA ranges that can be mapped with the devices attached now, and what mappings are made of, in bytes.
     #[must_use]
     pub fn iova_ranges(&self) -> (Ranges, u64) {
-        (usable(&self.tables()), PAGE_SIZE)
+        let space = self.space();
+        (space.usable(), space.alignment())
+    }
+
+    /// Lets mappings with [`Placement::Automatic`] go to `ranges` only, in place of what was allowed before, and keeps devices
+    /// away that cannot use all of them; without ranges, they may go anywhere.
+    ///
+    /// # Errors
+    /// [`RuleError::BadRanges`], [`RuleError::Reserved`].
+    pub fn allow_iovas(&self, ranges: &[IovaRange]) -> Result<(), RuleError> {
+        let empty = ranges.iter().any(|range| range.start >= range.last);
+        let mut sorted = ranges.to_vec();
+        sorted.sort_unstable_by_key(|range| range.start);
+        if empty || sorted.windows(2).any(|pair| pair[0].overlaps(&pair[1])) {
+            return Err(RuleError::BadRanges);
+        }
+        let (mut space, allowed) = (self.exclusive(), Ranges::union(sorted));
+        if let Some(reserved) = space.reserved_in(&allowed) {
+            return Err(RuleError::Reserved(reserved));
+        }
+        space.allowed = allowed;
+        Ok(())
+    }
+
+    /// Keeps everybody from mapping anything in `range` from now on.
+    ///
+    /// # Errors
+    /// [`RuleError::Mapped`], [`RuleError::Reserved`] if some of it is allowed to be mapped by [`Ioas::allow_iovas`].
+    pub fn reserve(&self, range: IovaRange) -> Result<(), RuleError> {
+        let mut space = self.exclusive();
+        if let Some(area) = self.locked_areas().overlapping(range).next() {
+            return Err(RuleError::Mapped(area));
+        }
+        if let Some(allowed) = space.allowed.iter().find(|allowed| allowed.overlaps(&range)) {
+            return Err(RuleError::Reserved(allowed));
+        }
+        space.reserved.push(range);
+        Ok(())
+    }
+
+    /// Whether page tables may have other pages than the processor's.
+    #[must_use]
+    pub fn has_large_pages(&self) -> bool {
+        self.space().large_pages
+    }
+
+    /// Makes everything that is mapped from now on of pages of the processor's, and no others, or undoes that.
+    ///
+    /// # Errors
+    /// With `false`, [`RuleError::InUse`] if something is mapped for devices, and [`RuleError::Misaligned`] if something
+    /// mapped is not made of such pages.
+    pub fn set_large_pages(&self, large: bool) -> Result<(), RuleError> {
+        let mut space = self.exclusive();
+        let areas = self.locked_areas();
+        if !large && space.large_pages {
+            if !space.tables.is_empty() && areas.mapped().next().is_some() {
+                return Err(RuleError::InUse);
+            }
+            let alignment = space.alignment().max(PAGE_SIZE);
+            if let Err(ConnectError::Misaligned(range, page)) = areas.check_alignment(alignment) {
+                return Err(RuleError::Misaligned(range, page));
+            }
+        }
+        space.large_pages = large;
+        Ok(())
     }
 
     /// What is mapped, in order of IOVA.
     #[must_use]
     pub fn areas(&self) -> Vec<AreaView> {
-        self.locked_areas().mapped().map(|(range, access, _)| AreaView { range, access }).collect()
+        self.locked_areas().mapped().map(|area| AreaView { range: area.range, access: area.access }).collect()
     }
 
     /// How many areas are mapped, and how many bytes they have together.
     #[must_use]
     pub fn size(&self) -> (usize, u64) {
         let areas = self.locked_areas();
-        areas.mapped().fold((0, 0), |(areas, bytes), (range, ..)| (areas + 1, bytes + range.len_minus_one() + 1))
+        areas.mapped().fold((0, 0), |(areas, bytes), area| (areas + 1, bytes + area.range.len_minus_one() + 1))
     }
 
-    /// Maps `length` bytes of `memory` and returns where.
+    /// Maps `length` bytes of `memory`, which begins with a page, and returns where.
     ///
     /// `memory` is called after everything else was checked, without a lock, and must return segments of `length` bytes
     /// together.
@@ -220,6 +314,82 @@ impl Ioas {
         access: Access,
         memory: impl FnOnce() -> Result<Vec<Segment>, ImportError>,
     ) -> Result<Iova, MapError> {
+        self.map_pieces(placement, length, access, 0, || {
+            let pages = Pages::of(memory().map_err(PinError::Memory)?, length, access.contains(Access::WRITE))?;
+            Ok(vec![Piece { pages, offset: 0, length }])
+        })
+    }
+
+    /// Maps `length` bytes of `pages`, from `offset` on, at `iova` or anywhere, and returns where. They are brought in now if
+    /// there is a page table, and otherwise when there is one.
+    ///
+    /// # Errors
+    /// See [`MapError`]; nothing is changed then.
+    pub fn map_pages(
+        &self,
+        iova: Option<Iova>,
+        pages: &Arc<Pages>,
+        offset: u64,
+        length: u64,
+        access: Access,
+    ) -> Result<Iova, MapError> {
+        if offset.checked_add(length).is_none_or(|end| end > pages.length()) {
+            return Err(MapError::BeyondPages(offset, length));
+        }
+        let piece = Piece { pages: pages.clone(), offset, length };
+        self.map_pieces(placement(iova, &piece), length, access, offset, || Ok(vec![piece]))
+    }
+
+    /// Maps what `source` (which may be this one) maps from `from` on, `length` bytes, at `iova` or anywhere, and returns
+    /// where: the same memory, brought in once.
+    ///
+    /// # Errors
+    /// See [`MapError`]; nothing is changed then.
+    pub fn copy(
+        &self,
+        iova: Option<Iova>,
+        source: &Self,
+        from: Iova,
+        length: u64,
+        access: Access,
+    ) -> Result<Iova, MapError> {
+        let pieces = source.pieces(from, length)?;
+        let first = pieces.first().ok_or(MapError::Empty)?;
+        self.map_pieces(placement(iova, first), length, access, first.offset, || Ok(pieces))
+    }
+
+    /// What is mapped at a range, which must be mapped as a whole.
+    fn pieces(&self, iova: Iova, length: u64) -> Result<Vec<Piece>, MapError> {
+        if length == 0 {
+            return Err(MapError::Empty);
+        }
+        let range = IovaRange::new(iova.0, length).ok_or(MapError::Overflow(iova.0, length))?;
+        let mut pieces = Vec::new();
+        let mut next = Some(range.start);
+        for area in self.locked_areas().mapped_in(range) {
+            let Some(start) = next.filter(|&start| area.range.start <= start) else { break };
+            let last = area.range.last.min(range.last);
+            let offset = area.backed.offset + (start - area.range.start);
+            pieces.push(Piece { pages: area.backed.pages.clone(), offset, length: last - start + 1 });
+            next = last.checked_add(1).filter(|_| last < range.last);
+        }
+        match next {
+            None => Ok(pieces),
+            // To the end of the space, or there was a hole.
+            Some(_) => Err(MapError::SourceNotMapped(iova.0, length)),
+        }
+    }
+
+    /// Maps pieces in a row, an area for each; they have `length` bytes together, and the first begins `offset` bytes into
+    /// some page.
+    fn map_pieces(
+        &self,
+        placement: Placement,
+        length: u64,
+        access: Access,
+        offset: u64,
+        pieces: impl FnOnce() -> Result<Vec<Piece>, MapError>,
+    ) -> Result<Iova, MapError> {
         check_holds_nothing()?;
         if length == 0 {
             return Err(MapError::Empty);
@@ -228,47 +398,56 @@ impl Ioas {
             return Err(MapError::NoAccess);
         }
         let range = {
-            let tables = self.tables();
-            self.locked_areas().keep(placement, length, access, &usable(&tables))?
+            let space = self.space();
+            let mut areas = self.locked_areas();
+            let range = space.place(&areas, placement, length, offset)?;
+            areas.keep(range, access);
+            range
         };
         let kept = Kept { ioas: self, range };
-        let pages = self.pages(memory, length, access, range.start)?;
-        self.publish(range, access, pages)?;
+        let pieces = pieces()?;
+        if access.contains(Access::WRITE) && pieces.iter().any(|piece| !piece.pages.is_writable()) {
+            return Err(MapError::PagesReadOnly);
+        }
+        let mut start = range.start;
+        let mut areas: Vec<(IovaRange, Backed)> = pieces
+            .into_iter()
+            .map(|Piece { pages, offset, length }| {
+                let area = IovaRange { start, last: start + (length - 1) };
+                start = area.last.wrapping_add(1);
+                (area, Backed { pages, offset, pin: None })
+            })
+            .collect();
+        self.publish(&mut areas, access)?;
         std::mem::forget(kept);
         Ok(Iova(range.start))
     }
 
-    fn pages(
-        &self,
-        memory: impl FnOnce() -> Result<Vec<Segment>, ImportError>,
-        length: u64,
-        access: Access,
-        iova: u64,
-    ) -> Result<Pages, MapError> {
-        let segments = memory()?;
-        if let Some(odd) = segments.iter().find(|segment| !segment.is_pages()) {
-            return Err(MapError::NotPages(odd.length()));
+    /// Puts pages into ranges that are kept for them, and into every page table.
+    fn publish(&self, areas: &mut Vec<(IovaRange, Backed)>, access: Access) -> Result<(), MapError> {
+        // Memory is brought in without a lock, so it is found out again afterwards whether somebody needs it.
+        let mut space = self.space();
+        while !space.tables.is_empty() && areas.iter().any(|(_, backed)| backed.pin.is_none()) {
+            drop(space);
+            for (range, backed) in &mut *areas {
+                backed.pin = Some(backed.pages.pin(&self.iommu.phys, range.start, backed.offset)?);
+            }
+            space = self.space();
         }
-        let have = segments.iter().map(Segment::length).fold(0, u64::saturating_add);
-        if have != length {
-            return Err(MapError::WrongLength(have, length));
+        if space.tables.is_empty() {
+            areas.iter_mut().for_each(|(_, backed)| backed.pin = None);
         }
-        if access.contains(Access::WRITE) && !segments.iter().all(Segment::is_writable) {
-            return Err(MapError::ReadOnly);
-        }
-        Ok(Pages::new(&self.iommu.phys, segments, iova)?)
-    }
-
-    /// Puts pages into a range that is kept for them, and into every page table.
-    fn publish(&self, range: IovaRange, access: Access, pages: Pages) -> Result<(), MapError> {
-        let tables = self.tables();
-        for (done, hwpt) in tables.iter().enumerate() {
-            if let Err(error) = hwpt.map(range, access, &pages) {
-                tables[..done].iter().for_each(|hwpt| hwpt.unmap(range, std::iter::once(range)));
-                return Err(error.into());
+        for (done, hwpt) in space.tables.iter().enumerate() {
+            for (filled, (range, backed)) in areas.iter().enumerate() {
+                if let Err(error) = hwpt.map(*range, access, backed, space.largest_page()) {
+                    hwpt.take_back(areas[..filled].iter().map(|(range, _)| *range));
+                    space.tables[..done].iter().for_each(|hwpt| hwpt.take_back(areas.iter().map(|(range, _)| *range)));
+                    return Err(error.into());
+                }
             }
         }
-        self.locked_areas().publish(range, pages);
+        let mut published = self.locked_areas();
+        areas.drain(..).for_each(|(range, backed)| published.publish(range, access, backed));
         Ok(())
     }
 
@@ -286,9 +465,9 @@ impl Ioas {
             return Err(UnmapError::NotWhole(range));
         }
         let _unmap = self.unmap.lock().unwrap_or_else(PoisonError::into_inner);
-        let tables = self.tables();
+        let space = self.space();
         let bytes = self.locked_areas().let_go(range)?;
-        for hwpt in &*tables {
+        for hwpt in &space.tables {
             let mut next = Some(range);
             let runs = std::iter::from_fn(|| {
                 let run = self.locked_areas().first_run(next?)?;
@@ -312,35 +491,50 @@ impl Ioas {
 
     /// The table that devices get which are attached to the address space itself, if there is one.
     pub(crate) fn automatic_table(&self) -> Option<Arc<Hwpt>> {
-        self.tables().iter().find(|hwpt| hwpt.kind() == HwptKind::Automatic).cloned()
+        self.space().tables.iter().find(|hwpt| hwpt.kind() == HwptKind::Automatic).cloned()
     }
 
     /// Fills a new page table and keeps it like the areas from now on, for `first` to use if there is one.
     pub(crate) fn add_table(&self, hwpt: Arc<Hwpt>, first: Option<&Arc<Endpoint>>) -> Result<(), ConnectError> {
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-        let areas = self.locked_areas();
+        let mut space = self.exclusive();
+        let mut areas = self.locked_areas();
         let reserved = first.map_or(&[][..], |endpoint| endpoint.reserved());
-        areas.check(reserved.iter().copied().chain(beyond_aperture()))?;
-        // Dropping a half-filled table frees it: nothing is attached to it yet.
-        for (range, access, pages) in areas.mapped() {
-            hwpt.map(range, access, pages)?;
+        check_allowed(&space, reserved)?;
+        areas.check(reserved.iter().copied().chain(hwpt.beyond_aperture()))?;
+        areas.check_alignment(space.alignment().max(hwpt.page_size()))?;
+        let filled = areas.pin(&self.iommu.phys).map_err(ConnectError::Pages).and_then(|()| {
+            // Dropping a half-filled table frees it: nothing is attached to it yet.
+            areas
+                .mapped()
+                .try_for_each(|area| Ok(hwpt.map(area.range, area.access, area.backed, space.largest_page())?))
+        });
+        if filled.is_err() {
+            drop(hwpt);
+            if space.tables.is_empty() {
+                areas.unpin();
+            }
+            return filled;
         }
         if let Some(endpoint) = first {
             hwpt.users.add(endpoint);
         }
-        tables.push(hwpt);
+        space.tables.push(hwpt);
         Ok(())
     }
 
     /// Undoes [`Ioas::add_table`], for a table that nobody is attached to.
     pub(crate) fn remove_table(&self, hwpt: &Arc<Hwpt>) {
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-        tables.retain(|other| !Arc::ptr_eq(other, hwpt));
+        let mut space = self.exclusive();
+        space.tables.retain(|other| !Arc::ptr_eq(other, hwpt));
+        if space.tables.is_empty() {
+            self.locked_areas().unpin();
+        }
     }
 
     /// Lets `endpoint` use one of the page tables: from now on its reserved ranges are nobody's.
     pub(crate) fn connect(&self, endpoint: &Arc<Endpoint>, hwpt: &Hwpt) -> Result<(), ConnectError> {
-        let _tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let space = self.exclusive();
+        check_allowed(&space, endpoint.reserved())?;
         self.locked_areas().check(endpoint.reserved().iter().copied())?;
         hwpt.users.add(endpoint);
         Ok(())
@@ -348,24 +542,18 @@ impl Ioas {
 
     /// Undoes one [`Ioas::connect`], after the endpoint stopped using the table. Returns whether nobody uses it any more.
     pub(crate) fn disconnect(&self, endpoint: &Arc<Endpoint>, hwpt: &Hwpt) -> bool {
-        let _tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let _space = self.exclusive();
         hwpt.users.remove(endpoint)
     }
 }
 
-/// What may be mapped with the devices that are attached.
-fn usable(tables: &Tables) -> Ranges {
-    let mut reserved: Vec<IovaRange> = Vec::new();
-    for hwpt in tables {
-        reserved.extend(beyond_aperture());
-        for endpoint in &*hwpt.users.lock() {
-            reserved.extend_from_slice(endpoint.reserved());
-        }
-    }
-    Ranges::union(reserved).complement()
+/// At `iova`, or where large pages fit.
+fn placement(iova: Option<Iova>, first: &Piece) -> Placement {
+    iova.map_or(Placement::Automatic { like: first.pages.address().wrapping_add(first.offset) }, Placement::Fixed)
 }
 
-fn beyond_aperture() -> Option<IovaRange> {
-    let start = Hwpt::aperture().last.checked_add(1)?;
-    Some(IovaRange { start, last: u64::MAX })
+/// Fails if some of what is allowed to be mapped is reserved.
+fn check_allowed(space: &Space, reserved: &[IovaRange]) -> Result<(), ConnectError> {
+    let overlaps = |range: &IovaRange| space.allowed.iter().any(|allowed| allowed.overlaps(range));
+    reserved.iter().copied().find(overlaps).map_or(Ok(()), |range| Err(ConnectError::Conflict(range)))
 }

@@ -19,7 +19,8 @@ mod segment;
 mod tables;
 mod vma;
 
-pub use pages::Pages;
+pub(crate) use pages::Pin;
+pub use pages::{Pages, PinError};
 pub use phys::OutOfPhysicalSpace;
 pub use process::{ImportError, Process};
 pub use segment::{RemoteMemory, Segment};

@@ -27,6 +27,9 @@ pub enum ImportError {
     /// Part of the range is not mapped, or not with the access that is asked for.
     #[error("address {0:#x} of the process is not mapped, or not with the access asked for")]
     BadAddress(u64),
+    /// The file is not a memfd or the like, or ends before.
+    #[error("the file does not lie in memory, or ends before what is to be mapped")]
+    NotInFile,
     /// The process has ended, or became another program.
     #[error("the process has ended")]
     Gone,

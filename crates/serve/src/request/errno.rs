@@ -1,7 +1,7 @@
 //! The one table from what went wrong to Linux's errno for it.
 
-use ioasid::memory::ImportError;
-use ioasid::{AttachError, BindError, DestroyError, HoldsSlices, MapError, UnmapError};
+use ioasid::memory::{ImportError, PinError};
+use ioasid::{AttachError, BindError, DestroyError, HoldsSlices, MapError, RuleError, UnmapError};
 use ioasid_vfio::BarError;
 use ioasid_vfio::device::InUse;
 use ioasid_vfio::device::irq::IrqError;
@@ -36,12 +36,17 @@ table! {
     }
     ImportError {
         Self::BadAddress(_) | Self::Gone => FAULT,
+        Self::NotInFile => INVAL,
         Self::System(_) => NOMEM,
     }
     iopt::MapError {
         Self::OutOfTables => NOMEM,
         Self::Occupied(_) => EXIST,
         Self::Unaligned { .. } | Self::OutOfRange { .. } => INVAL,
+    }
+    RuleError {
+        Self::BadRanges | Self::InUse => INVAL,
+        Self::Reserved(_) | Self::Mapped(_) | Self::Misaligned(..) => ADDRINUSE,
     }
     BindError {
         Self::GroupBusy | Self::AlreadyBound => BUSY,
@@ -71,20 +76,30 @@ impl ToErrno for InUse {
     }
 }
 
+impl ToErrno for PinError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Memory(error) => error.errno(),
+            Self::ReadOnly => Errno::FAULT,
+            Self::WrongLength(..) | Self::NotPages(_) => Errno::INVAL,
+            Self::PhysicalSpace(_) => Errno::NOMEM,
+        }
+    }
+}
+
 impl ToErrno for MapError {
     fn errno(&self) -> Errno {
         match self {
-            Self::Empty | Self::Unaligned(..) | Self::NoAccess | Self::Reserved(_) | Self::WrongLength(..) => {
+            Self::Empty | Self::Unaligned(..) | Self::NoAccess | Self::Reserved(_) | Self::BeyondPages(..) => {
                 Errno::INVAL
             }
             Self::Overflow(..) => Errno::OVERFLOW,
             Self::Occupied(_) => Errno::EXIST,
             Self::NoSpace(_) => Errno::NOSPC,
-            Self::ReadOnly => Errno::FAULT,
-            Self::PhysicalSpace(_) => Errno::NOMEM,
-            Self::NotPages(_) => Errno::INVAL,
+            Self::PagesReadOnly => Errno::PERM,
+            Self::SourceNotMapped(..) => Errno::NOENT,
             Self::HoldsSlices(error) => error.errno(),
-            Self::Memory(error) => error.errno(),
+            Self::Pages(error) => error.errno(),
             Self::Table(error) => error.errno(),
         }
     }
@@ -95,7 +110,8 @@ impl ToErrno for AttachError {
         match self {
             Self::Missing(_) => Errno::NOENT,
             Self::WrongKind(_) | Self::GroupElsewhere(_) => Errno::INVAL,
-            Self::Conflict(_) => Errno::ADDRINUSE,
+            Self::Conflict(_) | Self::Misaligned(..) => Errno::ADDRINUSE,
+            Self::Pages(error) => error.errno(),
             Self::NoIds => Errno::NOMEM,
             Self::HoldsSlices(error) => error.errno(),
             Self::Table(error) => error.errno(),

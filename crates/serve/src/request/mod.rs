@@ -13,8 +13,8 @@ pub use errno::ToErrno;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ioasid::memory::{ImportError, Segment};
-use ioasid::{Access, Context};
+use ioasid::Context;
+use ioasid::memory::{ImportError, Pages};
 use rustix::io::Errno;
 
 /// The program that makes a request, as far as a request needs it.
@@ -43,9 +43,10 @@ pub trait Caller {
     /// `EBADF`, if it has none of this number; `EBADFD`, if it is something else.
     fn context(&self, number: i32) -> Result<Arc<Context>, Errno>;
 
-    /// Its memory, for devices to reach.
+    /// Its memory at `address`, `length` bytes (both multiples of the page size), for devices to read, and with `writable`
+    /// to write. Whether it is there turns out when somebody needs it.
     ///
     /// # Errors
     /// See [`ImportError`].
-    fn memory(&self, address: u64, length: u64, access: Access) -> Result<Vec<Segment>, ImportError>;
+    fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError>;
 }

@@ -107,6 +107,121 @@ pub fn malformed() {
         row(what, iommu, ii::IOAS_UNMAP, bad.as_bytes(), errno);
     }
 
+    let copy = ii::IoasCopy {
+        size: 40,
+        flags: 7,
+        dst_ioas_id: ioas,
+        src_ioas_id: ioas,
+        length: 4096,
+        dst_iova: 0xa0_0000,
+        src_iova: SOURCE,
+    };
+    let copies = [
+        ("unknown flag", ii::IoasCopy { flags: 8 | 7, ..copy }, EOPNOTSUPP),
+        ("neither read nor write", ii::IoasCopy { flags: 1, ..copy }, libc::EINVAL),
+        ("length 0", ii::IoasCopy { length: 0, ..copy }, libc::EINVAL),
+        ("length of everything", ii::IoasCopy { length: u64::MAX, ..copy }, libc::EOVERFLOW),
+        ("source at the top", ii::IoasCopy { src_iova: u64::MAX, ..copy }, libc::EOVERFLOW),
+        ("source that wraps", ii::IoasCopy { src_iova: !0 << 12, length: 8192, ..copy }, libc::EOVERFLOW),
+        ("target at the top", ii::IoasCopy { dst_iova: u64::MAX, ..copy }, libc::EOVERFLOW),
+        ("no such source", ii::IoasCopy { src_ioas_id: 999, ..copy }, libc::ENOENT),
+        ("no such target", ii::IoasCopy { dst_ioas_id: 999, ..copy }, libc::ENOENT),
+        ("nothing at the source", ii::IoasCopy { src_iova: 0xa0_0000, ..copy }, libc::ENOENT),
+        (
+            "more than the source has",
+            ii::IoasCopy { src_iova: SOURCE + LENGTH as u64 - 4096, length: 8192, ..copy },
+            libc::ENOENT,
+        ),
+        ("target in use", ii::IoasCopy { dst_iova: SOURCE, ..copy }, libc::EEXIST),
+        ("target where interrupts go", ii::IoasCopy { dst_iova: 0xfee0_0000, ..copy }, libc::EINVAL),
+        ("target between pages", ii::IoasCopy { dst_iova: 0xa0_0010, ..copy }, libc::EINVAL),
+        ("source between pages", ii::IoasCopy { src_iova: SOURCE + 16, ..copy }, libc::EINVAL),
+    ];
+    for (what, bad, errno) in copies {
+        row(what, iommu, ii::IOAS_COPY, bad.as_bytes(), errno);
+    }
+    row("a short copy", iommu, ii::IOAS_COPY, &tail(copy, 32, 0), libc::EINVAL);
+    row("a long copy", iommu, ii::IOAS_COPY, &tail(copy, 48, 1), libc::E2BIG);
+
+    // SAFETY: takes a string.
+    let memfd = unsafe { libc::memfd_create(c"rows".as_ptr(), libc::MFD_CLOEXEC) };
+    // SAFETY: take no pointers, and a string.
+    let read_only = unsafe {
+        assert_eq!(libc::ftruncate(memfd, 8192), 0);
+        libc::open(format!("/proc/self/fd/{memfd}\0").as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC)
+    };
+    let program = open("/proc/self/exe").unwrap_or_else(|_| std::fs::File::open("/proc/self/exe").unwrap().into());
+    let file =
+        ii::IoasMapFile { size: 40, flags: 7, ioas_id: ioas, fd: memfd, start: 0, length: 8192, iova: 0xa0_0000 };
+    let files = [
+        ("unknown flag", ii::IoasMapFile { flags: 8 | 7, ..file }, EOPNOTSUPP),
+        ("neither read nor write", ii::IoasMapFile { flags: 1, ..file }, libc::EINVAL),
+        ("length 0", ii::IoasMapFile { length: 0, ..file }, libc::EINVAL),
+        ("length of everything", ii::IoasMapFile { length: u64::MAX, ..file }, libc::EOVERFLOW),
+        ("iova at the top", ii::IoasMapFile { iova: u64::MAX, ..file }, libc::EOVERFLOW),
+        ("offset that wraps", ii::IoasMapFile { start: !0 << 12, ..file }, libc::EOVERFLOW),
+        ("no such ioas", ii::IoasMapFile { ioas_id: 999, ..file }, libc::ENOENT),
+        ("no such descriptor", ii::IoasMapFile { fd: 9999, ..file }, libc::EBADF),
+        ("a negative descriptor", ii::IoasMapFile { fd: -1, ..file }, libc::EBADF),
+        ("beyond the file", ii::IoasMapFile { length: 12288, ..file }, libc::EINVAL),
+        ("from beyond the file", ii::IoasMapFile { start: 8192, ..file }, libc::EINVAL),
+        ("a file on a disk", ii::IoasMapFile { fd: program.as_raw_fd(), flags: 5, length: 4096, ..file }, libc::EINVAL),
+        ("a read-only file for writing", ii::IoasMapFile { fd: read_only, ..file }, libc::EPERM),
+        ("iova in use", ii::IoasMapFile { iova: SOURCE, ..file }, libc::EEXIST),
+        ("offset between pages", ii::IoasMapFile { start: 16, length: 4096, ..file }, libc::EINVAL),
+    ];
+    for (what, bad, errno) in files {
+        row(what, iommu, ii::IOAS_MAP_FILE, bad.as_bytes(), errno);
+    }
+    row("a short map of a file", iommu, ii::IOAS_MAP_FILE, &tail(file, 32, 0), libc::EINVAL);
+    row("a long map of a file", iommu, ii::IOAS_MAP_FILE, &tail(file, 48, 1), libc::E2BIG);
+
+    let one = |start, last| [ii::IovaRange { start, last }];
+    let allow = |ranges: &[ii::IovaRange]| ii::IoasAllowIovas {
+        size: 24,
+        ioas_id: ioas,
+        num_iovas: ranges.len() as u32,
+        allowed_iovas: ranges.as_ptr() as u64,
+        ..Default::default()
+    };
+    let (good, empty, interrupts) = (one(0x1000, 0xff_ffff), one(5, 5), one(0xfed0_0000, 0xfeef_ffff));
+    let overlapping = [ii::IovaRange { start: 0, last: 9 }, ii::IovaRange { start: 9, last: 20 }];
+    let allows = [
+        ("reserved field", ii::IoasAllowIovas { reserved: 1, ..allow(&good) }, EOPNOTSUPP),
+        ("no such ioas", ii::IoasAllowIovas { ioas_id: 999, ..allow(&good) }, libc::ENOENT),
+        ("a bad address", ii::IoasAllowIovas { allowed_iovas: 8, ..allow(&good) }, libc::EFAULT),
+        ("a range of one address", allow(&empty), libc::EINVAL),
+        ("ranges that overlap", allow(&overlapping), libc::EINVAL),
+        ("where interrupts go", allow(&interrupts), libc::EADDRINUSE),
+    ];
+    for (what, bad, errno) in allows {
+        row(what, iommu, ii::IOAS_ALLOW_IOVAS, bad.as_bytes(), errno);
+    }
+    row("a short allow", iommu, ii::IOAS_ALLOW_IOVAS, &tail(allow(&good), 16, 0), libc::EINVAL);
+    row("a long allow", iommu, ii::IOAS_ALLOW_IOVAS, &tail(allow(&good), 32, 1), libc::E2BIG);
+
+    let option = ii::IommuOption {
+        size: 24,
+        option_id: ii::OPTION_HUGE_PAGES,
+        op: ii::OPTION_OP_SET,
+        object_id: ioas,
+        val64: 0,
+        ..Default::default()
+    };
+    let options = [
+        ("reserved field", ii::IommuOption { reserved: 1, ..option }, EOPNOTSUPP),
+        ("no such option", ii::IommuOption { option_id: 9, ..option }, EOPNOTSUPP),
+        ("no such operation", ii::IommuOption { op: 2, ..option }, EOPNOTSUPP),
+        ("no such ioas", ii::IommuOption { object_id: 0, ..option }, libc::ENOENT),
+        ("no such value", ii::IommuOption { val64: 2, ..option }, libc::EINVAL),
+        ("large pages in use", option, libc::EINVAL),
+    ];
+    for (what, bad, errno) in options {
+        row(what, iommu, ii::OPTION, bad.as_bytes(), errno);
+    }
+    row("a short option", iommu, ii::OPTION, &tail(option, 16, 0), libc::EINVAL);
+    row("a long option", iommu, ii::OPTION, &tail(option, 32, 1), libc::E2BIG);
+
     let bind = vv::BindIommufd { argsz: 24, iommufd: iommu, ..Default::default() };
     row("binding twice", device, vv::DEVICE_BIND_IOMMUFD, bind.as_bytes(), libc::EINVAL);
     let fresh = open("/dev/vfio/devices/vfio0").unwrap();
@@ -183,6 +298,22 @@ pub fn malformed() {
     ioctl(&setup.space.iommu, ii::IOAS_ALLOC, &mut next).unwrap();
     assert_eq!(next.out_ioas_id, 4, "1 is the address space, 2 the device, 3 the page table");
     ioctl(&setup.space.iommu, ii::DESTROY, &mut ii::Destroy { size: 8, id: 4 }).unwrap();
+    // What is right works: the same memory at a second place, a file, and only where it is allowed.
+    let mut second = ii::IoasCopy { flags: 6, ..copy };
+    ioctl(&setup.space.iommu, ii::IOAS_COPY, &mut second).unwrap();
+    setup.space.unmap(second.dst_iova, 4096);
+    let mut whole = file;
+    ioctl(&setup.space.iommu, ii::IOAS_MAP_FILE, &mut whole).unwrap();
+    setup.space.unmap(0xa0_0000, 8192);
+    ioctl(&setup.space.iommu, ii::IOAS_ALLOW_IOVAS, &mut allow(&good)).unwrap();
+    let mut anywhere = ii::IoasMapFile { flags: 6, ..file };
+    ioctl(&setup.space.iommu, ii::IOAS_MAP_FILE, &mut anywhere).unwrap();
+    assert!((0x1000..=0xff_ffff - 8191).contains(&anywhere.iova), "{:#x}", anywhere.iova);
+    setup.space.unmap(anywhere.iova, 8192);
+    ioctl(&setup.space.iommu, ii::IOAS_ALLOW_IOVAS, &mut allow(&[])).unwrap();
+    let mut get = ii::IommuOption { op: ii::OPTION_OP_GET, val64: 7, ..option };
+    ioctl(&setup.space.iommu, ii::OPTION, &mut get).unwrap();
+    assert_eq!(get.val64, 1);
     let mut good = map;
     ioctl(&setup.space.iommu, ii::IOAS_MAP, &mut good).unwrap();
     setup.space.unmap(0xa0_0000, 4096);

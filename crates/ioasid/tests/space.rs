@@ -1,0 +1,253 @@
+//! Where an address space maps, what of, and when the memory is brought in.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ioasid::memory::{ImportError, Pages, PinError, Segment};
+use ioasid::{Access, AttachError, Ioas, Iova, IovaRange, MapError, RuleError};
+use proptest::prelude::*;
+
+use common::{Bench, PAGE, map, range};
+
+/// Pages whose memory is brought in as often as the counter says; `None` as long as the file is not there.
+struct Lazy {
+    pages: Arc<Pages>,
+    file: File,
+    fetched: Arc<AtomicUsize>,
+}
+
+fn lazy(pages: u64, writable: bool) -> Lazy {
+    let (_, file) = Segment::memfd(pages * PAGE).unwrap();
+    let (fetched, mine) = (Arc::new(AtomicUsize::new(0)), file.try_clone().unwrap());
+    let count = fetched.clone();
+    let pages = Pages::new(0, pages * PAGE, writable, move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        let length = mine.metadata()?.len();
+        if length == 0 { Err(ImportError::Gone) } else { Ok(vec![Segment::file(&mine, 0, length, true)?]) }
+    });
+    Lazy { pages, file, fetched }
+}
+
+impl Lazy {
+    fn fetched(&self) -> usize {
+        self.fetched.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn memory_is_brought_in_for_the_first_device_and_let_go_with_the_last() {
+    let bench = Bench::new();
+    let (_endpoint, mut port, ioas, device) = bench.one_device();
+    let memory = lazy(4, true);
+    let attach = || device.attach(None, ioas.id().0.get()).unwrap();
+    ioas.map_pages(Some(Iova(0x10000)), &memory.pages, 0, 4 * PAGE, Access::all()).unwrap();
+    assert_eq!((memory.fetched(), bench.iommu.resources()), (0, (0, 0)));
+    for n in 1..3 {
+        attach();
+        // A second mapping of the same pages, now and later, needs nothing more.
+        let again = ioas.map_pages(None, &memory.pages, PAGE, PAGE, Access::all()).unwrap();
+        assert_eq!((memory.fetched(), bench.iommu.resources().0), (n, 1));
+        port.write(Iova(0x10000 + PAGE), &[n as u8]).unwrap();
+        let mut byte = [0];
+        port.read(again, &mut byte).unwrap();
+        assert_eq!(byte, [n as u8]);
+        ioas.unmap(range(again.0, PAGE)).unwrap();
+        device.detach(None).unwrap();
+        assert_eq!(bench.iommu.resources(), (0, 0));
+    }
+    // Memory that is gone by then keeps the device out, and everything else as it was.
+    memory.file.set_len(0).unwrap();
+    let refused = device.attach(None, ioas.id().0.get());
+    assert!(matches!(refused, Err(AttachError::Pages(PinError::Memory(ImportError::Gone)))));
+    assert_eq!((ioas.areas().len(), bench.iommu.resources()), (1, (0, 0)));
+    memory.file.set_len(4 * PAGE).unwrap();
+    attach();
+    port.write(Iova(0x10000), &[1]).unwrap();
+}
+
+#[test]
+fn an_address_space_without_devices_maps_bytes_and_pages_with_one() {
+    let bench = Bench::new();
+    let (_endpoint, mut port, ioas, device) = bench.one_device();
+    let memory = lazy(4, true);
+    assert_eq!(ioas.iova_ranges().1, 1);
+    let iova = ioas.map_pages(Some(Iova(0x12345)), &memory.pages, 5, 0x123, Access::all()).unwrap();
+    assert_eq!(ioas.areas()[0].range, range(0x12345, 0x123));
+    let refused = device.attach(None, ioas.id().0.get());
+    assert!(matches!(refused, Err(AttachError::Misaligned(at, PAGE)) if at == range(0x12345, 0x123)));
+    ioas.unmap(range(iova.0, 0x123)).unwrap();
+    // IOVA, length and the offset in the memory's page: each of them has to be.
+    for (iova, offset, length) in [(PAGE + 1, 0, PAGE), (PAGE, 0, PAGE - 1), (PAGE, 1, PAGE)] {
+        ioas.map_pages(Some(Iova(iova)), &memory.pages, offset, length, Access::all()).unwrap();
+        assert!(matches!(device.attach(None, ioas.id().0.get()), Err(AttachError::Misaligned(..))), "{iova:#x}");
+        ioas.unmap(IovaRange::ALL).unwrap();
+    }
+    device.attach(None, ioas.id().0.get()).unwrap();
+    assert_eq!(ioas.iova_ranges().1, PAGE);
+    for (iova, offset, length) in [(PAGE + 1, 0, PAGE), (PAGE, 0, PAGE - 1), (PAGE, 1, PAGE)] {
+        let refused = ioas.map_pages(Some(Iova(iova)), &memory.pages, offset, length, Access::all());
+        assert!(matches!(refused, Err(MapError::Unaligned(..))), "{iova:#x}");
+        let refused = ioas.map_pages(None, &memory.pages, offset, length, Access::all());
+        assert_eq!(refused.is_err(), offset != 0 || length != PAGE);
+        ioas.unmap(IovaRange::ALL).unwrap();
+    }
+    // The last two pages, in the middle of the IOVA space.
+    ioas.map_pages(Some(Iova(0x7000)), &memory.pages, 2 * PAGE, 2 * PAGE, Access::all()).unwrap();
+    port.write(Iova(0x8fff), &[7]).unwrap();
+    let mut byte = [0];
+    memory.file.read_exact_at(&mut byte, 4 * PAGE - 1).unwrap();
+    assert_eq!(byte, [7]);
+    let beyond = ioas.map_pages(None, &memory.pages, 2 * PAGE, 3 * PAGE, Access::all());
+    assert!(matches!(beyond, Err(MapError::BeyondPages(..))));
+}
+
+#[test]
+fn what_is_allowed_is_where_automatic_mappings_go_and_what_devices_must_not_reserve() {
+    let bench = Bench::new();
+    let (_endpoint, _port, ioas, device) = bench.one_device();
+    assert_eq!(ioas.allow_iovas(&[range(0x5000, 0x3000), range(0x7000, 0x1000)]), Err(RuleError::BadRanges));
+    assert_eq!(ioas.allow_iovas(&[IovaRange { start: 5, last: 5 }]), Err(RuleError::BadRanges));
+    ioas.allow_iovas(&[range(0x20_0000, 0x3000), range(0x5000, 0x2000)]).unwrap();
+    let memory = lazy(1, true);
+    let next = || ioas.map_pages(None, &memory.pages, 0, PAGE, Access::all());
+    let places: Vec<u64> = std::iter::from_fn(|| next().ok()).map(|iova| iova.0).collect();
+    assert_eq!(places, [0x5000, 0x6000, 0x20_0000, 0x20_1000, 0x20_2000]);
+    assert!(matches!(next(), Err(MapError::NoSpace(PAGE))));
+    // An IOVA of the program's own choice is no concern of that.
+    ioas.map_pages(Some(Iova(0x9000)), &memory.pages, 0, PAGE, Access::all()).unwrap();
+    // The window for interrupts, which the device reserves.
+    let window = range(0xfee0_0000, 0x10_0000);
+    ioas.allow_iovas(&[window]).unwrap();
+    assert!(matches!(device.attach(None, ioas.id().0.get()), Err(AttachError::Conflict(at)) if at == window));
+    ioas.allow_iovas(&[]).unwrap();
+    device.attach(None, ioas.id().0.get()).unwrap();
+    assert!(matches!(ioas.allow_iovas(&[window]), Err(RuleError::Reserved(_))));
+    assert!(ioas.map_pages(None, &memory.pages, 0, PAGE, Access::all()).is_ok(), "as before the refusal");
+}
+
+#[test]
+fn what_the_owner_reserves_is_not_mapped() {
+    let bench = Bench::new();
+    let (.., ioas, _device) = bench.one_device();
+    map(&ioas, 0x8000, 1).unwrap();
+    assert!(matches!(ioas.reserve(range(0x7000, 0x1001)), Err(RuleError::Mapped(at)) if at == range(0x8000, PAGE)));
+    ioas.allow_iovas(&[range(0x1000, 0x1000)]).unwrap();
+    assert!(matches!(ioas.reserve(range(0x1fff, 1)), Err(RuleError::Reserved(_))));
+    ioas.reserve(range(0x2000, 0x1000)).unwrap();
+    assert!(matches!(map(&ioas, 0x2000, 1), Err(MapError::Reserved(_))));
+    assert!(matches!(ioas.allow_iovas(&[range(0, 0x10000)]), Err(RuleError::Reserved(_))));
+    let (ranges, _) = ioas.iova_ranges();
+    assert_eq!(ranges.iter().collect::<Vec<_>>(), [range(0, 0x2000), IovaRange { start: 0x3000, last: u64::MAX }]);
+}
+
+#[test]
+fn without_large_pages_everything_is_made_of_the_processors() {
+    let bench = Bench::new();
+    let (_endpoint, mut port, ioas, device) = bench.one_device();
+    assert!(ioas.has_large_pages());
+    let memory = lazy(1, true);
+    ioas.map_pages(Some(Iova(0x1800)), &memory.pages, 0x800, 0x800, Access::all()).unwrap();
+    assert!(matches!(ioas.set_large_pages(false), Err(RuleError::Misaligned(at, PAGE)) if at == range(0x1800, 0x800)));
+    assert!(ioas.has_large_pages());
+    ioas.unmap(IovaRange::ALL).unwrap();
+    ioas.set_large_pages(false).unwrap();
+    assert_eq!(ioas.iova_ranges().1, PAGE);
+    let refused = ioas.map_pages(Some(Iova(0x1800)), &memory.pages, 0x800, 0x800, Access::all());
+    assert!(matches!(refused, Err(MapError::Unaligned(..))));
+    map(&ioas, 0x20_0000, 512).unwrap();
+    let hwpt = device.context().hwpt(device.attach(None, ioas.id().0.get()).unwrap()).unwrap();
+    hwpt.start_dirty_tracking(u64::MAX).unwrap();
+    port.write(Iova(0x20_0000), &[1]).unwrap();
+    let mut bitmap = [0; 8];
+    hwpt.read_dirty(range(0x20_0000, 512 * PAGE), PAGE, false, &mut bitmap).unwrap();
+    assert_eq!(bitmap, [1, 0, 0, 0, 0, 0, 0, 0], "a page of 2 MiB would be dirty as a whole");
+    ioas.set_large_pages(true).unwrap();
+    assert!(matches!(ioas.set_large_pages(false), Err(RuleError::InUse)));
+}
+
+#[test]
+fn a_copy_shares_the_memory_and_its_rights() {
+    let bench = Bench::new();
+    let (_endpoint, mut port, ioas, device) = bench.one_device();
+    let other = device.context().ioas_alloc().unwrap();
+    let (memory, read_only) = (lazy(4, true), lazy(1, false));
+    ioas.map_pages(Some(Iova(0x10000)), &memory.pages, 0, 4 * PAGE, Access::READ).unwrap();
+    ioas.map_pages(Some(Iova(0x14000)), &read_only.pages, 0, PAGE, Access::READ).unwrap();
+    let copy = |to: &Ioas, iova: Option<u64>, from: u64, length: u64, access: Access| {
+        to.copy(iova.map(Iova), &ioas, Iova(from), length, access)
+    };
+    // Part of one, with more rights than the source has; then over both, into two areas.
+    copy(&other, Some(0x1000), 0x11000, 2 * PAGE, Access::all()).unwrap();
+    copy(&other, Some(0x8000), 0x13000, 2 * PAGE, Access::READ).unwrap();
+    assert_eq!(other.areas().len(), 3);
+    for (from, length) in [(0xf000, PAGE), (0x14000, 2 * PAGE), (0x20000, 1), (u64::MAX, 1)] {
+        let refused = copy(&other, None, from, length, Access::READ);
+        assert!(matches!(refused, Err(MapError::SourceNotMapped(..))), "{from:#x}");
+    }
+    assert!(matches!(copy(&other, None, 0x14000, PAGE, Access::all()), Err(MapError::PagesReadOnly)));
+    assert!(matches!(copy(&other, Some(0x8000), 0x10000, PAGE, Access::READ), Err(MapError::Occupied(_))));
+    assert!(matches!(copy(&other, None, 0x10000, 0, Access::READ), Err(MapError::Empty)));
+    // Into itself.
+    let itself = copy(&ioas, None, 0x10000, PAGE, Access::READ).unwrap();
+    ioas.unmap(range(itself.0, PAGE)).unwrap();
+
+    device.attach(None, other.id().0.get()).unwrap();
+    assert_eq!((memory.fetched(), read_only.fetched()), (1, 1));
+    port.write(Iova(0x1000), &[9]).unwrap();
+    let mut byte = [0];
+    memory.file.read_exact_at(&mut byte, PAGE).unwrap();
+    assert_eq!(byte, [9]);
+    assert!(port.write(Iova(0x9000), &[9]).is_err(), "only for reading");
+    port.read(Iova(0x8fff), &mut [0, 0]).unwrap();
+    // The source goes, and the copies stay.
+    ioas.unmap(IovaRange::ALL).unwrap();
+    port.write(Iova(0x1000), &[8]).unwrap();
+    assert_eq!(other.unmap(range(0x8000, 2 * PAGE)).unwrap(), 2 * PAGE);
+    assert_eq!(bench.iommu.resources().0, 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// An automatic IOVA is allowed, free, as aligned as the memory, and the lowest of those.
+    #[test]
+    fn automatic_iovas_are_free_and_aligned(
+        taken in prop::collection::vec((1..64u64, 1..8u64), 0..12),
+        allowed in prop::collection::vec((1..64u64, 1..16u64), 0..3),
+        requests in prop::collection::vec((0..32u64, 1..9u64), 1..12),
+    ) {
+        let bench = Bench::new();
+        let (.., ioas, _device) = bench.one_device();
+        for (page, pages) in taken {
+            let _ = map(&ioas, page * PAGE, pages);
+        }
+        let allowed: Vec<_> = allowed.iter().map(|&(page, pages)| range(page * PAGE, pages * PAGE)).collect();
+        let rules = ioas.allow_iovas(&allowed).is_ok() && !allowed.is_empty();
+        for (address, pages) in requests {
+            let (address, length) = (address * PAGE, pages * PAGE);
+            let memory = Pages::new(address, length, true, || Err(ImportError::Gone));
+            let is_free = |candidate: IovaRange| {
+                let inside = |allowed: &IovaRange| allowed.overlaps(&candidate);
+                // Ranges that touch are one.
+                let within = (candidate.start..=candidate.last).step_by(PAGE as usize)
+                    .all(|page| allowed.iter().any(|range| range.contains(&IovaRange { start: page, last: page + PAGE - 1 })));
+                (!rules || within && allowed.iter().any(inside))
+                    && ioas.areas().iter().all(|area| !area.range.overlaps(&candidate))
+            };
+            let size = length.next_power_of_two();
+            let alignment = if address == 0 { size } else { size.min(1 << address.trailing_zeros()) };
+            let lowest = (1..=300u64).map(|page| range(page * PAGE, length))
+                .find(|&candidate| candidate.start % alignment == 0 && is_free(candidate));
+            match ioas.map_pages(None, &memory, 0, length, Access::READ) {
+                Ok(iova) => prop_assert_eq!(Some(range(iova.0, length)), lowest),
+                Err(error) => prop_assert!(lowest.is_none() && matches!(error, MapError::NoSpace(_)), "{}", error),
+            }
+        }
+    }
+}
