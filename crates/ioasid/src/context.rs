@@ -33,6 +33,9 @@ pub enum HwptError {
     /// There is no object with this id.
     #[error("no object {0} in the context")]
     Missing(u32),
+    /// A page table is made for a device, and this is something else.
+    #[error("object {0} is not a device")]
+    NotADevice(u32),
     /// A page table mirrors an address space, and this is something else.
     #[error("object {0} is not an address space")]
     NotAnIoas(u32),
@@ -77,8 +80,8 @@ impl From<ConnectError> for HwptError {
 pub(crate) enum Object {
     Ioas(Arc<Ioas>),
     Hwpt(Table),
-    /// Its [`Device`] is held by the consumer that bound it.
-    Device,
+    /// What is bound. Its [`Device`] is held by the consumer that bound it.
+    Device(Arc<Endpoint>),
 }
 
 /// A context, the security object: whoever holds it controls what is in it, and ids mean something only inside it.
@@ -124,7 +127,7 @@ impl Context {
     pub fn ioas(&self, id: u32) -> Option<Arc<Ioas>> {
         match self.ids.get(ObjectId(NonZeroU32::new(id)?))? {
             Object::Ioas(ioas) => Some(ioas),
-            Object::Hwpt(_) | Object::Device => None,
+            Object::Hwpt(_) | Object::Device(_) => None,
         }
     }
 
@@ -133,7 +136,7 @@ impl Context {
     pub fn hwpt(&self, id: ObjectId) -> Option<Arc<Hwpt>> {
         match self.ids.get(id)? {
             Object::Hwpt(Table::Paging(hwpt)) => Some(hwpt),
-            Object::Hwpt(Table::Nested(_)) | Object::Ioas(_) | Object::Device => None,
+            Object::Hwpt(Table::Nested(_)) | Object::Ioas(_) | Object::Device(_) => None,
         }
     }
 
@@ -142,21 +145,27 @@ impl Context {
     pub fn nested_hwpt(&self, id: ObjectId) -> Option<Arc<NestedHwpt>> {
         match self.ids.get(id)? {
             Object::Hwpt(Table::Nested(nested)) => Some(nested),
-            Object::Hwpt(Table::Paging(_)) | Object::Ioas(_) | Object::Device => None,
+            Object::Hwpt(Table::Paging(_)) | Object::Ioas(_) | Object::Device(_) => None,
         }
     }
 
-    /// Makes a page table of the address space `ioas`, which stays until it is destroyed; with `nest_parent`, nested tables
-    /// can be made on it.
+    /// Makes a page table of the address space `ioas` for the IOMMU that `device` is behind. It stays until it is destroyed; with
+    /// `nest_parent`, nested tables can be made on it.
     ///
     /// # Errors
     /// See [`HwptError`].
-    pub fn hwpt_alloc(&self, ioas: u32, nest_parent: bool) -> Result<Arc<Hwpt>, HwptError> {
+    pub fn hwpt_alloc(&self, device: u32, ioas: u32, nest_parent: bool) -> Result<Arc<Hwpt>, HwptError> {
+        let missing = HwptError::Missing(device);
+        let device_id = ObjectId(NonZeroU32::new(device).ok_or(HwptError::Missing(device))?);
+        let Object::Device(endpoint) = self.ids.get(device_id).ok_or(missing)? else {
+            return Err(HwptError::NotADevice(device));
+        };
         let kind = if nest_parent { HwptKind::NestParent } else { HwptKind::Plain };
         self.with_held(ioas, |object| {
             let Object::Ioas(owner) = object else { return Err(HwptError::NotAnIoas(ioas)) };
             let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
-            let hwpt = Arc::new(Hwpt::new(reserved.id(), kind, owner.clone(), self.iommu.arena.clone())?);
+            let hwpt =
+                Arc::new(Hwpt::new(reserved.id(), kind, endpoint.format(), owner.clone(), self.iommu.arena.clone())?);
             owner.add_table(hwpt.clone(), None)?;
             reserved.finalize(Object::Hwpt(Table::Paging(hwpt.clone())), 0);
             Ok(hwpt)
@@ -173,7 +182,7 @@ impl Context {
             let hwpt = match object {
                 Object::Hwpt(Table::Paging(hwpt)) if hwpt.kind() == HwptKind::NestParent => hwpt.clone(),
                 Object::Hwpt(_) => return Err(HwptError::NotAParent(parent)),
-                Object::Ioas(_) | Object::Device => return Err(HwptError::NotAPageTable(parent)),
+                Object::Ioas(_) | Object::Device(_) => return Err(HwptError::NotAPageTable(parent)),
             };
             let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
             let nested = Arc::new(NestedHwpt::new(reserved.id(), hwpt, table));
@@ -217,7 +226,7 @@ impl Context {
                 self.ids.release(hwpt.ioas().id());
             }
             Object::Hwpt(Table::Nested(nested)) => self.ids.release(nested.parent().id()),
-            Object::Device => {}
+            Object::Device(_) => {}
         }
         Ok(())
     }
@@ -235,7 +244,7 @@ impl Drop for Context {
                 }
                 // The address space has a reference to it, and it one to the address space.
                 Object::Hwpt(Table::Paging(hwpt)) => hwpt.ioas().remove_table(&hwpt),
-                Object::Hwpt(Table::Nested(_)) | Object::Device => {}
+                Object::Hwpt(Table::Nested(_)) | Object::Device(_) => {}
             }
         }
     }

@@ -42,6 +42,9 @@ pub enum AttachError {
     /// The object is neither an address space nor a page table.
     #[error("object {0} is neither an address space nor a page table")]
     WrongKind(u32),
+    /// The page table is in a format that the IOMMU of this device does not walk.
+    #[error("page table {0} is of another format than this device's IOMMU walks")]
+    WrongFormat(ObjectId),
     /// Another device of the same group is attached to something else.
     #[error("another device of IOMMU group {0} is attached to another page table")]
     GroupElsewhere(crate::GroupId),
@@ -112,7 +115,7 @@ impl Device {
         }
         // From here on, dropping the claim undoes it.
         let claim = Claim { endpoint };
-        let id = context.ids().reserve().ok_or(BindError::NoIds)?.finalize(Object::Device, 1);
+        let id = context.ids().reserve().ok_or(BindError::NoIds)?.finalize(Object::Device(claim.endpoint.clone()), 1);
         Ok(Self { context, id, claim })
     }
 
@@ -150,7 +153,7 @@ impl Device {
         let result = match &object {
             Object::Ioas(ioas) => self.attach_to_ioas(pasid, ioas),
             Object::Hwpt(table) => self.attach_to_table(pasid, table),
-            Object::Device => Err(AttachError::WrongKind(target)),
+            Object::Device(_) => Err(AttachError::WrongKind(target)),
         };
         ids.release(target_id);
         result
@@ -159,13 +162,13 @@ impl Device {
     /// Attaches to the automatic page table of `ioas`, which the caller holds, and makes it if there is none.
     fn attach_to_ioas(&self, pasid: Option<Pasid>, ioas: &Arc<Ioas>) -> Result<ObjectId, AttachError> {
         let (ids, endpoint) = (self.context.ids(), self.endpoint());
-        if let Some(hwpt) = ioas.automatic_table() {
+        if let Some(hwpt) = ioas.automatic_table(endpoint.format()) {
             return self.attach_to_table(pasid, &Table::Paging(hwpt));
         }
         self.check_group(pasid, None)?;
         let reserved = ids.reserve().ok_or(AttachError::NoIds)?;
         let arena = self.context.iommu().arena.clone();
-        let hwpt = Arc::new(Hwpt::new(reserved.id(), HwptKind::Automatic, ioas.clone(), arena)?);
+        let hwpt = Arc::new(Hwpt::new(reserved.id(), HwptKind::Automatic, endpoint.format(), ioas.clone(), arena)?);
         ioas.add_table(hwpt.clone(), Some(endpoint))?;
         // The table holds its address space, and is held by this attachment.
         let held = ids.hold(ioas.id());
@@ -178,6 +181,9 @@ impl Device {
 
     /// Attaches to a page table that there is.
     fn attach_to_table(&self, pasid: Option<Pasid>, table: &Table) -> Result<ObjectId, AttachError> {
+        if table.paging().format() != self.endpoint().format() {
+            return Err(AttachError::WrongFormat(table.id()));
+        }
         self.check_group(pasid, Some(table))?;
         table.ioas().connect(self.endpoint(), table.paging())?;
         if let Table::Nested(nested) = table {

@@ -85,7 +85,7 @@ impl Hwpt {
         check_holds_nothing()?;
         // Nobody maps or unmaps meanwhile, so that no page is mapped larger than it should be.
         let _space = self.ioas().exclusive();
-        let aperture = Self::aperture();
+        let aperture = self.format().aperture();
         // What can fail comes before what was noted so far is forgotten.
         self.table.split(aperture.start, aperture.len_minus_one() + 1, shift)?;
         self.table.start_tracking()?;
@@ -107,7 +107,7 @@ impl Hwpt {
     /// See [`DirtyError`].
     pub fn read_dirty(&self, range: IovaRange, page: u64, clear: bool, bitmap: &mut [u64]) -> Result<(), DirtyError> {
         let shift = page_shift(page)?;
-        let inside = range.start <= range.last && Self::aperture().contains(&range);
+        let inside = range.start <= range.last && self.format().aperture().contains(&range);
         if !inside || !range.start.is_multiple_of(page) || !(range.last + 1).is_multiple_of(page) {
             return Err(DirtyError::Range(range, page));
         }

@@ -13,19 +13,38 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use crate::gate::{Gate, check_holds_nothing, quiesce};
 use crate::group::Group;
-use crate::hwpt::Table;
+use crate::hwpt::{Table, TableFormat};
 use crate::invalidation::Invalidation;
 use crate::iommu::Iommu;
 use crate::port::{DmaPort, Requester};
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, RwLock};
 use crate::types::{GroupId, HoldsSlices, IovaRange, Pasid, Rid};
 
+/// Where message-signalled interrupts go on x86: a write there is not a memory access (Intel SDM 3, 12.11).
+const MSI_WINDOW: IovaRange = IovaRange { start: 0xfee0_0000, last: 0xfeef_ffff };
+
+/// What an endpoint is to the IOMMU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointOptions {
+    /// What its IOMMU walks.
+    pub format: TableFormat,
+    /// IOVAs that it cannot use for memory.
+    pub reserved: Vec<IovaRange>,
+}
+
+impl Default for EndpointOptions {
+    /// A PCI function behind VT-d, whose writes to [`MSI_WINDOW`] are interrupts.
+    fn default() -> Self {
+        Self { format: TableFormat::default(), reserved: vec![MSI_WINDOW] }
+    }
+}
+
 /// A requester on the bus.
 pub struct Endpoint {
     rid: Rid,
     iommu: Weak<Iommu>,
     pub(crate) group: Arc<Group>,
-    reserved: Vec<IovaRange>,
+    options: EndpointOptions,
     bus_master: AtomicBool,
     /// Whether a [`crate::Device`] has it.
     pub(crate) bound: AtomicBool,
@@ -46,12 +65,12 @@ struct Ports {
 }
 
 impl Endpoint {
-    pub(crate) fn new(rid: Rid, iommu: &Arc<Iommu>, group: Arc<Group>, reserved: Vec<IovaRange>) -> Self {
+    pub(crate) fn new(rid: Rid, iommu: &Arc<Iommu>, group: Arc<Group>, options: EndpointOptions) -> Self {
         Self {
             rid,
             iommu: Arc::downgrade(iommu),
             group,
-            reserved,
+            options,
             bus_master: AtomicBool::new(false),
             bound: AtomicBool::new(false),
             attachments: RwLock::default(),
@@ -74,7 +93,13 @@ impl Endpoint {
     /// IOVAs that it cannot use for memory.
     #[must_use]
     pub fn reserved(&self) -> &[IovaRange] {
-        &self.reserved
+        &self.options.reserved
+    }
+
+    /// What the IOMMU that it is behind walks.
+    #[must_use]
+    pub fn format(&self) -> TableFormat {
+        self.options.format
     }
 
     /// Whether it is a requester of this machine.

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use iopt::Arena;
 
 use crate::context::Context;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, EndpointOptions};
 use crate::group::Group;
 use crate::hwpt::Table;
 use crate::ids::ObjectId;
@@ -15,10 +15,7 @@ use crate::ioas::AreaView;
 use crate::memory::{PhysSpace, TableSpace};
 use crate::observe::Observer;
 use crate::sync::RwLock;
-use crate::types::{GroupId, IovaRange, Pasid, Rid};
-
-/// Where message-signalled interrupts go on x86: a write there is not a memory access (Intel SDM 3, 12.11).
-const MSI_WINDOW: IovaRange = IovaRange { start: 0xfee0_0000, last: 0xfeef_ffff };
+use crate::types::{GroupId, Pasid, Rid};
 
 /// Bytes of address space reserved for page tables, and the fewest worth trying.
 const MOST_TABLES: usize = 8 << 30;
@@ -88,6 +85,16 @@ impl Iommu {
 
     /// Puts a requester on the bus, or returns `None` if `rid` is taken.
     pub fn add_endpoint(self: &Arc<Self>, rid: Rid, group: GroupId) -> Option<Arc<Endpoint>> {
+        self.add_endpoint_with(rid, group, EndpointOptions::default())
+    }
+
+    /// As [`Iommu::add_endpoint`], for other endpoints than most.
+    pub fn add_endpoint_with(
+        self: &Arc<Self>,
+        rid: Rid,
+        group: GroupId,
+        options: EndpointOptions,
+    ) -> Option<Arc<Endpoint>> {
         let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
         if endpoints.contains_key(&rid) {
             return None;
@@ -96,7 +103,7 @@ impl Iommu {
             let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
             groups.entry(group).or_insert_with(|| Arc::new(Group::new(group))).clone()
         };
-        let endpoint = Arc::new(Endpoint::new(rid, self, group, vec![MSI_WINDOW]));
+        let endpoint = Arc::new(Endpoint::new(rid, self, group, options));
         endpoints.insert(rid, endpoint.clone());
         Some(endpoint)
     }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ioasid::memory::{ImportError, Pages, PinError, Segment};
-use ioasid::{Access, AttachError, Ioas, Iova, IovaRange, MapError, RuleError};
+use ioasid::{
+    Access, AttachError, EndpointOptions, GroupId, Ioas, Iova, IovaRange, MapError, Ranges, Rid, RuleError, TableFormat,
+};
 use proptest::prelude::*;
 
 use common::{Bench, PAGE, map, range};
@@ -250,4 +252,46 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn devices_behind_different_iommus_have_tables_of_different_formats() {
+    let bench = Bench::new();
+    let (_endpoint, mut port, ioas, device) = bench.one_device();
+    let options = EndpointOptions { format: TableFormat::Mock, reserved: Vec::new() };
+    let mock = bench.iommu.add_endpoint_with(Rid::new(0, 0, 2, 0).unwrap(), GroupId(2), options).unwrap();
+    mock.set_bus_master(true).unwrap();
+    let (mut mock_port, mock) = (mock.port(), device.context().bind(&mock).unwrap());
+    let memory = lazy(4, true);
+    let base = 1 << 24;
+    // In units of the mock's, where it translates.
+    let hwpt = mock.attach(None, ioas.id().0.get()).unwrap();
+    assert_eq!(ioas.iova_ranges(), (Ranges::union([range(base, (1 << 31) - base)]), 2048));
+    let refused = ioas.map_pages(Some(Iova(base - 2048)), &memory.pages, 0, 2048, Access::all());
+    assert!(matches!(refused, Err(MapError::Reserved(_))));
+    ioas.map_pages(Some(Iova(base + 2048)), &memory.pages, 2048, 3 * 2048, Access::all()).unwrap();
+    mock_port.write(Iova(base + 4 * 2048 - 1), &[5]).unwrap();
+    assert!(mock_port.write(Iova(base + 2047), &[5]).is_err());
+    let mut byte = [0];
+    memory.file.read_exact_at(&mut byte, 4 * 2048 - 1).unwrap();
+    assert_eq!(byte, [5]);
+    // A table of the other format does not fit what is mapped, and the mock's is none for the other device.
+    assert!(matches!(device.attach(None, ioas.id().0.get()), Err(AttachError::Misaligned(..))));
+    assert!(matches!(device.attach(None, hwpt.0.get()), Err(AttachError::WrongFormat(id)) if id == hwpt));
+    ioas.unmap(IovaRange::ALL).unwrap();
+    ioas.map_pages(Some(Iova(base)), &memory.pages, 0, 2 * PAGE, Access::all()).unwrap();
+    let other = device.attach(None, ioas.id().0.get()).unwrap();
+    assert_ne!(other, hwpt);
+    assert_eq!(ioas.iova_ranges().1, PAGE);
+    mock_port.write(Iova(base), &[6]).unwrap();
+    port.read(Iova(base), &mut byte).unwrap();
+    assert_eq!(byte, [6]);
+    let mock_table = device.context().hwpt(hwpt).unwrap();
+    mock_table.start_dirty_tracking(PAGE).unwrap();
+    mock_port.write(Iova(base + PAGE), &[7]).unwrap();
+    let mut bitmap = [0];
+    mock_table.read_dirty(range(base, 2 * PAGE), PAGE, true, &mut bitmap).unwrap();
+    assert_eq!(bitmap, [2]);
+    ioas.unmap(IovaRange::ALL).unwrap();
+    assert!(mock_port.write(Iova(base), &[6]).is_err() && port.write(Iova(base), &[6]).is_err());
 }

@@ -6,6 +6,7 @@
 //!                    └─ NestedHwpt ─ a guest's own, in the guest's memory, which is what the parent maps
 //! ```
 
+mod format;
 mod nested;
 mod paging;
 
@@ -18,6 +19,7 @@ use crate::invalidation::Invalidation;
 use crate::ioas::Ioas;
 use crate::sync::{Mutex, MutexGuard};
 
+pub use format::TableFormat;
 pub use nested::{GuestFormat, GuestTable, NestedHwpt, UnalignedRoot};
 pub(crate) use paging::LOWEST_SPAN_BITS;
 pub use paging::{Hwpt, HwptKind};

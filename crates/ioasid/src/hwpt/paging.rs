@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use iopt::format::VtdSecondStage;
-use iopt::{Access, Arena, EmptyTables, Format, Leaves, PageTable, Translation, Upper};
+use iopt::{Access, Arena, EmptyTables, Format, Leaves, Translation, Upper};
 
 use super::Users;
+use super::format::{PagingTable, TableFormat};
 use crate::dirty::Granule;
 use crate::ids::ObjectId;
 use crate::invalidation::{Invalidation, TableId};
@@ -15,7 +16,7 @@ use crate::memory::TableSpace;
 use crate::ranges::Ranges;
 use crate::types::IovaRange;
 
-/// log2 of the bytes that a table of the lowest level maps: what a cache of upper levels holds.
+/// log2 of the bytes that a table of the lowest level maps, in the format of most: what a cache of upper levels holds.
 pub(crate) const LOWEST_SPAN_BITS: u32 = VtdSecondStage::PAGE_SHIFT + VtdSecondStage::INDEX_BITS;
 
 /// Why a paging HWPT exists, and what it is good for.
@@ -34,7 +35,7 @@ pub struct Hwpt {
     id: ObjectId,
     kind: HwptKind,
     ioas: Arc<Ioas>,
-    pub(crate) table: PageTable<VtdSecondStage, TableSpace>,
+    pub(crate) table: PagingTable,
     /// Whether writes are marked, and how finely.
     pub(crate) granule: Granule,
     /// Who is attached, to the table itself or to one that is nested on it.
@@ -45,10 +46,11 @@ impl Hwpt {
     pub(crate) fn new(
         id: ObjectId,
         kind: HwptKind,
+        format: TableFormat,
         ioas: Arc<Ioas>,
         arena: Arc<Arena<TableSpace>>,
     ) -> Result<Self, iopt::MapError> {
-        let table = PageTable::new(arena)?;
+        let table = PagingTable::new(format, arena)?;
         Ok(Self { id, kind, ioas, table, granule: Granule::none(), users: Users::default() })
     }
 
@@ -72,17 +74,18 @@ impl Hwpt {
 
     /// Bytes of its smallest page.
     pub(crate) fn page_size(&self) -> u64 {
-        1 << VtdSecondStage::PAGE_SHIFT
+        1 << self.table.page_shift()
+    }
+
+    /// Its format.
+    #[must_use]
+    pub fn format(&self) -> TableFormat {
+        self.table.format()
     }
 
     /// What it cannot address.
     pub(crate) fn beyond_aperture(&self) -> impl Iterator<Item = IovaRange> + use<> {
-        Ranges::union([Self::aperture()]).complement().iter().collect::<Vec<_>>().into_iter()
-    }
-
-    /// What the format can address.
-    pub(crate) fn aperture() -> IovaRange {
-        IovaRange { start: 0, last: (1 << VtdSecondStage::iova_bits()) - 1 }
+        Ranges::union([self.format().aperture()]).complement().iter().collect::<Vec<_>>().into_iter()
     }
 
     /// Returns when no port uses what was taken out of `range` of the table before the call. The caller keeps the address

@@ -23,7 +23,7 @@ use thiserror::Error;
 
 use crate::endpoint::Endpoint;
 use crate::gate::check_holds_nothing;
-use crate::hwpt::{Hwpt, HwptKind};
+use crate::hwpt::{Hwpt, HwptKind, TableFormat};
 use crate::ids::ObjectId;
 use crate::iommu::Iommu;
 use crate::memory::{ImportError, PAGE_SIZE, Pages, PinError, Segment};
@@ -489,9 +489,10 @@ impl Ioas {
         Ok(bytes)
     }
 
-    /// The table that devices get which are attached to the address space itself, if there is one.
-    pub(crate) fn automatic_table(&self) -> Option<Arc<Hwpt>> {
-        self.space().tables.iter().find(|hwpt| hwpt.kind() == HwptKind::Automatic).cloned()
+    /// The table of a format that devices get which are attached to the address space itself, if there is one.
+    pub(crate) fn automatic_table(&self, format: TableFormat) -> Option<Arc<Hwpt>> {
+        let fits = |hwpt: &&Arc<Hwpt>| hwpt.kind() == HwptKind::Automatic && hwpt.format() == format;
+        self.space().tables.iter().find(fits).cloned()
     }
 
     /// Fills a new page table and keeps it like the areas from now on, for `first` to use if there is one.

@@ -109,7 +109,7 @@ impl ToErrno for AttachError {
     fn errno(&self) -> Errno {
         match self {
             Self::Missing(_) => Errno::NOENT,
-            Self::WrongKind(_) | Self::GroupElsewhere(_) => Errno::INVAL,
+            Self::WrongKind(_) | Self::WrongFormat(_) | Self::GroupElsewhere(_) => Errno::INVAL,
             Self::Conflict(_) | Self::Misaligned(..) => Errno::ADDRINUSE,
             Self::Pages(error) => error.errno(),
             Self::NoIds => Errno::NOMEM,

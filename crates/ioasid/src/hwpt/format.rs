@@ -1,0 +1,126 @@
+//! The formats that address spaces are mirrored in: that of the IOMMU which the device is behind.
+
+use std::sync::Arc;
+
+use iopt::format::{Mock, VtdSecondStage};
+use iopt::{
+    Access, Arena, DirtyWord, EmptyTables, Format, Leaves, MapError, PageTable, RangeError, Translation, Upper,
+};
+
+use crate::memory::TableSpace;
+use crate::types::IovaRange;
+
+/// What an IOMMU walks for address spaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum TableFormat {
+    /// Intel VT-d second stage, 48 bits of IOVA.
+    #[default]
+    VtdSecondStage,
+    /// That of the mock IOMMU in Linux's own tests: AMD v1 with pages of 2 KiB, of which IOVAs from 16 MiB up to 2 GiB are
+    /// translated.
+    Mock,
+}
+
+impl TableFormat {
+    /// The IOVAs that are translated.
+    #[must_use]
+    pub fn aperture(self) -> IovaRange {
+        match self {
+            Self::VtdSecondStage => IovaRange { start: 0, last: (1 << VtdSecondStage::iova_bits()) - 1 },
+            Self::Mock => IovaRange { start: 1 << 24, last: (1 << 31) - 1 },
+        }
+    }
+}
+
+/// A page table of one of the formats.
+pub(crate) enum PagingTable {
+    VtdSecondStage(PageTable<VtdSecondStage, TableSpace>),
+    Mock(PageTable<Mock, TableSpace>),
+}
+
+/// The same expression, whatever the format.
+macro_rules! either {
+    ($table:expr, $each:ident => $use:expr) => {
+        match $table {
+            PagingTable::VtdSecondStage($each) => $use,
+            PagingTable::Mock($each) => $use,
+        }
+    };
+}
+
+impl PagingTable {
+    pub(crate) fn new(format: TableFormat, arena: Arc<Arena<TableSpace>>) -> Result<Self, MapError> {
+        Ok(match format {
+            TableFormat::VtdSecondStage => Self::VtdSecondStage(PageTable::new(arena)?),
+            TableFormat::Mock => Self::Mock(PageTable::new(arena)?),
+        })
+    }
+
+    pub(crate) fn format(&self) -> TableFormat {
+        match self {
+            Self::VtdSecondStage(_) => TableFormat::VtdSecondStage,
+            Self::Mock(_) => TableFormat::Mock,
+        }
+    }
+
+    /// log2 of the bytes of its smallest page.
+    pub(crate) fn page_shift(&self) -> u32 {
+        fn shift<F: Format>(_: &PageTable<F, TableSpace>) -> u32 {
+            F::PAGE_SHIFT
+        }
+        either!(self, table => shift(table))
+    }
+
+    pub(crate) fn map(
+        &self,
+        iova: u64,
+        pa: u64,
+        length: u64,
+        leaves: Leaves,
+        empty: &mut EmptyTables,
+    ) -> Result<(), MapError> {
+        either!(self, table => table.map(iova, pa, length, leaves, empty))
+    }
+
+    pub(crate) fn unmap(&self, iova: u64, length: u64, empty: &mut EmptyTables) -> Result<(), RangeError> {
+        either!(self, table => table.unmap(iova, length, empty))
+    }
+
+    pub(crate) fn split(&self, iova: u64, length: u64, largest: u32) -> Result<(), MapError> {
+        either!(self, table => table.split(iova, length, largest))
+    }
+
+    pub(crate) fn free(&self, tables: EmptyTables) {
+        either!(self, table => table.free(tables));
+    }
+
+    #[inline]
+    pub(crate) fn upper(&self, iova: u64) -> Option<Upper> {
+        either!(self, table => table.upper(iova))
+    }
+
+    #[inline]
+    pub(crate) fn walk_coalesced_below(&self, upper: Upper, iova: u64) -> Option<Translation> {
+        either!(self, table => table.walk_coalesced_below(upper, iova))
+    }
+
+    #[inline]
+    pub(crate) fn walk_marking_below(&self, upper: Upper, iova: u64, access: Access) -> Option<Translation> {
+        either!(self, table => table.walk_marking_below(upper, iova, access))
+    }
+
+    pub(crate) fn start_tracking(&self) -> Result<(), MapError> {
+        either!(self, table => table.start_tracking())
+    }
+
+    pub(crate) fn read_dirty(
+        &self,
+        iova: u64,
+        length: u64,
+        clear: bool,
+        each: impl FnMut(DirtyWord),
+    ) -> Result<(), RangeError> {
+        either!(self, table => table.read_dirty(iova, length, clear, each))
+    }
+}
