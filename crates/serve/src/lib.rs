@@ -17,6 +17,7 @@
 //! - [`filter`]: the seccomp filter that decides which system calls come here at all.
 //! - [`Server`]: what they share: the machine, and which open file is what.
 
+mod ask;
 pub mod filter;
 pub mod listen;
 pub mod request;

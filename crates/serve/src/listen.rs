@@ -21,6 +21,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
+use crate::ask::Question;
 use crate::request::vfio::VfioFile;
 use crate::request::{Caller, iommufd};
 use crate::server::{OpenFile, Server};
@@ -157,7 +158,7 @@ impl Listener {
     fn after_closes(&self, file: &OwnedFd, request: impl Fn() -> Result<i64, Errno>) -> Result<i64, Errno> {
         match request() {
             Err(Errno::BUSY | Errno::INVAL) if self.server.open_files() > 1 => {
-                let _ = rustix::fs::fstatfs(file);
+                self.server.ask(file, Question::FileSystem);
                 self.server.drain(CLOSES);
                 request()
             }
@@ -176,7 +177,7 @@ impl Listener {
             return Answer::Done(Err(Errno::PERM));
         }
         // To this thread the file has no bytes, and asking makes that true for its mappings: see `tree`.
-        let _ = rustix::fs::fstat(file);
+        self.server.ask(file, Question::Attributes);
         Answer::NotOurs
     }
 }

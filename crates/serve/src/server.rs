@@ -11,6 +11,7 @@ use ioasid::{Context, Endpoint, Iommu, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
 use rustix::fs::{AtFlags, StatxFlags};
 
+use crate::ask::{Asker, Question};
 use crate::request::vfio::VfioFile;
 
 /// A PCI device that programs find.
@@ -57,7 +58,9 @@ pub struct Server {
     /// The device number of the tree's file system, once it is mounted.
     file_system: OnceLock<u64>,
     next_inode: AtomicU64,
-    /// The threads that answer system calls: the tree tells them another size of the device files than programs.
+    /// From the first question to the tree on.
+    asker: OnceLock<Asker>,
+    /// The threads that answer system calls, and that which asks for them: the tree tells them another size of the device files than programs.
     listeners: Mutex<HashSet<u32>>,
 }
 
@@ -98,6 +101,7 @@ impl Server {
             closer: OnceLock::new(),
             file_system: OnceLock::new(),
             next_inode: AtomicU64::new(FIRST_DEVICE_INODE),
+            asker: OnceLock::new(),
             listeners: Mutex::default(),
         })
     }
@@ -121,8 +125,21 @@ impl Server {
 
     /// Notes that the calling thread answers system calls.
     pub(crate) fn add_listener(&self) {
-        let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        self.add_listening(rustix::thread::gettid().as_raw_nonzero().get() as u32);
+    }
+
+    fn add_listening(&self, tid: u32) {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).insert(tid);
+    }
+
+    /// Asks the tree about one of its files, as a listener.
+    pub(crate) fn ask(&self, file: impl AsFd, question: Question) {
+        let asker = self.asker.get_or_init(|| {
+            let (asker, thread) = Asker::start();
+            thread.into_iter().for_each(|tid| self.add_listening(tid));
+            asker
+        });
+        asker.ask(file, question);
     }
 
     /// Whether this thread, known by its number, answers system calls.

@@ -1,12 +1,16 @@
 //! SIGKILL at any moment leaves nothing behind.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use crate::{Test, eventually, program_under, succeed};
 
-pub const TESTS: &[Test] = &[("a_hundred_runs_killed_at_random_leave_nothing", a_hundred_runs)];
+pub const TESTS: &[Test] = &[
+    ("a_hundred_runs_killed_at_random_leave_nothing", a_hundred_runs),
+    ("a_runner_killed_while_it_asks_its_own_tree_goes", killed_while_asking),
+];
 
 const RUNS: u32 = 100;
 
@@ -63,4 +67,22 @@ fn a_hundred_runs() {
     eventually("no FUSE connection is left", || fuse_connections() <= before);
     assert!(!std::fs::read_to_string("/proc/mounts").unwrap().contains("ioasid"));
     succeed(&mut program_under(&["--device", "ioat", "--check"], "copy", &["shared"]));
+}
+
+fn killed_while_asking() {
+    for run in 0..40u64 {
+        let mut child = program_under(&["--device", "ioat"], "mapping", &["kill-me"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "mapping\n");
+        std::thread::sleep(Duration::from_micros(run * 137 % 5_000));
+        child.kill().unwrap();
+        // A thread that waits for what only its own process could tell it keeps it from ending.
+        eventually("the runner is gone", || child.try_wait().unwrap().is_some());
+        eventually("every process of the run is gone", || processes().is_empty());
+    }
 }

@@ -99,7 +99,7 @@ fn reported(options: &[&str], name: &str, arguments: &[&str]) -> (Option<i32>, s
 
 /// Waits until `condition` holds, for at most ten seconds.
 #[track_caller]
-fn eventually(what: impl AsRef<OsStr>, condition: impl Fn() -> bool) {
+fn eventually(what: impl AsRef<OsStr>, mut condition: impl FnMut() -> bool) {
     for _ in 0..1000 {
         if condition() {
             return;

@@ -23,6 +23,7 @@ pub fn run(name: &str, arguments: &[String]) {
     match name {
         "copy" => copy(argument),
         "endless" => endless(),
+        "mapping" => registers::mapping_endlessly(),
         "never-mapped" => misuse::never_mapped(),
         "use-after-unmap" => misuse::use_after_unmap(),
         "read-only" => misuse::read_only(),

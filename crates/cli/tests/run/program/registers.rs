@@ -9,7 +9,7 @@ use super::{LENGTH, NOWHERE, RING, SOURCE, Setup, TARGET};
 
 /// CHANCTRL: somebody has read the register, and so has the channel.
 const IN_USE: u16 = 1 << 8;
-use crate::driver::{CBVER, CHANCMP, CHANCTRL, CHANERR, ioctl, load, store};
+use crate::driver::{CBVER, CHANCMP, CHANCTRL, CHANERR, Engine, Memory, Space, ioctl, load, store};
 
 pub fn exact() {
     let setup = Setup::new();
@@ -108,4 +108,22 @@ pub fn open_modes() {
     assert_eq!((written, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EBADF)));
     setup.copy(3);
     setup.finish();
+}
+
+/// Maps registers and gives them back, in several threads: each mapping has the tree asked about its file.
+pub fn mapping_endlessly() {
+    let space = Space::new();
+    let engine = Engine::open(0, &space.iommu);
+    let mut info = vfio::RegionInfo { argsz: 32, ..Default::default() };
+    ioctl(&engine.file, vfio::DEVICE_GET_REGION_INFO, &mut info).unwrap();
+    println!("mapping");
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                loop {
+                    drop(Memory::map(info.size as usize, libc::MAP_SHARED, engine.file.as_raw_fd(), info.offset));
+                }
+            });
+        }
+    });
 }
