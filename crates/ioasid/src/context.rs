@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::device::{BindError, Device};
 use crate::endpoint::Endpoint;
+use crate::gate::check_holds_nothing;
 use crate::hwpt::{GuestTable, Hwpt, HwptKind, NestedHwpt, Table, UnalignedRoot};
 use crate::ids::{Ids, ObjectId, RemoveError};
 use crate::ioas::{ConnectError, Ioas};
@@ -14,7 +15,7 @@ use crate::iommu::Iommu;
 use crate::memory::PinError;
 use crate::observe::Leftover;
 use crate::sync::Mutex;
-use crate::types::IovaRange;
+use crate::types::{HoldsSlices, IovaRange};
 
 /// Why an object was not destroyed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -25,6 +26,9 @@ pub enum DestroyError {
     /// Something refers to it.
     #[error("object {0} is in use")]
     Busy(u32),
+    /// It would have to wait for DMA that this thread itself holds up.
+    #[error(transparent)]
+    HoldsSlices(#[from] HoldsSlices),
 }
 
 /// Why no page table was made. Nothing is changed.
@@ -60,6 +64,9 @@ pub enum HwptError {
     /// Memory that is mapped could not be brought in.
     #[error(transparent)]
     Pages(PinError),
+    /// It would have to wait for DMA that this thread itself holds up.
+    #[error(transparent)]
+    HoldsSlices(#[from] HoldsSlices),
     /// The page table could not be filled.
     #[error(transparent)]
     Table(#[from] iopt::MapError),
@@ -155,17 +162,19 @@ impl Context {
     /// # Errors
     /// See [`HwptError`].
     pub fn hwpt_alloc(&self, device: u32, ioas: u32, nest_parent: bool) -> Result<Arc<Hwpt>, HwptError> {
-        let missing = HwptError::Missing(device);
-        let device_id = ObjectId(NonZeroU32::new(device).ok_or(HwptError::Missing(device))?);
-        let Object::Device(endpoint) = self.ids.get(device_id).ok_or(missing)? else {
+        check_holds_nothing()?;
+        let Object::Device(endpoint) = self.ids.get(object_id(device)?).ok_or(HwptError::Missing(device))? else {
             return Err(HwptError::NotADevice(device));
         };
         let kind = if nest_parent { HwptKind::NestParent } else { HwptKind::Plain };
-        self.with_held(ioas, |object| {
-            let Object::Ioas(owner) = object else { return Err(HwptError::NotAnIoas(ioas)) };
+        let owner = |object: &Object| match object {
+            Object::Ioas(owner) => Ok(owner.clone()),
+            Object::Hwpt(_) | Object::Device(_) => Err(HwptError::NotAnIoas(ioas)),
+        };
+        self.with_held(ioas, owner, |owner| {
             let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
-            let hwpt =
-                Arc::new(Hwpt::new(reserved.id(), kind, endpoint.format(), owner.clone(), self.iommu.arena.clone())?);
+            let (format, arena) = (endpoint.format(), self.iommu.arena.clone());
+            let hwpt = Arc::new(Hwpt::new(reserved.id(), kind, format, owner.clone(), arena)?);
             owner.add_table(hwpt.clone(), None)?;
             reserved.finalize(Object::Hwpt(Table::Paging(hwpt.clone())), 0);
             Ok(hwpt)
@@ -178,12 +187,12 @@ impl Context {
     /// See [`HwptError`].
     pub fn hwpt_alloc_nested(&self, parent: u32, table: GuestTable) -> Result<Arc<NestedHwpt>, HwptError> {
         table.check()?;
-        self.with_held(parent, |object| {
-            let hwpt = match object {
-                Object::Hwpt(Table::Paging(hwpt)) if hwpt.kind() == HwptKind::NestParent => hwpt.clone(),
-                Object::Hwpt(_) => return Err(HwptError::NotAParent(parent)),
-                Object::Ioas(_) | Object::Device(_) => return Err(HwptError::NotAPageTable(parent)),
-            };
+        let hwpt = |object: &Object| match object {
+            Object::Hwpt(Table::Paging(hwpt)) if hwpt.kind() == HwptKind::NestParent => Ok(hwpt.clone()),
+            Object::Hwpt(_) => Err(HwptError::NotAParent(parent)),
+            Object::Ioas(_) | Object::Device(_) => Err(HwptError::NotAPageTable(parent)),
+        };
+        self.with_held(parent, hwpt, |hwpt| {
             let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
             let nested = Arc::new(NestedHwpt::new(reserved.id(), hwpt, table));
             reserved.finalize(Object::Hwpt(Table::Nested(nested.clone())), 0);
@@ -191,11 +200,16 @@ impl Context {
         })
     }
 
-    /// Makes something of an object, which it holds from then on.
-    fn with_held<T>(&self, id: u32, make: impl FnOnce(&Object) -> Result<T, HwptError>) -> Result<T, HwptError> {
-        let object_id = ObjectId(NonZeroU32::new(id).ok_or(HwptError::Missing(id))?);
-        let object = self.ids.hold(object_id).ok_or(HwptError::Missing(id))?;
-        make(&object).inspect_err(|_| self.ids.release(object_id))
+    /// Makes something of an object that `fits`, and holds that from then on.
+    fn with_held<H, T>(
+        &self,
+        id: u32,
+        fits: impl FnOnce(&Object) -> Result<H, HwptError>,
+        make: impl FnOnce(H) -> Result<T, HwptError>,
+    ) -> Result<T, HwptError> {
+        let held = object_id(id)?;
+        let object = self.ids.hold_if(held, fits).ok_or(HwptError::Missing(id))??;
+        make(object).inspect_err(|_| self.ids.release(held))
     }
 
     /// Binds a device to this context: from now on, what it reaches is decided through it.
@@ -211,6 +225,7 @@ impl Context {
     /// # Errors
     /// See [`DestroyError`]; nothing is changed then. It never fails for lack of memory.
     pub fn destroy(&self, id: u32) -> Result<(), DestroyError> {
+        check_holds_nothing()?;
         let object_id = ObjectId(NonZeroU32::new(id).ok_or(DestroyError::Missing(id))?);
         let object = self.ids.remove(object_id).map_err(|error| match error {
             RemoveError::Missing => DestroyError::Missing(id),
@@ -218,7 +233,7 @@ impl Context {
         })?;
         match object {
             Object::Ioas(ioas) => {
-                // Only a range that cuts an area is refused.
+                // All of it cuts no area, and who is mapping something holds on to the address space.
                 let _ = ioas.unmap(IovaRange::ALL);
             }
             Object::Hwpt(Table::Paging(hwpt)) => {
@@ -230,6 +245,10 @@ impl Context {
         }
         Ok(())
     }
+}
+
+fn object_id(id: u32) -> Result<ObjectId, HwptError> {
+    NonZeroU32::new(id).map(ObjectId).ok_or(HwptError::Missing(id))
 }
 
 impl Drop for Context {

@@ -149,11 +149,14 @@ impl Device {
         let missing = AttachError::Missing(target);
         let target_id = ObjectId(NonZeroU32::new(target).ok_or(AttachError::Missing(target))?);
         // Held from here on, so that it cannot be destroyed under us.
-        let object = ids.hold(target_id).ok_or(missing)?;
-        let result = match &object {
-            Object::Ioas(ioas) => self.attach_to_ioas(pasid, ioas),
-            Object::Hwpt(table) => self.attach_to_table(pasid, table),
+        let fits = |object: &Object| match object {
             Object::Device(_) => Err(AttachError::WrongKind(target)),
+            Object::Ioas(_) | Object::Hwpt(_) => Ok(object.clone()),
+        };
+        let result = match ids.hold_if(target_id, fits).ok_or(missing)?? {
+            Object::Ioas(ioas) => self.attach_to_ioas(pasid, &ioas),
+            Object::Hwpt(table) => self.attach_to_table(pasid, &table),
+            Object::Device(_) => unreachable!("it does not fit"),
         };
         ids.release(target_id);
         result

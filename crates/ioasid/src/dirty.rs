@@ -118,9 +118,7 @@ impl Hwpt {
         if self.granule.is_none() {
             return Err(DirtyError::Off);
         }
-        if clear {
-            check_holds_nothing()?;
-        }
+        check_holds_nothing()?;
         let _space = self.ioas().space();
         self.table
             .read_dirty(range.start, range.len_minus_one() + 1, clear, |word| {

@@ -33,7 +33,7 @@ pub struct EndpointOptions {
 }
 
 impl Default for EndpointOptions {
-    /// A PCI function behind VT-d, whose writes to [`MSI_WINDOW`] are interrupts.
+    /// A PCI function behind VT-d, whose writes from 0xfee00000 to 0xfeefffff are interrupts.
     fn default() -> Self {
         Self { format: TableFormat::default(), reserved: vec![MSI_WINDOW] }
     }

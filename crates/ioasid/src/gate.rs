@@ -21,8 +21,8 @@
 //!
 //! An access is short: a port leaves its gate between pieces of a long transfer, so waiting is bounded by one piece. Only
 //! borrowed slices are held for as long as their holder likes. A thread that waited for slices which it holds itself, or for
-//! one who waits for them, would wait for ever; so a thread knows the gates that it holds (see [`holder`]), and whoever may
-//! have to wait asks before it takes a lock ([`check_holds_nothing`]).
+//! one who waits for them, would wait for ever; so a thread knows the gates that it holds (see [`holder`]), and whoever takes
+//! a lock under which somebody may be waiting asks first ([`check_holds_nothing`]).
 
 use std::marker::PhantomData;
 use std::sync::{Arc, PoisonError};
@@ -142,6 +142,13 @@ impl Gate {
         self.inside.store(entered, Ordering::Release);
         light_fence(self.asymmetric);
         Held { inside: Inside { gate: self, entered }, one_thread: PhantomData }
+    }
+
+    /// Makes this thread the one that holds: the port came here with slices that another leaked.
+    #[cfg(feature = "vm-memory")]
+    #[inline]
+    pub(crate) fn take_over(self: &Arc<Self>) {
+        self.holder.set(self);
     }
 
     /// Whether slices are held, for the port itself to ask.

@@ -84,11 +84,15 @@ impl<T: Clone> Ids<T> {
 
     /// Finds an object and counts one more user of it, so that it stays until [`Ids::release`].
     pub(crate) fn hold(&self, id: ObjectId) -> Option<T> {
+        let held: Result<T, ()> = self.hold_if(id, |object| Ok(object.clone()))?;
+        held.ok()
+    }
+
+    /// As [`Ids::hold`], but only of an object that `fits`; what it says instead of others. So nobody comes to hold what
+    /// somebody else counts on being the last to hold.
+    pub(crate) fn hold_if<R, E>(&self, id: ObjectId, fits: impl FnOnce(&T) -> Result<R, E>) -> Option<Result<R, E>> {
         match self.lock().get_mut(&id.0.get())? {
-            Slot::Ready { object, users } => {
-                *users += 1;
-                Some(object.clone())
-            }
+            Slot::Ready { object, users } => Some(fits(object).inspect(|_| *users += 1)),
             Slot::Reserved => None,
         }
     }
@@ -101,11 +105,10 @@ impl<T: Clone> Ids<T> {
         }
     }
 
-    /// Counts one user less of an object that the caller holds, and removes it if that was the last.
+    /// Removes an object that nobody but the caller holds, in one step: no other can come to hold or remove it in between.
     pub(crate) fn release_last(&self, id: ObjectId) {
-        self.release(id);
-        let removed = self.remove(id);
-        debug_assert!(removed.is_ok(), "object {id} has other users");
+        let removed = self.lock().remove(&id.0.get());
+        debug_assert!(matches!(removed, Some(Slot::Ready { users: 1, .. })), "object {id} has other users");
     }
 
     /// Removes `id` if nobody uses it.

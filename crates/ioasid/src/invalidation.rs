@@ -65,8 +65,8 @@ impl Queue {
 
     /// Empties the queue into `forget`.
     pub(crate) fn drain(&mut self, forget: impl FnMut(Invalidation)) {
-        self.pending[..self.used].iter().copied().for_each(forget);
-        self.used = 0;
+        let used = std::mem::take(&mut self.used);
+        self.pending[..used].iter().copied().for_each(forget);
     }
 }
 

@@ -53,7 +53,7 @@ pub struct AttachmentView {
     pub hwpt: ObjectId,
     /// The address space.
     pub ioas: ObjectId,
-    /// What is mapped in it, in order of IOVA.
+    /// What is mapped in it, in order of IOVA; for a nested table, of the guest's physical address.
     pub areas: Vec<AreaView>,
 }
 

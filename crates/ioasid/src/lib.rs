@@ -25,7 +25,7 @@
 //!
 //! # The completion guarantee
 //!
-//! When [`Ioas::unmap`], [`Device::detach`], a replacement, the destruction of an object, or the clearing of bus
+//! When [`Ioas::unmap`], [`Device::detach`], [`NestedHwpt::invalidate`], a replacement, the destruction of an object, or the clearing of bus
 //! mastering returns, no DMA through the old translation is in flight and none can start. The module
 //! `gate` has the protocol.
 //!
@@ -64,7 +64,7 @@ pub use context::{Context, DestroyError, HwptError};
 pub use device::{AttachError, BindError, Device};
 pub use dirty::DirtyError;
 pub use endpoint::{Endpoint, EndpointOptions};
-pub use hwpt::{GuestFormat, GuestTable, Hwpt, HwptKind, NestedHwpt, TableFormat, UnalignedRoot};
+pub use hwpt::{GuestFormat, GuestTable, Hwpt, HwptKind, InvalidateError, NestedHwpt, TableFormat, UnalignedRoot};
 pub use ids::ObjectId;
 pub use ioas::{AreaView, Ioas, MapError, Placement, RuleError, UnmapError};
 pub use iommu::{AttachmentView, EndpointView, Iommu};

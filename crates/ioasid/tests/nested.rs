@@ -12,7 +12,7 @@ use std::sync::Arc;
 use ioasid::memory::{Segment, TableSpace};
 use ioasid::{
     Access, AttachError, BusAddress, Context, DestroyError, Device, DmaPort, Endpoint, FaultReason, GuestFormat,
-    GuestTable, Hwpt, HwptError, Ioas, Iova, IovaRange, NestedHwpt, Pasid, Placement,
+    GuestTable, Hwpt, HwptError, InvalidateError, Ioas, Iova, IovaRange, NestedHwpt, Pasid, Placement,
 };
 use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, X86_64, X86_64FiveLevels};
 use iopt::{Arena, EmptyTables, Format, PageTable};
@@ -405,6 +405,21 @@ fn a_table_that_leads_nowhere_or_to_itself_is_a_fault() {
     let parent = guest.context.hwpt_alloc(guest.device.id().0.get(), ioas.id().0.get(), true).unwrap();
     let root = GuestTable { format: GuestFormat::X86_64, root: table.root().0 };
     assert_eq!(fault(&guest.context.hwpt_alloc_nested(parent.id().0.get(), root).unwrap()), FaultReason::GuestTable);
+}
+
+#[test]
+fn a_table_that_is_cut_short_is_gone_and_a_reversed_range_is_refused() {
+    let (guest, table, nested, mut port) = one_page();
+    let reversed = IovaRange { start: 0x2000, last: 0x1000 };
+    assert_eq!(nested.invalidate(reversed), Err(InvalidateError::Reversed(reversed)));
+    port.write(Iova(0x1000), &[1]).unwrap();
+    nested.invalidate(IovaRange::ALL).unwrap();
+    guest.arena.memory().file().unwrap().set_len(0).unwrap();
+    for _ in 0..2 {
+        assert_eq!(port.write(Iova(0x1000), &[1]).unwrap_err().reason, FaultReason::MemoryGone);
+    }
+    // What goes with the tables' memory must not be touched any more.
+    std::mem::forget((guest, table, nested));
 }
 
 #[test]

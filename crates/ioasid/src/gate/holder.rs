@@ -46,7 +46,7 @@ impl Holder {
             }
             thread.get()
         });
-        GATES.with(|gates| {
+        let _ = GATES.try_with(|gates| {
             let mut gates = gates.borrow_mut();
             gates.retain(|known| known.upgrade().is_some_and(|known| known.holder.is(thread)));
             gates.push(Arc::downgrade(gate));
@@ -64,5 +64,7 @@ pub(super) fn holds_any() -> bool {
     let thread = THREAD.with(Cell::get);
     // The gate first: if another thread holds it now, its number was there before.
     let held = |gate: &Gate| gate.inside.load(Ordering::Acquire) & HELD != 0 && gate.holder.is(thread);
-    GATES.with(|gates| gates.borrow().iter().any(|gate| gate.upgrade().is_some_and(|gate| held(&gate))))
+    let any = GATES.try_with(|gates| gates.borrow().iter().any(|gate| gate.upgrade().is_some_and(|gate| held(&gate))));
+    // A thread that is ending has dropped its list: what it holds then, it holds from one destructor to another.
+    any.unwrap_or(false)
 }

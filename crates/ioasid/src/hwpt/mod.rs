@@ -20,7 +20,7 @@ use crate::ioas::Ioas;
 use crate::sync::{Mutex, MutexGuard};
 
 pub use format::TableFormat;
-pub use nested::{GuestFormat, GuestTable, NestedHwpt, UnalignedRoot};
+pub use nested::{GuestFormat, GuestTable, InvalidateError, NestedHwpt, UnalignedRoot};
 pub(crate) use paging::LOWEST_SPAN_BITS;
 pub use paging::{Hwpt, HwptKind};
 

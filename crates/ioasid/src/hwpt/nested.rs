@@ -109,8 +109,22 @@ impl GuestTable {
     }
 }
 
+/// Why nothing was forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum InvalidateError {
+    /// The range ends before it begins.
+    #[error("IOVA {0} ends before it begins")]
+    Reversed(IovaRange),
+    /// It would have to wait for DMA that this thread itself holds up.
+    #[error(transparent)]
+    HoldsSlices(#[from] HoldsSlices),
+}
+
 /// A nested HWPT: a guest's page table on top of what its parent maps. It is made by
 /// [`Context::hwpt_alloc_nested`](crate::Context::hwpt_alloc_nested).
+///
+/// What a device reserves is kept out of the parent. In the guest's own table nothing is reserved: a page that a guest puts
+/// where interrupts would go is memory like any other.
 pub struct NestedHwpt {
     id: ObjectId,
     parent: Arc<Hwpt>,
@@ -161,8 +175,11 @@ impl NestedHwpt {
     /// older translation is in flight and none can start. [`IovaRange::ALL`] takes no longer than a single page.
     ///
     /// # Errors
-    /// [`HoldsSlices`] if this thread holds slices.
-    pub fn invalidate(&self, range: IovaRange) -> Result<(), HoldsSlices> {
+    /// See [`InvalidateError`].
+    pub fn invalidate(&self, range: IovaRange) -> Result<(), InvalidateError> {
+        if range.start > range.last {
+            return Err(InvalidateError::Reversed(range));
+        }
         check_holds_nothing()?;
         let _change = self.change();
         self.users.quiesce(Invalidation::Range(TableId::of(self), range));

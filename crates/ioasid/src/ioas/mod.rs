@@ -110,6 +110,9 @@ pub enum RuleError {
     /// The page tables have large pages in them.
     #[error("something is mapped for a device already, perhaps by large pages")]
     InUse,
+    /// It would have to wait for DMA that this thread itself holds up.
+    #[error(transparent)]
+    HoldsSlices(#[from] HoldsSlices),
 }
 
 /// Why nothing was unmapped. The address space is as it was.
@@ -218,10 +221,13 @@ impl Ioas {
     }
 
     /// The IOVA ranges that can be mapped with the devices attached now, and what mappings are made of, in bytes.
-    #[must_use]
-    pub fn iova_ranges(&self) -> (Ranges, u64) {
+    ///
+    /// # Errors
+    /// [`HoldsSlices`] if this thread holds slices.
+    pub fn iova_ranges(&self) -> Result<(Ranges, u64), HoldsSlices> {
+        check_holds_nothing()?;
         let space = self.space();
-        (space.usable(), space.alignment())
+        Ok((space.usable(), space.alignment()))
     }
 
     /// Lets mappings with [`Placement::Automatic`] go to `ranges` only, in place of what was allowed before, and keeps devices
@@ -236,6 +242,7 @@ impl Ioas {
         if empty || sorted.windows(2).any(|pair| pair[0].overlaps(&pair[1])) {
             return Err(RuleError::BadRanges);
         }
+        check_holds_nothing()?;
         let (mut space, allowed) = (self.exclusive(), Ranges::union(sorted));
         if let Some(reserved) = space.reserved_in(&allowed) {
             return Err(RuleError::Reserved(reserved));
@@ -249,6 +256,7 @@ impl Ioas {
     /// # Errors
     /// [`RuleError::Mapped`], [`RuleError::Reserved`] if some of it is allowed to be mapped by [`Ioas::allow_iovas`].
     pub fn reserve(&self, range: IovaRange) -> Result<(), RuleError> {
+        check_holds_nothing()?;
         let mut space = self.exclusive();
         if let Some(area) = self.locked_areas().overlapping(range).next() {
             return Err(RuleError::Mapped(area));
@@ -261,9 +269,12 @@ impl Ioas {
     }
 
     /// Whether page tables may have other pages than the processor's.
-    #[must_use]
-    pub fn has_large_pages(&self) -> bool {
-        self.space().large_pages
+    ///
+    /// # Errors
+    /// [`HoldsSlices`] if this thread holds slices.
+    pub fn has_large_pages(&self) -> Result<bool, HoldsSlices> {
+        check_holds_nothing()?;
+        Ok(self.space().large_pages)
     }
 
     /// Makes everything that is mapped from now on of pages of the processor's, and no others, or undoes that.
@@ -272,6 +283,7 @@ impl Ioas {
     /// With `false`, [`RuleError::InUse`] if something is mapped for devices, and [`RuleError::Misaligned`] if something
     /// mapped is not made of such pages.
     pub fn set_large_pages(&self, large: bool) -> Result<(), RuleError> {
+        check_holds_nothing()?;
         let mut space = self.exclusive();
         let areas = self.locked_areas();
         if !large && space.large_pages {

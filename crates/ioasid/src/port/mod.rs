@@ -204,7 +204,7 @@ impl DmaPort {
         let Some((target, writable)) = translator.hit(to, Access::WRITE) else { return 0 };
         let bytes = PIECE.min(left).min(readable).min(writable);
         let moved = transfer::copy(Place::Here(source), Place::Here(target), bytes as usize, &mut []);
-        if moved.is_ok() && !translator.lost_memory() { bytes } else { 0 }
+        if moved.is_ok() && (!translator.lost_memory() || are_there([source, target], bytes)) { bytes } else { 0 }
     }
 
     /// [`DmaPort::copy_hit`], wherever the bytes are.
@@ -357,6 +357,12 @@ fn piece_at(
         span.place.check(length)?;
     }
     Ok(length as usize)
+}
+
+/// Whether the bytes at all of the places are those that were there.
+#[cold]
+fn are_there(places: [*mut u8; 2], bytes: u64) -> bool {
+    places.into_iter().all(|place| Place::Here(place).check(bytes).is_ok())
 }
 
 /// Moves up to `left` bytes, as far as both sides go, and returns how many.

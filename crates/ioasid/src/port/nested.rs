@@ -45,6 +45,14 @@ impl<'i> Guest<'_, 'i> {
         }
     }
 
+    /// What was just found at `place` is an entry, unless the memory it is in was lost.
+    fn is_there<T>(&self, place: Place<'_>, found: T) -> Result<T, FaultReason> {
+        if self.translator.lost_memory() {
+            place.check(8)?;
+        }
+        Ok(found)
+    }
+
     /// Where the guest keeps an entry.
     fn entry(&mut self, address: u64, access: Access) -> Result<Place<'i>, FaultReason> {
         match self.place(address, access) {
@@ -69,15 +77,16 @@ impl GuestMemory for Guest<'_, '_> {
         let mut entry = [0; 8];
         let place = self.entry(address, Access::READ)?;
         transfer::read(place, &mut entry).map_err(|()| FaultReason::MemoryGone)?;
-        Ok(u64::from_le_bytes(entry))
+        self.is_there(place, u64::from_le_bytes(entry))
     }
 
     fn compare_exchange(&mut self, address: u64, current: u64, new: u64) -> Result<bool, FaultReason> {
         let place = self.entry(address, Access::all())?;
+        let (current, new) = (current.to_le(), new.to_le());
         let found = transfer::atomic(place, |word| {
             word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).unwrap_or_else(|found| found)
         });
-        Ok(found.ok_or(FaultReason::NotLocal)? == current)
+        self.is_there(place, found.ok_or(FaultReason::NotLocal)? == current)
     }
 }
 
@@ -100,10 +109,12 @@ impl Translator {
             return Err(FaultReason::NotPermitted);
         }
         let Span { place, length } = guest.place(found.pa, access)?;
+        // The page of the parent's that it is in, if it is in this process: the last that was found or cached.
+        let parent_shift = guest.translator.iotlb.recent_shift();
         let in_page = (1 << found.page_shift) - (found.pa & ((1 << found.page_shift) - 1));
         let length = length.min(in_page);
         if let Place::Here(start) = place {
-            let shift = found.page_shift.min(guest.translator.iotlb.recent_shift());
+            let shift = found.page_shift.min(parent_shift);
             let access = cachable & guest.cachable(found.pa, access);
             let start = start.wrapping_sub((found.pa & ((1 << shift) - 1)) as usize);
             self.iotlb.insert(context.domain, iova, Page { start, shift, access });

@@ -45,6 +45,7 @@ impl Holds {
 
     #[inline]
     fn one_more(&self) -> Hold<'_> {
+        self.requester.gate.take_over();
         self.others.set(self.others.get() + 1);
         Hold { holds: self }
     }

@@ -38,8 +38,8 @@ pub struct GuestTranslation {
 /// Translates `iova`, for a device that wants `access`, in the table of format `F` whose root is at `root` of `memory`.
 /// `None` if nothing is mapped.
 ///
-/// If `access` is allowed, entries on the way are marked as accessed, and the page as written, as far as the format has such
-/// marks. The contents of `memory` may be anything: there are no more steps than levels, but for a few more if entries
+/// Tables on the way are marked as accessed, and so is the page if `access` is allowed, and as written if it is a write: as far
+/// as the format has such marks, and before anybody has asked where the page leads. A mark too many is what processors make, too. The contents of `memory` may be anything: there are no more steps than levels, but for a few more if entries
 /// change meanwhile.
 ///
 /// # Errors

@@ -28,6 +28,7 @@ table! {
     DestroyError {
         Self::Missing(_) => NOENT,
         Self::Busy(_) => BUSY,
+        Self::HoldsSlices(_) => DEADLK,
     }
     UnmapError {
         Self::NotWhole(_) => NOENT,
@@ -47,6 +48,7 @@ table! {
     RuleError {
         Self::BadRanges | Self::InUse => INVAL,
         Self::Reserved(_) | Self::Mapped(_) | Self::Misaligned(..) => ADDRINUSE,
+        Self::HoldsSlices(_) => DEADLK,
     }
     BindError {
         Self::GroupBusy | Self::AlreadyBound => BUSY,

@@ -79,7 +79,7 @@ fn ioas_iova_ranges(
         return Err(Errno::OPNOTSUPP);
     }
     let ioas = context.ioas(request.ioas_id).ok_or(Errno::NOENT)?;
-    let (ranges, alignment) = ioas.iova_ranges();
+    let (ranges, alignment) = ioas.iova_ranges().map_err(|error| error.errno())?;
     let places = request.num_iovas;
     request.num_iovas = 0;
     request.out_iova_alignment = alignment;
@@ -225,7 +225,7 @@ fn option(context: &Arc<Context>, argument: &Argument<'_>, _: &dyn Caller, minim
     let ioas = context.ioas(request.object_id).ok_or(Errno::NOENT)?;
     match (request.op, request.val64) {
         (uapi::OPTION_OP_GET, _) => {
-            request.val64 = u64::from(ioas.has_large_pages());
+            request.val64 = u64::from(ioas.has_large_pages().map_err(|error| error.errno())?);
             argument.put(&request)
         }
         (uapi::OPTION_OP_SET, large @ 0..=1) => ioas.set_large_pages(large == 1).map_err(|error| error.errno()),

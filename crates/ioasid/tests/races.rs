@@ -1,0 +1,172 @@
+//! What threads could do to each other once: each of these failed, hung or reached freed memory.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use ioasid::memory::Segment;
+use ioasid::{
+    Access, Context, DestroyError, Device, DmaPort, GuestFormat, GuestTable, HoldsSlices, HwptError, Ioas, Iova,
+    IovaRange, Placement, RuleError,
+};
+
+use common::{Bench, PAGE, map, range};
+
+const ROUNDS: usize = 3000;
+
+/// Ends another thread's loop, also when this one panics.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Attaches and detaches, so that the automatic page table comes and goes, while `meddle` does something with its id.
+fn come_and_go(device: &Device, ioas: &Ioas, meddle: impl Fn(&Context, u32) + Send + Sync) {
+    let (table, stop) = (AtomicU32::new(0), AtomicBool::new(false));
+    let context = device.context();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                meddle(context, table.load(Ordering::Relaxed));
+            }
+        });
+        let _ends = Ends(&stop);
+        for _ in 0..ROUNDS {
+            let id = device.attach(None, ioas.id().0.get()).unwrap();
+            table.store(id.0.get(), Ordering::Relaxed);
+            device.detach(None).unwrap();
+            assert!(context.hwpt(id).is_none(), "the last detach takes it along");
+        }
+    });
+}
+
+#[test]
+fn who_asks_for_the_wrong_kind_of_object_does_not_keep_it() {
+    let bench = Bench::new();
+    let (_endpoint, _port, ioas, device) = bench.one_device();
+    map(&ioas, 0x1000, 1).unwrap();
+    let table = GuestTable { format: GuestFormat::X86_64, root: 0 };
+    let bound = device.id().0.get();
+    come_and_go(&device, &ioas, |context, id| {
+        assert!(context.hwpt_alloc_nested(id, table).is_err());
+        assert!(context.hwpt_alloc(bound, id, true).is_err());
+    });
+    assert_eq!(device.context().destroy(ioas.id().0.get()), Ok(()));
+}
+
+#[test]
+fn an_automatic_table_is_destroyed_by_its_last_detach_and_nobody_else() {
+    let bench = Bench::new();
+    let (_endpoint, _port, ioas, device) = bench.one_device();
+    let kept = device.context().hwpt_alloc(device.id().0.get(), ioas.id().0.get(), true).unwrap();
+    come_and_go(&device, &ioas, |context, id| assert!(context.destroy(id).is_err()));
+    // What the other table holds of the address space, nobody let go in its stead.
+    let (space, kept) = (ioas.id().0.get(), kept.id().0.get());
+    let destroy = |id| device.context().destroy(id);
+    assert_eq!((destroy(space), destroy(kept), destroy(space)), (Err(DestroyError::Busy(space)), Ok(()), Ok(())));
+}
+
+#[test]
+fn a_copy_moves_its_bytes_once_whoever_loses_memory_meanwhile() {
+    let bench = Bench::new();
+    let (_endpoint, mut port, ioas, device) = bench.one_device();
+    device.attach(None, ioas.id().0.get()).unwrap();
+    map(&ioas, 0x20_0000, 16).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Another's file, in another context, is cut short again and again.
+            let (endpoint, context) = (bench.endpoint(2, 2), bench.iommu.context());
+            let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
+            device.attach(None, ioas.id().0.get()).unwrap();
+            let mut port = endpoint.port();
+            while !stop.load(Ordering::Relaxed) {
+                let (segment, file) = Segment::memfd(PAGE).unwrap();
+                ioas.map(Placement::Fixed(Iova(0x1000)), PAGE, Access::all(), || Ok(vec![segment])).unwrap();
+                file.set_len(0).unwrap();
+                assert!(port.read(Iova(0x1000), &mut [0]).is_err());
+                ioas.unmap(range(0x1000, PAGE)).unwrap();
+            }
+        });
+        let _ends = Ends(&stop);
+        // To eight bytes further on: bytes that are moved twice are wrong.
+        let data: Vec<u8> = (0..40_000).map(|n| (n / 8 % 251) as u8).collect();
+        let mut back = vec![0; data.len()];
+        for _ in 0..ROUNDS {
+            port.write(Iova(0x20_0000), &data).unwrap();
+            port.copy(Iova(0x20_0000), Iova(0x20_0008), data.len() as u64).unwrap();
+            port.read(Iova(0x20_0008), &mut back).unwrap();
+            assert!(back == data);
+        }
+    });
+}
+
+/// Whether `call` returns for a thread that holds slices while another unmaps what they lead to.
+fn returns(call: impl FnOnce(&Device, &Ioas) + Send + 'static) {
+    let (done, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let bench = Bench::new();
+        let (_endpoint, mut port, ioas, device): (_, DmaPort, _, _) = bench.one_device();
+        map(&ioas, 0x1000, 1).unwrap();
+        device.attach(None, ioas.id().0.get()).unwrap();
+        let slices = port.slices(Iova(0x1000), 8, Access::READ).unwrap();
+        let other = ioas.clone();
+        let unmap = std::thread::spawn(move || other.unmap(range(0x1000, PAGE)).unwrap());
+        while !ioas.areas().is_empty() {
+            std::thread::yield_now();
+        }
+        call(&device, &ioas);
+        drop(slices);
+        unmap.join().unwrap();
+        done.send(()).unwrap();
+    });
+    // A panic says more than the time that runs out.
+    assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(()));
+}
+
+#[test]
+fn a_holder_of_slices_is_told_instead_of_waiting_for_itself() {
+    returns(|device, ioas| {
+        let made = device.context().hwpt_alloc(device.id().0.get(), ioas.id().0.get(), false);
+        assert!(matches!(made.map(drop), Err(HwptError::HoldsSlices(_))));
+    });
+    returns(|device, ioas| {
+        let destroyed = device.context().destroy(ioas.id().0.get());
+        assert_eq!(destroyed, Err(DestroyError::HoldsSlices(HoldsSlices)));
+    });
+    returns(|_, ioas| assert_eq!(ioas.iova_ranges(), Err(HoldsSlices)));
+    returns(|_, ioas| assert_eq!(ioas.has_large_pages(), Err(HoldsSlices)));
+    returns(|_, ioas| {
+        let refused = Err(RuleError::HoldsSlices(HoldsSlices));
+        assert_eq!(ioas.allow_iovas(&[]), refused);
+        assert_eq!(ioas.reserve(IovaRange { start: 0, last: 1 }), refused);
+        assert_eq!(ioas.set_large_pages(false), refused);
+    });
+}
+
+#[test]
+fn a_thread_that_ends_may_drop_a_device() {
+    thread_local! {
+        static KEPT: std::cell::RefCell<Option<Device>> = const { std::cell::RefCell::new(None) };
+    }
+    std::thread::spawn(|| {
+        // Used first, so that it goes last.
+        KEPT.with(|kept| {
+            let bench = Bench::new();
+            let (_endpoint, mut port, ioas, device) = bench.one_device();
+            map(&ioas, 0x1000, 1).unwrap();
+            device.attach(None, ioas.id().0.get()).unwrap();
+            drop(port.slices(Iova(0x1000), 8, Access::READ).unwrap());
+            *kept.borrow_mut() = Some(device);
+        });
+    })
+    .join()
+    .unwrap();
+}
