@@ -357,3 +357,26 @@ fn a_virtio_queue_runs_over_a_port() {
     assert!(chain.reader(memory).is_err());
     assert_eq!(bench.faults.take(), [(BASE + PAGE, false, FaultReason::NotMapped)]);
 }
+
+#[test]
+fn who_borrows_from_a_port_that_came_with_a_leaked_slice_holds_it() {
+    let (done, told) = mpsc::channel();
+    thread::spawn(move || {
+        // The rest of it stays.
+        let bench = bench();
+        let (memory, ioas) = (bench.memory, bench.ioas);
+        let at = GuestAddress(BASE);
+        let memory = thread::spawn(move || {
+            std::mem::forget(memory.get_slices(at, 8, Permissions::Read).unwrap().next());
+            memory
+        });
+        let memory = memory.join().unwrap();
+        let slice = memory.get_slices(at, 8, Permissions::Read).unwrap().next().unwrap().unwrap();
+        let refused = ioas.unmap(IovaRange { start: BASE, last: BASE + PAGE - 1 });
+        drop(slice);
+        done.send(refused).unwrap();
+    });
+    // Without an error it waits for itself.
+    let refused = told.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(matches!(refused, Err(UnmapError::HoldsSlices(_))));
+}
