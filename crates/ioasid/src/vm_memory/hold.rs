@@ -35,6 +35,8 @@ impl Holds {
     #[inline(always)]
     pub(super) fn hold(&self, refresh: impl FnOnce(&Inside<'_>)) -> Hold<'_> {
         if self.requester.gate.is_held() {
+            // Not for each clone: it is in the thread that has what it is a clone of.
+            self.requester.gate.take_over();
             return self.one_more();
         }
         let held = self.requester.gate.hold();
@@ -45,7 +47,6 @@ impl Holds {
 
     #[inline]
     fn one_more(&self) -> Hold<'_> {
-        self.requester.gate.take_over();
         self.others.set(self.others.get() + 1);
         Hold { holds: self }
     }
