@@ -151,12 +151,13 @@ impl Device {
         // Held from here on, so that it cannot be destroyed under us.
         let fits = |object: &Object| match object {
             Object::Device(_) => Err(AttachError::WrongKind(target)),
-            Object::Ioas(_) | Object::Hwpt(_) => Ok(object.clone()),
+            Object::Ioas(ioas) => Ok((ioas.clone(), None)),
+            Object::Hwpt(table) => Ok((table.ioas().clone(), Some(table.clone()))),
         };
-        let result = match ids.hold_if(target_id, fits).ok_or(missing)?? {
-            Object::Ioas(ioas) => self.attach_to_ioas(pasid, &ioas),
-            Object::Hwpt(table) => self.attach_to_table(pasid, &table),
-            Object::Device(_) => unreachable!("it does not fit"),
+        let (ioas, table) = ids.hold_if(target_id, fits).ok_or(missing)??;
+        let result = match table {
+            Some(table) => self.attach_to_table(pasid, &table),
+            None => self.attach_to_ioas(pasid, &ioas),
         };
         ids.release(target_id);
         result
