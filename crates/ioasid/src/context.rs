@@ -55,8 +55,8 @@ pub enum HwptError {
     /// The context has 2^31 objects.
     #[error("the context has no free ids")]
     NoIds,
-    /// Something is mapped that the page table's format cannot address.
-    #[error("IOVA {0} is mapped, but page tables end below it")]
+    /// Something is mapped, or allowed to be, that the page table's format cannot address.
+    #[error("IOVA {0} is mapped or allowed, and the page table cannot address it")]
     Conflict(IovaRange),
     /// Something is mapped that is not made of the page table's pages.
     #[error("IOVA {0} is mapped, and is not made of pages of {1:#x} bytes")]

@@ -10,8 +10,7 @@ use super::format::{PagingTable, TableFormat};
 use crate::dirty::Granule;
 use crate::ids::ObjectId;
 use crate::invalidation::{Invalidation, TableId};
-use crate::ioas::Backed;
-use crate::ioas::Ioas;
+use crate::ioas::{Backed, Ioas};
 use crate::memory::TableSpace;
 use crate::ranges::Ranges;
 use crate::types::IovaRange;
@@ -124,8 +123,8 @@ impl Hwpt {
     ) -> Result<(), iopt::MapError> {
         let leaves = Leaves { access, largest: self.granule.largest().min(largest) };
         let (mut start, mut empty) = (range.start, EmptyTables::none());
-        let pinned = backed.pin.iter().flat_map(|pin| pin.ranges(backed.offset, range.len_minus_one() + 1));
-        let filled = { pinned }.try_for_each(|(pa, length)| {
+        let mut pinned = backed.pin.iter().flat_map(|pin| pin.ranges(backed.offset, range.len_minus_one() + 1));
+        let filled = pinned.try_for_each(|(pa, length)| {
             self.table.map(start, pa, length, leaves, &mut empty)?;
             start = start.wrapping_add(length);
             Ok(())
