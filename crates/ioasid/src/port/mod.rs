@@ -181,12 +181,12 @@ impl DmaPort {
     /// Goes on with a copy of which some bytes are done.
     #[inline(never)]
     fn copy_rest(&mut self, [from, to]: [BusAddress; 2], length: u64, mut done: u64) -> Result<(), DmaError> {
+        // What was not found just now is not looked for in the same way again.
+        let mut moved = done;
         while done < length {
             let (from, to, left) = (address(from, done, false)?, address(to, done, true)?, length - done);
-            done += match self.copy_hit(from, to, left) {
-                0 => self.copy_missed(from, to, left)?,
-                moved => moved,
-            };
+            moved = if moved == 0 { self.copy_missed(from, to, left)? } else { self.copy_hit(from, to, left) };
+            done += moved;
         }
         Ok(())
     }
