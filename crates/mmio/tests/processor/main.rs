@@ -155,6 +155,8 @@ fn start(instruction: &Instruction, group: Group, processor: &Processor, random:
             let address_is_narrow =
                 instruction.op_kinds().any(|kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI));
             let high = if address_is_narrow { 0xabcd_0000_0000_0000 } else { 0 };
+            // What is in the upper half of RCX after no iteration at all depends on who made the processor.
+            let count = if address_is_narrow { count.max(1) } else { count };
             state.gpr[6] = target | high;
             state.gpr[7] = (ARENA + middle as u64 + random.below(256)) | high;
             state.gpr[1] = count | high;
@@ -298,10 +300,12 @@ fn is_undefined(instruction: &Instruction, state: &State) -> bool {
 /// Whether this processor has the instruction.
 fn is_available(instruction: &Instruction) -> bool {
     let leaf_7 = std::arch::x86_64::__cpuid_count(7, 0);
+    let extended = std::arch::x86_64::__cpuid(0x8000_0001);
     instruction.cpuid_features().iter().all(|feature| match feature {
         CpuidFeature::SSE3 => is_x86_feature_detected!("sse3"),
         CpuidFeature::SSSE3 => is_x86_feature_detected!("ssse3"),
         CpuidFeature::SSE4_1 => is_x86_feature_detected!("sse4.1"),
+        CpuidFeature::SSE4A => extended.ecx >> 6 & 1 != 0,
         CpuidFeature::SSE4_2 => is_x86_feature_detected!("sse4.2"),
         CpuidFeature::AVX => is_x86_feature_detected!("avx"),
         CpuidFeature::AVX2 => is_x86_feature_detected!("avx2"),
