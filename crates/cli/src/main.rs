@@ -65,6 +65,9 @@ struct RunArgs {
     /// Say nothing but errors
     #[arg(long)]
     quiet: bool,
+    /// Let the program make mock devices, as a kernel that is built for its own tests does
+    #[arg(long)]
+    selftest: bool,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
@@ -75,7 +78,13 @@ fn main() -> ExitCode {
         Command::Run(args) => {
             let mut words = args.program.into_iter();
             let Some(program) = words.next() else { return ExitCode::from(run::EXIT_USAGE) };
-            let plan = Plan { devices: args.devices, program, arguments: words.collect(), output: None };
+            let plan = Plan {
+                devices: args.devices,
+                selftest: args.selftest,
+                program,
+                arguments: words.collect(),
+                output: None,
+            };
             run::command(plan, &Reporting { check: args.check, quiet: args.quiet, file: args.report })
         }
         Command::Demo => demo::command(),

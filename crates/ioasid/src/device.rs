@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::context::{Context, Object};
 use crate::endpoint::Endpoint;
 use crate::gate::check_holds_nothing;
-use crate::hwpt::{Hwpt, HwptKind, Table};
+use crate::hwpt::{Hwpt, Table};
 use crate::ids::ObjectId;
 use crate::ioas::{ConnectError, Ioas};
 use crate::memory::PinError;
@@ -25,6 +25,9 @@ pub enum BindError {
     /// It is bound already.
     #[error("the device is bound already")]
     AlreadyBound,
+    /// It was taken off the bus.
+    #[error("the device is not on the bus any more")]
+    Removed,
     /// The device belongs to another [`Iommu`](crate::Iommu) than the context.
     #[error("the device belongs to another machine than the context")]
     OtherMachine,
@@ -45,6 +48,15 @@ pub enum AttachError {
     /// The page table is in a format that the IOMMU of this device does not walk.
     #[error("page table {0} is of another format than this device's IOMMU walks")]
     WrongFormat(ObjectId),
+    /// The page table is for devices whose IOMMU tracks what they write, and this one's does not.
+    #[error("page table {0} is for devices whose writes are tracked, which this one's are not")]
+    NoDirtyTracking(ObjectId),
+    /// The device has PASIDs of fewer bits, or none.
+    #[error("PASID {0} is not one of this device's, which have {1} bits")]
+    PasidTooWide(Pasid, u32),
+    /// PASIDs would be attached, and a page table that was not made for that.
+    #[error("a device that has PASIDs attached needs page tables that were made for it")]
+    NotForPasids,
     /// Another device of the same group is attached to something else.
     #[error("another device of IOMMU group {0} is attached to another page table")]
     GroupElsewhere(crate::GroupId),
@@ -107,7 +119,8 @@ impl Device {
             return Err(BindError::OtherMachine);
         }
         if endpoint.bound.swap(true, Ordering::AcqRel) {
-            return Err(BindError::AlreadyBound);
+            let is_there = context.iommu().has_endpoint(&endpoint);
+            return Err(if is_there { BindError::AlreadyBound } else { BindError::Removed });
         }
         if !endpoint.group.claim(context.serial()) {
             endpoint.bound.store(false, Ordering::Release);
@@ -115,7 +128,11 @@ impl Device {
         }
         // From here on, dropping the claim undoes it.
         let claim = Claim { endpoint };
-        let id = context.ids().reserve().ok_or(BindError::NoIds)?.finalize(Object::Device(claim.endpoint.clone()), 1);
+        let id = context.ids().reserve().ok_or(BindError::NoIds)?.finalize(
+            Object::Device(claim.endpoint.clone()),
+            1,
+            vec![],
+        );
         Ok(Self { context, id, claim })
     }
 
@@ -150,9 +167,9 @@ impl Device {
         let target_id = ObjectId(NonZeroU32::new(target).ok_or(AttachError::Missing(target))?);
         // Held from here on, so that it cannot be destroyed under us.
         let fits = |object: &Object| match object {
-            Object::Device(_) => Err(AttachError::WrongKind(target)),
             Object::Ioas(ioas) => Ok((ioas.clone(), None)),
             Object::Hwpt(table) => Ok((table.ioas().clone(), Some(table.clone()))),
+            _ => Err(AttachError::WrongKind(target)),
         };
         let (ioas, table) = ids.hold_if(target_id, fits).ok_or(missing)??;
         let result = match table {
@@ -166,30 +183,37 @@ impl Device {
     /// Attaches to the automatic page table of `ioas`, which the caller holds, and makes it if there is none.
     fn attach_to_ioas(&self, pasid: Option<Pasid>, ioas: &Arc<Ioas>) -> Result<ObjectId, AttachError> {
         let (ids, endpoint) = (self.context.ids(), self.endpoint());
-        if let Some(hwpt) = ioas.automatic_table(endpoint.format()) {
+        let kind = endpoint.iommu_kind();
+        if let Some(hwpt) = ioas.automatic_table(kind.format()) {
             return self.attach_to_table(pasid, &Table::Paging(hwpt));
         }
+        self.check_pasid(pasid, kind.automatic_for_pasids())?;
         self.check_group(pasid, None)?;
         let reserved = ids.reserve().ok_or(AttachError::NoIds)?;
         let arena = self.context.iommu().arena.clone();
-        let hwpt = Arc::new(Hwpt::new(reserved.id(), HwptKind::Automatic, endpoint.format(), ioas.clone(), arena)?);
+        let hwpt = Arc::new(Hwpt::new(reserved.id(), kind.format(), None, ioas.clone(), arena)?);
         ioas.add_table(hwpt.clone(), Some(endpoint))?;
         // The table holds its address space, and is held by this attachment.
         let held = ids.hold(ioas.id());
         debug_assert!(held.is_some());
         let table = Table::Paging(hwpt);
-        let id = reserved.finalize(Object::Hwpt(table.clone()), 1);
+        let id = reserved.finalize(Object::Hwpt(table.clone()), 1, vec![ioas.id()]);
         self.replace(pasid, table);
         Ok(id)
     }
 
     /// Attaches to a page table that there is.
     fn attach_to_table(&self, pasid: Option<Pasid>, table: &Table) -> Result<ObjectId, AttachError> {
-        if table.paging().format() != self.endpoint().format() {
+        let hwpt = table.paging();
+        if hwpt.format().iommu_kind() != self.endpoint().iommu_kind() {
             return Err(AttachError::WrongFormat(table.id()));
         }
+        if hwpt.options().is_some_and(|options| options.dirty_tracking) && !self.endpoint().tracks_dirty() {
+            return Err(AttachError::NoDirtyTracking(table.id()));
+        }
+        self.check_pasid(pasid, table.allows_pasids())?;
         self.check_group(pasid, Some(table))?;
-        table.ioas().connect(self.endpoint(), table.paging())?;
+        table.ioas().connect(self.endpoint(), hwpt)?;
         if let Table::Nested(nested) = table {
             nested.connect(self.endpoint());
         }
@@ -197,6 +221,26 @@ impl Device {
         debug_assert!(held.is_some());
         self.replace(pasid, table.clone());
         Ok(table.id())
+    }
+
+    /// Fails if the device has no such PASID, or if with this attachment it would have PASIDs and a table that is not made for
+    /// them.
+    fn check_pasid(&self, pasid: Option<Pasid>, table_allows: bool) -> Result<(), AttachError> {
+        let endpoint = self.endpoint();
+        if let Some(pasid) =
+            pasid.filter(|pasid| pasid.get() >> endpoint.pasid_bits() != 0 || endpoint.pasid_bits() == 0)
+        {
+            return Err(AttachError::PasidTooWide(pasid, endpoint.pasid_bits()));
+        }
+        let beside_allows = match pasid {
+            Some(_) => endpoint.with_attachment(None, Table::allows_pasids).unwrap_or(true),
+            None => true,
+        };
+        let has_pasids = pasid.is_some() || endpoint.find_attachment(|(pasid, _)| *pasid).is_some();
+        if has_pasids && !(table_allows && beside_allows) {
+            return Err(AttachError::NotForPasids);
+        }
+        Ok(())
     }
 
     /// Fails if another device of the group is attached to something else.
@@ -212,6 +256,12 @@ impl Device {
         if let Some(before) = self.endpoint().attach(pasid, table) {
             self.let_go(&before);
         }
+    }
+
+    /// The page table that the device's transactions with `pasid` (or without) go to.
+    #[must_use]
+    pub fn attached_to(&self, pasid: Option<Pasid>) -> Option<ObjectId> {
+        self.endpoint().with_attachment(pasid, Table::id)
     }
 
     /// Takes the translation for `pasid` away. When it returns, no DMA through it is in flight and none can start.
@@ -235,10 +285,9 @@ impl Device {
             nested.disconnect(self.endpoint());
         }
         let unused = hwpt.ioas().disconnect(self.endpoint(), hwpt);
-        if unused && hwpt.kind() == HwptKind::Automatic {
+        if unused && hwpt.is_automatic() {
             hwpt.ioas().remove_table(hwpt);
             ids.release_last(hwpt.id());
-            ids.release(hwpt.ioas().id());
         } else {
             ids.release(table.id());
         }

@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use crate::gate::{Gate, check_holds_nothing, quiesce};
 use crate::group::Group;
-use crate::hwpt::{Table, TableFormat};
+use crate::hwpt::{IommuKind, Table};
 use crate::invalidation::Invalidation;
 use crate::iommu::Iommu;
 use crate::port::{DmaPort, Requester};
@@ -26,16 +26,20 @@ const MSI_WINDOW: IovaRange = IovaRange { start: 0xfee0_0000, last: 0xfeef_ffff 
 /// What an endpoint is to the IOMMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointOptions {
-    /// What its IOMMU walks.
-    pub format: TableFormat,
+    /// Which IOMMU it is behind.
+    pub iommu: IommuKind,
     /// IOVAs that it cannot use for memory.
     pub reserved: Vec<IovaRange>,
+    /// Bits of a PASID, up to 20; 0 if it has none.
+    pub pasid_bits: u32,
+    /// Whether its IOMMU can track what it writes.
+    pub dirty_tracking: bool,
 }
 
 impl Default for EndpointOptions {
     /// A PCI function behind VT-d, whose writes from 0xfee00000 to 0xfeefffff are interrupts.
     fn default() -> Self {
-        Self { format: TableFormat::default(), reserved: vec![MSI_WINDOW] }
+        Self { iommu: IommuKind::default(), reserved: vec![MSI_WINDOW], pasid_bits: 20, dirty_tracking: true }
     }
 }
 
@@ -96,10 +100,22 @@ impl Endpoint {
         &self.options.reserved
     }
 
-    /// What the IOMMU that it is behind walks.
+    /// Which IOMMU it is behind.
     #[must_use]
-    pub fn format(&self) -> TableFormat {
-        self.options.format
+    pub fn iommu_kind(&self) -> IommuKind {
+        self.options.iommu
+    }
+
+    /// Bits of a PASID, or 0 if it has none.
+    #[must_use]
+    pub fn pasid_bits(&self) -> u32 {
+        self.options.pasid_bits
+    }
+
+    /// Whether its IOMMU can track what it writes.
+    #[must_use]
+    pub fn tracks_dirty(&self) -> bool {
+        self.options.dirty_tracking
     }
 
     /// Whether it is a requester of this machine.

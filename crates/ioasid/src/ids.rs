@@ -7,7 +7,8 @@
 //! ```
 //! An id is reserved before its object is built and published when it is whole, so that nobody can find a half-built
 //! object and a failure leaves no trace. An object that others refer to counts them, and is not removed until the
-//! count is zero; the count and the object are changed under one lock.
+//! count is zero. What it refers to itself stands beside it and is released in the step that removes it, so the graph of
+//! who holds whom is here, and changes under one lock.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +21,12 @@ use crate::sync::{Mutex, MutexGuard};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId(pub NonZeroU32);
 
+impl From<ObjectId> for u32 {
+    fn from(ObjectId(id): ObjectId) -> Self {
+        id.get()
+    }
+}
+
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -28,7 +35,7 @@ impl fmt::Display for ObjectId {
 
 enum Slot<T> {
     Reserved,
-    Ready { object: T, users: usize },
+    Ready { object: T, users: usize, holds: Vec<ObjectId> },
 }
 
 /// Why an object was not removed.
@@ -40,7 +47,7 @@ pub(crate) enum RemoveError {
 
 /// The ids of one context and what they stand for.
 pub(crate) struct Ids<T> {
-    slots: Mutex<BTreeMap<u32, Slot<T>>>,
+    slots: Mutex<Slots<T>>,
 }
 
 /// An id that is taken and stands for nothing yet; given back when dropped.
@@ -55,7 +62,7 @@ impl<T: Clone> Ids<T> {
         Self { slots: Mutex::new(BTreeMap::new()) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Slot<T>>> {
+    fn lock(&self) -> MutexGuard<'_, Slots<T>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -92,23 +99,21 @@ impl<T: Clone> Ids<T> {
     /// somebody else counts on being the last to hold.
     pub(crate) fn hold_if<R, E>(&self, id: ObjectId, fits: impl FnOnce(&T) -> Result<R, E>) -> Option<Result<R, E>> {
         match self.lock().get_mut(&id.0.get())? {
-            Slot::Ready { object, users } => Some(fits(object).inspect(|_| *users += 1)),
+            Slot::Ready { object, users, .. } => Some(fits(object).inspect(|_| *users += 1)),
             Slot::Reserved => None,
         }
     }
 
     /// Counts one user less of an object that the caller holds.
     pub(crate) fn release(&self, id: ObjectId) {
-        match self.lock().get_mut(&id.0.get()) {
-            Some(Slot::Ready { users: users @ 1.., .. }) => *users -= 1,
-            _ => debug_assert!(false, "object {id} was not held"),
-        }
+        release(&mut self.lock(), id);
     }
 
     /// Removes an object that nobody but the caller holds, in one step: no other can come to hold or remove it in between.
     pub(crate) fn release_last(&self, id: ObjectId) {
-        let removed = self.lock().remove(&id.0.get());
-        debug_assert!(matches!(removed, Some(Slot::Ready { users: 1, .. })), "object {id} has other users");
+        let mut slots = self.lock();
+        debug_assert!(matches!(slots.get(&id.0.get()), Some(Slot::Ready { users: 1, .. })), "{id} has other users");
+        take(&mut slots, id);
     }
 
     /// Removes `id` if nobody uses it.
@@ -117,20 +122,42 @@ impl<T: Clone> Ids<T> {
         match slots.get(&id.0.get()) {
             None | Some(Slot::Reserved) => Err(RemoveError::Missing),
             Some(Slot::Ready { users: 1.., .. }) => Err(RemoveError::InUse),
-            Some(Slot::Ready { users: 0, .. }) => match slots.remove(&id.0.get()) {
-                Some(Slot::Ready { object, .. }) => Ok(object),
-                _ => Err(RemoveError::Missing),
-            },
+            Some(Slot::Ready { users: 0, .. }) => take(&mut slots, id).ok_or(RemoveError::Missing),
         }
     }
 
-    /// Takes every published object out.
-    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (ObjectId, T)> + use<T> {
-        let slots = std::mem::take(self.slots.get_mut().unwrap_or_else(PoisonError::into_inner));
-        slots.into_iter().filter_map(|(id, slot)| match slot {
-            Slot::Ready { object, .. } => Some((ObjectId(NonZeroU32::new(id)?), object)),
+    /// Takes an object out that no other refers to; what is left when there is none has been leaked by somebody, and is
+    /// taken out too.
+    pub(crate) fn take_leaf(&self) -> Option<(ObjectId, T)> {
+        let mut slots = self.lock();
+        let mut ready = slots.iter().filter_map(|(id, slot)| match slot {
+            Slot::Ready { users, .. } => Some((*users, *id)),
             Slot::Reserved => None,
-        })
+        });
+        let first = ready.next()?;
+        let (_, id) = if first.0 == 0 { first } else { ready.find(|(users, _)| *users == 0).unwrap_or(first) };
+        let id = ObjectId(NonZeroU32::new(id)?);
+        take(&mut slots, id).map(|object| (id, object))
+    }
+}
+
+type Slots<T> = BTreeMap<u32, Slot<T>>;
+
+fn release<T>(slots: &mut Slots<T>, id: ObjectId) {
+    match slots.get_mut(&id.0.get()) {
+        Some(Slot::Ready { users: users @ 1.., .. }) => *users -= 1,
+        _ => debug_assert!(false, "object {id} was not held"),
+    }
+}
+
+/// Takes an object out, and releases what it holds.
+fn take<T>(slots: &mut Slots<T>, id: ObjectId) -> Option<T> {
+    match slots.remove(&id.0.get())? {
+        Slot::Ready { object, holds, .. } => {
+            holds.into_iter().for_each(|held| release(slots, held));
+            Some(object)
+        }
+        Slot::Reserved => None,
     }
 }
 
@@ -140,11 +167,11 @@ impl<T> Reserved<'_, T> {
     }
 
     /// Publishes the object with so many users from the start: one that the caller means to hold cannot be removed
-    /// before it does.
-    pub(crate) fn finalize(mut self, object: T, users: usize) -> ObjectId {
+    /// before it does. What it `holds` is held already, and is released with it.
+    pub(crate) fn finalize(mut self, object: T, users: usize, holds: Vec<ObjectId>) -> ObjectId {
         self.finalized = true;
         let mut slots = self.ids.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.insert(self.id.0.get(), Slot::Ready { object, users });
+        slots.insert(self.id.0.get(), Slot::Ready { object, users, holds });
         self.id
     }
 }
@@ -175,16 +202,16 @@ mod tests {
     #[test]
     fn the_lowest_free_id_is_taken() {
         let ids = Ids::new();
-        let all: Vec<_> = (0..5).map(|n| ids.reserve().unwrap().finalize(n, 0)).collect();
+        let all: Vec<_> = (0..5).map(|n| ids.reserve().unwrap().finalize(n, 0, vec![])).collect();
         ids.remove(all[2]).unwrap();
-        assert_eq!(ids.reserve().unwrap().finalize(9, 0), all[2]);
-        assert_eq!(ids.reserve().unwrap().finalize(9, 0).0.get(), 6);
+        assert_eq!(ids.reserve().unwrap().finalize(9, 0, vec![]), all[2]);
+        assert_eq!(ids.reserve().unwrap().finalize(9, 0, vec![]).0.get(), 6);
     }
 
     #[test]
     fn what_is_held_is_not_removed() {
         let ids = Ids::new();
-        let id = ids.reserve().unwrap().finalize("ioas", 0);
+        let id = ids.reserve().unwrap().finalize("ioas", 0, vec![]);
         assert_eq!(ids.hold(id), Some("ioas"));
         assert_eq!(ids.remove(id), Err(RemoveError::InUse));
         ids.release(id);
@@ -195,9 +222,25 @@ mod tests {
     #[test]
     fn what_is_born_held_is_not_removed() {
         let ids = Ids::new();
-        let id = ids.reserve().unwrap().finalize("device", 1);
+        let id = ids.reserve().unwrap().finalize("device", 1, vec![]);
         assert_eq!(ids.remove(id), Err(RemoveError::InUse));
         ids.release_last(id);
         assert_eq!(ids.get(id), None);
+    }
+
+    #[test]
+    fn what_an_object_holds_is_released_with_it() {
+        let ids = Ids::new();
+        let ioas = ids.reserve().unwrap().finalize("ioas", 0, vec![]);
+        ids.hold(ioas).unwrap();
+        let hwpt = ids.reserve().unwrap().finalize("hwpt", 0, vec![ioas]);
+        ids.hold(hwpt).unwrap();
+        let nested = ids.reserve().unwrap().finalize("nested", 0, vec![hwpt]);
+        assert_eq!(ids.remove(ioas), Err(RemoveError::InUse));
+        assert_eq!(ids.remove(hwpt), Err(RemoveError::InUse));
+        assert_eq!(ids.take_leaf(), Some((nested, "nested")));
+        assert_eq!(ids.remove(hwpt), Ok("hwpt"));
+        assert_eq!(ids.take_leaf(), Some((ioas, "ioas")));
+        assert_eq!(ids.take_leaf(), None);
     }
 }

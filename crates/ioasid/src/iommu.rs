@@ -12,7 +12,7 @@ use crate::group::Group;
 use crate::hwpt::Table;
 use crate::ids::ObjectId;
 use crate::ioas::AreaView;
-use crate::memory::{PhysSpace, TableSpace};
+use crate::memory::{PhysSpace, Pinned, TableSpace};
 use crate::observe::Observer;
 use crate::sync::RwLock;
 use crate::types::{GroupId, Pasid, Rid};
@@ -159,6 +159,35 @@ impl Iommu {
     #[must_use]
     pub fn resources(&self) -> (usize, usize) {
         (self.phys.windows(), self.arena.in_use())
+    }
+
+    pub(crate) fn has_endpoint(&self, endpoint: &Arc<Endpoint>) -> bool {
+        let endpoints = self.endpoints.read().unwrap_or_else(PoisonError::into_inner);
+        endpoints.get(&endpoint.rid()).is_some_and(|there| Arc::ptr_eq(there, endpoint))
+    }
+
+    /// Everything that is pinned for devices at this moment.
+    #[must_use]
+    pub fn pinned(&self) -> Pinned {
+        self.phys.pinned()
+    }
+
+    /// Takes a requester off the bus, if it is there and not bound. Its ports reach nothing from then on.
+    pub fn remove_endpoint(&self, endpoint: &Arc<Endpoint>) -> bool {
+        if !self.has_endpoint(endpoint) {
+            return false;
+        }
+        let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
+        // Who is taken cannot be bound any more.
+        if endpoint.bound.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        endpoints.remove(&endpoint.rid());
+        let group = endpoint.group();
+        if endpoints.values().all(|other| other.group() != group) {
+            self.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+        }
+        true
     }
 
     pub(crate) fn observer(&self) -> &dyn Observer {

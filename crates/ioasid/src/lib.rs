@@ -60,11 +60,14 @@ mod types;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
 
-pub use context::{Context, DestroyError, HwptError};
+pub use context::{Context, DestroyError, External, HwptError};
 pub use device::{AttachError, BindError, Device};
 pub use dirty::DirtyError;
 pub use endpoint::{Endpoint, EndpointOptions};
-pub use hwpt::{GuestFormat, GuestTable, Hwpt, HwptKind, InvalidateError, NestedHwpt, TableFormat, UnalignedRoot};
+pub use hwpt::{
+    GuestFormat, GuestTable, Hwpt, HwptOptions, InvalidateError, IommuKind, NestedHwpt, NestedOptions, TableFormat,
+    UnalignedRoot,
+};
 pub use ids::ObjectId;
 pub use ioas::{AreaView, Ioas, MapError, Placement, RuleError, UnmapError};
 pub use iommu::{AttachmentView, EndpointView, Iommu};

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use ioasid::memory::{Segment, TableSpace};
 use ioasid::{
     Access, AttachError, BusAddress, Context, DestroyError, Device, DmaPort, Endpoint, FaultReason, GuestFormat,
-    GuestTable, Hwpt, HwptError, InvalidateError, Ioas, Iova, IovaRange, NestedHwpt, Pasid, Placement,
+    GuestTable, Hwpt, HwptError, HwptOptions, InvalidateError, Ioas, Iova, IovaRange, NestedHwpt, Pasid, Placement,
 };
 use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, X86_64, X86_64FiveLevels};
 use iopt::{Arena, EmptyTables, Format, PageTable};
 use proptest::prelude::*;
 
-use common::{Bench, PAGE, range};
+use common::{Bench, PAGE, PARENT, range};
 
 /// Where the guest has its page tables, and how many bytes.
 const TABLES: u64 = 8 << 20;
@@ -52,7 +52,7 @@ impl Guest {
         let tables = Segment::file(space.file().unwrap(), 0, TABLES, true).unwrap();
         ioas.map(Placement::Fixed(Iova(0)), TABLES, Access::all(), || Ok(vec![tables])).unwrap();
         let (_, data) = Segment::memfd(PIECES * PIECE).unwrap();
-        let parent = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), true).unwrap();
+        let parent = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), PARENT).unwrap();
         for piece in 0..PIECES {
             let segment = Segment::file(&data, piece * PIECE, PIECE, true).unwrap();
             let at = Placement::Fixed(Iova(gpa(piece * PIECE)));
@@ -402,7 +402,7 @@ fn a_table_that_leads_nowhere_or_to_itself_is_a_fault() {
     table.map(0, gpa(0), PAGE, Access::all(), &mut EmptyTables::none()).unwrap();
     let segment = Segment::file(guest.arena.memory().file().unwrap(), 0, TABLES, false).unwrap();
     ioas.map(Placement::Fixed(Iova(0)), TABLES, Access::READ, || Ok(vec![segment])).unwrap();
-    let parent = guest.context.hwpt_alloc(guest.device.id().0.get(), ioas.id().0.get(), true).unwrap();
+    let parent = guest.context.hwpt_alloc(guest.device.id().0.get(), ioas.id().0.get(), PARENT).unwrap();
     let root = GuestTable { format: GuestFormat::X86_64, root: table.root().0 };
     assert_eq!(fault(&guest.context.hwpt_alloc_nested(parent.id().0.get(), root).unwrap()), FaultReason::GuestTable);
 }
@@ -433,9 +433,9 @@ fn what_cannot_be_a_parent_is_refused_and_what_is_in_use_stays() {
     assert!(matches!(make(ids(guest.device.id())), Err(HwptError::NotAPageTable(_))));
     assert!(matches!(make(0), Err(HwptError::Missing(0))));
     assert!(matches!(make(1000), Err(HwptError::Missing(1000))));
-    let plain = guest.context.hwpt_alloc(ids(guest.device.id()), ids(guest.ioas.id()), false).unwrap();
+    let plain = guest.context.hwpt_alloc(ids(guest.device.id()), ids(guest.ioas.id()), HwptOptions::default()).unwrap();
     assert!(matches!(make(ids(plain.id())), Err(HwptError::NotAParent(_))));
-    assert!(matches!(guest.context.hwpt_alloc(ids(guest.device.id()), parent, true), Err(HwptError::NotAnIoas(_))));
+    assert!(matches!(guest.context.hwpt_alloc(ids(guest.device.id()), parent, PARENT), Err(HwptError::NotAnIoas(_))));
     for format in GuestFormat::ALL {
         let table = GuestTable { format, root: 0x20 };
         let made = guest.context.hwpt_alloc_nested(parent, table).map(drop);

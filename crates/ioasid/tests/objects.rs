@@ -6,11 +6,12 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ioasid::memory::{PinError, Segment};
 use ioasid::{
-    Access, AttachError, BindError, DestroyError, FaultReason, Iova, IovaRange, Leftover, MapError, Placement,
-    UnmapError,
+    Access, AttachError, BindError, DestroyError, EndpointOptions, External, FaultReason, GroupId, HwptError,
+    HwptOptions, IommuKind, Iova, IovaRange, Leftover, MapError, Pasid, Placement, Rid, TableFormat, UnmapError,
 };
 use proptest::prelude::*;
 
@@ -168,7 +169,7 @@ fn an_address_space_is_not_destroyed_under_an_attach() {
         let destroyer = scope.spawn(|| {
             let mut destroyed = 0;
             loop {
-                match next.load(std::sync::atomic::Ordering::Relaxed) {
+                match next.load(Ordering::Relaxed) {
                     u32::MAX => return destroyed,
                     0 => {}
                     id => destroyed += u32::from(context.destroy(id).is_ok()),
@@ -178,16 +179,16 @@ fn an_address_space_is_not_destroyed_under_an_attach() {
         for _ in 0..3000 {
             let ioas = context.ioas_alloc().unwrap();
             let id = ioas.id().0.get();
-            next.store(id, std::sync::atomic::Ordering::Relaxed);
+            next.store(id, Ordering::Relaxed);
             if let Ok(table) = device.attach(None, id) {
                 assert!(Arc::ptr_eq(&context.ioas(id).unwrap(), &ioas), "attached to what is destroyed");
                 assert_eq!(context.destroy(table.0.get()), Err(DestroyError::Busy(table.0.get())));
                 device.detach(None).unwrap();
             }
-            next.store(0, std::sync::atomic::Ordering::Relaxed);
+            next.store(0, Ordering::Relaxed);
             let _ = context.destroy(id);
         }
-        next.store(u32::MAX, std::sync::atomic::Ordering::Relaxed);
+        next.store(u32::MAX, Ordering::Relaxed);
         assert!(destroyer.join().unwrap() > 0, "the test had no power");
     });
     drop(device);
@@ -347,4 +348,78 @@ proptest! {
         drop(ioas);
         prop_assert_eq!(bench.iommu.resources(), (0, 0));
     }
+}
+
+#[test]
+fn pasids_want_page_tables_that_were_made_for_them() {
+    let bench = Bench::new();
+    let options = EndpointOptions { iommu: IommuKind::Mock, pasid_bits: 8, ..EndpointOptions::default() };
+    let endpoint = bench.iommu.add_endpoint_with(Rid::new(0, 0, 1, 0).unwrap(), GroupId(1), options).unwrap();
+    let context = bench.iommu.context();
+    let (device, ioas) = (context.bind(&endpoint).unwrap(), context.ioas_alloc().unwrap());
+    let (own, space) = (device.id().0.get(), ioas.id().0.get());
+    let table = |pasids| {
+        let options = HwptOptions { pasids, ..HwptOptions::default() };
+        context.hwpt_alloc(own, space, options).unwrap().id().0.get()
+    };
+    let (with, without) = (table(true), table(false));
+    let (one, wide) = (Pasid::new(255), Pasid::new(256));
+
+    assert!(matches!(device.attach(wide, with), Err(AttachError::PasidTooWide(_, 8))));
+    assert!(matches!(device.attach(one, without), Err(AttachError::NotForPasids)));
+    // The mock's automatic tables are not made for PASIDs.
+    assert!(matches!(device.attach(one, space), Err(AttachError::NotForPasids)));
+    device.attach(None, without).unwrap();
+    assert!(matches!(device.attach(one, with), Err(AttachError::NotForPasids)));
+    device.attach(None, with).unwrap();
+    device.attach(one, with).unwrap();
+    assert!(matches!(device.attach(None, without), Err(AttachError::NotForPasids)));
+    assert_eq!(device.attached_to(None).map(|id| id.0.get()), Some(with));
+    device.detach(one).unwrap();
+    assert_eq!(device.attached_to(one), None);
+    device.attach(None, without).unwrap();
+}
+
+#[test]
+fn a_table_for_tracked_devices_takes_no_others() {
+    let bench = Bench::new();
+    let (_, _, ioas, tracked) = bench.one_device();
+    let options = EndpointOptions { dirty_tracking: false, ..EndpointOptions::default() };
+    let endpoint = bench.iommu.add_endpoint_with(Rid::new(0, 0, 2, 0).unwrap(), GroupId(2), options).unwrap();
+    let context = tracked.context();
+    let other = context.bind(&endpoint).unwrap();
+    let options = HwptOptions { dirty_tracking: true, ..HwptOptions::default() };
+    let space = ioas.id().0.get();
+    let hwpt = context.hwpt_alloc(tracked.id().0.get(), space, options).unwrap();
+    tracked.attach(None, hwpt.id().0.get()).unwrap();
+    let refused = other.attach(None, hwpt.id().0.get());
+    assert!(matches!(refused, Err(AttachError::NoDirtyTracking(id)) if id == hwpt.id()));
+    let refused = context.hwpt_alloc(other.id().0.get(), space, options);
+    assert!(matches!(refused, Err(HwptError::NoDirtyTracking)));
+    let options = HwptOptions { format: Some(TableFormat::Mock), ..HwptOptions::default() };
+    let refused = context.hwpt_alloc(other.id().0.get(), space, options);
+    assert!(matches!(refused, Err(HwptError::WrongFormat(TableFormat::Mock))));
+    other.attach(None, space).unwrap();
+}
+
+#[test]
+fn what_an_external_object_stands_for_is_told_once() {
+    #[derive(Default)]
+    struct Counted(AtomicUsize);
+    impl External for Counted {
+        fn destroyed(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let bench = Bench::new();
+    let context = bench.iommu.context();
+    let objects = [Arc::new(Counted::default()), Arc::new(Counted::default())];
+    let add = |object: &Arc<Counted>| context.add_external(|_| Ok::<Arc<dyn External>, ()>(object.clone())).unwrap();
+    let ids = objects.each_ref().map(|object| add(object).unwrap().0.get());
+    assert_eq!(context.add_external(Err).unwrap().map_err(|id| id.0.get()), Err(3));
+    assert!(!context.has(3));
+    context.destroy(ids[0]).unwrap();
+    assert!(matches!(context.destroy(ids[0]), Err(DestroyError::Missing(_))));
+    drop(context);
+    assert_eq!(objects.map(|object| object.0.load(Ordering::Relaxed)), [1, 1]);
 }

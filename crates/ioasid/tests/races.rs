@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use ioasid::memory::Segment;
 use ioasid::{
-    Access, Context, DestroyError, Device, DmaPort, GuestFormat, GuestTable, HoldsSlices, HwptError, Ioas, Iova,
-    IovaRange, Placement, RuleError,
+    Access, Context, DestroyError, Device, DmaPort, GuestFormat, GuestTable, HoldsSlices, HwptError, HwptOptions, Ioas,
+    Iova, IovaRange, Placement, RuleError,
 };
 
-use common::{Bench, PAGE, map, range};
+use common::{Bench, PAGE, PARENT, map, range};
 
 const ROUNDS: usize = 3000;
 
@@ -56,7 +56,7 @@ fn who_asks_for_the_wrong_kind_of_object_does_not_keep_it() {
     let bound = device.id().0.get();
     come_and_go(&device, &ioas, |context, id| {
         assert!(context.hwpt_alloc_nested(id, table).is_err());
-        assert!(context.hwpt_alloc(bound, id, true).is_err());
+        assert!(context.hwpt_alloc(bound, id, PARENT).is_err());
     });
     assert_eq!(device.context().destroy(ioas.id().0.get()), Ok(()));
 }
@@ -65,7 +65,7 @@ fn who_asks_for_the_wrong_kind_of_object_does_not_keep_it() {
 fn an_automatic_table_is_destroyed_by_its_last_detach_and_nobody_else() {
     let bench = Bench::new();
     let (_endpoint, _port, ioas, device) = bench.one_device();
-    let kept = device.context().hwpt_alloc(device.id().0.get(), ioas.id().0.get(), true).unwrap();
+    let kept = device.context().hwpt_alloc(device.id().0.get(), ioas.id().0.get(), PARENT).unwrap();
     come_and_go(&device, &ioas, |context, id| assert!(context.destroy(id).is_err()));
     // What the other table holds of the address space, nobody let go in its stead.
     let (space, kept) = (ioas.id().0.get(), kept.id().0.get());
@@ -134,7 +134,7 @@ fn returns(call: impl FnOnce(&Device, &Ioas) + Send + 'static) {
 #[test]
 fn a_holder_of_slices_is_told_instead_of_waiting_for_itself() {
     returns(|device, ioas| {
-        let made = device.context().hwpt_alloc(device.id().0.get(), ioas.id().0.get(), false);
+        let made = device.context().hwpt_alloc(device.id().0.get(), ioas.id().0.get(), HwptOptions::default());
         assert!(matches!(made.map(drop), Err(HwptError::HoldsSlices(_))));
     });
     returns(|device, ioas| {

@@ -5,13 +5,14 @@
 mod common;
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ioasid::memory::{ImportError, Pages, PinError, Segment};
+use ioasid::memory::{Identity, ImportError, Pages, PinError, Segment};
 use ioasid::{
-    Access, AttachError, EndpointOptions, GroupId, Ioas, Iova, IovaRange, MapError, Ranges, Rid, RuleError, TableFormat,
+    Access, AttachError, BindError, EndpointOptions, GroupId, Ioas, IommuKind, Iova, IovaRange, MapError, Placement,
+    Ranges, Rid, RuleError,
 };
 use proptest::prelude::*;
 
@@ -258,7 +259,7 @@ proptest! {
 fn devices_behind_different_iommus_have_tables_of_different_formats() {
     let bench = Bench::new();
     let (_endpoint, mut port, ioas, device) = bench.one_device();
-    let options = EndpointOptions { format: TableFormat::Mock, reserved: Vec::new() };
+    let options = EndpointOptions { iommu: IommuKind::Mock, reserved: Vec::new(), ..EndpointOptions::default() };
     let mock = bench.iommu.add_endpoint_with(Rid::new(0, 0, 2, 0).unwrap(), GroupId(2), options).unwrap();
     mock.set_bus_master(true).unwrap();
     let (mut mock_port, mock) = (mock.port(), device.context().bind(&mock).unwrap());
@@ -294,4 +295,46 @@ fn devices_behind_different_iommus_have_tables_of_different_formats() {
     assert_eq!(bitmap, [2]);
     ioas.unmap(IovaRange::ALL).unwrap();
     assert!(mock_port.write(Iova(base), &[6]).is_err() && port.write(Iova(base), &[6]).is_err());
+}
+
+#[test]
+fn what_a_page_table_leads_to_can_be_told_apart() {
+    let bench = Bench::new();
+    let (_, _, ioas, device) = bench.one_device();
+    let (segment, file) = Segment::memfd(4 * PAGE).unwrap();
+    let found = file.metadata().unwrap();
+    let byte = |offset| Identity::File { device: found.dev(), inode: found.ino(), offset };
+    let memory = || Ok(vec![segment.clone()]);
+    ioas.map(Placement::Fixed(Iova(0x10_0000)), 4 * PAGE, Access::all(), memory).unwrap();
+    assert_eq!(bench.iommu.pinned().count(byte(0)), 0, "nobody needs it yet");
+
+    let hwpt = device.context().hwpt(device.attach(None, ioas.id().0.get()).unwrap()).unwrap();
+    assert_eq!(hwpt.memory_at(Iova(0x10_1008)).unwrap(), Some(byte(0x1008)));
+    assert_eq!(hwpt.memory_at(Iova(0x10_4000)).unwrap(), None);
+    // Other pages of the same file, which are brought in by themselves.
+    let pages = Pages::of_file(file.try_clone().unwrap(), PAGE, PAGE, true);
+    ioas.map_pages(Some(Iova(0x20_0000)), &pages, 0, PAGE, Access::all()).unwrap();
+    assert_eq!(hwpt.memory_at(Iova(0x20_0000)).unwrap(), Some(byte(PAGE)));
+    ioas.map_pages(Some(Iova(0x30_0000)), &pages, 0, PAGE, Access::all()).unwrap();
+    let pinned = bench.iommu.pinned();
+    assert_eq!([0, PAGE, 2 * PAGE, 4 * PAGE].map(|offset| pinned.count(byte(offset))), [1, 2, 1, 0]);
+    drop(device);
+    assert_eq!(bench.iommu.pinned().count(byte(PAGE)), 0);
+}
+
+#[test]
+fn a_requester_leaves_the_bus_when_it_is_not_bound() {
+    let bench = Bench::new();
+    let (endpoint, mut port, ioas, device) = bench.one_device();
+    device.attach(None, ioas.id().0.get()).unwrap();
+    assert!(!bench.iommu.remove_endpoint(&endpoint));
+    let context = device.context().clone();
+    drop(device);
+    assert!(bench.iommu.remove_endpoint(&endpoint));
+    assert!(!bench.iommu.remove_endpoint(&endpoint));
+    assert!(matches!(context.bind(&endpoint), Err(BindError::Removed)));
+    assert!(port.read(Iova(0), &mut [0]).is_err());
+    // The place is free, and so is its group.
+    let other = bench.iommu.context();
+    assert!(other.bind(&bench.endpoint(1, 1)).is_ok());
 }

@@ -15,15 +15,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ioasid::memory::{ImportError, Pages, Process};
+use ioasid::memory::{Identity, ImportError, Pages, Process};
 use ioasid::{Access, Context};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::ask::Question;
+use crate::request::Caller;
 use crate::request::vfio::VfioFile;
-use crate::request::{Caller, iommufd};
 use crate::server::{OpenFile, Server};
 
 /// Makes sure that a process's register accesses are performed, before it maps registers.
@@ -131,8 +131,8 @@ impl Listener {
             return Answer::NotOurs;
         }
         match open {
-            OpenFile::Iommu(context) if number == libc::SYS_ioctl => {
-                let request = || iommufd::ioctl(&context, args[1] as u32, args[2], &caller);
+            OpenFile::Iommu(iommu) if number == libc::SYS_ioctl => {
+                let request = || iommu.ioctl(args[1] as u32, args[2], &caller);
                 Answer::Done(self.after_closes(&file, request))
             }
             // Reads and writes of it fail in the tree, as on Linux.
@@ -157,7 +157,7 @@ impl Listener {
     /// is closed here too. The news of a close comes by another way than requests and may be slower.
     fn after_closes(&self, file: &OwnedFd, request: impl Fn() -> Result<i64, Errno>) -> Result<i64, Errno> {
         match request() {
-            Err(Errno::BUSY | Errno::INVAL) if self.server.open_files() > 1 => {
+            Err(Errno::BUSY | Errno::INVAL | Errno::IO) if self.server.open_files() > 1 => {
                 self.server.ask(file, Question::FileSystem);
                 self.server.drain(CLOSES);
                 request()
@@ -308,7 +308,7 @@ impl Caller for Calling<'_> {
 
     fn context(&self, number: i32) -> Result<Arc<Context>, Errno> {
         match self.listener.server.file_of(self.descriptor(number)?) {
-            Some(OpenFile::Iommu(context)) => Ok(context),
+            Some(OpenFile::Iommu(iommu)) => Ok(iommu.context().clone()),
             _ => Err(Errno::BADFD),
         }
     }
@@ -322,5 +322,11 @@ impl Caller for Calling<'_> {
             // Registers are reached through the device that has them, not through a mapping of theirs (Linux: EFAULT).
             process.import(address, length, access, |vma| !server.is_device_file(vma.dev))
         }))
+    }
+
+    fn identity(&self, address: u64) -> Option<Identity> {
+        let process = Process::open(self.tid).ok()?;
+        self.still_there().ok()?;
+        process.identity(address)
     }
 }

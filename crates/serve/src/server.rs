@@ -7,11 +7,12 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use ioasid::{Context, Endpoint, Iommu, Rid};
+use ioasid::{Endpoint, Iommu, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
 use rustix::fs::{AtFlags, StatxFlags};
 
 use crate::ask::{Asker, Question};
+use crate::request::iommufd::IommuFile;
 use crate::request::vfio::VfioFile;
 
 /// A PCI device that programs find.
@@ -34,7 +35,7 @@ pub trait Watcher: Send + Sync {
 #[derive(Clone)]
 pub enum OpenFile {
     /// `/dev/iommu`
-    Iommu(Arc<Context>),
+    Iommu(Arc<IommuFile>),
     /// `/dev/vfio/devices/vfioN`
     Vfio(Arc<VfioFile>),
 }
@@ -50,6 +51,8 @@ impl OpenFile {
 /// One machine, served to the programs of one run.
 pub struct Server {
     iommu: Arc<Iommu>,
+    /// Whether Linux's own tests find what they need.
+    selftest: bool,
     devices: Vec<Arc<PciDevice>>,
     watcher: Arc<dyn Watcher>,
     files: Arc<Files>,
@@ -90,11 +93,13 @@ impl Files {
 pub(crate) const FIRST_DEVICE_INODE: u64 = 1 << 32;
 
 impl Server {
-    /// A server of these devices, on this machine.
+    /// A server of these devices, on this machine. With `selftest`, programs can make mock devices, as on a kernel that is
+    /// built for its own tests.
     #[must_use]
-    pub fn new(iommu: Arc<Iommu>, devices: Vec<PciDevice>, watcher: Arc<dyn Watcher>) -> Arc<Self> {
+    pub fn new(iommu: Arc<Iommu>, devices: Vec<PciDevice>, watcher: Arc<dyn Watcher>, selftest: bool) -> Arc<Self> {
         Arc::new(Self {
             iommu,
+            selftest,
             devices: devices.into_iter().map(Arc::new).collect(),
             watcher,
             files: Arc::default(),
@@ -110,6 +115,17 @@ impl Server {
     #[must_use]
     pub fn iommu(&self) -> &Arc<Iommu> {
         &self.iommu
+    }
+
+    /// Whether programs can make mock devices.
+    #[must_use]
+    pub fn is_selftest(&self) -> bool {
+        self.selftest
+    }
+
+    /// A new open file of `/dev/iommu`.
+    pub(crate) fn open_iommu(&self) -> OpenFile {
+        OpenFile::Iommu(Arc::new(IommuFile::new(&self.iommu, self.selftest)))
     }
 
     /// The devices: number N is `/dev/vfio/devices/vfioN`.

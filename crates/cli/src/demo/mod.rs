@@ -80,6 +80,7 @@ fn demo(screen: &Screen) -> Result<()> {
 fn run(screen: &Screen) -> Result<(Outcome, Seen)> {
     let (output, input) = std::io::pipe().context("cannot make a pipe")?;
     let plan = Plan {
+        selftest: false,
         devices: vec!["ioat".parse()?],
         program: std::env::current_exe().context("cannot tell where this program is")?.into(),
         arguments: [CLIENT].iter().chain(&ARGUMENTS).map(OsString::from).collect(),

@@ -50,6 +50,8 @@ const LISTENERS: usize = 4;
 /// What to run.
 pub struct Plan {
     pub devices: Vec<DeviceOption>,
+    /// Whether Linux's own tests find what they need.
+    pub selftest: bool,
     pub program: OsString,
     pub arguments: Vec<OsString>,
     /// Where its standard output goes, if not to where this process's goes.
@@ -136,7 +138,7 @@ pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Resul
     let collector = Arc::new(Collector::new());
     let iommu = Iommu::new(collector.clone());
     let devices = machine::build(&iommu, &plan.devices).map_err(Failure::Devices)?;
-    let server = Server::new(iommu, devices, collector.clone());
+    let server = Server::new(iommu, devices, collector.clone(), plan.selftest);
     let mut program = vec![plan.program.to_string_lossy().into_owned()];
     program.extend(plan.arguments.iter().map(|argument| argument.to_string_lossy().into_owned()));
 
@@ -193,7 +195,7 @@ fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<Trace
         let listener = Listener::new(server.clone(), tracing.clone(), listener.clone());
         std::thread::Builder::new().name(format!("listen {number}")).spawn(move || listener.run())?;
     }
-    if server.devices().is_empty() && !quiet {
+    if server.devices().is_empty() && !server.is_selftest() && !quiet {
         // Nothing wrong with that: /dev/iommu is there. But it is seldom meant.
         say!("ioasid: no --device is given, so there is nothing under /dev/vfio/devices");
     }

@@ -10,6 +10,36 @@ use iopt::{
 use crate::memory::TableSpace;
 use crate::types::IovaRange;
 
+/// Which IOMMU a device is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum IommuKind {
+    /// Intel VT-d in scalable mode.
+    #[default]
+    Vtd,
+    /// That of Linux's own tests.
+    Mock,
+}
+
+impl IommuKind {
+    /// What it walks for address spaces unless another format is asked for.
+    #[must_use]
+    pub fn format(self) -> TableFormat {
+        match self {
+            Self::Vtd => TableFormat::VtdSecondStage,
+            Self::Mock => TableFormat::Mock,
+        }
+    }
+
+    /// Whether a page table that nobody asked for may be attached to PASIDs.
+    pub(crate) fn automatic_for_pasids(self) -> bool {
+        match self {
+            Self::Vtd => true,
+            Self::Mock => false,
+        }
+    }
+}
+
 /// What an IOMMU walks for address spaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
@@ -20,15 +50,36 @@ pub enum TableFormat {
     /// That of the mock IOMMU in Linux's own tests: AMD v1 with pages of 2 KiB, of which IOVAs from 16 MiB up to 2 GiB are
     /// translated.
     Mock,
+    /// The same IOMMU's, with pages of 4 KiB and 1 MiB, of which all 56 bits of IOVA are translated.
+    MockHuge,
 }
 
 impl TableFormat {
+    /// Who walks it.
+    #[must_use]
+    pub fn iommu_kind(self) -> IommuKind {
+        match self {
+            Self::VtdSecondStage => IommuKind::Vtd,
+            Self::Mock | Self::MockHuge => IommuKind::Mock,
+        }
+    }
+
     /// The IOVAs that are translated.
     #[must_use]
     pub fn aperture(self) -> IovaRange {
         match self {
             Self::VtdSecondStage => IovaRange { start: 0, last: (1 << VtdSecondStage::iova_bits()) - 1 },
             Self::Mock => IovaRange { start: 1 << 24, last: (1 << 31) - 1 },
+            Self::MockHuge => IovaRange { start: 0, last: (1 << Mock::iova_bits()) - 1 },
+        }
+    }
+
+    /// log2 of the bytes of the smallest and of the largest page.
+    pub(crate) fn page_shifts(self) -> (u32, u32) {
+        match self {
+            Self::VtdSecondStage => (VtdSecondStage::PAGE_SHIFT, u32::MAX),
+            Self::Mock => (Mock::PAGE_SHIFT, u32::MAX),
+            Self::MockHuge => (12, 20),
         }
     }
 }
@@ -53,23 +104,8 @@ impl PagingTable {
     pub(crate) fn new(format: TableFormat, arena: Arc<Arena<TableSpace>>) -> Result<Self, MapError> {
         Ok(match format {
             TableFormat::VtdSecondStage => Self::VtdSecondStage(PageTable::new(arena)?),
-            TableFormat::Mock => Self::Mock(PageTable::new(arena)?),
+            TableFormat::Mock | TableFormat::MockHuge => Self::Mock(PageTable::new(arena)?),
         })
-    }
-
-    pub(crate) fn format(&self) -> TableFormat {
-        match self {
-            Self::VtdSecondStage(_) => TableFormat::VtdSecondStage,
-            Self::Mock(_) => TableFormat::Mock,
-        }
-    }
-
-    /// log2 of the bytes of its smallest page.
-    pub(crate) fn page_shift(&self) -> u32 {
-        fn shift<F: Format>(_: &PageTable<F, TableSpace>) -> u32 {
-            F::PAGE_SHIFT
-        }
-        either!(self, table => shift(table))
     }
 
     pub(crate) fn map(

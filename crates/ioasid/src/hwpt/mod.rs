@@ -19,10 +19,10 @@ use crate::invalidation::Invalidation;
 use crate::ioas::Ioas;
 use crate::sync::{Mutex, MutexGuard};
 
-pub use format::TableFormat;
-pub use nested::{GuestFormat, GuestTable, InvalidateError, NestedHwpt, UnalignedRoot};
+pub use format::{IommuKind, TableFormat};
+pub use nested::{GuestFormat, GuestTable, InvalidateError, NestedHwpt, NestedOptions, UnalignedRoot};
 pub(crate) use paging::LOWEST_SPAN_BITS;
-pub use paging::{Hwpt, HwptKind};
+pub use paging::{Hwpt, HwptOptions};
 
 /// What an endpoint is attached to.
 #[derive(Clone)]
@@ -50,6 +50,14 @@ impl Table {
     /// The address space behind it.
     pub(crate) fn ioas(&self) -> &Arc<Ioas> {
         self.paging().ioas()
+    }
+
+    /// Whether it can be attached to a PASID, or beside one.
+    pub(crate) fn allows_pasids(&self) -> bool {
+        match self {
+            Self::Paging(hwpt) => hwpt.allows_pasids(),
+            Self::Nested(nested) => nested.allows_pasids(),
+        }
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {

@@ -4,6 +4,7 @@
 //! hardware does (see `port::nested`). The addresses in them, and that of the root, are the guest's physical addresses,
 //! which are IOVAs of the parent: so a guest reaches what its parent maps, and nothing else.
 
+use std::any::Any;
 use std::sync::{Arc, PoisonError};
 
 use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, X86_64, X86_64FiveLevels};
@@ -38,10 +39,12 @@ pub enum GuestFormat {
     Sv48,
     /// RISC-V with five levels, 56 bits.
     Sv57,
+    /// That of the mock IOMMU in Linux's own tests, which has none: nothing is translated.
+    Mock,
 }
 
 impl GuestFormat {
-    /// Every format, for who wants to try them all.
+    /// Every format that translates, for who wants to try them all.
     pub const ALL: [Self; 8] = [
         Self::X86_64,
         Self::X86_64FiveLevels,
@@ -82,6 +85,22 @@ pub struct GuestTable {
 #[error("a root of this format begins at a multiple of {1:#x}, and {0:#x} is none")]
 pub struct UnalignedRoot(pub u64, pub u64);
 
+/// What a nested page table is to be.
+pub struct NestedOptions {
+    /// The guest's table.
+    pub table: GuestTable,
+    /// It can be attached to PASIDs, and to a device that has PASIDs attached.
+    pub pasids: bool,
+    /// What its maker wants to find with it.
+    pub extension: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl From<GuestTable> for NestedOptions {
+    fn from(table: GuestTable) -> Self {
+        Self { table, pasids: true, extension: None }
+    }
+}
+
 impl GuestTable {
     pub(crate) fn check(self) -> Result<(), UnalignedRoot> {
         let size = self.format.root_size();
@@ -105,6 +124,7 @@ impl GuestTable {
             GuestFormat::Sv39 => walk_guest::<Sv39, M>(memory, root, iova, access),
             GuestFormat::Sv48 => walk_guest::<Sv48, M>(memory, root, iova, access),
             GuestFormat::Sv57 => walk_guest::<Sv57, M>(memory, root, iova, access),
+            GuestFormat::Mock => Ok(None),
         }
     }
 }
@@ -128,15 +148,15 @@ pub enum InvalidateError {
 pub struct NestedHwpt {
     id: ObjectId,
     parent: Arc<Hwpt>,
-    table: GuestTable,
+    options: NestedOptions,
     users: Users,
     /// Held to invalidate and to change who uses it.
     change: Mutex<()>,
 }
 
 impl NestedHwpt {
-    pub(crate) fn new(id: ObjectId, parent: Arc<Hwpt>, table: GuestTable) -> Self {
-        Self { id, parent, table, users: Users::default(), change: Mutex::default() }
+    pub(crate) fn new(id: ObjectId, parent: Arc<Hwpt>, options: NestedOptions) -> Self {
+        Self { id, parent, options, users: Users::default(), change: Mutex::default() }
     }
 
     /// Its id in its context.
@@ -154,7 +174,17 @@ impl NestedHwpt {
     /// The guest's table.
     #[must_use]
     pub fn table(&self) -> GuestTable {
-        self.table
+        self.options.table
+    }
+
+    /// What its maker keeps with it, if that is a `T`.
+    #[must_use]
+    pub fn extension<T: 'static>(&self) -> Option<&T> {
+        self.options.extension.as_ref()?.downcast_ref()
+    }
+
+    pub(crate) fn allows_pasids(&self) -> bool {
+        self.options.pasids
     }
 
     pub(crate) fn connect(&self, endpoint: &Arc<Endpoint>) {

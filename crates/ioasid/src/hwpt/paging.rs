@@ -8,31 +8,37 @@ use iopt::{Access, Arena, EmptyTables, Format, Leaves, Translation, Upper};
 use super::Users;
 use super::format::{PagingTable, TableFormat};
 use crate::dirty::Granule;
+use crate::gate::check_holds_nothing;
 use crate::ids::ObjectId;
 use crate::invalidation::{Invalidation, TableId};
 use crate::ioas::{Backed, Ioas};
-use crate::memory::TableSpace;
+use crate::memory::{Identity, TableSpace};
 use crate::ranges::Ranges;
-use crate::types::IovaRange;
+use crate::types::{HoldsSlices, Iova, IovaRange};
 
 /// log2 of the bytes that a table of the lowest level maps, in the format of most: what a cache of upper levels holds.
 pub(crate) const LOWEST_SPAN_BITS: u32 = VtdSecondStage::PAGE_SHIFT + VtdSecondStage::INDEX_BITS;
 
-/// Why a paging HWPT exists, and what it is good for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HwptKind {
-    /// It was made when a device was attached to the address space, and goes with the last device.
-    Automatic,
-    /// It was asked for, and stays until it is destroyed.
-    Plain,
-    /// As [`HwptKind::Plain`], and nested tables can be made on it.
-    NestParent,
+/// What a page table that is asked for is to be good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HwptOptions {
+    /// Its format, if not what the IOMMU walks otherwise.
+    pub format: Option<TableFormat>,
+    /// Nested tables can be made on it.
+    pub nest_parent: bool,
+    /// Only devices whose IOMMU can track what is written can be attached.
+    pub dirty_tracking: bool,
+    /// It can be attached to PASIDs, and to a device that has PASIDs attached.
+    pub pasids: bool,
 }
 
 /// A paging HWPT: what an address space maps, in the format that an IOMMU walks.
 pub struct Hwpt {
     id: ObjectId,
-    kind: HwptKind,
+    format: TableFormat,
+    /// As it was asked for; if nobody did, it was made for a device that was attached to the address space, and goes with the
+    /// last one.
+    options: Option<HwptOptions>,
     ioas: Arc<Ioas>,
     pub(crate) table: PagingTable,
     /// Whether writes are marked, and how finely.
@@ -44,13 +50,13 @@ pub struct Hwpt {
 impl Hwpt {
     pub(crate) fn new(
         id: ObjectId,
-        kind: HwptKind,
         format: TableFormat,
+        options: Option<HwptOptions>,
         ioas: Arc<Ioas>,
         arena: Arc<Arena<TableSpace>>,
     ) -> Result<Self, iopt::MapError> {
         let table = PagingTable::new(format, arena)?;
-        Ok(Self { id, kind, ioas, table, granule: Granule::none(), users: Users::default() })
+        Ok(Self { id, format, options, ioas, table, granule: Granule::none(), users: Users::default() })
     }
 
     /// Its id in its context.
@@ -59,10 +65,22 @@ impl Hwpt {
         self.id
     }
 
-    /// Why it exists.
+    /// What was asked for, if somebody did.
     #[must_use]
-    pub fn kind(&self) -> HwptKind {
-        self.kind
+    pub fn options(&self) -> Option<HwptOptions> {
+        self.options
+    }
+
+    pub(crate) fn is_automatic(&self) -> bool {
+        self.options.is_none()
+    }
+
+    pub(crate) fn is_nest_parent(&self) -> bool {
+        self.options.is_some_and(|options| options.nest_parent)
+    }
+
+    pub(crate) fn allows_pasids(&self) -> bool {
+        self.options.map_or(self.format.iommu_kind().automatic_for_pasids(), |options| options.pasids)
     }
 
     /// The address space that it mirrors.
@@ -73,18 +91,33 @@ impl Hwpt {
 
     /// Bytes of its smallest page.
     pub(crate) fn page_size(&self) -> u64 {
-        1 << self.table.page_shift()
+        1 << self.format.page_shifts().0
     }
 
     /// Its format.
     #[must_use]
     pub fn format(&self) -> TableFormat {
-        self.table.format()
+        self.format
     }
 
     /// What it cannot address.
     pub(crate) fn beyond_aperture(&self) -> impl Iterator<Item = IovaRange> + use<> {
         Ranges::union([self.format().aperture()]).complement().iter().collect::<Vec<_>>().into_iter()
+    }
+
+    /// Where IOVA `iova` leads at this moment: to which memory. `None` if nothing is mapped there, or what it is cannot be told.
+    ///
+    /// # Errors
+    /// [`HoldsSlices`] if this thread holds slices.
+    pub fn memory_at(&self, iova: Iova) -> Result<Option<Identity>, HoldsSlices> {
+        check_holds_nothing()?;
+        // Nobody unmaps meanwhile.
+        let _space = self.ioas.exclusive();
+        let found = || {
+            let upper = self.table.upper(iova.0)?;
+            self.table.walk_coalesced_below(upper, iova.0)
+        };
+        Ok(found().and_then(|found| self.ioas.iommu().phys.identity(found.pa)))
     }
 
     /// Returns when no port uses what was taken out of `range` of the table before the call. The caller keeps the address
@@ -121,7 +154,8 @@ impl Hwpt {
         backed: &Backed,
         largest: u32,
     ) -> Result<(), iopt::MapError> {
-        let leaves = Leaves { access, largest: self.granule.largest().min(largest) };
+        let largest = self.granule.largest().min(largest).min(self.format.page_shifts().1);
+        let leaves = Leaves { access, largest };
         let (mut start, mut empty) = (range.start, EmptyTables::none());
         let mut pinned = backed.pin.iter().flat_map(|pin| pin.ranges(backed.offset, range.len_minus_one() + 1));
         let filled = pinned.try_for_each(|(pa, length)| {

@@ -23,7 +23,7 @@ use thiserror::Error;
 
 use crate::endpoint::Endpoint;
 use crate::gate::check_holds_nothing;
-use crate::hwpt::{Hwpt, HwptKind, TableFormat};
+use crate::hwpt::{Hwpt, TableFormat};
 use crate::ids::ObjectId;
 use crate::iommu::Iommu;
 use crate::memory::{ImportError, PAGE_SIZE, Pages, PinError, Segment};
@@ -204,6 +204,10 @@ impl Ioas {
     #[must_use]
     pub fn serial(&self) -> u64 {
         self.serial
+    }
+
+    pub(crate) fn iommu(&self) -> &Arc<Iommu> {
+        &self.iommu
     }
 
     /// Keeps the page tables, and who is attached to them, as they are.
@@ -503,7 +507,7 @@ impl Ioas {
 
     /// The table of a format that devices get which are attached to the address space itself, if there is one.
     pub(crate) fn automatic_table(&self, format: TableFormat) -> Option<Arc<Hwpt>> {
-        let fits = |hwpt: &&Arc<Hwpt>| hwpt.kind() == HwptKind::Automatic && hwpt.format() == format;
+        let fits = |hwpt: &&Arc<Hwpt>| hwpt.is_automatic() && hwpt.format() == format;
         self.space().tables.iter().find(fits).cloned()
     }
 

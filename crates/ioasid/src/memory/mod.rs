@@ -12,6 +12,7 @@
 //! ```
 
 mod guard;
+mod identity;
 mod pages;
 mod phys;
 mod process;
@@ -19,6 +20,7 @@ mod segment;
 mod tables;
 mod vma;
 
+pub use identity::{Identity, Pinned};
 pub(crate) use pages::Pin;
 pub use pages::{Pages, PinError};
 pub use phys::OutOfPhysicalSpace;

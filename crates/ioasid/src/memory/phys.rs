@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use thiserror::Error;
 
-use super::{Backing, PAGE_SIZE};
+use super::{Backing, Identity, PAGE_SIZE, Pinned};
 use crate::gate::Inside;
 
 /// log2 of the smallest block, which is a page.
@@ -221,6 +221,35 @@ impl PhysSpace {
         // in, is waited for.
         let window = unsafe { window.as_ref()? };
         (pa.wrapping_sub(window.base) < window.length).then_some(window)
+    }
+
+    /// What every window is, as far as that can be told. Meanwhile no window comes or goes.
+    pub(crate) fn pinned(&self) -> Pinned {
+        let accounts = self.lock();
+        let mut pieces = Vec::with_capacity(accounts.windows);
+        for (order, free) in (FIRST_ORDER..).zip(&accounts.free) {
+            for number in 0..free.untouched {
+                if let Some(window) = self.locked_window(Place { order, number }, &accounts) {
+                    pieces.extend(Identity::of(&window.backing).map(|start| (start, window.length)));
+                }
+            }
+        }
+        Pinned { pieces }
+    }
+
+    /// Which memory `pa` is.
+    pub(crate) fn identity(&self, pa: u64) -> Option<Identity> {
+        let accounts = self.lock();
+        let window = self.locked_window(Place::of(pa)?, &accounts)?;
+        let offset = pa.checked_sub(window.base).filter(|&offset| offset < window.length)?;
+        Some(Identity::of(&window.backing)?.plus(offset))
+    }
+
+    fn locked_window<'a>(&self, place: Place, _accounts: &'a MutexGuard<'_, Accounts>) -> Option<&'a Window> {
+        let window = self.block(place)?.window.load(Ordering::Acquire);
+        // SAFETY: null, or a window that is there: who removes one takes it out of its block and then waits for the lock that
+        // is held here, before it drops the window.
+        unsafe { window.as_ref() }
     }
 
     /// Number of windows.

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use iopt::Access;
 use thiserror::Error;
 
+use super::identity::Identity;
 use super::segment::{RemoteMemory, Segment};
 use super::vma::{Vma, VmaQuery};
 
@@ -39,21 +40,33 @@ pub enum ImportError {
 }
 
 /// The address space of a process, as it was when this was opened: an exec gives the process another one.
-pub struct Process {
+pub struct Process(Arc<ProcessMemory>);
+
+struct ProcessMemory {
     pid: u32,
-    memory: Arc<ProcessMemory>,
+    memory: File,
     vmas: VmaQuery,
 }
 
-struct ProcessMemory(File);
+impl ProcessMemory {
+    fn is_current(&self) -> bool {
+        // Nobody has a page at 0 that an ordinary user could read, but a dead address space says "end of file" where
+        // a living one says EIO.
+        !matches!(self.memory.read_at(&mut [0], 0), Ok(0))
+    }
+}
 
 impl RemoteMemory for ProcessMemory {
     fn read(&self, address: u64, data: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(data, address)
+        self.memory.read_exact_at(data, address)
     }
 
     fn write(&self, address: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(data, address)
+        self.memory.write_all_at(data, address)
+    }
+
+    fn identity(&self, address: u64) -> Option<Identity> {
+        self.is_current().then(|| Identity::in_process(self.pid, &self.vmas, address))?
     }
 }
 
@@ -64,27 +77,31 @@ impl Process {
     /// If there is no such process, or this one may not trace it (ptrace(2), "access mode checking").
     pub fn open(pid: u32) -> io::Result<Self> {
         let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
-        Ok(Self { pid, memory: Arc::new(ProcessMemory(memory)), vmas: VmaQuery::new(pid)? })
+        Ok(Self(Arc::new(ProcessMemory { pid, memory, vmas: VmaQuery::new(pid)? })))
     }
 
     /// Whether the process still has the address space that was opened.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        // Nobody has a page at 0 that an ordinary user could read, but a dead address space says "end of file" where
-        // a living one says EIO.
-        !matches!(self.memory.0.read_at(&mut [0], 0), Ok(0))
+        self.0.is_current()
+    }
+
+    /// Which memory it has at `address`; `None` if it has none there.
+    #[must_use]
+    pub fn identity(&self, address: u64) -> Option<Identity> {
+        self.0.identity(address)
     }
 
     /// The process number that it was opened by.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.0.pid
     }
 
     /// Its mappings.
     #[must_use]
     pub fn vmas(&self) -> &VmaQuery {
-        &self.vmas
+        &self.0.vmas
     }
 
     /// Its memory at `start`, `length` bytes (both multiples of the page size), for devices with `access`, as far as
@@ -107,7 +124,7 @@ impl Process {
         let mut segments = Vec::new();
         let mut at = start;
         while at < end {
-            let vma = self.vmas.at(at)?.ok_or(ImportError::BadAddress(at))?;
+            let vma = self.0.vmas.at(at)?.ok_or(ImportError::BadAddress(at))?;
             if !vma.readable || (access.contains(Access::WRITE) && !vma.writable) || !is_memory(&vma) {
                 return Err(ImportError::BadAddress(at));
             }
@@ -131,7 +148,7 @@ impl Process {
                 Err(_) => {}
             }
         }
-        Ok(Segment::remote(self.memory.clone(), at, length))
+        Ok(Segment::remote(self.0.clone(), at, length))
     }
 
     /// The file that is mapped there, opened here.
@@ -142,7 +159,7 @@ impl Process {
             // A path may have come to mean another file since.
             (found.is_file() && (found.ino(), found.dev()) == (vma.inode, vma.dev)).then_some(file)
         };
-        let pid = self.pid;
+        let pid = self.0.pid;
         let map = format!("{:x}-{:x}", vma.start, vma.end);
         if let Some(file) = open(&format!("/proc/{pid}/map_files/{map}")) {
             return Some(file);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::PAGE_SIZE;
 use super::guard::{Entry, GuardedMap};
+use super::identity::Identity;
 
 /// Memory that cannot be mapped here and is copied to and from.
 pub trait RemoteMemory: Send + Sync {
@@ -23,6 +24,11 @@ pub trait RemoteMemory: Send + Sync {
     /// # Errors
     /// As [`RemoteMemory::read`].
     fn write(&self, address: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Which memory is at `address` there, if that can be told.
+    fn identity(&self, _address: u64) -> Option<Identity> {
+        None
+    }
 }
 
 /// What the bytes of a window are.

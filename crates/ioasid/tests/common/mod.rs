@@ -8,11 +8,14 @@ use std::sync::{Arc, Mutex};
 
 use ioasid::memory::Segment;
 use ioasid::{
-    Access, Device, DmaPort, Endpoint, Fault, GroupId, Ioas, Iommu, Iova, IovaRange, Leftover, MapError, Observer,
-    Placement, Rid,
+    Access, Device, DmaPort, Endpoint, Fault, GroupId, HwptOptions, Ioas, Iommu, Iova, IovaRange, Leftover, MapError,
+    Observer, Placement, Rid,
 };
 
 pub const PAGE: u64 = 4096;
+
+/// A page table that nested ones can be made on, and attached to PASIDs too.
+pub const PARENT: HwptOptions = HwptOptions { format: None, nest_parent: true, dirty_tracking: false, pasids: true };
 
 #[derive(Default)]
 pub struct Log {

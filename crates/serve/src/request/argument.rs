@@ -33,20 +33,7 @@ impl<'a> Argument<'a> {
         if size < minimum {
             return Err(Errno::INVAL);
         }
-        let mut value = T::new_zeroed();
-        let known = size_of::<T>().min(size);
-        self.caller.read(self.address, &mut value.as_mut_bytes()[..known])?;
-        let mut at = known;
-        while at < size {
-            let mut rest = [0; 4096];
-            let rest = &mut rest[..(size - at).min(4096)];
-            self.caller.read(self.address.wrapping_add(at as u64), rest)?;
-            if rest.iter().any(|&byte| byte != 0) {
-                return Err(Errno::TOOBIG);
-            }
-            at += rest.len();
-        }
-        Ok(value)
+        get_sized(self.caller, self.address, size)
     }
 
     /// Writes the structure back, as much of it as the caller knows.
@@ -56,6 +43,64 @@ impl<'a> Argument<'a> {
     pub(super) fn put<T: IntoBytes + Immutable>(&self, value: &T) -> Result<(), Errno> {
         let bytes = value.as_bytes();
         self.caller.write(self.address, &bytes[..bytes.len().min(self.size as usize)])
+    }
+}
+
+/// A structure of which the caller has `size` bytes: what is missing counts as zero, and what is beyond has to be zero.
+fn get_sized<T: FromBytes + IntoBytes>(caller: &dyn Caller, address: u64, size: usize) -> Result<T, Errno> {
+    let mut value = T::new_zeroed();
+    let known = size_of::<T>().min(size);
+    caller.read(address, &mut value.as_mut_bytes()[..known])?;
+    let mut at = known;
+    while at < size {
+        let mut rest = [0; 4096];
+        let rest = &mut rest[..(size - at).min(4096)];
+        caller.read(address.wrapping_add(at as u64), rest)?;
+        if rest.iter().any(|&byte| byte != 0) {
+            return Err(Errno::TOOBIG);
+        }
+        at += rest.len();
+    }
+    Ok(value)
+}
+
+/// What a request carries for the IOMMU that it is about, in a form that the IOMMU's kind says.
+pub(super) struct Data<'a> {
+    pub(super) caller: &'a dyn Caller,
+    /// Which structure it is.
+    pub(super) kind: u32,
+    pub(super) address: u64,
+    pub(super) length: u32,
+}
+
+impl Data<'_> {
+    /// The structure, of which the caller may know a shorter form of `minimum` bytes.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is shorter than that or longer than ours, `EFAULT`.
+    pub(super) fn get<T: FromBytes + IntoBytes>(&self, minimum: usize) -> Result<T, Errno> {
+        let length = self.length as usize;
+        if length < minimum || length > size_of::<T>() {
+            return Err(Errno::INVAL);
+        }
+        get_sized(self.caller, self.address, length)
+    }
+}
+
+/// An array of such structures, all of the same length.
+pub(super) struct Entries<'a> {
+    pub(super) caller: &'a dyn Caller,
+    pub(super) kind: u32,
+    pub(super) address: u64,
+    pub(super) length: u32,
+    pub(super) count: u32,
+}
+
+impl Entries<'_> {
+    /// Entry `n`.
+    pub(super) fn at(&self, n: u32) -> Data<'_> {
+        let address = self.address.wrapping_add(u64::from(self.length) * u64::from(n));
+        Data { caller: self.caller, kind: self.kind, address, length: self.length }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The one table from what went wrong to Linux's errno for it.
 
 use ioasid::memory::{ImportError, PinError};
-use ioasid::{AttachError, BindError, DestroyError, HoldsSlices, MapError, RuleError, UnmapError};
+use ioasid::{
+    AttachError, BindError, DestroyError, HoldsSlices, HwptError, InvalidateError, MapError, RuleError, UnmapError,
+};
 use ioasid_vfio::BarError;
 use ioasid_vfio::device::InUse;
 use ioasid_vfio::device::irq::IrqError;
@@ -53,7 +55,12 @@ table! {
     BindError {
         Self::GroupBusy | Self::AlreadyBound => BUSY,
         Self::OtherMachine => INVAL,
+        Self::Removed => NODEV,
         Self::NoIds => NOMEM,
+    }
+    InvalidateError {
+        Self::Reversed(_) => INVAL,
+        Self::HoldsSlices(_) => DEADLK,
     }
     BarError {
         Self::Disabled => IO,
@@ -111,10 +118,30 @@ impl ToErrno for AttachError {
     fn errno(&self) -> Errno {
         match self {
             Self::Missing(_) => Errno::NOENT,
-            Self::WrongKind(_) | Self::WrongFormat(_) | Self::GroupElsewhere(_) => Errno::INVAL,
+            Self::WrongKind(_)
+            | Self::WrongFormat(_)
+            | Self::NoDirtyTracking(_)
+            | Self::PasidTooWide(..)
+            | Self::NotForPasids
+            | Self::GroupElsewhere(_) => Errno::INVAL,
             Self::Conflict(_) | Self::Misaligned(..) => Errno::ADDRINUSE,
             Self::Pages(error) => error.errno(),
             Self::NoIds => Errno::NOMEM,
+            Self::HoldsSlices(error) => error.errno(),
+            Self::Table(error) => error.errno(),
+        }
+    }
+}
+
+impl ToErrno for HwptError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Missing(_) | Self::NotADevice(_) => Errno::NOENT,
+            Self::NotAnIoas(_) | Self::NotAPageTable(_) | Self::NotAParent(_) | Self::Unaligned(_) => Errno::INVAL,
+            Self::WrongFormat(_) | Self::NoDirtyTracking => Errno::OPNOTSUPP,
+            Self::NoIds => Errno::NOMEM,
+            Self::Conflict(_) | Self::Misaligned(..) => Errno::ADDRINUSE,
+            Self::Pages(error) => error.errno(),
             Self::HoldsSlices(error) => error.errno(),
             Self::Table(error) => error.errno(),
         }

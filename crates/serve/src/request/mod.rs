@@ -5,7 +5,9 @@
 
 mod argument;
 mod errno;
+mod hardware;
 pub mod iommufd;
+mod selftest;
 pub mod vfio;
 
 pub use errno::ToErrno;
@@ -14,7 +16,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ioasid::Context;
-use ioasid::memory::{ImportError, Pages};
+use ioasid::memory::{Identity, ImportError, Pages};
 use rustix::io::Errno;
 
 /// The program that makes a request, as far as a request needs it.
@@ -49,4 +51,7 @@ pub trait Caller {
     /// # Errors
     /// See [`ImportError`].
     fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError>;
+
+    /// Which memory it has at `address`; `None` if none is there.
+    fn identity(&self, address: u64) -> Option<Identity>;
 }

@@ -124,7 +124,7 @@ impl Tree {
 
     fn open_device(&self, inode: INodeNo, device: DeviceFile) -> Result<(), Errno> {
         let file = match device {
-            DeviceFile::Iommu => OpenFile::Iommu(self.server.iommu().context()),
+            DeviceFile::Iommu => self.server.open_iommu(),
             DeviceFile::Vfio(number) => {
                 let device = self.server.devices().get(number).ok_or(Errno::ENODEV)?;
                 OpenFile::Vfio(Arc::new(VfioFile::new(device.clone())))

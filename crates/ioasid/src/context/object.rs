@@ -1,0 +1,22 @@
+//! What the ids of a context stand for.
+
+use std::sync::Arc;
+
+use crate::endpoint::Endpoint;
+use crate::hwpt::Table;
+use crate::ioas::Ioas;
+
+/// An object of somebody else's that has an id in a context and is destroyed by it, as the objects of a context are.
+pub trait External: Send + Sync {
+    /// Its id is gone: somebody destroyed it.
+    fn destroyed(&self);
+}
+
+#[derive(Clone)]
+pub(crate) enum Object {
+    Ioas(Arc<Ioas>),
+    Hwpt(Table),
+    /// What is bound. Its [`Device`](crate::Device) is held by the consumer that bound it.
+    Device(Arc<Endpoint>),
+    External(Arc<dyn External>),
+}

@@ -1,0 +1,175 @@
+//! Requests on address spaces.
+
+use std::fs::File;
+
+use ioasid::memory::{PAGE_SIZE, Pages};
+use ioasid::{Access, Ioas, Iova, IovaRange};
+use ioasid_uapi::iommufd as uapi;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
+
+use super::{Call, ToErrno};
+
+pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
+    let mut request: uapi::IoasAlloc = call.get()?;
+    if request.flags != 0 {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let ioas = call.context().ioas_alloc().ok_or(Errno::NOMEM)?;
+    request.out_ioas_id = ioas.id().0.get();
+    call.put(&request).inspect_err(|_| {
+        // The program cannot know the id, so nobody else can have used it.
+        let _ = call.context().destroy(ioas.id().0.get());
+    })
+}
+
+pub(super) fn iova_ranges(call: &Call<'_>) -> Result<(), Errno> {
+    let mut request: uapi::IoasIovaRanges = call.get()?;
+    if request.reserved != 0 {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    let (ranges, alignment) = ioas.iova_ranges().map_err(|error| error.errno())?;
+    let places = request.num_iovas;
+    request.num_iovas = 0;
+    request.out_iova_alignment = alignment;
+    for range in ranges.iter() {
+        if request.num_iovas < places {
+            let at = u64::from(request.num_iovas) * size_of::<uapi::IovaRange>() as u64;
+            let range = uapi::IovaRange { start: range.start, last: range.last };
+            call.caller.write(request.allowed_iovas.wrapping_add(at), range.as_bytes())?;
+        }
+        request.num_iovas += 1;
+    }
+    call.put(&request)?;
+    if request.num_iovas > places { Err(Errno::MSGSIZE) } else { Ok(()) }
+}
+
+/// What the flags of a request that maps ask for: the access, and whether the IOVA is the program's choice.
+fn map_flags(flags: u32) -> Result<(Access, bool), Errno> {
+    let known = uapi::MAP_FIXED_IOVA | uapi::MAP_WRITEABLE | uapi::MAP_READABLE;
+    if flags & !known != 0 {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let mut access = Access::empty();
+    access.set(Access::READ, flags & uapi::MAP_READABLE != 0);
+    access.set(Access::WRITE, flags & uapi::MAP_WRITEABLE != 0);
+    Ok((access, flags & uapi::MAP_FIXED_IOVA != 0))
+}
+
+pub(super) fn map(call: &Call<'_>) -> Result<(), Errno> {
+    let mut request: uapi::IoasMap = call.get()?;
+    let (access, fixed) = map_flags(request.flags)?;
+    if request.reserved != 0 {
+        return Err(Errno::OPNOTSUPP);
+    }
+    if request.iova == u64::MAX || request.length == u64::MAX {
+        return Err(Errno::OVERFLOW);
+    }
+    if access.is_empty() {
+        return Err(Errno::INVAL);
+    }
+    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    let (start, whole) = pages_around(request.user_va, request.length)?;
+    let pages = call.caller.pages(start, whole, access.contains(Access::WRITE)).map_err(|error| error.errno())?;
+    let iova = fixed.then_some(Iova(request.iova));
+    let mapped = ioas.map_pages(iova, &pages, request.user_va - start, request.length, access);
+    request.iova = mapped.map_err(|error| error.errno())?.0;
+    call.put(&request).inspect_err(|_| take_back(&ioas, request.iova, request.length))
+}
+
+pub(super) fn map_file(call: &Call<'_>) -> Result<(), Errno> {
+    let mut request: uapi::IoasMapFile = call.get()?;
+    let (access, fixed) = map_flags(request.flags)?;
+    if request.iova == u64::MAX || request.length == u64::MAX {
+        return Err(Errno::OVERFLOW);
+    }
+    if access.is_empty() {
+        return Err(Errno::INVAL);
+    }
+    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    if request.length == 0 {
+        return Err(Errno::INVAL);
+    }
+    let (start, whole) = pages_around(request.start, request.length)?;
+    let file = File::from(call.caller.descriptor(request.fd)?);
+    let writable = access.contains(Access::WRITE);
+    if writable && rustix::fs::fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::RDWR {
+        return Err(Errno::PERM);
+    }
+    let pages = Pages::of_file(file, start, whole, writable);
+    let iova = fixed.then_some(Iova(request.iova));
+    let mapped = ioas.map_pages(iova, &pages, request.start - start, request.length, access);
+    request.iova = mapped.map_err(|error| error.errno())?.0;
+    call.put(&request).inspect_err(|_| take_back(&ioas, request.iova, request.length))
+}
+
+/// The whole pages that `length` bytes from `start` on lie in: where they begin, and how many bytes they have.
+fn pages_around(start: u64, length: u64) -> Result<(u64, u64), Errno> {
+    let end = start.checked_add(length).and_then(|end| end.checked_next_multiple_of(PAGE_SIZE));
+    let start = start & !(PAGE_SIZE - 1);
+    Ok((start, end.ok_or(Errno::OVERFLOW)? - start))
+}
+
+/// Undoes a mapping whose place the program could not be told.
+fn take_back(ioas: &Ioas, iova: u64, length: u64) {
+    if let Some(range) = IovaRange::new(iova, length) {
+        let _ = ioas.unmap(range);
+    }
+}
+
+pub(super) fn copy(call: &Call<'_>) -> Result<(), Errno> {
+    let mut request: uapi::IoasCopy = call.get()?;
+    let (access, fixed) = map_flags(request.flags)?;
+    if [request.length, request.src_iova, request.dst_iova].contains(&u64::MAX) {
+        return Err(Errno::OVERFLOW);
+    }
+    if access.is_empty() {
+        return Err(Errno::INVAL);
+    }
+    let source = call.context().ioas(request.src_ioas_id).ok_or(Errno::NOENT)?;
+    let last = request.length.checked_sub(1).ok_or(Errno::INVAL)?;
+    request.src_iova.checked_add(last).ok_or(Errno::OVERFLOW)?;
+    let target = call.context().ioas(request.dst_ioas_id).ok_or(Errno::NOENT)?;
+    let (to, from) = (fixed.then_some(Iova(request.dst_iova)), Iova(request.src_iova));
+    let copied = target.copy(to, &source, from, request.length, access);
+    request.dst_iova = copied.map_err(|error| error.errno())?.0;
+    call.put(&request).inspect_err(|_| take_back(&target, request.dst_iova, request.length))
+}
+
+pub(super) fn allow_iovas(call: &Call<'_>) -> Result<(), Errno> {
+    let request: uapi::IoasAllowIovas = call.get()?;
+    if request.reserved != 0 {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    // The program says how many there are, so room is made as they arrive.
+    let mut ranges = Vec::new();
+    for n in 0..u64::from(request.num_iovas) {
+        let mut range = uapi::IovaRange::default();
+        let at = n.wrapping_mul(size_of::<uapi::IovaRange>() as u64);
+        call.caller.read(request.allowed_iovas.wrapping_add(at), range.as_mut_bytes())?;
+        if range.start >= range.last {
+            return Err(Errno::INVAL);
+        }
+        ranges.push(IovaRange { start: range.start, last: range.last });
+    }
+    ioas.allow_iovas(&ranges).map_err(|error| error.errno())
+}
+
+pub(super) fn unmap(call: &Call<'_>) -> Result<(), Errno> {
+    let mut request: uapi::IoasUnmap = call.get()?;
+    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    let range = if request.iova == 0 && request.length == u64::MAX {
+        IovaRange::ALL
+    } else if request.iova == u64::MAX || request.length == u64::MAX {
+        return Err(Errno::OVERFLOW);
+    } else if request.length == 0 {
+        return Err(Errno::INVAL);
+    } else {
+        IovaRange::new(request.iova, request.length).ok_or(Errno::OVERFLOW)?
+    };
+    request.length = ioas.unmap(range).map_err(|error| error.errno())?;
+    call.put(&request)
+}
