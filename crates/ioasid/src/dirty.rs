@@ -12,14 +12,13 @@
 //!  miss: mark, write             now copy the pages
 //! ```
 
-use iopt::{MapError, RangeError};
+use iopt::{Access, MapError, RangeError};
 use thiserror::Error;
 
 use crate::gate::check_holds_nothing;
 use crate::hwpt::Hwpt;
-use crate::memory::PAGE_SIZE;
 use crate::sync::{AtomicU32, Ordering};
-use crate::types::{HoldsSlices, IovaRange};
+use crate::types::{HoldsSlices, Iova, IovaRange};
 
 /// Why the log was not started or read. Nothing is changed, but that large pages may have become small ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -27,11 +26,11 @@ pub enum DirtyError {
     /// Nothing is tracked.
     #[error("dirty tracking is off for this page table")]
     Off,
-    /// The page size is not a power of two of at least 4 KiB.
-    #[error("{0:#x} is not a page size: a power of two from 0x1000 on is")]
+    /// The page size is not a power of two.
+    #[error("{0:#x} is not a page size: a power of two is")]
     PageSize(u64),
-    /// The range is not made of whole pages of that size, or reaches beyond the aperture.
-    #[error("IOVA {0} is not made of pages of {1:#x} bytes within the aperture")]
+    /// The range is not made of whole pages of that size, or not of pages of the table.
+    #[error("IOVA {0} is not made of pages of {1:#x} bytes, or not of pages of the table")]
     Range(IovaRange, u64),
     /// The bitmap is shorter than the range.
     #[error("{0} words of bitmap are needed, and there are {1}")]
@@ -74,8 +73,7 @@ impl Granule {
 }
 
 impl Hwpt {
-    /// Begins to note which pages devices write, with nothing noted yet. Pages larger than `granule` (a power of two of at
-    /// least 4 KiB, in bytes) are split down to it, and so are those that are mapped later; `u64::MAX` leaves all as they
+    /// Begins to note which pages devices write, with nothing noted yet. Pages larger than `granule` (a power of two, in bytes) are split down to it, and so are those that are mapped later; `u64::MAX` leaves all as they
     /// are, and a write then counts for all of its large page.
     ///
     /// # Errors
@@ -99,6 +97,23 @@ impl Hwpt {
         self.granule.0.store(0, Ordering::Release);
     }
 
+    /// Notes that the page at `iova` was written by other means than a port: by a device whose DMA goes another way. Returns
+    /// whether there is a page, writes are allowed, and they are being noted.
+    ///
+    /// # Errors
+    /// [`HoldsSlices`] if this thread holds slices.
+    pub fn mark_dirty(&self, iova: Iova) -> Result<bool, HoldsSlices> {
+        check_holds_nothing()?;
+        // Nobody unmaps meanwhile.
+        let _space = self.ioas().exclusive();
+        if self.granule.is_none() {
+            return Ok(false);
+        }
+        let found =
+            self.table.upper(iova.0).and_then(|upper| self.table.walk_marking_below(upper, iova.0, Access::WRITE));
+        Ok(found.is_some_and(|found| found.access.contains(Access::WRITE)))
+    }
+
     /// Sets, in `bitmap`, the bits of the pages of `range` that were written since they were last cleared; bit n of word m
     /// is the page of `page` bytes at `range.start` + (64 m + n) · `page`. Bits of other pages stay as they are. With
     /// `clear` the pages count as clean from then on, and every write that was noted has arrived when this returns.
@@ -107,8 +122,8 @@ impl Hwpt {
     /// See [`DirtyError`].
     pub fn read_dirty(&self, range: IovaRange, page: u64, clear: bool, bitmap: &mut [u64]) -> Result<(), DirtyError> {
         let shift = page_shift(page)?;
-        let inside = range.start <= range.last && self.format().aperture().contains(&range);
-        if !inside || !range.start.is_multiple_of(page) || !(range.last + 1).is_multiple_of(page) {
+        let whole = (range.start | range.last.wrapping_add(1)).is_multiple_of(page);
+        if range.start > range.last || !whole {
             return Err(DirtyError::Range(range, page));
         }
         let last_page = range.len_minus_one() >> shift;
@@ -120,8 +135,14 @@ impl Hwpt {
         }
         check_holds_nothing()?;
         let _space = self.ioas().space();
+        let aperture = self.format().aperture();
+        let inside = IovaRange { start: range.start.max(aperture.start), last: range.last.min(aperture.last) };
+        if inside.start > inside.last {
+            return Ok(());
+        }
+        // The table refuses parts of its pages, as they would be cleared as a whole.
         self.table
-            .read_dirty(range.start, range.len_minus_one() + 1, clear, |word| {
+            .read_dirty(inside.start, inside.len_minus_one() + 1, clear, |word| {
                 let offset = word.iova.wrapping_sub(range.start);
                 if word.page_shift == shift && (offset >> shift).is_multiple_of(64) && word.iova >= range.start {
                     // Page for page, as it nearly always is.
@@ -140,7 +161,7 @@ impl Hwpt {
             })
             .map_err(DirtyError::out_of_range(range, page))?;
         if clear {
-            self.quiesce(range);
+            self.quiesce(inside);
         }
         Ok(())
     }
@@ -156,9 +177,5 @@ fn set_bits(bitmap: &mut [u64], range: IovaRange, written: IovaRange, shift: u32
 }
 
 fn page_shift(page: u64) -> Result<u32, DirtyError> {
-    if page.is_power_of_two() && page >= PAGE_SIZE {
-        Ok(page.trailing_zeros())
-    } else {
-        Err(DirtyError::PageSize(page))
-    }
+    if page.is_power_of_two() { Ok(page.trailing_zeros()) } else { Err(DirtyError::PageSize(page)) }
 }

@@ -202,11 +202,46 @@ fn bits_that_are_set_stay_set_and_bad_questions_get_named_errors() {
     assert_eq!(bitmap, [1 << 1 | 1 << 3 | 1 << 60]);
     let ask = |range, page| hwpt.read_dirty(range, page, false, &mut [0]);
     assert_eq!(ask(whole, 0), Err(DirtyError::PageSize(0)));
-    assert_eq!(ask(whole, 2048), Err(DirtyError::PageSize(2048)));
-    for cut in [range(BASE + 1, PAGE), range(BASE, PAGE + 1), range(u64::MAX - PAGE + 1, PAGE), IovaRange::ALL] {
+    assert_eq!(ask(whole, 2049), Err(DirtyError::PageSize(2049)));
+    for cut in [range(BASE + 1, PAGE), range(BASE, PAGE + 1)] {
         assert_eq!(ask(cut, PAGE), Err(DirtyError::Range(cut, PAGE)));
     }
+    // Half a page of the table's is not one.
+    assert_eq!(ask(range(BASE, 2048), 2048), Err(DirtyError::Range(range(BASE, 2048), 2048)));
     assert_eq!(ask(range(BASE, 65 * PAGE), PAGE), Err(DirtyError::ShortBitmap(2, 1)));
+    assert!(matches!(ask(IovaRange::ALL, PAGE), Err(DirtyError::ShortBitmap(..))));
+}
+
+#[test]
+fn bits_may_stand_for_less_than_a_page_and_for_what_no_table_can_map() {
+    let bench = Bench::new();
+    let (_endpoint, mut port, ioas, device) = bench.one_device();
+    let hwpt = attach(&device, &ioas);
+    let end = 1 << 48;
+    map(&ioas, end - PAGE, 1).unwrap();
+    hwpt.start_dirty_tracking(PAGE).unwrap();
+    port.write(Iova(end - 1), &[1]).unwrap();
+    // The last page and one that cannot be mapped.
+    assert_eq!(dirty(&hwpt, range(end - PAGE, 2 * PAGE), PAGE, false), BTreeSet::from([0]));
+    assert_eq!(dirty(&hwpt, range(end - PAGE, 2 * PAGE), 1024, true), BTreeSet::from([0, 1, 2, 3]));
+    assert_eq!(dirty(&hwpt, range(u64::MAX - PAGE + 1, PAGE), PAGE, false), BTreeSet::new());
+    assert_eq!(dirty(&hwpt, range(end - PAGE, PAGE), PAGE, false), BTreeSet::new());
+}
+
+#[test]
+fn what_was_written_by_other_means_is_noted_if_somebody_says_so() {
+    let bench = Bench::new();
+    let (_endpoint, _port, ioas, device) = bench.one_device();
+    let hwpt = attach(&device, &ioas);
+    map(&ioas, BASE, 2).unwrap();
+    let (segment, _file) = Segment::memfd(PAGE).unwrap();
+    ioas.map(Placement::Fixed(Iova(BASE + 2 * PAGE)), PAGE, Access::READ, || Ok(vec![segment])).unwrap();
+    assert!(!hwpt.mark_dirty(Iova(BASE)).unwrap(), "nothing is tracked");
+    hwpt.start_dirty_tracking(PAGE).unwrap();
+    assert!(hwpt.mark_dirty(Iova(BASE + PAGE + 7)).unwrap());
+    assert!(!hwpt.mark_dirty(Iova(BASE + 2 * PAGE)).unwrap(), "nobody may write it");
+    assert!(!hwpt.mark_dirty(Iova(BASE + 3 * PAGE)).unwrap(), "nothing is mapped");
+    assert_eq!(dirty(&hwpt, range(BASE, 4 * PAGE), PAGE, true), BTreeSet::from([1]));
 }
 
 #[test]

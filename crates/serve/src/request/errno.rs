@@ -2,7 +2,8 @@
 
 use ioasid::memory::{ImportError, PinError};
 use ioasid::{
-    AttachError, BindError, DestroyError, HoldsSlices, HwptError, InvalidateError, MapError, RuleError, UnmapError,
+    AttachError, BindError, DestroyError, DirtyError, HoldsSlices, HwptError, InvalidateError, MapError, RuleError,
+    UnmapError,
 };
 use ioasid_vfio::BarError;
 use ioasid_vfio::device::InUse;
@@ -57,6 +58,11 @@ table! {
         Self::OtherMachine => INVAL,
         Self::Removed => NODEV,
         Self::NoIds => NOMEM,
+    }
+    DirtyError {
+        Self::Off | Self::PageSize(_) | Self::Range(..) | Self::ShortBitmap(..) => INVAL,
+        Self::HoldsSlices(_) => DEADLK,
+        Self::Table(_) => NOMEM,
     }
     InvalidateError {
         Self::Reversed(_) => INVAL,

@@ -3,6 +3,7 @@
 //! Source: `include/uapi/linux/iommufd.h` and `Documentation/userspace-api/iommufd.rst` of Linux 7.3.
 
 mod device;
+mod dirty;
 mod hwpt;
 mod ioas;
 mod option;
@@ -94,7 +95,9 @@ const REQUESTS: &[(u32, usize, Handler)] = &[
     (uapi::DESTROY, through!(Destroy.id: u32), destroy),
     (uapi::GET_HW_INFO, through!(HwInfo.reserved: [u8; 3]), device::get_hw_info),
     (uapi::HWPT_ALLOC, through!(HwptAlloc.reserved: u32), hwpt::alloc),
+    (uapi::HWPT_GET_DIRTY_BITMAP, through!(HwptGetDirtyBitmap.data: u64), dirty::get_bitmap),
     (uapi::HWPT_INVALIDATE, through!(HwptInvalidate.reserved: u32), hwpt::invalidate),
+    (uapi::HWPT_SET_DIRTY_TRACKING, through!(HwptSetDirtyTracking.reserved: u32), dirty::set_tracking),
     (uapi::IOAS_ALLOC, through!(IoasAlloc.out_ioas_id: u32), ioas::alloc),
     (uapi::IOAS_ALLOW_IOVAS, through!(IoasAllowIovas.allowed_iovas: u64), ioas::allow_iovas),
     (uapi::IOAS_COPY, through!(IoasCopy.src_iova: u64), ioas::copy),

@@ -51,3 +51,29 @@ pub(super) fn iotlb(test: &Test<'_>) -> Result<(), Errno> {
     let iotlb = nested.extension::<Iotlb>().ok_or(Errno::INVAL)?;
     if iotlb.entry(body.id) == Some(body.iotlb) { Ok(()) } else { Err(Errno::INVAL) }
 }
+
+/// Marks pages as a device does that writes them.
+pub(super) fn set_dirty(test: &Test<'_>) -> Result<(), Errno> {
+    const MOST_PAGES: u64 = 8 << 24;
+    let mut body: command::Dirty = test.body()?;
+    let page = body.page_size;
+    let whole = page != 0 && body.iova.is_multiple_of(page) && body.length.is_multiple_of(page);
+    if !whole || body.length == 0 || body.uptr == 0 {
+        return Err(Errno::INVAL);
+    }
+    let pages = body.length / page;
+    if pages > MOST_PAGES {
+        return Err(Errno::OVERFLOW);
+    }
+    let hwpt = test.call.context().hwpt(test.request.id).ok_or(Errno::NOENT)?;
+    let mut bitmap = vec![0u8; pages.div_ceil(8) as usize];
+    test.call.caller.read(body.uptr, &mut bitmap)?;
+    body.out_nr_dirty = 0;
+    for n in (0..pages).filter(|n| bitmap[(n / 8) as usize] >> (n % 8) & 1 != 0) {
+        if !hwpt.mark_dirty(Iova(body.iova.wrapping_add(n * page))).map_err(|error| error.errno())? {
+            return Err(Errno::INVAL);
+        }
+        body.out_nr_dirty += 1;
+    }
+    test.put(&body)
+}

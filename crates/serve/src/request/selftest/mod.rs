@@ -54,6 +54,7 @@ pub(super) fn perform(mock: &Arc<MockDevices>, call: &Call<'_>) -> Result<i64, E
         uapi::TEST_OP_MOCK_DOMAIN_REPLACE => device::replace(&test),
         uapi::TEST_OP_MD_CHECK_MAP => check::map(&test),
         uapi::TEST_OP_MD_CHECK_REFS => check::pins(&test),
+        uapi::TEST_OP_DIRTY => check::set_dirty(&test),
         uapi::TEST_OP_MD_CHECK_IOTLB => check::iotlb(&test),
         uapi::TEST_OP_DEV_CHECK_CACHE => device::check_cache(&test),
         uapi::TEST_OP_PASID_ATTACH => device::attach_pasid(&test),

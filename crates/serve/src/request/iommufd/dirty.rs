@@ -1,0 +1,66 @@
+//! Requests on what devices wrote.
+
+use std::sync::Arc;
+
+use ioasid::{Hwpt, IovaRange};
+use ioasid_uapi::iommufd as uapi;
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
+
+use super::{Call, ToErrno};
+
+/// Bytes of a bitmap that are fetched and put back at a time.
+const CHUNK: usize = 32 << 10;
+
+/// The page table, if it was made for this.
+fn tracked(call: &Call<'_>, id: u32) -> Result<Arc<Hwpt>, Errno> {
+    let hwpt = call.context().hwpt(id).ok_or(Errno::NOENT)?;
+    if hwpt.options().is_some_and(|options| options.dirty_tracking) { Ok(hwpt) } else { Err(Errno::OPNOTSUPP) }
+}
+
+pub(super) fn set_tracking(call: &Call<'_>) -> Result<(), Errno> {
+    let request: uapi::HwptSetDirtyTracking = call.get()?;
+    if request.flags & !uapi::HWPT_DIRTY_TRACKING_ENABLE != 0 || request.reserved != 0 {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let hwpt = tracked(call, request.hwpt_id)?;
+    if request.flags == 0 {
+        hwpt.stop_dirty_tracking();
+        return Ok(());
+    }
+    // Large pages stay: who wants to know more exactly maps small ones.
+    hwpt.start_dirty_tracking(u64::MAX).map_err(|error| error.errno())
+}
+
+pub(super) fn get_bitmap(call: &Call<'_>) -> Result<(), Errno> {
+    let request: uapi::HwptGetDirtyBitmap = call.get()?;
+    if request.flags & !uapi::HWPT_GET_DIRTY_BITMAP_NO_CLEAR != 0 || request.reserved != 0 {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let hwpt = tracked(call, request.hwpt_id)?;
+    if request.length == 0 {
+        return Err(Errno::INVAL);
+    }
+    let range = IovaRange::new(request.iova, request.length).ok_or(Errno::OVERFLOW)?;
+    let (_, alignment) = hwpt.ioas().iova_ranges().map_err(|error| error.errno())?;
+    let page = request.page_size;
+    let aligned = |to| (range.start | range.last.wrapping_add(1)).is_multiple_of(to);
+    if !page.is_power_of_two() || !aligned(alignment) || !aligned(page) {
+        return Err(Errno::INVAL);
+    }
+    let clear = request.flags & uapi::HWPT_GET_DIRTY_BITMAP_NO_CLEAR == 0;
+    let pages = range.len_minus_one() / page + 1;
+    let mut words = vec![0u64; CHUNK / 8];
+    for first in (0..pages).step_by(CHUNK * 8) {
+        let count = (pages - first).min(CHUNK as u64 * 8);
+        let start = range.start + first * page;
+        let chunk = IovaRange { start, last: start + (count * page - 1) };
+        let (address, length) = (request.data.wrapping_add(first / 8), count.div_ceil(8) as usize);
+        // Bits that are set stay set. Put back before anything is cleared, as what was cleared and cannot be told is lost.
+        call.caller.read(address, &mut words.as_mut_bytes()[..length])?;
+        call.caller.write(address, &words.as_bytes()[..length])?;
+        hwpt.read_dirty(chunk, page, clear, &mut words).map_err(|error| error.errno())?;
+        call.caller.write(address, &words.as_bytes()[..length])?;
+    }
+    Ok(())
+}
