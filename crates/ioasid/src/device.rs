@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use thiserror::Error;
 
 use crate::context::{Context, Object};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{BEING_BOUND, Endpoint};
 use crate::gate::check_holds_nothing;
 use crate::hwpt::{Hwpt, Table};
 use crate::ids::ObjectId;
@@ -57,6 +57,9 @@ pub enum AttachError {
     /// PASIDs would be attached, and a page table that was not made for that.
     #[error("a device that has PASIDs attached needs page tables that were made for it")]
     NotForPasids,
+    /// The page table is of a virtual IOMMU that does not know the device.
+    #[error("page table {0} is of a virtual IOMMU that does not know this device")]
+    NoVirtualDevice(ObjectId),
     /// Another device of the same group is attached to something else.
     #[error("another device of IOMMU group {0} is attached to another page table")]
     GroupElsewhere(crate::GroupId),
@@ -108,7 +111,7 @@ struct Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.endpoint.bound.store(false, Ordering::Release);
+        self.endpoint.bound.store(0, Ordering::Release);
         self.endpoint.group.release();
     }
 }
@@ -118,21 +121,19 @@ impl Device {
         if !endpoint.is_on(context.iommu()) {
             return Err(BindError::OtherMachine);
         }
-        if endpoint.bound.swap(true, Ordering::AcqRel) {
+        if endpoint.bound.swap(BEING_BOUND, Ordering::AcqRel) != 0 {
             let is_there = context.iommu().has_endpoint(&endpoint);
             return Err(if is_there { BindError::AlreadyBound } else { BindError::Removed });
         }
         if !endpoint.group.claim(context.serial()) {
-            endpoint.bound.store(false, Ordering::Release);
+            endpoint.bound.store(0, Ordering::Release);
             return Err(BindError::GroupBusy);
         }
         // From here on, dropping the claim undoes it.
         let claim = Claim { endpoint };
-        let id = context.ids().reserve().ok_or(BindError::NoIds)?.finalize(
-            Object::Device(claim.endpoint.clone()),
-            1,
-            vec![],
-        );
+        let reserved = context.ids().reserve().ok_or(BindError::NoIds)?;
+        claim.endpoint.bound.store(reserved.id().into(), Ordering::Release);
+        let id = reserved.finalize(Object::Device(claim.endpoint.clone()), 1, vec![]);
         Ok(Self { context, id, claim })
     }
 
@@ -191,7 +192,7 @@ impl Device {
         self.check_group(pasid, None)?;
         let reserved = ids.reserve().ok_or(AttachError::NoIds)?;
         let arena = self.context.iommu().arena.clone();
-        let hwpt = Arc::new(Hwpt::new(reserved.id(), kind.format(), None, ioas.clone(), arena)?);
+        let hwpt = Arc::new(Hwpt::new(reserved.id(), kind.format(), None, None, ioas.clone(), arena)?);
         ioas.add_table(hwpt.clone(), Some(endpoint))?;
         // The table holds its address space, and is held by this attachment.
         let held = ids.hold(ioas.id());
@@ -212,6 +213,11 @@ impl Device {
             return Err(AttachError::NoDirtyTracking(table.id()));
         }
         self.check_pasid(pasid, table.allows_pasids())?;
+        if let Table::Nested(nested) = table
+            && nested.viommu().is_some_and(|viommu| viommu.virtual_id(self.endpoint()).is_none())
+        {
+            return Err(AttachError::NoVirtualDevice(table.id()));
+        }
         self.check_group(pasid, Some(table))?;
         table.ioas().connect(self.endpoint(), hwpt)?;
         if let Table::Nested(nested) = table {
@@ -254,7 +260,7 @@ impl Device {
     /// Attaches to `table`, which knows the endpoint, in place of what it was attached to.
     fn replace(&self, pasid: Option<Pasid>, table: Table) {
         if let Some(before) = self.endpoint().attach(pasid, table) {
-            self.let_go(&before);
+            self.let_go(pasid, &before);
         }
     }
 
@@ -273,13 +279,16 @@ impl Device {
         check_holds_nothing()?;
         let _attach = self.context.attach.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(table) = self.endpoint().detach(pasid) {
-            self.let_go(&table);
+            self.let_go(pasid, &table);
         }
         Ok(())
     }
 
     /// Drops the endpoint's claim on a page table that it no longer uses, and an automatic table with the last claim.
-    fn let_go(&self, table: &Table) {
+    fn let_go(&self, pasid: Option<Pasid>, table: &Table) {
+        if let Some(queue) = table.fault_queue() {
+            queue.dismiss_attachment(self.endpoint(), pasid);
+        }
         let (ids, hwpt) = (self.context.ids(), table.paging());
         if let Table::Nested(nested) = table {
             nested.disconnect(self.endpoint());
@@ -313,5 +322,12 @@ impl Drop for Device {
             self.context.iommu().observer().left_behind(&what);
         }
         self.context.ids().release_last(self.id);
+        // Nobody finds the device any more who could make it known to a guest.
+        let known = self.endpoint().virtual_device().take();
+        if let Some(known) = known
+            && self.context.ids().bury(known.id()).is_ok()
+        {
+            known.remove();
+        }
     }
 }

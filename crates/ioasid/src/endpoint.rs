@@ -9,7 +9,8 @@
 //!                    └─► its ports, each with a gate and a cache of translations
 //! ```
 
-use std::sync::{Arc, PoisonError, Weak};
+use std::any::Any;
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 
 use crate::gate::{Gate, check_holds_nothing, quiesce};
 use crate::group::Group;
@@ -17,11 +18,15 @@ use crate::hwpt::{IommuKind, Table};
 use crate::invalidation::Invalidation;
 use crate::iommu::Iommu;
 use crate::port::{DmaPort, Requester};
-use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, RwLock};
+use crate::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, RwLock};
 use crate::types::{GroupId, HoldsSlices, IovaRange, Pasid, Rid};
+use crate::viommu::VirtualDevice;
 
 /// Where message-signalled interrupts go on x86: a write there is not a memory access (Intel SDM 3, 12.11).
 const MSI_WINDOW: IovaRange = IovaRange { start: 0xfee0_0000, last: 0xfeef_ffff };
+
+/// In [`Endpoint::bound`]: somebody is about to have it, or it is gone for good.
+pub(crate) const BEING_BOUND: u32 = u32::MAX;
 
 /// What an endpoint is to the IOMMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,10 +55,13 @@ pub struct Endpoint {
     pub(crate) group: Arc<Group>,
     options: EndpointOptions,
     bus_master: AtomicBool,
-    /// Whether a [`crate::Device`] has it.
-    pub(crate) bound: AtomicBool,
+    /// The id of the [`crate::Device`] that has it in its context, [`BEING_BOUND`], or 0 if none has.
+    pub(crate) bound: AtomicU32,
+    /// What a guest knows it as. Locked before a virtual IOMMU and ids.
+    virtual_device: Mutex<Option<Arc<VirtualDevice>>>,
     attachments: RwLock<Attachments>,
     ports: Mutex<Ports>,
+    extension: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 /// In order of PASID.
@@ -76,10 +84,23 @@ impl Endpoint {
             group,
             options,
             bus_master: AtomicBool::new(false),
-            bound: AtomicBool::new(false),
+            bound: AtomicU32::new(0),
+            virtual_device: Mutex::default(),
             attachments: RwLock::default(),
             ports: Mutex::default(),
+            extension: OnceLock::new(),
         }
+    }
+
+    /// Keeps something with it, for whoever made it. Only the first call counts.
+    pub fn extend(&self, extension: impl Any + Send + Sync) {
+        let _ = self.extension.set(Box::new(extension));
+    }
+
+    /// What is kept with it, if that is a `T`.
+    #[must_use]
+    pub fn extension<T: 'static>(&self) -> Option<&T> {
+        self.extension.get()?.downcast_ref()
     }
 
     /// Its requester id.
@@ -116,6 +137,15 @@ impl Endpoint {
     #[must_use]
     pub fn tracks_dirty(&self) -> bool {
         self.options.dirty_tracking
+    }
+
+    /// Its id in the context that it is bound to, or 0.
+    pub(crate) fn bound_as(&self) -> u32 {
+        self.bound.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn virtual_device(&self) -> MutexGuard<'_, Option<Arc<VirtualDevice>>> {
+        self.virtual_device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it is a requester of this machine.

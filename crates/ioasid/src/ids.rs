@@ -35,7 +35,13 @@ impl fmt::Display for ObjectId {
 
 enum Slot<T> {
     Reserved,
-    Ready { object: T, users: usize, holds: Vec<ObjectId> },
+    Ready {
+        object: T,
+        users: usize,
+        holds: Vec<ObjectId>,
+    },
+    /// The object went with another, and who made it may not know: the id is not used again.
+    Buried,
 }
 
 /// Why an object was not removed.
@@ -85,7 +91,7 @@ impl<T: Clone> Ids<T> {
     pub(crate) fn get(&self, id: ObjectId) -> Option<T> {
         match self.lock().get(&id.0.get())? {
             Slot::Ready { object, .. } => Some(object.clone()),
-            Slot::Reserved => None,
+            Slot::Reserved | Slot::Buried => None,
         }
     }
 
@@ -100,7 +106,7 @@ impl<T: Clone> Ids<T> {
     pub(crate) fn hold_if<R, E>(&self, id: ObjectId, fits: impl FnOnce(&T) -> Result<R, E>) -> Option<Result<R, E>> {
         match self.lock().get_mut(&id.0.get())? {
             Slot::Ready { object, users, .. } => Some(fits(object).inspect(|_| *users += 1)),
-            Slot::Reserved => None,
+            Slot::Reserved | Slot::Buried => None,
         }
     }
 
@@ -118,12 +124,25 @@ impl<T: Clone> Ids<T> {
 
     /// Removes `id` if nobody uses it.
     pub(crate) fn remove(&self, id: ObjectId) -> Result<T, RemoveError> {
+        self.remove_leaving(id, None)
+    }
+
+    fn remove_leaving(&self, id: ObjectId, left: Option<Slot<T>>) -> Result<T, RemoveError> {
         let mut slots = self.lock();
         match slots.get(&id.0.get()) {
-            None | Some(Slot::Reserved) => Err(RemoveError::Missing),
+            None | Some(Slot::Reserved | Slot::Buried) => Err(RemoveError::Missing),
             Some(Slot::Ready { users: 1.., .. }) => Err(RemoveError::InUse),
-            Some(Slot::Ready { users: 0, .. }) => take(&mut slots, id).ok_or(RemoveError::Missing),
+            Some(Slot::Ready { users: 0, .. }) => {
+                let object = take(&mut slots, id).ok_or(RemoveError::Missing)?;
+                left.into_iter().for_each(|left| drop(slots.insert(id.0.get(), left)));
+                Ok(object)
+            }
         }
+    }
+
+    /// Removes `id` if nobody uses it, and keeps the id from being used again.
+    pub(crate) fn bury(&self, id: ObjectId) -> Result<T, RemoveError> {
+        self.remove_leaving(id, Some(Slot::Buried))
     }
 
     /// Takes an object out that no other refers to; what is left when there is none has been leaked by somebody, and is
@@ -132,7 +151,7 @@ impl<T: Clone> Ids<T> {
         let mut slots = self.lock();
         let mut ready = slots.iter().filter_map(|(id, slot)| match slot {
             Slot::Ready { users, .. } => Some((*users, *id)),
-            Slot::Reserved => None,
+            Slot::Reserved | Slot::Buried => None,
         });
         let first = ready.next()?;
         let (_, id) = if first.0 == 0 { first } else { ready.find(|(users, _)| *users == 0).unwrap_or(first) };
@@ -157,7 +176,7 @@ fn take<T>(slots: &mut Slots<T>, id: ObjectId) -> Option<T> {
             holds.into_iter().for_each(|held| release(slots, held));
             Some(object)
         }
-        Slot::Reserved => None,
+        Slot::Reserved | Slot::Buried => None,
     }
 }
 
@@ -241,6 +260,20 @@ mod tests {
         assert_eq!(ids.take_leaf(), Some((nested, "nested")));
         assert_eq!(ids.remove(hwpt), Ok("hwpt"));
         assert_eq!(ids.take_leaf(), Some((ioas, "ioas")));
+        assert_eq!(ids.take_leaf(), None);
+    }
+
+    #[test]
+    fn the_id_of_what_is_buried_is_not_used_again() {
+        let ids = Ids::new();
+        let id = ids.reserve().unwrap().finalize("virtual device", 0, vec![]);
+        ids.hold(id).unwrap();
+        assert_eq!(ids.bury(id), Err(RemoveError::InUse));
+        ids.release(id);
+        assert_eq!(ids.bury(id), Ok("virtual device"));
+        assert_eq!(ids.remove(id), Err(RemoveError::Missing));
+        assert_eq!(ids.get(id), None);
+        assert_ne!(ids.reserve().unwrap().id(), id);
         assert_eq!(ids.take_leaf(), None);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use iopt::Arena;
 
 use crate::context::Context;
-use crate::endpoint::{Endpoint, EndpointOptions};
+use crate::endpoint::{BEING_BOUND, Endpoint, EndpointOptions};
 use crate::group::Group;
 use crate::hwpt::Table;
 use crate::ids::ObjectId;
@@ -179,7 +179,7 @@ impl Iommu {
         }
         let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
         // Who is taken cannot be bound any more.
-        if endpoint.bound.swap(true, Ordering::AcqRel) {
+        if endpoint.bound.swap(BEING_BOUND, Ordering::AcqRel) != 0 {
             return false;
         }
         endpoints.remove(&endpoint.rid());

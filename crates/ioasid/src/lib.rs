@@ -41,10 +41,12 @@
 
 pub mod memory;
 
+mod access;
 mod context;
 mod device;
 mod dirty;
 mod endpoint;
+mod fault;
 mod gate;
 mod group;
 mod hwpt;
@@ -57,22 +59,28 @@ mod port;
 mod ranges;
 mod sync;
 mod types;
+mod viommu;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
 
-pub use context::{Context, DestroyError, External, HwptError};
+pub use access::{AccessAttachError, IoasAccess, PinnedRange};
+pub use context::{Context, DestroyError, External, Held, HwptError};
 pub use device::{AttachError, BindError, Device};
 pub use dirty::DirtyError;
 pub use endpoint::{Endpoint, EndpointOptions};
+pub use fault::{
+    FaultQueue, GroupTooLarge, PageGroup, PageRequest, PageResponse, RequestedAccess, TakenGroup, UnknownCookie,
+};
 pub use hwpt::{
     GuestFormat, GuestTable, Hwpt, HwptOptions, InvalidateError, IommuKind, NestedHwpt, NestedOptions, TableFormat,
     UnalignedRoot,
 };
 pub use ids::ObjectId;
-pub use ioas::{AreaView, Ioas, MapError, Placement, RuleError, UnmapError};
+pub use ioas::{AccessError, AreaView, Ioas, MapError, Placement, RuleError, UnmapError};
 pub use iommu::{AttachmentView, EndpointView, Iommu};
 pub use iopt::Access;
 pub use observe::{Fault, FaultReason, Leftover, Observer, Silent};
 pub use port::{BusAddress, DmaError, DmaPort, DmaSlice, Slices};
 pub use ranges::Ranges;
 pub use types::{GroupId, HoldsSlices, Iova, IovaRange, ParseRidError, Pasid, PhysAddr, Rid};
+pub use viommu::{Event, EventQueue, HwQueue, HwQueueError, HwQueueOptions, Viommu, ViommuError, VirtualDevice};

@@ -29,7 +29,7 @@ fn lazy(pages: u64, writable: bool) -> Lazy {
     let (_, file) = Segment::memfd(pages * PAGE).unwrap();
     let (fetched, mine) = (Arc::new(AtomicUsize::new(0)), file.try_clone().unwrap());
     let count = fetched.clone();
-    let pages = Pages::new(0, pages * PAGE, writable, move || {
+    let pages = Pages::new(0, pages * PAGE, writable, move |_, _| {
         count.fetch_add(1, Ordering::Relaxed);
         let length = mine.metadata()?.len();
         if length == 0 { Err(ImportError::Gone) } else { Ok(vec![Segment::file(&mine, 0, length, true)?]) }
@@ -234,7 +234,7 @@ proptest! {
         let rules = ioas.allow_iovas(&allowed).is_ok() && !allowed.is_empty();
         for (address, pages) in requests {
             let (address, length) = (address * PAGE, pages * PAGE);
-            let memory = Pages::new(address, length, true, || Err(ImportError::Gone));
+            let memory = Pages::new(address, length, true, |_, _| Err(ImportError::Gone));
             let is_free = |candidate: IovaRange| {
                 let inside = |allowed: &IovaRange| allowed.overlaps(&candidate);
                 // Ranges that touch are one.

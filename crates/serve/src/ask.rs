@@ -4,27 +4,37 @@
 //! waits until the connection is closed; the kernel closes it with the last of the threads that have it open. So that the
 //! thread which waits is none of those, it has a table of descriptors of its own, with the file in question and nothing else:
 //! the connection goes with the others, and then it is told.
-#![allow(unsafe_code, reason = "close_range has no safe wrapper")]
+#![allow(unsafe_code, reason = "close_range and seccomp's requests have no safe wrappers")]
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-/// What to ask of a file. The answer goes to the kernel, which does what it does with it.
+use crate::tree::GIVEN;
+
+/// What to ask of a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Question {
     /// Its attributes: what the size is.
     Attributes,
     /// Its file system: whether everything that was sent before has arrived.
     FileSystem,
+    /// To open the file of this `name`, of those that are to be given, below the root that is asked; and then to give it to
+    /// the thread whose system call has this `id` on `listener`. The answer is the descriptor's number there.
+    Give { name: u64, listener: RawFd, id: u64 },
 }
+
+type Answer = Result<i32, Errno>;
 
 struct Asked {
     file: RawFd,
     question: Question,
-    answered: SyncSender<()>,
+    answered: SyncSender<Answer>,
 }
 
 /// The thread that asks.
@@ -47,12 +57,17 @@ impl Asker {
     }
 
     /// Asks, and returns when it is answered.
-    pub(crate) fn ask(&self, file: impl AsFd, question: Question) {
+    pub(crate) fn ask(&self, file: impl AsFd, question: Question) -> Answer {
         let (answered, answer) = mpsc::sync_channel(1);
         let asked = Asked { file: file.as_fd().as_raw_fd(), question, answered };
         let sent = self.thread.lock().unwrap_or_else(PoisonError::into_inner).send(asked);
-        if sent.is_err() || answer.recv().is_err() {
-            put(file, question);
+        match answer.recv() {
+            Ok(answer) if sent.is_ok() => answer,
+            // There is no thread.
+            _ => put(&file, question, |other| {
+                // SAFETY: who asks keeps what is named in the question open until it is answered.
+                rustix::io::dup(unsafe { BorrowedFd::borrow_raw(other) })
+            }),
         }
     }
 }
@@ -65,17 +80,35 @@ fn leave_descriptors() -> Option<OwnedFd> {
 }
 
 fn answer(process: &OwnedFd, questions: &Receiver<Asked>) {
+    let fetch = |file| pidfd_getfd(process, file, PidfdGetfdFlags::empty());
     for Asked { file, question, answered } in questions {
-        if let Ok(file) = pidfd_getfd(process, file, PidfdGetfdFlags::empty()) {
-            put(file, question);
-            let _ = answered.send(());
+        let answer = fetch(file).and_then(|file| put(file, question, fetch));
+        let _ = answered.send(answer);
+    }
+}
+
+/// Asks. Other descriptors of the process have to be fetched.
+fn put(file: impl AsFd, question: Question, fetch: impl Fn(RawFd) -> Result<OwnedFd, Errno>) -> Answer {
+    match question {
+        Question::Attributes => rustix::fs::fstat(file).map(|_| 0),
+        Question::FileSystem => rustix::fs::fstatfs(file).map(|_| 0),
+        Question::Give { name, listener, id } => {
+            let opened = openat(file, format!("{GIVEN}/{name}"), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+            add_descriptor(&fetch(listener)?, id, &opened)
         }
     }
 }
 
-fn put(file: impl AsFd, question: Question) {
-    match question {
-        Question::Attributes => drop(rustix::fs::fstat(file)),
-        Question::FileSystem => drop(rustix::fs::fstatfs(file)),
-    }
+/// Gives the thread whose system call has this `id` on `listener` a duplicate of a descriptor.
+fn add_descriptor(listener: &OwnedFd, id: u64, file: &OwnedFd) -> Answer {
+    let add = libc::seccomp_notif_addfd {
+        id,
+        flags: 0,
+        srcfd: file.as_raw_fd() as u32,
+        newfd: 0,
+        newfd_flags: libc::O_CLOEXEC as u32,
+    };
+    // SAFETY: the structure is the one that the request number was made from, and outlives the call.
+    let number = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD, &raw const add) };
+    if number < 0 { Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::MFILE)) } else { Ok(number) }
 }

@@ -23,6 +23,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use crate::ask::Question;
 use crate::request::Caller;
+use crate::request::given::GivenFile;
 use crate::request::vfio::VfioFile;
 use crate::server::{OpenFile, Server};
 
@@ -116,7 +117,7 @@ impl Listener {
     fn answer(&self, call: &libc::seccomp_notif) -> Answer {
         let args = call.data.args;
         let number = i64::from(call.data.nr);
-        let caller = Calling { listener: self, id: call.id, tid: call.pid };
+        let mut caller = Calling { listener: self, id: call.id, tid: call.pid, inode: 0 };
         let descriptor = if number == libc::SYS_mmap { args[4] } else { args[0] };
         let file = match caller.descriptor(descriptor as i32) {
             Ok(file) => file,
@@ -124,7 +125,8 @@ impl Listener {
             Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => return Answer::Done(Err(errno)),
             Err(_) => return Answer::NotOurs,
         };
-        let Some(open) = self.server.file_of(&file) else { return Answer::NotOurs };
+        let Some((inode, open)) = self.server.file_and_inode_of(&file) else { return Answer::NotOurs };
+        caller.inode = inode;
         let Ok(mode) = rustix::fs::fcntl_getfl(&file) else { return Answer::NotOurs };
         if mode.contains(OFlags::PATH) {
             // The kernel knows what such a descriptor cannot do.
@@ -133,15 +135,25 @@ impl Listener {
         match open {
             OpenFile::Iommu(iommu) if number == libc::SYS_ioctl => {
                 let request = || iommu.ioctl(args[1] as u32, args[2], &caller);
-                Answer::Done(self.after_closes(&file, request))
+                // In use, or, to a test, pinned.
+                Answer::Done(self.after_closes(&file, &[Errno::BUSY, Errno::IO], request))
             }
-            // Reads and writes of it fail in the tree, as on Linux.
-            OpenFile::Iommu(_) => Answer::NotOurs,
+            OpenFile::Iommu(iommu) if number == libc::SYS_mmap => {
+                let (shared, execute) = (is_shared(args[3]), args[2] & libc::PROT_EXEC as u64 != 0);
+                self.mmap(iommu.check_mmap(args[5], args[1], shared, execute), &file, &caller)
+            }
+            // The kernel would say that there is nothing to read, and not ask the tree.
+            OpenFile::Given(given) if number == libc::SYS_read && args[2] == 0 => {
+                Answer::Done(given.read(0).map(|bytes| bytes.len() as i64))
+            }
+            // Reads and writes are for the tree.
+            OpenFile::Iommu(_) | OpenFile::Given(_) => Answer::NotOurs,
             OpenFile::Vfio(vfio) => match number {
                 libc::SYS_ioctl => {
-                    Answer::Done(self.after_closes(&file, || vfio.ioctl(args[1] as u32, args[2], &caller)))
+                    let request = || vfio.ioctl(args[1] as u32, args[2], &caller);
+                    Answer::Done(self.after_closes(&file, &[Errno::BUSY, Errno::INVAL], request))
                 }
-                libc::SYS_mmap => self.mmap(&vfio, &file, &caller, args),
+                libc::SYS_mmap => self.mmap(vfio.check_mmap(args[5], args[1], is_shared(args[3])), &file, &caller),
                 _ => {
                     let refused = if writes(number) { OFlags::RDONLY } else { OFlags::WRONLY };
                     if mode & OFlags::RWMODE == refused {
@@ -153,11 +165,16 @@ impl Listener {
         }
     }
 
-    /// Makes a request; if it finds something in use, makes it once more when every file that the program closed before
-    /// is closed here too. The news of a close comes by another way than requests and may be slower.
-    fn after_closes(&self, file: &OwnedFd, request: impl Fn() -> Result<i64, Errno>) -> Result<i64, Errno> {
+    /// Makes a request; if it fails by what may be `in_use`, and then changes nothing, makes it once more when every file that
+    /// the program closed before is closed here too. The news of a close comes by another way than requests and may be slower.
+    fn after_closes(
+        &self,
+        file: &OwnedFd,
+        in_use: &[Errno],
+        request: impl Fn() -> Result<i64, Errno>,
+    ) -> Result<i64, Errno> {
         match request() {
-            Err(Errno::BUSY | Errno::INVAL | Errno::IO) if self.server.open_files() > 1 => {
+            Err(errno) if in_use.contains(&errno) && self.server.open_files() > 1 => {
                 self.server.ask(file, Question::FileSystem);
                 self.server.drain(CLOSES);
                 request()
@@ -166,11 +183,9 @@ impl Listener {
         }
     }
 
-    /// Prepares a mapping of registers, which the kernel then makes.
-    fn mmap(&self, vfio: &VfioFile, file: &OwnedFd, caller: &Calling<'_>, args: [u64; 6]) -> Answer {
-        let [_, length, _, flags, _, offset] = args;
-        let shared = matches!(flags as i32 & libc::MAP_TYPE, libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE);
-        if let Err(errno) = vfio.check_mmap(offset, length, shared) {
+    /// Prepares a mapping of registers, if it was found right, which the kernel then makes.
+    fn mmap(&self, checked: Result<(), Errno>, file: &OwnedFd, caller: &Calling<'_>) -> Answer {
+        if let Err(errno) = checked {
             return Answer::Done(Err(errno));
         }
         if self.tracing.trace(caller.tid).is_err() {
@@ -180,6 +195,11 @@ impl Listener {
         self.server.ask(file, Question::Attributes);
         Answer::NotOurs
     }
+}
+
+/// Whether the flags of a mapping ask for a shared one.
+fn is_shared(flags: u64) -> bool {
+    matches!(flags as i32 & libc::MAP_TYPE, libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE)
 }
 
 /// Whether a call, of those that move data, writes the file.
@@ -243,6 +263,8 @@ struct Calling<'a> {
     listener: &'a Listener,
     id: u64,
     tid: u32,
+    /// Of the file that the call is made on.
+    inode: u64,
 }
 
 impl Calling<'_> {
@@ -306,6 +328,19 @@ impl Caller for Calling<'_> {
         pidfd_getfd(thread, number, PidfdGetfdFlags::empty())
     }
 
+    fn has_mapped(&self, offset: u64, length: u64) -> bool {
+        let Ok(process) = Process::open(self.tid) else { return false };
+        let mut next = 0;
+        while let Ok(Some(vma)) = process.vmas().at_or_after(next) {
+            let ours = vma.inode == self.inode && self.listener.server.is_device_file(vma.dev);
+            if ours && vma.offset < offset + length && offset < vma.offset + (vma.end - vma.start) {
+                return true;
+            }
+            next = vma.end;
+        }
+        false
+    }
+
     fn context(&self, number: i32) -> Result<Arc<Context>, Errno> {
         match self.listener.server.file_of(self.descriptor(number)?) {
             Some(OpenFile::Iommu(iommu)) => Ok(iommu.context().clone()),
@@ -313,14 +348,25 @@ impl Caller for Calling<'_> {
         }
     }
 
+    fn given(&self, number: i32) -> Option<Arc<dyn GivenFile>> {
+        match self.listener.server.file_of(self.descriptor(number).ok()?)? {
+            OpenFile::Given(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    fn give(&self, file: Arc<dyn GivenFile>) -> Result<i32, Errno> {
+        self.listener.server.give(file, &*self.listener.descriptor, self.id)
+    }
+
     fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError> {
         let process = Process::open(self.tid)?;
         self.still_there().map_err(io::Error::from)?;
         let server = self.listener.server.clone();
         let access = if writable { Access::all() } else { Access::READ };
-        Ok(Pages::new(address, length, writable, move || {
+        Ok(Pages::new(address, length, writable, move |offset, length| {
             // Registers are reached through the device that has them, not through a mapping of theirs (Linux: EFAULT).
-            process.import(address, length, access, |vma| !server.is_device_file(vma.dev))
+            process.import(address + offset, length, access, |vma| !server.is_device_file(vma.dev))
         }))
     }
 

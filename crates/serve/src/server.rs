@@ -1,7 +1,8 @@
 //! The machine that is served, and its open files.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -10,8 +11,10 @@ use std::time::Duration;
 use ioasid::{Endpoint, Iommu, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
 use rustix::fs::{AtFlags, StatxFlags};
+use rustix::io::Errno;
 
 use crate::ask::{Asker, Question};
+use crate::request::given::GivenFile;
 use crate::request::iommufd::IommuFile;
 use crate::request::vfio::VfioFile;
 
@@ -38,9 +41,35 @@ pub enum OpenFile {
     Iommu(Arc<IommuFile>),
     /// `/dev/vfio/devices/vfioN`
     Vfio(Arc<VfioFile>),
+    /// What a request gave a descriptor of.
+    Given(Arc<dyn GivenFile>),
 }
 
 impl OpenFile {
+    /// One load from what is mapped of it, at a file offset.
+    ///
+    /// # Errors
+    /// `EIO` and the like, if nothing is there.
+    pub(crate) fn load(&self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        match self {
+            Self::Iommu(file) => file.load(offset, data),
+            Self::Vfio(file) => file.load(offset, data),
+            Self::Given(_) => Err(Errno::IO),
+        }
+    }
+
+    /// One store to what is mapped of it, at a file offset.
+    ///
+    /// # Errors
+    /// As [`OpenFile::load`].
+    pub(crate) fn store(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        match self {
+            Self::Iommu(file) => file.store(offset, data),
+            Self::Vfio(file) => file.store(offset, data),
+            Self::Given(_) => Err(Errno::IO),
+        }
+    }
+
     fn close(self, watcher: &dyn Watcher) {
         if let Self::Vfio(file) = &self {
             file.close(watcher);
@@ -60,6 +89,10 @@ pub struct Server {
     closer: OnceLock<Mutex<Sender<OpenFile>>>,
     /// The device number of the tree's file system, once it is mounted.
     file_system: OnceLock<u64>,
+    /// The root of the tree, from then on.
+    root: OnceLock<OwnedFd>,
+    /// Files that are about to be opened for a program, by their names.
+    given: Mutex<HashMap<u64, Arc<dyn GivenFile>>>,
     next_inode: AtomicU64,
     /// From the first question to the tree on.
     asker: OnceLock<Asker>,
@@ -105,6 +138,8 @@ impl Server {
             files: Arc::default(),
             closer: OnceLock::new(),
             file_system: OnceLock::new(),
+            root: OnceLock::new(),
+            given: Mutex::default(),
             next_inode: AtomicU64::new(FIRST_DEVICE_INODE),
             asker: OnceLock::new(),
             listeners: Mutex::default(),
@@ -134,9 +169,14 @@ impl Server {
         &self.devices
     }
 
-    /// Tells which device number the mounted tree has, as in `stat`. Only the first call counts.
-    pub fn mounted(&self, device_number: u64) {
-        let _ = self.file_system.set(device_number);
+    /// Tells that the tree is mounted, and gives its root. Only the first call counts.
+    ///
+    /// # Errors
+    /// Of `fstat`.
+    pub fn mounted(&self, root: OwnedFd) -> io::Result<()> {
+        let _ = self.file_system.set(rustix::fs::fstat(&root)?.st_dev);
+        let _ = self.root.set(root);
+        Ok(())
     }
 
     /// Notes that the calling thread answers system calls.
@@ -150,12 +190,36 @@ impl Server {
 
     /// Asks the tree about one of its files, as a listener.
     pub(crate) fn ask(&self, file: impl AsFd, question: Question) {
-        let asker = self.asker.get_or_init(|| {
+        // Whatever the answer, the kernel has it.
+        let _ = self.asker().ask(file, question);
+    }
+
+    fn asker(&self) -> &Asker {
+        self.asker.get_or_init(|| {
             let (asker, thread) = Asker::start();
             thread.into_iter().for_each(|tid| self.add_listening(tid));
             asker
-        });
-        asker.ask(file, question);
+        })
+    }
+
+    /// Gives the thread whose system call has this `id` on `listener` a descriptor of `file`, and returns its number.
+    ///
+    /// # Errors
+    /// Of opening a file in the tree, and of giving it.
+    pub(crate) fn give(&self, file: Arc<dyn GivenFile>, listener: impl AsFd, id: u64) -> Result<i32, Errno> {
+        let root = self.root.get().ok_or(Errno::NODEV)?;
+        let name = self.new_inode();
+        let given = || self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given().insert(name, file);
+        let number = self.asker().ask(root, Question::Give { name, listener: listener.as_fd().as_raw_fd(), id });
+        // If it was not opened.
+        given().remove(&name);
+        number
+    }
+
+    /// Takes the file that is to be opened by this name.
+    pub(crate) fn take_given(&self, name: u64) -> Option<Arc<dyn GivenFile>> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).remove(&name)
     }
 
     /// Whether this thread, known by its number, answers system calls.
@@ -239,9 +303,15 @@ impl Server {
     /// Which open file of the tree a descriptor is, if it is one. Asks no file system for anything.
     #[must_use]
     pub fn file_of(&self, descriptor: impl AsFd) -> Option<OpenFile> {
+        self.file_and_inode_of(descriptor).map(|(_, file)| file)
+    }
+
+    /// As [`Server::file_of`], with the inode number.
+    pub(crate) fn file_and_inode_of(&self, descriptor: impl AsFd) -> Option<(u64, OpenFile)> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let stat = rustix::fs::statx(descriptor, c"", flags, StatxFlags::INO).ok()?;
-        self.open_file(libc::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino)
+        let device = libc::makedev(stat.stx_dev_major, stat.stx_dev_minor);
+        Some((stat.stx_ino, self.open_file(device, stat.stx_ino)?))
     }
 
     /// Closes every file that is still open, as when the programs that hold them lose their devices. Whoever keeps a

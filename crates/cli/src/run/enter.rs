@@ -50,7 +50,7 @@ pub fn spawn(channel: Channel, plan: &Plan, signals: &Signals) -> io::Result<Pid
 
 /// Returns only if it fails.
 fn become_program(channel: &Channel, plan: &Plan, signals: &Signals, runner: Pid) -> anyhow::Error {
-    let prepared = prepare(channel, runner).and_then(|()| channel.wait_for_go());
+    let prepared = prepare(channel, runner, plan.selftest).and_then(|()| channel.wait_for_go());
     if let Err(error) = prepared {
         return error;
     }
@@ -73,7 +73,7 @@ fn become_program(channel: &Channel, plan: &Plan, signals: &Signals, runner: Pid
     std::process::exit(i32::from(status))
 }
 
-fn prepare(channel: &Channel, runner: Pid) -> Result<()> {
+fn prepare(channel: &Channel, runner: Pid, selftest: bool) -> Result<()> {
     // Neither may outlive the other.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if getppid() != Some(runner) {
@@ -118,7 +118,7 @@ fn prepare(channel: &Channel, runner: Pid) -> Result<()> {
     channel.send_descriptor(&root)?;
     channel.send_note(unprivileged)?;
 
-    let listener = ioasid_serve::filter::install().map_err(|error| match error.raw_os_error() {
+    let listener = ioasid_serve::filter::install(selftest).map_err(|error| match error.raw_os_error() {
         Some(libc::EINVAL | libc::ENOSYS) => anyhow!(
             "this kernel cannot hand system calls to another process and wait for it (seccomp with \
              SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV): Linux 5.19 or later with CONFIG_SECCOMP_FILTER is needed"

@@ -184,7 +184,7 @@ fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<Trace
     channel.go()?;
 
     let root = channel.receive_descriptor().context("waiting for the device tree")?;
-    server.mounted(rustix::fs::fstat(&root).context("cannot look at the device tree")?.st_dev);
+    server.mounted(root).context("cannot look at the device tree")?;
     if let Some(note) = channel.receive_note()?
         && !quiet
     {

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::device::{BindError, Device};
 use crate::endpoint::Endpoint;
+use crate::fault::FaultQueue;
 use crate::gate::check_holds_nothing;
 use crate::hwpt::{Hwpt, NestedHwpt, Table};
 use crate::ids::{Ids, ObjectId, RemoveError};
@@ -119,7 +120,20 @@ impl Context {
         self.get(id).is_some()
     }
 
-    fn get(&self, id: u32) -> Option<Object> {
+    /// Makes a queue for page requests, or returns `None` when the context has 2^31 objects.
+    pub fn fault_queue_alloc(&self) -> Option<Arc<FaultQueue>> {
+        let reserved = self.ids.reserve()?;
+        let queue = Arc::new(FaultQueue::new(reserved.id()));
+        reserved.finalize(Object::FaultQueue(queue.clone()), 0, vec![]);
+        Some(queue)
+    }
+
+    /// Keeps an object from being destroyed as long as the result is not dropped.
+    pub fn hold(self: &Arc<Self>, id: ObjectId) -> Option<Held> {
+        self.ids.hold(id).map(|_| Held { context: self.clone(), id })
+    }
+
+    pub(crate) fn get(&self, id: u32) -> Option<Object> {
         self.ids.get(ObjectId(NonZeroU32::new(id)?))
     }
 
@@ -144,6 +158,23 @@ impl Context {
         Device::bind(self.clone(), endpoint.clone())
     }
 
+    /// Makes something of an object that `fits`, which is held from then on.
+    pub(crate) fn on_held<H, T, E, F>(
+        &self,
+        id: u32,
+        missing: impl Fn(u32) -> F,
+        fits: impl FnOnce(&Object) -> Result<H, F>,
+        make: impl FnOnce(H) -> Result<T, E>,
+    ) -> Result<T, E>
+    where
+        E: From<F> + From<HoldsSlices>,
+    {
+        check_holds_nothing()?;
+        let held = ObjectId(NonZeroU32::new(id).ok_or_else(|| missing(id))?);
+        let object = self.ids.hold_if(held, fits).ok_or_else(|| missing(id))??;
+        make(object).inspect_err(|_| self.ids.release(held))
+    }
+
     /// Destroys an object that nothing refers to; what was mapped in an address space is unmapped.
     ///
     /// # Errors
@@ -160,6 +191,26 @@ impl Context {
     }
 }
 
+/// Keeps an object from being destroyed, and its context.
+pub struct Held {
+    context: Arc<Context>,
+    id: ObjectId,
+}
+
+impl Held {
+    /// The context.
+    #[must_use]
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.context.ids.release(self.id);
+    }
+}
+
 /// Ends what an object did. Nothing refers to it.
 fn tear_down(object: Object) {
     match object {
@@ -169,7 +220,11 @@ fn tear_down(object: Object) {
         }
         // The address space has a reference to it, and it one to the address space.
         Object::Hwpt(Table::Paging(hwpt)) => hwpt.ioas().remove_table(&hwpt),
-        Object::Hwpt(Table::Nested(_)) | Object::Device(_) => {}
+        Object::Hwpt(Table::Nested(_)) | Object::Device(_) | Object::Access | Object::Viommu(_) => {}
+        Object::FaultQueue(queue) => queue.close(),
+        Object::VirtualDevice(device) => device.remove(),
+        Object::EventQueue(queue) => queue.remove(),
+        Object::HwQueue(queue) => queue.remove(),
         Object::External(object) => object.destroyed(),
     }
 }

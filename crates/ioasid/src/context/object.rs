@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use crate::endpoint::Endpoint;
+use crate::fault::FaultQueue;
 use crate::hwpt::Table;
 use crate::ioas::Ioas;
+use crate::viommu::{EventQueue, HwQueue, Viommu, VirtualDevice};
 
 /// An object of somebody else's that has an id in a context and is destroyed by it, as the objects of a context are.
 pub trait External: Send + Sync {
@@ -18,5 +20,12 @@ pub(crate) enum Object {
     Hwpt(Table),
     /// What is bound. Its [`Device`](crate::Device) is held by the consumer that bound it.
     Device(Arc<Endpoint>),
+    /// Its [`IoasAccess`](crate::IoasAccess) is held by the consumer that made it.
+    Access,
+    FaultQueue(Arc<FaultQueue>),
+    Viommu(Arc<Viommu>),
+    VirtualDevice(Arc<VirtualDevice>),
+    EventQueue(Arc<EventQueue>),
+    HwQueue(Arc<HwQueue>),
     External(Arc<dyn External>),
 }

@@ -1,14 +1,13 @@
 //! How page tables are made.
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::{Context, Object};
+use crate::fault::FaultQueue;
 use crate::gate::check_holds_nothing;
 use crate::hwpt::{Hwpt, HwptOptions, NestedHwpt, NestedOptions, Table, TableFormat, UnalignedRoot};
-use crate::ids::ObjectId;
 use crate::ioas::ConnectError;
 use crate::memory::PinError;
 use crate::types::{HoldsSlices, IovaRange};
@@ -28,6 +27,9 @@ pub enum HwptError {
     /// A nested page table needs a page table below it, and this is something else.
     #[error("object {0} is not a page table")]
     NotAPageTable(u32),
+    /// Faults go to a fault queue, and this is none.
+    #[error("object {0} is not a fault queue")]
+    NotAFaultQueue(u32),
     /// The page table was not made to be a parent, or is nested itself: there are two stages, and no third.
     #[error("page table {0} cannot be a parent: only one that mirrors an address space and was made as such can")]
     NotAParent(u32),
@@ -92,17 +94,21 @@ impl Context {
             Object::Ioas(owner) => Ok(owner.clone()),
             _ => Err(HwptError::NotAnIoas(ioas)),
         };
-        self.with_held(ioas, owner, |owner| {
-            let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
-            let arena = self.iommu.arena.clone();
-            let hwpt = Arc::new(Hwpt::new(reserved.id(), format, Some(options), owner.clone(), arena)?);
-            owner.add_table(hwpt.clone(), None)?;
-            reserved.finalize(Object::Hwpt(Table::Paging(hwpt.clone())), 0, vec![owner.id()]);
-            Ok(hwpt)
+        self.on_held(ioas, HwptError::Missing, owner, |owner| {
+            self.with_queue(options.fault_queue, |queue| {
+                let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
+                let arena = self.iommu.arena.clone();
+                let holds = queue.iter().map(|queue| queue.id()).chain([owner.id()]).collect();
+                let hwpt = Arc::new(Hwpt::new(reserved.id(), format, Some(options), queue, owner.clone(), arena)?);
+                owner.add_table(hwpt.clone(), None)?;
+                reserved.finalize(Object::Hwpt(Table::Paging(hwpt.clone())), 0, holds);
+                Ok(hwpt)
+            })
         })
     }
 
-    /// Makes a nested page table: a guest's own, whose addresses mean what `parent` maps.
+    /// Makes a nested page table: a guest's own, whose addresses mean what `parent` maps, a page table or what a virtual IOMMU
+    /// is over.
     ///
     /// # Errors
     /// See [`HwptError`].
@@ -113,29 +119,34 @@ impl Context {
     ) -> Result<Arc<NestedHwpt>, HwptError> {
         let options = options.into();
         options.table.check()?;
-        let hwpt = |object: &Object| match object {
-            Object::Hwpt(Table::Paging(hwpt)) if hwpt.is_nest_parent() => Ok(hwpt.clone()),
+        let below = |object: &Object| match object {
+            Object::Hwpt(Table::Paging(hwpt)) if hwpt.is_nest_parent() => Ok((hwpt.id(), hwpt.clone(), None)),
+            Object::Viommu(viommu) => Ok((viommu.id(), viommu.parent().clone(), Some(viommu.clone()))),
             Object::Hwpt(_) => Err(HwptError::NotAParent(parent)),
             _ => Err(HwptError::NotAPageTable(parent)),
         };
-        self.with_held(parent, hwpt, |hwpt| {
-            let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
-            let holds = vec![hwpt.id()];
-            let nested = Arc::new(NestedHwpt::new(reserved.id(), hwpt, options));
-            reserved.finalize(Object::Hwpt(Table::Nested(nested.clone())), 0, holds);
-            Ok(nested)
+        self.on_held(parent, HwptError::Missing, below, |(below, hwpt, viommu)| {
+            self.with_queue(options.fault_queue, |queue| {
+                let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
+                let holds = queue.iter().map(|queue| queue.id()).chain([below]).collect();
+                let nested = Arc::new(NestedHwpt::new(reserved.id(), hwpt, viommu, queue, options));
+                reserved.finalize(Object::Hwpt(Table::Nested(nested.clone())), 0, holds);
+                Ok(nested)
+            })
         })
     }
 
-    /// Makes something of an object that `fits`, and holds that from then on.
-    fn with_held<H, T>(
+    /// Makes something with a fault queue, if there is to be one, and holds that from then on.
+    fn with_queue<T>(
         &self,
-        id: u32,
-        fits: impl FnOnce(&Object) -> Result<H, HwptError>,
-        make: impl FnOnce(H) -> Result<T, HwptError>,
+        id: Option<u32>,
+        make: impl FnOnce(Option<Arc<FaultQueue>>) -> Result<T, HwptError>,
     ) -> Result<T, HwptError> {
-        let held = ObjectId(NonZeroU32::new(id).ok_or(HwptError::Missing(id))?);
-        let object = self.ids.hold_if(held, fits).ok_or(HwptError::Missing(id))??;
-        make(object).inspect_err(|_| self.ids.release(held))
+        let Some(id) = id else { return make(None) };
+        let queue = |object: &Object| match object {
+            Object::FaultQueue(queue) => Ok(queue.clone()),
+            _ => Err(HwptError::NotAFaultQueue(id)),
+        };
+        self.on_held(id, HwptError::NotAFaultQueue, queue, |queue| make(Some(queue)))
     }
 }

@@ -13,6 +13,7 @@ mod paging;
 use std::sync::{Arc, PoisonError};
 
 use crate::endpoint::Endpoint;
+use crate::fault::FaultQueue;
 use crate::gate::quiesce;
 use crate::ids::ObjectId;
 use crate::invalidation::Invalidation;
@@ -57,6 +58,14 @@ impl Table {
         match self {
             Self::Paging(hwpt) => hwpt.allows_pasids(),
             Self::Nested(nested) => nested.allows_pasids(),
+        }
+    }
+
+    /// Where page requests go.
+    pub(crate) fn fault_queue(&self) -> Option<&Arc<FaultQueue>> {
+        match self {
+            Self::Paging(hwpt) => hwpt.fault_queue.as_ref(),
+            Self::Nested(nested) => nested.fault_queue.as_ref(),
         }
     }
 

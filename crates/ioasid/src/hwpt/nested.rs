@@ -13,11 +13,13 @@ use thiserror::Error;
 
 use super::{Hwpt, Users};
 use crate::endpoint::Endpoint;
+use crate::fault::FaultQueue;
 use crate::gate::check_holds_nothing;
 use crate::ids::ObjectId;
 use crate::invalidation::{Invalidation, TableId};
 use crate::sync::{Mutex, MutexGuard};
 use crate::types::{HoldsSlices, IovaRange};
+use crate::viommu::Viommu;
 
 /// The format of a guest's page table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,13 +93,15 @@ pub struct NestedOptions {
     pub table: GuestTable,
     /// It can be attached to PASIDs, and to a device that has PASIDs attached.
     pub pasids: bool,
+    /// The fault queue that page requests go to.
+    pub fault_queue: Option<u32>,
     /// What its maker wants to find with it.
     pub extension: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl From<GuestTable> for NestedOptions {
     fn from(table: GuestTable) -> Self {
-        Self { table, pasids: true, extension: None }
+        Self { table, pasids: true, fault_queue: None, extension: None }
     }
 }
 
@@ -148,6 +152,8 @@ pub enum InvalidateError {
 pub struct NestedHwpt {
     id: ObjectId,
     parent: Arc<Hwpt>,
+    viommu: Option<Arc<Viommu>>,
+    pub(super) fault_queue: Option<Arc<FaultQueue>>,
     options: NestedOptions,
     users: Users,
     /// Held to invalidate and to change who uses it.
@@ -155,8 +161,14 @@ pub struct NestedHwpt {
 }
 
 impl NestedHwpt {
-    pub(crate) fn new(id: ObjectId, parent: Arc<Hwpt>, options: NestedOptions) -> Self {
-        Self { id, parent, options, users: Users::default(), change: Mutex::default() }
+    pub(crate) fn new(
+        id: ObjectId,
+        parent: Arc<Hwpt>,
+        viommu: Option<Arc<Viommu>>,
+        fault_queue: Option<Arc<FaultQueue>>,
+        options: NestedOptions,
+    ) -> Self {
+        Self { id, parent, viommu, fault_queue, options, users: Users::default(), change: Mutex::default() }
     }
 
     /// Its id in its context.
@@ -169,6 +181,12 @@ impl NestedHwpt {
     #[must_use]
     pub fn parent(&self) -> &Arc<Hwpt> {
         &self.parent
+    }
+
+    /// The virtual IOMMU that it was made on, if on one.
+    #[must_use]
+    pub fn viommu(&self) -> Option<&Arc<Viommu>> {
+        self.viommu.as_ref()
     }
 
     /// The guest's table.

@@ -5,16 +5,60 @@ use std::sync::Arc;
 
 use iopt::Access;
 
-use crate::memory::{Pages, PhysSpace, Pin, PinError};
+use crate::memory::{PAGE_SIZE, Pages, PhysSpace, Pin, PinError};
 use crate::types::IovaRange;
 
-use super::{ConnectError, UnmapError};
+use super::{AccessError, ConnectError, Piece, UnmapError};
 
 /// One area. Its range is its own from the first state to the end of the last.
 pub(super) struct Area {
     last: u64,
     access: Access,
     state: State,
+    holds: Holds,
+}
+
+/// Who keeps an area from being unmapped.
+#[derive(Default)]
+struct Holds {
+    /// Accesses that have something in it, and let it go when they are told.
+    pins: usize,
+    /// Those who do not.
+    locks: usize,
+    /// Whether they have been told, so that nobody else may come to have something in it.
+    told: bool,
+}
+
+/// How something in an area is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Until the area is to be unmapped.
+    Pin,
+    /// Until who holds it lets it go.
+    Lock,
+}
+
+impl Holds {
+    fn count(&mut self, hold: Hold) -> &mut usize {
+        match hold {
+            Hold::Pin => &mut self.pins,
+            Hold::Lock => &mut self.locks,
+        }
+    }
+}
+
+/// Why areas cannot be unmapped now.
+pub(super) enum NotNow {
+    /// For good.
+    Refused(UnmapError),
+    /// Until who has something in this one has let it go.
+    Pinned(IovaRange),
+}
+
+impl From<UnmapError> for NotNow {
+    fn from(error: UnmapError) -> Self {
+        Self::Refused(error)
+    }
 }
 
 enum State {
@@ -122,12 +166,70 @@ impl Areas {
 
     /// Keeps a range, which is free, for a mapping that is to come.
     pub(super) fn keep(&mut self, range: IovaRange, access: Access) {
-        self.areas.insert(range.start, Area { last: range.last, access, state: State::Coming });
+        self.insert(range, access, State::Coming);
     }
 
     /// What was kept from `range.start` on is mapped now; `range` may be a part, as what is kept may become several areas.
     pub(super) fn publish(&mut self, range: IovaRange, access: Access, backed: Backed) {
-        self.areas.insert(range.start, Area { last: range.last, access, state: State::Mapped(backed) });
+        self.insert(range, access, State::Mapped(backed));
+    }
+
+    fn insert(&mut self, range: IovaRange, access: Access, state: State) {
+        self.areas.insert(range.start, Area { last: range.last, access, state, holds: Holds::default() });
+    }
+
+    /// What lies in `range`, which has to be mapped as a whole, for `access` by software; with `hold`, so that it stays. Whoever
+    /// holds it in pages gets whole ones.
+    pub(super) fn pieces(
+        &mut self,
+        range: IovaRange,
+        access: Access,
+        hold: Option<Hold>,
+    ) -> Result<Vec<Piece>, AccessError> {
+        let mut pieces = Vec::new();
+        let mut next = Some(range.start);
+        for (area, Area { access: allowed, state, holds, .. }) in self.in_or_around(range) {
+            let State::Mapped(backed) = state else { break };
+            let Some(start) = next.filter(|&start| area.start <= start) else { break };
+            let last = area.last.min(range.last);
+            next = last.checked_add(1).filter(|_| last < range.last);
+            let (offset, length) = (backed.offset + (start - area.start), last - start + 1);
+            let cut =
+                !offset.is_multiple_of(PAGE_SIZE) || (next.is_some() && !(offset + length).is_multiple_of(PAGE_SIZE));
+            if hold.is_some() && cut {
+                return Err(AccessError::Unaligned(IovaRange { start, last }));
+            }
+            if holds.told {
+                return Err(AccessError::Unmapping(area));
+            }
+            if !allowed.contains(access) {
+                return Err(AccessError::NotPermitted(area));
+            }
+            pieces.push(Piece { pages: backed.pages.clone(), offset, length });
+        }
+        // There was a hole, or less than that.
+        if next.is_some() {
+            return Err(AccessError::NotMapped(range));
+        }
+        if let Some(hold) = hold {
+            self.for_each_in(range, |area| *area.holds.count(hold) += 1);
+        }
+        Ok(pieces)
+    }
+
+    /// Undoes the hold on a range that [`Areas::pieces`] was called for.
+    pub(super) fn release(&mut self, range: IovaRange, hold: Hold) {
+        self.for_each_in(range, |area| *area.holds.count(hold) -= 1);
+    }
+
+    fn for_each_in(&mut self, range: IovaRange, mut each: impl FnMut(&mut Area)) {
+        let first = self.in_or_around(range).next().map_or(range.start, |(area, _)| area.start);
+        self.areas.range_mut(first..=range.last).for_each(|(_, area)| each(area));
+    }
+
+    /// Lets accesses to what lies in `range` begin again, as it was not unmapped after all.
+    pub(super) fn allow_again(&mut self, range: IovaRange) {
+        self.for_each_in(range, |area| area.holds.told = false);
     }
 
     /// Gives a range that was kept up.
@@ -135,20 +237,31 @@ impl Areas {
         self.areas.remove(&range.start);
     }
 
-    /// Begins to unmap all areas in `range`, which must not cut one, and returns how many bytes they have.
-    pub(super) fn let_go(&mut self, range: IovaRange) -> Result<u64, UnmapError> {
-        let mut bytes = 0u64;
-        for (area, Area { state, .. }) in self.in_or_around(range) {
+    /// Begins to unmap all areas in `range`, which must not cut one, and returns how many bytes they have. If something is
+    /// pinned in one, nobody may pin anything else there from then on.
+    pub(super) fn let_go(&mut self, range: IovaRange) -> Result<u64, NotNow> {
+        let (mut bytes, mut pinned) = (0u64, None);
+        for (area, Area { state, holds, .. }) in self.in_or_around(range) {
             if !matches!(state, State::Mapped(_)) {
-                return Err(UnmapError::Busy(area));
+                return Err(UnmapError::Busy(area).into());
+            }
+            if holds.locks > 0 {
+                return Err(UnmapError::Locked(area).into());
             }
             if !range.contains(&area) {
-                return Err(UnmapError::NotWhole(range));
+                return Err(UnmapError::NotWhole(range).into());
+            }
+            if holds.pins > 0 {
+                pinned = pinned.or(Some(area));
             }
             bytes = bytes.saturating_add(area.len_minus_one() + 1);
         }
         if bytes == 0 && range != IovaRange::ALL {
-            return Err(UnmapError::NotWhole(range));
+            return Err(UnmapError::NotWhole(range).into());
+        }
+        if let Some(pinned) = pinned {
+            self.for_each_in(pinned, |area| area.holds.told = true);
+            return Err(NotNow::Pinned(pinned));
         }
         for (_, area) in self.areas.range_mut(range.start..=range.last) {
             if let State::Mapped(backed) = std::mem::replace(&mut area.state, State::Coming) {

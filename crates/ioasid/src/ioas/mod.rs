@@ -14,6 +14,7 @@
 //! reading by those who fill or empty tables, and for writing by those who add or remove one, or change the rules.
 
 mod areas;
+mod software;
 mod space;
 
 use std::sync::{Arc, PoisonError};
@@ -31,9 +32,14 @@ use crate::ranges::Ranges;
 use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::types::{HoldsSlices, Iova, IovaRange};
 
-use areas::Areas;
-pub(crate) use areas::Backed;
+use areas::{Areas, NotNow};
+pub(crate) use areas::{Backed, Hold};
+pub use software::AccessError;
+pub(crate) use software::Accessor;
 pub(crate) use space::Space;
+
+/// How often who pinned something is told to let it go.
+const TRIES: usize = 100;
 
 /// Where a mapping goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +130,12 @@ pub enum UnmapError {
     /// Part of the range is being mapped at this moment.
     #[error("IOVA {0} is being mapped at this moment")]
     Busy(IovaRange),
+    /// Something in it is needed by an object, until that is destroyed.
+    #[error("IOVA {0} is needed by another object")]
+    Locked(IovaRange),
+    /// Something in it is pinned by an access that does not let it go, however often it is told to.
+    #[error("IOVA {0} is pinned by somebody who does not let it go")]
+    Pinned(IovaRange),
     /// It would have to wait for DMA that this thread itself holds up.
     #[error(transparent)]
     HoldsSlices(#[from] HoldsSlices),
@@ -152,10 +164,10 @@ pub struct AreaView {
 }
 
 /// Part of some pages, in bytes.
-struct Piece {
-    pages: Arc<Pages>,
-    offset: u64,
-    length: u64,
+pub(crate) struct Piece {
+    pub(crate) pages: Arc<Pages>,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
 }
 
 /// A range that is kept for a mapping to come, and given up if none does, whatever the reason.
@@ -369,31 +381,14 @@ impl Ioas {
         length: u64,
         access: Access,
     ) -> Result<Iova, MapError> {
-        let pieces = source.pieces(from, length)?;
-        let first = pieces.first().ok_or(MapError::Empty)?;
-        self.map_pieces(placement(iova, first), length, access, first.offset, || Ok(pieces))
-    }
-
-    /// What is mapped at a range, which must be mapped as a whole.
-    fn pieces(&self, iova: Iova, length: u64) -> Result<Vec<Piece>, MapError> {
         if length == 0 {
             return Err(MapError::Empty);
         }
-        let range = IovaRange::new(iova.0, length).ok_or(MapError::Overflow(iova.0, length))?;
-        let mut pieces = Vec::new();
-        let mut next = Some(range.start);
-        for area in self.locked_areas().mapped_in(range) {
-            let Some(start) = next.filter(|&start| area.range.start <= start) else { break };
-            let last = area.range.last.min(range.last);
-            let offset = area.backed.offset + (start - area.range.start);
-            pieces.push(Piece { pages: area.backed.pages.clone(), offset, length: last - start + 1 });
-            next = last.checked_add(1).filter(|_| last < range.last);
-        }
-        match next {
-            None => Ok(pieces),
-            // To the end of the space, or there was a hole.
-            Some(_) => Err(MapError::SourceNotMapped(iova.0, length)),
-        }
+        let range = IovaRange::new(from.0, length).ok_or(MapError::Overflow(from.0, length))?;
+        let pieces = source.locked_areas().pieces(range, Access::empty(), None);
+        let pieces = pieces.map_err(|_| MapError::SourceNotMapped(from.0, length))?;
+        let first = pieces.first().ok_or(MapError::Empty)?;
+        self.map_pieces(placement(iova, first), length, access, first.offset, || Ok(pieces))
     }
 
     /// Maps pieces in a row, an area for each; they have `length` bytes together, and the first begins `offset` bytes into
@@ -469,17 +464,35 @@ impl Ioas {
 
     /// Unmaps every area in `range`, which must not cut one, and returns the number of bytes that were mapped.
     ///
-    /// When it returns, no DMA through these mappings is in flight and none can start. Allocates nothing.
+    /// When it returns, no DMA through these mappings is in flight and none can start. Software that pinned something there
+    /// ([`IoasAccess`](crate::IoasAccess)) is told to let it go first. Allocates nothing if nobody did.
     ///
     /// # Errors
     /// [`UnmapError::NotWhole`] if nothing is mapped in `range` or it cuts an area, [`UnmapError::Busy`] if part of it is
-    /// being mapped, [`UnmapError::HoldsSlices`] if this thread holds slices;
+    /// being mapped, [`UnmapError::Locked`] or [`UnmapError::Pinned`] if somebody keeps it,
+    /// [`UnmapError::HoldsSlices`] if this thread holds slices;
     /// nothing is changed then. The whole space ([`IovaRange::ALL`]) may be empty.
     pub fn unmap(&self, range: IovaRange) -> Result<u64, UnmapError> {
         check_holds_nothing()?;
         if range.start > range.last {
             return Err(UnmapError::NotWhole(range));
         }
+        for _ in 0..TRIES {
+            match self.try_unmap(range) {
+                Ok(bytes) => return Ok(bytes),
+                // Without a lock, as who is told to let something go calls.
+                Err(NotNow::Pinned(area)) => self.notify(area),
+                Err(NotNow::Refused(error)) => {
+                    self.locked_areas().allow_again(range);
+                    return Err(error);
+                }
+            }
+        }
+        self.locked_areas().allow_again(range);
+        Err(UnmapError::Pinned(range))
+    }
+
+    fn try_unmap(&self, range: IovaRange) -> Result<u64, NotNow> {
         let _unmap = self.unmap.lock().unwrap_or_else(PoisonError::into_inner);
         let space = self.space();
         let bytes = self.locked_areas().let_go(range)?;

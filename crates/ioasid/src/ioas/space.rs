@@ -8,7 +8,7 @@ use crate::ranges::Ranges;
 use crate::types::{Iova, IovaRange};
 
 use super::areas::Areas;
-use super::{MapError, Placement};
+use super::{Accessor, MapError, Placement};
 
 /// The largest page that an automatic IOVA is aligned for.
 const LARGE_PAGE: u64 = 1 << 21;
@@ -21,19 +21,28 @@ pub(crate) struct Space {
     pub(super) allowed: Ranges,
     /// What the owner reserved.
     pub(super) reserved: Vec<IovaRange>,
+    /// Software that reads and writes without DMA.
+    pub(super) accessors: Vec<Arc<Accessor>>,
     /// Whether mappings may be made of other pages than the processor's.
     pub(super) large_pages: bool,
 }
 
 impl Space {
     pub(super) fn new() -> Self {
-        Self { tables: Vec::new(), allowed: Ranges::default(), reserved: Vec::new(), large_pages: true }
+        Self {
+            tables: Vec::new(),
+            allowed: Ranges::default(),
+            reserved: Vec::new(),
+            accessors: Vec::new(),
+            large_pages: true,
+        }
     }
 
     /// What mappings have to be made of, in bytes.
     pub(super) fn alignment(&self) -> u64 {
         let pages = if self.large_pages { 1 } else { PAGE_SIZE };
-        self.tables.iter().map(|hwpt| hwpt.page_size()).fold(pages, u64::max)
+        let tables = self.tables.iter().map(|hwpt| hwpt.page_size());
+        tables.chain(self.accessors.iter().map(|accessor| accessor.page_size())).fold(pages, u64::max)
     }
 
     /// log2 of the largest page that mappings may be made of.

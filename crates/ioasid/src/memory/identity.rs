@@ -1,5 +1,6 @@
 //! Which memory it is, by whatever way it is reached: for those who want to know whether two are the same.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use super::segment::Backing;
@@ -77,15 +78,17 @@ impl Identity {
 
 /// Everything that is pinned at one moment.
 pub struct Pinned {
-    /// The first byte and the length of each piece.
-    pub(super) pieces: Vec<(Identity, u64)>,
+    /// Whose each piece is, its first byte and its length.
+    pub(super) pieces: Vec<(usize, Identity, u64)>,
 }
 
 impl Pinned {
-    /// How often a byte is pinned.
+    /// How often a byte is pinned: once by all who need the same pages together.
     #[must_use]
     pub fn count(&self, byte: Identity) -> usize {
-        let covers = |&&(start, length): &&(Identity, u64)| byte.distance(start).is_some_and(|at| at < length);
-        self.pieces.iter().filter(covers).count()
+        let owner = |&(owner, start, length): &(usize, Identity, u64)| {
+            byte.distance(start).filter(|&at| at < length).map(|_| owner)
+        };
+        self.pieces.iter().filter_map(owner).collect::<BTreeSet<_>>().len()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use thiserror::Error;
 
-use super::{ImportError, OutOfPhysicalSpace, PAGE_SIZE, PhysSpace, Segment, Window};
+use super::{Identity, ImportError, OutOfPhysicalSpace, PAGE_SIZE, PhysSpace, Segment, Window};
 
 /// Why memory was not brought in. Nothing is held.
 #[derive(Debug, Error)]
@@ -28,29 +28,45 @@ pub enum PinError {
     PhysicalSpace(#[from] OutOfPhysicalSpace),
 }
 
-/// Where memory comes from when somebody needs it.
-type Source = Box<dyn Fn() -> Result<Vec<Segment>, ImportError> + Send + Sync>;
+/// Where memory comes from when somebody needs it: so many bytes from an offset on, both multiples of the page size.
+type Source = Box<dyn Fn(u64, u64) -> Result<Vec<Segment>, ImportError> + Send + Sync>;
 
 /// A range of backing memory. It is brought in (pinned) when a device or somebody else first needs it, exists once however
-/// often it is mapped, and is let go when nobody needs it any more.
+/// often it is mapped, and is let go when nobody needs it any more. Devices need all of it; who needs a part pins that.
 pub struct Pages {
     address: u64,
     length: u64,
     writable: bool,
     source: Source,
-    /// Its windows, as long as somebody has a [`Pin`].
-    pinned: Mutex<Weak<Windows>>,
+    pinned: Mutex<Pinned>,
+}
+
+/// What is pinned of some pages, as long as somebody has a [`Pin`].
+#[derive(Default)]
+struct Pinned {
+    whole: Weak<Windows>,
+    parts: Vec<Weak<Windows>>,
+}
+
+impl Pinned {
+    /// What is pinned and has `length` bytes from `offset` on.
+    fn find(&self, offset: u64, length: u64) -> Option<Pin> {
+        let pinned = std::iter::once(&self.whole).chain(&self.parts).filter_map(Weak::upgrade);
+        let covers =
+            |windows: &Arc<Windows>| windows.offset <= offset && offset + length <= windows.offset + windows.length;
+        pinned.into_iter().find(covers).map(Pin)
+    }
 }
 
 impl Pages {
-    /// `length` bytes, a multiple of the page size, that `source` gives whenever they are to be pinned; with `writable`,
-    /// devices may be allowed to write them. `address`, a multiple of the page size, is where they come from, in a process
+    /// `length` bytes, a multiple of the page size, that `source` gives whenever some of them are to be pinned: it is asked for
+    /// so many bytes from an offset on. With `writable`, devices may be allowed to write them. `address`, a multiple of the page size, is where they come from, in a process
     /// or a file: IOVAs that are chosen for them get its alignment, so that large pages fit.
     pub fn new(
         address: u64,
         length: u64,
         writable: bool,
-        source: impl Fn() -> Result<Vec<Segment>, ImportError> + Send + Sync + 'static,
+        source: impl Fn(u64, u64) -> Result<Vec<Segment>, ImportError> + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self { address, length, writable, source: Box::new(source), pinned: Mutex::default() })
     }
@@ -59,7 +75,8 @@ impl Pages {
     /// memory only (tmpfs, hugetlbfs), as no page of it may be written back and change its place.
     #[must_use]
     pub fn of_file(file: File, start: u64, length: u64, writable: bool) -> Arc<Self> {
-        Self::new(start, length, writable, move || {
+        Self::new(start, length, writable, move |offset, length| {
+            let start = start.checked_add(offset).ok_or(ImportError::NotInFile)?;
             let end = start.checked_add(length).ok_or(ImportError::NotInFile)?;
             if !is_memory(&file)? || end > file.metadata()?.len().next_multiple_of(PAGE_SIZE) {
                 return Err(ImportError::NotInFile);
@@ -78,7 +95,7 @@ impl Pages {
     /// [`PinError`], if the segments are not `length` bytes of whole pages, or with `writable` cannot be written.
     pub(crate) fn of(segments: Vec<Segment>, length: u64, writable: bool) -> Result<Arc<Self>, PinError> {
         check(&segments, length, writable)?;
-        Ok(Self::new(0, length, writable, move || Ok(segments.clone())))
+        Ok(Self::new(0, length, writable, move |offset, length| Ok(part_of(&segments, offset, length))))
     }
 
     /// Where they come from.
@@ -102,21 +119,54 @@ impl Pages {
     /// Brings the memory in, if nobody has yet. What is `offset` bytes from its beginning is going to be mapped at `iova`.
     pub(crate) fn pin(&self, space: &Arc<PhysSpace>, iova: u64, offset: u64) -> Result<Pin, PinError> {
         let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(windows) = pinned.upgrade() {
+        if let Some(windows) = pinned.whole.upgrade() {
             return Ok(Pin(windows));
         }
-        let segments = (self.source)()?;
-        check(&segments, self.length, self.writable)?;
-        let mut windows = Windows { space: space.clone(), windows: Vec::with_capacity(segments.len()) };
-        let mut at = iova.wrapping_sub(offset);
-        for segment in segments {
-            windows.windows.push(space.insert(segment.backing, segment.length, at)?);
-            at = at.wrapping_add(segment.length);
-        }
-        let windows = Arc::new(windows);
-        *pinned = Arc::downgrade(&windows);
+        let windows = Arc::new(self.bring_in(space, 0, self.length, iova.wrapping_sub(offset))?);
+        pinned.whole = Arc::downgrade(&windows);
         Ok(Pin(windows))
     }
+
+    /// Brings in the pages that `length` bytes from `offset` on lie in, if nobody has yet. Not for devices.
+    pub(crate) fn pin_part(&self, space: &Arc<PhysSpace>, offset: u64, length: u64) -> Result<Pin, PinError> {
+        let end = (offset + length).next_multiple_of(PAGE_SIZE);
+        let offset = offset & !(PAGE_SIZE - 1);
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pin) = pinned.find(offset, end - offset) {
+            return Ok(pin);
+        }
+        let windows = Arc::new(self.bring_in(space, offset, end - offset, offset)?);
+        pinned.parts.retain(|part| part.strong_count() > 0);
+        pinned.parts.push(Arc::downgrade(&windows));
+        Ok(Pin(windows))
+    }
+
+    /// Windows of `length` bytes from `offset` on, of which the first is going to be mapped at `iova`.
+    fn bring_in(&self, space: &Arc<PhysSpace>, offset: u64, length: u64, iova: u64) -> Result<Windows, PinError> {
+        let segments = (self.source)(offset, length)?;
+        check(&segments, length, self.writable)?;
+        let owner = std::ptr::from_ref(self).addr();
+        let mut windows = Windows { space: space.clone(), offset, length, windows: Vec::with_capacity(segments.len()) };
+        let mut at = iova;
+        for segment in segments {
+            windows.windows.push(space.insert(segment.backing, segment.length, at, owner)?);
+            at = at.wrapping_add(segment.length);
+        }
+        Ok(windows)
+    }
+}
+
+/// The segments of `length` bytes from `offset` on.
+fn part_of(segments: &[Segment], offset: u64, length: u64) -> Vec<Segment> {
+    let (mut skip, mut left) = (offset, length);
+    let part = |segment: &Segment| {
+        let before = skip.min(segment.length());
+        skip -= before;
+        let bytes = left.min(segment.length() - before);
+        left -= bytes;
+        (bytes > 0).then(|| segment.part(before, bytes))
+    };
+    segments.iter().filter_map(part).collect()
 }
 
 /// Whether a file lies in memory only.
@@ -140,9 +190,11 @@ fn check(segments: &[Segment], length: u64, writable: bool) -> Result<(), PinErr
     Ok(())
 }
 
-/// The windows of pinned memory in the physical space, in a row.
+/// The windows of pinned memory in the physical space, in a row: `length` bytes of some pages from `offset` on.
 struct Windows {
     space: Arc<PhysSpace>,
+    offset: u64,
+    length: u64,
     windows: Vec<Arc<Window>>,
 }
 
@@ -159,16 +211,53 @@ impl Drop for Windows {
 pub(crate) struct Pin(Arc<Windows>);
 
 impl Pin {
-    /// The physical ranges of `length` bytes from `offset` on, in order: (address, bytes).
+    /// The physical ranges of `length` bytes from `offset` of the pages on, in order: (address, bytes).
     pub(crate) fn ranges(&self, offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let (mut skip, mut left) = (offset, length);
+        self.pieces(offset, length).map(|(window, before, bytes)| (window.base() + before, bytes))
+    }
+
+    /// The windows that they lie in, with the offset there and the number of bytes.
+    fn pieces(&self, offset: u64, length: u64) -> impl Iterator<Item = (&Window, u64, u64)> + '_ {
+        let (mut skip, mut left) = (offset - self.0.offset, length);
         self.0.windows.iter().filter_map(move |window| {
             let before = skip.min(window.length());
             skip -= before;
             let bytes = left.min(window.length() - before);
             left -= bytes;
-            (bytes > 0).then(|| (window.base() + before, bytes))
+            (bytes > 0).then_some((&**window, before, bytes))
         })
+    }
+
+    /// Copies from `offset` of the pages on.
+    ///
+    /// # Errors
+    /// If the memory is gone; some bytes may have been copied.
+    pub(crate) fn read(&self, offset: u64, mut data: &mut [u8]) -> io::Result<()> {
+        for (window, before, bytes) in self.pieces(offset, data.len() as u64) {
+            let (now, rest) = data.split_at_mut(bytes as usize);
+            window.backing().read(before, now)?;
+            data = rest;
+        }
+        Ok(())
+    }
+
+    /// Copies to `offset` of the pages on.
+    ///
+    /// # Errors
+    /// If the memory is gone or read-only; some bytes may have been copied.
+    pub(crate) fn write(&self, offset: u64, mut data: &[u8]) -> io::Result<()> {
+        for (window, before, bytes) in self.pieces(offset, data.len() as u64) {
+            let (now, rest) = data.split_at(bytes as usize);
+            window.backing().write(before, now)?;
+            data = rest;
+        }
+        Ok(())
+    }
+
+    /// Which memory is at `offset` of the pages.
+    pub(crate) fn identity(&self, offset: u64) -> Option<Identity> {
+        let (window, before, _) = self.pieces(offset, 1).next()?;
+        Some(Identity::of(window.backing())?.plus(before))
     }
 }
 
@@ -183,7 +272,7 @@ mod tests {
         let space = Arc::new(PhysSpace::new());
         let fetched = Arc::new(AtomicUsize::new(0));
         let count = fetched.clone();
-        let pages = Pages::new(0, 2 * PAGE_SIZE, true, move || {
+        let pages = Pages::new(0, 2 * PAGE_SIZE, true, move |_, _| {
             count.fetch_add(1, Ordering::Relaxed);
             Ok(vec![Segment::memfd(PAGE_SIZE)?.0, Segment::memfd(PAGE_SIZE)?.0])
         });
@@ -219,10 +308,10 @@ mod tests {
         let (segment, file) = Segment::memfd(PAGE_SIZE).unwrap();
         let read_only = Segment::file(&file, 0, PAGE_SIZE, false).unwrap();
         let refused = |pages: Arc<Pages>| pages.pin(&space, 0, 0).err();
-        let of = |segment: Segment, length| Pages::new(0, length, true, move || Ok(vec![segment.clone()]));
+        let of = |segment: Segment, length| Pages::new(0, length, true, move |_, _| Ok(vec![segment.clone()]));
         assert!(matches!(refused(of(segment, 2 * PAGE_SIZE)), Some(PinError::WrongLength(..))));
         assert!(matches!(refused(of(read_only, PAGE_SIZE)), Some(PinError::ReadOnly)));
-        let gone = Pages::new(0, PAGE_SIZE, true, || Err(ImportError::Gone));
+        let gone = Pages::new(0, PAGE_SIZE, true, |_, _| Err(ImportError::Gone));
         assert!(matches!(refused(gone), Some(PinError::Memory(ImportError::Gone))));
         assert_eq!(space.windows(), 0);
     }

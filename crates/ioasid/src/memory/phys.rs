@@ -47,6 +47,8 @@ pub(crate) struct Window {
     length: u64,
     backing: Backing,
     place: Place,
+    /// Whose it is: windows of the same pages have the same.
+    owner: usize,
 }
 
 impl Window {
@@ -145,13 +147,19 @@ impl PhysSpace {
     }
 
     /// Makes a window of `length` bytes (a multiple of the page size, not zero) that is going to be mapped at `iova`.
-    pub(crate) fn insert(&self, backing: Backing, length: u64, iova: u64) -> Result<Arc<Window>, OutOfPhysicalSpace> {
+    pub(crate) fn insert(
+        &self,
+        backing: Backing,
+        length: u64,
+        iova: u64,
+        owner: usize,
+    ) -> Result<Arc<Window>, OutOfPhysicalSpace> {
         let error = OutOfPhysicalSpace(length);
         let page = [1u64 << 30, 1 << 21].into_iter().find(|&page| length >= page).unwrap_or(PAGE_SIZE);
         let skew = iova & (page - 1) & !(PAGE_SIZE - 1);
         let size = length.checked_add(skew).and_then(u64::checked_next_power_of_two).ok_or(error)?.max(page);
         let place = self.take(size.trailing_zeros()).ok_or(error)?;
-        let window = Arc::new(Window { base: place.base() + skew, length, backing, place });
+        let window = Arc::new(Window { base: place.base() + skew, length, backing, place, owner });
         if let Some(block) = self.block(place) {
             block.window.store(Arc::as_ptr(&window).cast_mut(), Ordering::Release);
         }
@@ -230,7 +238,7 @@ impl PhysSpace {
         for (order, free) in (FIRST_ORDER..).zip(&accounts.free) {
             for number in 0..free.untouched {
                 if let Some(window) = self.locked_window(Place { order, number }, &accounts) {
-                    pieces.extend(Identity::of(&window.backing).map(|start| (start, window.length)));
+                    pieces.extend(Identity::of(&window.backing).map(|start| (window.owner, start, window.length)));
                 }
             }
         }
@@ -286,7 +294,7 @@ mod tests {
         let mut seen: Vec<Arc<Window>> = Vec::new();
         for n in 1..200u64 {
             let (length, iova) = ((n % 7 + 1) * n * PAGE_SIZE * 37, n * 0x1234_5000);
-            let window = space.insert(backing(), length, iova).unwrap();
+            let window = space.insert(backing(), length, iova, 0).unwrap();
             let page = if length >= 1 << 30 {
                 1 << 30
             } else if length >= 1 << 21 {
@@ -314,7 +322,7 @@ mod tests {
     fn addresses_are_reused_for_ever() {
         let (space, gate) = (PhysSpace::new(), Gate::new());
         for _ in 0..100_000 {
-            let window = space.insert(backing(), 1 << 36, 0).unwrap();
+            let window = space.insert(backing(), 1 << 36, 0, 0).unwrap();
             space.remove(&window);
             assert!(space.resolve(window.base(), &gate.enter()).is_none());
         }
@@ -327,27 +335,27 @@ mod tests {
         for order in (12..45).chain((12..45).rev()) {
             // As much as is allowed, or many, of one size; and then all of it back.
             let windows: Vec<_> =
-                (0..200).map_while(|n| space.insert(backing(), 1 << order, n << order).ok()).collect();
+                (0..200).map_while(|n| space.insert(backing(), 1 << order, n << order, 0).ok()).collect();
             assert!(windows.len() == 200 || order > 36, "{} windows of order {order}", windows.len());
             windows.iter().for_each(|window| space.remove(window));
         }
-        assert!(space.insert(backing(), PAGE_SIZE, 0).is_ok());
+        assert!(space.insert(backing(), PAGE_SIZE, 0, 0).is_ok());
     }
 
     #[test]
     fn what_cannot_fit_is_an_error() {
         let space = PhysSpace::new();
         for length in [1 << 52, !4095, LIMIT + PAGE_SIZE] {
-            assert!(space.insert(backing(), length, 0).is_err());
+            assert!(space.insert(backing(), length, 0, 0).is_err());
         }
-        assert!(space.insert(backing(), LIMIT, 0).is_ok());
-        assert!(space.insert(backing(), PAGE_SIZE, 0).is_err(), "the limit is on everything together");
+        assert!(space.insert(backing(), LIMIT, 0, 0).is_ok());
+        assert!(space.insert(backing(), PAGE_SIZE, 0, 0).is_err(), "the limit is on everything together");
     }
 
     #[test]
     fn an_address_that_nobody_handed_out_leads_nowhere() {
         let (space, gate) = (PhysSpace::new(), Gate::new());
-        let window = space.insert(backing(), PAGE_SIZE, 0).unwrap();
+        let window = space.insert(backing(), PAGE_SIZE, 0, 0).unwrap();
         for pa in [window.base() + PAGE_SIZE, 1 << 40, 1 << 50, 1 << 51, 0x7f << PART_BITS, u64::MAX] {
             assert!(space.resolve(pa, &gate.enter()).is_none(), "{pa:#x}");
         }

@@ -40,9 +40,39 @@ pub(crate) enum Backing {
     Remote { memory: Arc<dyn RemoteMemory>, address: u64 },
 }
 
-#[allow(unsafe_code, reason = "holds a pointer to memory that is shared by design")]
+#[allow(unsafe_code, reason = "memory that is shared by design: a pointer, and copies")]
 mod shared {
+    use std::io;
+    use std::ptr::{self, NonNull};
+
+    use super::super::lost_at;
     use super::Backing;
+
+    /// Copies from what is `offset` bytes behind the start of a backing, which goes on for as long.
+    pub(super) fn copy_from(start: NonNull<u8>, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let source = start.as_ptr().wrapping_add(offset as usize);
+        // SAFETY: the bytes are there as long as the backing is, and nobody has a reference to them.
+        unsafe { ptr::copy(source, data.as_mut_ptr(), data.len()) };
+        check(source, data.len())
+    }
+
+    /// What is `offset` bytes behind the start of a backing, which goes on for as long.
+    pub(super) fn after(start: NonNull<u8>, offset: u64) -> NonNull<u8> {
+        // SAFETY: within what `start` is the start of.
+        unsafe { start.add(offset as usize) }
+    }
+
+    /// Copies to what is `offset` bytes behind the start of a backing, which goes on for as long and can be written.
+    pub(super) fn copy_to(start: NonNull<u8>, offset: u64, data: &[u8]) -> io::Result<()> {
+        let target = start.as_ptr().wrapping_add(offset as usize);
+        // SAFETY: as above.
+        unsafe { ptr::copy(data.as_ptr(), target, data.len()) };
+        check(target, data.len())
+    }
+
+    fn check(start: *mut u8, length: usize) -> io::Result<()> {
+        if lost_at(start.addr(), length) { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
 
     // SAFETY: the pointer is only ever used for copies of plain bytes, which may race with any other user of the same
     // memory as a device's DMA may; `Segment::local` makes its caller promise that the memory stays, and `_keep` does
@@ -53,6 +83,23 @@ mod shared {
 }
 
 impl Backing {
+    /// Copies from `offset` bytes on.
+    pub(super) fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Local { start, .. } => shared::copy_from(*start, offset, data),
+            Self::Remote { memory, address } => memory.read(address + offset, data),
+        }
+    }
+
+    /// Copies to `offset` bytes on.
+    pub(super) fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Local { writable: false, .. } => Err(io::ErrorKind::PermissionDenied.into()),
+            Self::Local { start, .. } => shared::copy_to(*start, offset, data),
+            Self::Remote { memory, address } => memory.write(address + offset, data),
+        }
+    }
+
     /// Whether the memory behind turned out not to exist any more (a file that was cut short).
     pub(crate) fn is_gone(&self) -> bool {
         match self {
@@ -139,6 +186,18 @@ impl Segment {
             Backing::Local { .. } => true,
             Backing::Remote { address, .. } => address.checked_add(last).is_some(),
         })
+    }
+
+    /// `length` of its bytes, from `offset` on.
+    pub(crate) fn part(&self, offset: u64, length: u64) -> Self {
+        let backing = match self.backing.clone() {
+            Backing::Local { start, guard, writable, _keep } => {
+                let start = shared::after(start, offset);
+                Backing::Local { start, guard, writable, _keep }
+            }
+            Backing::Remote { memory, address } => Backing::Remote { memory, address: address + offset },
+        };
+        Self { backing, length }
     }
 
     /// Number of bytes.

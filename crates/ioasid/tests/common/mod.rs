@@ -15,7 +15,8 @@ use ioasid::{
 pub const PAGE: u64 = 4096;
 
 /// A page table that nested ones can be made on, and attached to PASIDs too.
-pub const PARENT: HwptOptions = HwptOptions { format: None, nest_parent: true, dirty_tracking: false, pasids: true };
+pub const PARENT: HwptOptions =
+    HwptOptions { format: None, nest_parent: true, dirty_tracking: false, pasids: true, fault_queue: None };
 
 #[derive(Default)]
 pub struct Log {

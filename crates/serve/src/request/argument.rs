@@ -85,6 +85,23 @@ impl Data<'_> {
         }
         get_sized(self.caller, self.address, length)
     }
+
+    /// The structure, of which the caller may know as much as it likes.
+    ///
+    /// # Errors
+    /// `E2BIG` if it is longer than ours and not zero there, `EFAULT`.
+    pub(super) fn get_any<T: FromBytes + IntoBytes>(&self) -> Result<T, Errno> {
+        get_sized(self.caller, self.address, self.length as usize)
+    }
+
+    /// Writes the structure back, as much of it as the caller knows.
+    ///
+    /// # Errors
+    /// `EFAULT`.
+    pub(super) fn put<T: IntoBytes + Immutable>(&self, value: &T) -> Result<(), Errno> {
+        let bytes = value.as_bytes();
+        self.caller.write(self.address, &bytes[..bytes.len().min(self.length as usize)])
+    }
 }
 
 /// An array of such structures, all of the same length.

@@ -2,8 +2,8 @@
 
 use ioasid::memory::{ImportError, PinError};
 use ioasid::{
-    AttachError, BindError, DestroyError, DirtyError, HoldsSlices, HwptError, InvalidateError, MapError, RuleError,
-    UnmapError,
+    AccessAttachError, AccessError, AttachError, BindError, DestroyError, DirtyError, HoldsSlices, HwQueueError,
+    HwptError, InvalidateError, MapError, RuleError, UnmapError, ViommuError,
 };
 use ioasid_vfio::BarError;
 use ioasid_vfio::device::InUse;
@@ -35,7 +35,8 @@ table! {
     }
     UnmapError {
         Self::NotWhole(_) => NOENT,
-        Self::Busy(_) => BUSY,
+        Self::Busy(_) | Self::Locked(_) => BUSY,
+        Self::Pinned(_) => DEADLK,
         Self::HoldsSlices(_) => DEADLK,
     }
     ImportError {
@@ -66,6 +67,19 @@ table! {
     }
     InvalidateError {
         Self::Reversed(_) => INVAL,
+        Self::HoldsSlices(_) => DEADLK,
+    }
+    ViommuError {
+        Self::Missing(_) => NOENT,
+        Self::NotAParent(_) | Self::OtherIommu(_) | Self::NoRoom => INVAL,
+        Self::Exists => EXIST,
+        Self::NoIds => NOMEM,
+        Self::HoldsSlices(_) => DEADLK,
+    }
+    AccessAttachError {
+        Self::Missing(_) => NOENT,
+        Self::State => INVAL,
+        Self::Misaligned(..) => ADDRINUSE,
         Self::HoldsSlices(_) => DEADLK,
     }
     BarError {
@@ -123,7 +137,7 @@ impl ToErrno for MapError {
 impl ToErrno for AttachError {
     fn errno(&self) -> Errno {
         match self {
-            Self::Missing(_) => Errno::NOENT,
+            Self::Missing(_) | Self::NoVirtualDevice(_) => Errno::NOENT,
             Self::WrongKind(_)
             | Self::WrongFormat(_)
             | Self::NoDirtyTracking(_)
@@ -142,7 +156,7 @@ impl ToErrno for AttachError {
 impl ToErrno for HwptError {
     fn errno(&self) -> Errno {
         match self {
-            Self::Missing(_) | Self::NotADevice(_) => Errno::NOENT,
+            Self::Missing(_) | Self::NotADevice(_) | Self::NotAFaultQueue(_) => Errno::NOENT,
             Self::NotAnIoas(_) | Self::NotAPageTable(_) | Self::NotAParent(_) | Self::Unaligned(_) => Errno::INVAL,
             Self::WrongFormat(_) | Self::NoDirtyTracking => Errno::OPNOTSUPP,
             Self::NoIds => Errno::NOMEM,
@@ -150,6 +164,32 @@ impl ToErrno for HwptError {
             Self::Pages(error) => error.errno(),
             Self::HoldsSlices(error) => error.errno(),
             Self::Table(error) => error.errno(),
+        }
+    }
+}
+
+impl ToErrno for HwQueueError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Viommu(error) => error.errno(),
+            Self::OutOfOrder(_) => Errno::IO,
+            Self::Memory(error) => error.errno(),
+            Self::Scattered => Errno::FAULT,
+            Self::HoldsSlices(error) => error.errno(),
+        }
+    }
+}
+
+impl ToErrno for AccessError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Empty | Self::CannotPin | Self::Unaligned(_) | Self::Unmapping(_) => Errno::INVAL,
+            Self::Overflow(..) => Errno::OVERFLOW,
+            Self::NotAttached | Self::NotMapped(_) => Errno::NOENT,
+            Self::NotPermitted(_) => Errno::PERM,
+            Self::Pages(error) => error.errno(),
+            Self::Gone(_) => Errno::FAULT,
+            Self::HoldsSlices(error) => error.errno(),
         }
     }
 }

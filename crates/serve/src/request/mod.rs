@@ -5,6 +5,7 @@
 
 mod argument;
 mod errno;
+pub mod given;
 mod hardware;
 pub mod iommufd;
 mod selftest;
@@ -18,6 +19,8 @@ use std::sync::Arc;
 use ioasid::Context;
 use ioasid::memory::{Identity, ImportError, Pages};
 use rustix::io::Errno;
+
+use given::GivenFile;
 
 /// The program that makes a request, as far as a request needs it.
 pub trait Caller {
@@ -39,11 +42,23 @@ pub trait Caller {
     /// `EBADF`, if it has none of this number.
     fn descriptor(&self, number: i32) -> Result<OwnedFd, Errno>;
 
+    /// Whether it has mapped some of `length` bytes at an offset of the file that the request is made on.
+    fn has_mapped(&self, offset: u64, length: u64) -> bool;
+
     /// The context that one of its descriptors is.
     ///
     /// # Errors
     /// `EBADF`, if it has none of this number; `EBADFD`, if it is something else.
     fn context(&self, number: i32) -> Result<Arc<Context>, Errno>;
+
+    /// The file that one of its descriptors is, if a request gave it that.
+    fn given(&self, number: i32) -> Option<Arc<dyn GivenFile>>;
+
+    /// Gives it a descriptor of a new file, which is closed on exec, and returns its number.
+    ///
+    /// # Errors
+    /// `EMFILE` and the like, if it cannot have one more.
+    fn give(&self, file: Arc<dyn GivenFile>) -> Result<i32, Errno>;
 
     /// Its memory at `address`, `length` bytes (both multiples of the page size), for devices to read, and with `writable`
     /// to write. Whether it is there turns out when somebody needs it.

@@ -28,7 +28,6 @@ use ioasid_mmio::{AccessFault, Memory, XstateLayout, step};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::listen::{Tracing, copy_from_process, copy_to_process};
-use crate::request::vfio::VfioFile;
 use crate::server::{OpenFile, Server};
 use ptrace::{Stop, ThreadVectors};
 
@@ -240,9 +239,9 @@ struct ProgramMemory<'a> {
 
 impl ProgramMemory<'_> {
     /// The device file and the offset in it that `length` bytes at `address` are, if they are registers.
-    fn register(&self, address: u64, length: usize) -> Option<(Arc<VfioFile>, u64)> {
+    fn register(&self, address: u64, length: usize) -> Option<(OpenFile, u64)> {
         let vma = self.mappings.at(address).ok()??;
-        let Some(OpenFile::Vfio(file)) = self.server.open_file(vma.dev, vma.inode) else { return None };
+        let file = self.server.open_file(vma.dev, vma.inode)?;
         (vma.end - address >= length as u64).then(|| (file, vma.offset + (address - vma.start)))
     }
 }

@@ -27,13 +27,16 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll, ReplyWrite, Request, Session, SessionACL, TimeOrNow,
+    WriteFlags,
 };
 use ioasid_vfio::device::region::{COUNT, file_offset};
 
+use crate::request::given::{GivenFile, Ready, Wake};
 use crate::request::vfio::VfioFile;
 use crate::server::{FIRST_DEVICE_INODE, OpenFile, Server};
+pub(crate) use nodes::GIVEN;
 use nodes::{DeviceFile, Node, Nodes};
 
 /// How long names and attributes of what is fixed stay valid.
@@ -95,6 +98,7 @@ impl Tree {
         } else {
             match self.node(inode)? {
                 Node::Directory(_) => (FileType::Directory, 0o755, 0, FOR_EVER),
+                Node::ToBeGiven => (FileType::Directory, 0o111, 0, FOR_EVER),
                 Node::Link(target) => (FileType::Symlink, 0o777, target.len() as u64, FOR_EVER),
                 Node::Text(_) | Node::Config(_) => (FileType::RegularFile, 0o444, SYS_FILE, FOR_EVER),
                 Node::Device(_) => return None,
@@ -122,6 +126,31 @@ impl Tree {
         Some((attributes, valid))
     }
 
+    /// An inode of its own for a device file.
+    fn new_device(&self, device: DeviceFile) -> INodeNo {
+        let inode = self.server.new_inode();
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).insert(inode, device);
+        INodeNo(inode)
+    }
+
+    /// Tells of an inode by a name that is good for as long as `valid`.
+    fn reply_entry(&self, request: &Request, inode: INodeNo, valid: Duration, reply: ReplyEntry) {
+        match self.attributes(inode, request) {
+            Some((attributes, attributes_valid)) => {
+                reply.entry_with_ttls(&attributes_valid, &valid, &attributes, Generation(0));
+            }
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    /// The file that a request gave a program, if the inode is one.
+    fn given(&self, inode: INodeNo) -> Option<Arc<dyn GivenFile>> {
+        match self.server.open_inode(inode.0)? {
+            OpenFile::Given(file) => Some(file),
+            _ => None,
+        }
+    }
+
     fn open_device(&self, inode: INodeNo, device: DeviceFile) -> Result<(), Errno> {
         let file = match device {
             DeviceFile::Iommu => self.server.open_iommu(),
@@ -129,6 +158,7 @@ impl Tree {
                 let device = self.server.devices().get(number).ok_or(Errno::ENODEV)?;
                 OpenFile::Vfio(Arc::new(VfioFile::new(device.clone())))
             }
+            DeviceFile::Given(name) => OpenFile::Given(self.server.take_given(name).ok_or(Errno::ENOENT)?),
         };
         // An inode is opened again only by way of /proc/PID/fd: then nobody could tell the two files apart.
         if self.server.opened(inode.0, file) { Ok(()) } else { Err(Errno::EBUSY) }
@@ -147,23 +177,22 @@ impl Filesystem for Tree {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let Some(Node::Directory(entries)) = self.node(parent) else { return reply.error(Errno::ENOENT) };
-        let found = name.to_str().and_then(|name| entries.get(name));
-        let Some(&number) = found else { return reply.error(Errno::ENOENT) };
-        let (inode, valid) = match self.nodes.get(number) {
-            Some(Node::Device(device)) => {
-                let inode = self.server.new_inode();
-                self.devices.lock().unwrap_or_else(PoisonError::into_inner).insert(inode, *device);
-                (INodeNo(inode), Duration::ZERO)
+        let name = name.to_str();
+        let found = match self.node(parent) {
+            Some(Node::Directory(entries)) => name.and_then(|name| entries.get(name)).copied(),
+            // What was not given yet is nobody's.
+            Some(Node::ToBeGiven) if self.server.is_listener(request.pid()) => {
+                let Some(name) = name.and_then(|name| name.parse().ok()) else { return reply.error(Errno::ENOENT) };
+                return self.reply_entry(request, self.new_device(DeviceFile::Given(name)), Duration::ZERO, reply);
             }
+            _ => None,
+        };
+        let Some(number) = found else { return reply.error(Errno::ENOENT) };
+        let (inode, valid) = match self.nodes.get(number) {
+            Some(Node::Device(device)) => (self.new_device(*device), Duration::ZERO),
             _ => (INodeNo(number as u64 + 1), FOR_EVER),
         };
-        match self.attributes(inode, request) {
-            Some((attributes, attributes_valid)) => {
-                reply.entry_with_ttls(&attributes_valid, &valid, &attributes, Generation(0));
-            }
-            None => reply.error(Errno::ENOENT),
-        }
+        self.reply_entry(request, inode, valid, reply);
     }
 
     fn forget(&self, _request: &Request, inode: INodeNo, _lookups: u64) {
@@ -207,13 +236,19 @@ impl Filesystem for Tree {
     }
 
     fn open(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let opened = match self.device(inode) {
+        let device = self.device(inode);
+        let opened = match device {
             Some(device) => self.open_device(inode, device),
             None => Ok(()),
         };
+        // Every read comes here, and closing needs no news but the last.
+        let mut flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
+        if matches!(device, Some(DeviceFile::Given(_))) {
+            // It has no offsets.
+            flags |= FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE;
+        }
         match opened {
-            // Every read comes here, and closing needs no news but the last.
-            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH),
+            Ok(()) => reply.opened(FileHandle(0), flags),
             Err(errno) => reply.error(errno),
         }
     }
@@ -230,6 +265,12 @@ impl Filesystem for Tree {
         reply: ReplyData,
     ) {
         let size = size as usize;
+        if let Some(file) = self.given(inode) {
+            return match file.read(size) {
+                Ok(bytes) => reply.data(&bytes),
+                Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
+            };
+        }
         if self.device(inode).is_some() {
             // A page for a mapping, or a read that was not trapped.
             return reply.error(Errno::EIO);
@@ -253,16 +294,44 @@ impl Filesystem for Tree {
     fn write(
         &self,
         _request: &Request,
-        _inode: INodeNo,
+        inode: INodeNo,
         _file: FileHandle,
         _offset: u64,
-        _data: &[u8],
+        data: &[u8],
         _write_flags: WriteFlags,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::EINVAL);
+        let written = self.given(inode).ok_or(rustix::io::Errno::INVAL).and_then(|file| file.write(data));
+        match written {
+            Ok(bytes) => reply.written(bytes as u32),
+            Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
+        }
+    }
+
+    /// Never says that there is no such thing, as the kernel would ask no more for any file.
+    fn poll(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _file: FileHandle,
+        notifier: PollNotifier,
+        _events: PollEvents,
+        flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        let wake = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then(|| -> Wake {
+            Box::new(move || {
+                let _ = notifier.notify();
+            })
+        });
+        // As the kernel says of files that cannot be waited for.
+        let ready = self.given(inode).map_or(Ready { read: true, write: true }, |file| file.poll(wake));
+        let mut events = PollEvents::empty();
+        events.set(PollEvents::POLLIN | PollEvents::POLLRDNORM, ready.read);
+        events.set(PollEvents::POLLOUT | PollEvents::POLLWRNORM, ready.write);
+        reply.poll(events);
     }
 
     fn release(

@@ -17,6 +17,9 @@ use ioasid_vfio::{BarKind, Function};
 
 use crate::server::PciDevice;
 
+/// Where files are opened that a request gives a program descriptors of.
+pub(crate) const GIVEN: &str = "given";
+
 /// A device number that udev's database and `stat` could have for `vfioN`; nothing is behind it.
 const CDEV_MAJOR: u32 = 511;
 
@@ -26,6 +29,8 @@ pub(super) enum DeviceFile {
     Iommu,
     /// `vfioN`
     Vfio(usize),
+    /// What is to be given to a program, by its name.
+    Given(u64),
 }
 
 /// A node of the tree.
@@ -36,6 +41,8 @@ pub(super) enum Node {
     /// The configuration space of device N.
     Config(usize),
     Device(DeviceFile),
+    /// A directory of files that have no names for programs.
+    ToBeGiven,
 }
 
 /// The nodes; the root is number 0.
@@ -48,6 +55,7 @@ impl Nodes {
         nodes.add("dev/ioasid", Node::Device(DeviceFile::Iommu));
         // For links from outside: a file that is bound elsewhere would be one open file for all.
         nodes.add("dev/vfio/iommu", Node::Device(DeviceFile::Iommu));
+        nodes.add(GIVEN, Node::ToBeGiven);
         for directory in ["dev/vfio/devices", "sys/bus/pci/devices", "sys/kernel/iommu_groups"] {
             nodes.directory(directory);
         }

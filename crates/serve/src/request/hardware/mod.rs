@@ -3,12 +3,22 @@
 mod mock;
 mod vtd;
 
-use ioasid::{Endpoint, IommuKind, NestedHwpt, NestedOptions, TableFormat};
+use std::any::Any;
+use std::sync::Arc;
+
+use ioasid::{Endpoint, IommuKind, NestedHwpt, NestedOptions, TableFormat, Viommu};
 use rustix::io::Errno;
 
 use super::argument::{Data, Entries};
+use super::iommufd::{RegionHold, Registers};
 
-pub(super) use mock::Iotlb;
+pub(super) use mock::{DeviceCache, Iotlb};
+
+/// What is kept with an object.
+pub(super) type Extension = Box<dyn Any + Send + Sync>;
+
+/// Lets programs map registers, as long as the result is kept.
+pub(super) type AddRegion<'a> = &'a dyn Fn(Arc<dyn Registers>) -> RegionHold;
 
 /// One kind of IOMMU.
 pub(super) trait Hardware: Sync {
@@ -32,6 +42,35 @@ pub(super) trait Hardware: Sync {
     /// # Errors
     /// `EINVAL` for entries of another kind, `EOPNOTSUPP`, `EFAULT`.
     fn invalidate(&self, nested: &NestedHwpt, entries: &Entries<'_>, done: &mut u32) -> Result<(), Errno>;
+
+    /// Whether it has virtual IOMMUs of this type.
+    fn has_viommu(&self, _kind: u32) -> bool {
+        false
+    }
+
+    /// What is kept with a virtual IOMMU that is asked for with `data`. `add_region` lets programs map registers of it.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP`, `EINVAL`, `EFAULT`.
+    fn viommu(&self, _data: Option<&Data<'_>>, _add_region: AddRegion<'_>) -> Result<Extension, Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    /// Forgets what a virtual IOMMU has cached, entry for entry, and counts those that are `done`.
+    ///
+    /// # Errors
+    /// As [`Hardware::invalidate`].
+    fn invalidate_viommu(&self, _viommu: &Viommu, _entries: &Entries<'_>, _done: &mut u32) -> Result<(), Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    /// The index of the queue that one of this type and index has to come after, if after one.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` if there are no such queues, `EINVAL` if there are not so many.
+    fn hw_queue(&self, _kind: u32, _index: u32) -> Result<Option<u32>, Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
 }
 
 /// That which a device is behind.

@@ -1,6 +1,6 @@
 //! Requests on page tables.
 
-use ioasid::HwptOptions;
+use ioasid::{HwptOptions, IommuKind};
 use ioasid_uapi::iommufd as uapi;
 use rustix::io::Errno;
 
@@ -26,9 +26,14 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     let data =
         Data { caller: call.caller, kind: request.data_type, address: request.data_uptr, length: request.data_len };
     let has = |flag| request.flags & flag != 0;
+    let fault_queue = has(uapi::HWPT_FAULT_ID_VALID).then_some(request.fault_id);
     let id = if context.ioas(request.pt_id).is_some() {
-        let known = uapi::HWPT_ALLOC_NEST_PARENT | uapi::HWPT_ALLOC_DIRTY_TRACKING | uapi::HWPT_ALLOC_PASID;
-        if request.flags & !known != 0 {
+        let known = uapi::HWPT_ALLOC_NEST_PARENT
+            | uapi::HWPT_ALLOC_DIRTY_TRACKING
+            | uapi::HWPT_ALLOC_PASID
+            | uapi::HWPT_FAULT_ID_VALID;
+        let faulting_parent = has(uapi::HWPT_ALLOC_NEST_PARENT) && has(uapi::HWPT_FAULT_ID_VALID);
+        if request.flags & !known != 0 || faulting_parent {
             return Err(Errno::OPNOTSUPP);
         }
         let options = HwptOptions {
@@ -36,15 +41,21 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
             nest_parent: has(uapi::HWPT_ALLOC_NEST_PARENT),
             dirty_tracking: has(uapi::HWPT_ALLOC_DIRTY_TRACKING),
             pasids: has(uapi::HWPT_ALLOC_PASID),
+            fault_queue,
         };
         let made = context.hwpt_alloc(request.dev_id, request.pt_id, options);
         made.map_err(|error| error.errno())?.id()
-    } else if context.hwpt(request.pt_id).is_some() {
-        if request.flags & !uapi::HWPT_ALLOC_PASID != 0 || request.data_len == 0 {
+    } else if let Some(kind) = nested_in(call, request.pt_id) {
+        let known = uapi::HWPT_ALLOC_PASID | uapi::HWPT_FAULT_ID_VALID;
+        if request.flags & !known != 0 || request.data_len == 0 {
             return Err(Errno::OPNOTSUPP);
+        }
+        if kind != endpoint.iommu_kind() {
+            return Err(Errno::INVAL);
         }
         let mut options = hardware.nested(&data)?;
         options.pasids = has(uapi::HWPT_ALLOC_PASID);
+        options.fault_queue = fault_queue;
         let made = context.hwpt_alloc_nested(request.pt_id, options);
         made.map_err(|error| error.errno())?.id()
     } else {
@@ -56,6 +67,13 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
         // The program cannot know the id, so nobody else can have used it.
         let _ = context.destroy(id.0.get());
     })
+}
+
+/// The kind of IOMMU of what a nested page table can be asked for on.
+fn nested_in(call: &Call<'_>, id: u32) -> Option<IommuKind> {
+    let context = call.context();
+    let parent = context.hwpt(id).or_else(|| Some(context.viommu(id)?.parent().clone()))?;
+    Some(parent.format().iommu_kind())
 }
 
 pub(super) fn invalidate(call: &Call<'_>) -> Result<(), Errno> {
@@ -86,6 +104,10 @@ fn invalidate_entries(call: &Call<'_>, request: &uapi::HwptInvalidate, done: &mu
     };
     if !call.context().has(request.hwpt_id) {
         return Err(Errno::NOENT);
+    }
+    if let Some(viommu) = call.context().viommu(request.hwpt_id) {
+        let hardware = hardware::of_kind(viommu.parent().format().iommu_kind());
+        return hardware.invalidate_viommu(&viommu, &entries, done);
     }
     let nested = call.context().nested_hwpt(request.hwpt_id).ok_or(Errno::INVAL)?;
     hardware::of_kind(nested.parent().format().iommu_kind()).invalidate(&nested, &entries, done)

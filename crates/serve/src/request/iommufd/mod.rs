@@ -4,9 +4,12 @@
 
 mod device;
 mod dirty;
+mod fault;
 mod hwpt;
 mod ioas;
 mod option;
+mod regions;
+mod viommu;
 
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -18,14 +21,20 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::argument::Argument;
+use super::given::GivenFile;
 use super::selftest::{self, MockDevices};
 use super::{Caller, ToErrno};
+
+use regions::Regions;
+pub(super) use regions::{RegionHold, Registers};
 
 /// An open file of `/dev/iommu`.
 pub struct IommuFile {
     /// In a run for Linux's own tests. Dropped first, as mock devices are bound to the context.
     mock: Option<Arc<MockDevices>>,
     context: Arc<Context>,
+    /// What can be mapped of it.
+    regions: Arc<Regions>,
 }
 
 impl IommuFile {
@@ -33,13 +42,52 @@ impl IommuFile {
     #[must_use]
     pub fn new(iommu: &Arc<Iommu>, selftest: bool) -> Self {
         let context = iommu.context();
-        Self { mock: selftest.then(|| MockDevices::new(context.clone())), context }
+        Self { mock: selftest.then(|| MockDevices::new(context.clone())), context, regions: Arc::default() }
     }
 
     /// Its context.
     #[must_use]
     pub fn context(&self) -> &Arc<Context> {
         &self.context
+    }
+
+    /// Lets programs map registers that belong to object `owner`.
+    fn add_region(&self, owner: u32, registers: Arc<dyn Registers>) -> RegionHold {
+        self.regions.add(owner, registers)
+    }
+
+    /// Checks a request to map `length` bytes at a file offset.
+    ///
+    /// # Errors
+    /// `EINVAL` if the mapping is private, `EPERM` if it is to be executed, `ENXIO` if it is not a region as a whole.
+    pub fn check_mmap(&self, offset: u64, length: u64, shared: bool, execute: bool) -> Result<(), Errno> {
+        if !shared {
+            return Err(Errno::INVAL);
+        }
+        if execute {
+            return Err(Errno::PERM);
+        }
+        self.regions.check(offset, length)
+    }
+
+    /// One load from what is mapped at a file offset.
+    ///
+    /// # Errors
+    /// `EIO` if nothing is there any more.
+    pub fn load(&self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        let (registers, offset) = self.regions.find(offset, data.len())?;
+        registers.load(offset, data);
+        Ok(())
+    }
+
+    /// One store to what is mapped at a file offset.
+    ///
+    /// # Errors
+    /// `EIO` if nothing is there any more.
+    pub fn store(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let (registers, offset) = self.regions.find(offset, data.len())?;
+        registers.store(offset, data);
+        Ok(())
     }
 
     /// Performs request `number` with its argument at `address`.
@@ -76,6 +124,19 @@ impl Call<'_> {
         self.argument.put(value)
     }
 
+    /// Gives the caller a descriptor of `file`, and the argument back with its number in it.
+    pub(super) fn give<T: IntoBytes + Immutable>(
+        &self,
+        mut value: T,
+        file: Arc<dyn GivenFile>,
+        set: impl FnOnce(&mut T, u32),
+    ) -> Result<(), Errno> {
+        // What cannot be told must not be given.
+        self.put(&value)?;
+        set(&mut value, self.caller.give(file)? as u32);
+        self.put(&value)
+    }
+
     pub(super) fn context(&self) -> &Arc<Context> {
         &self.file.context
     }
@@ -93,7 +154,9 @@ macro_rules! through {
 /// Number, shortest argument, handler.
 const REQUESTS: &[(u32, usize, Handler)] = &[
     (uapi::DESTROY, through!(Destroy.id: u32), destroy),
+    (uapi::FAULT_QUEUE_ALLOC, through!(FaultAlloc.out_fault_fd: u32), fault::alloc),
     (uapi::GET_HW_INFO, through!(HwInfo.reserved: [u8; 3]), device::get_hw_info),
+    (uapi::HW_QUEUE_ALLOC, through!(HwQueueAlloc.length: u64), viommu::alloc_hw_queue),
     (uapi::HWPT_ALLOC, through!(HwptAlloc.reserved: u32), hwpt::alloc),
     (uapi::HWPT_GET_DIRTY_BITMAP, through!(HwptGetDirtyBitmap.data: u64), dirty::get_bitmap),
     (uapi::HWPT_INVALIDATE, through!(HwptInvalidate.reserved: u32), hwpt::invalidate),
@@ -106,9 +169,15 @@ const REQUESTS: &[(u32, usize, Handler)] = &[
     (uapi::IOAS_MAP_FILE, through!(IoasMapFile.iova: u64), ioas::map_file),
     (uapi::IOAS_UNMAP, through!(IoasUnmap.length: u64), ioas::unmap),
     (uapi::OPTION, through!(IommuOption.val64: u64), option::option),
+    (uapi::VDEVICE_ALLOC, through!(VdeviceAlloc.virt_id: u64), viommu::alloc_device),
+    (uapi::VEVENTQ_ALLOC, through!(VeventqAlloc.out_veventq_fd: u32), viommu::alloc_event_queue),
+    (uapi::VIOMMU_ALLOC, through!(ViommuAlloc.out_viommu_id: u32), viommu::alloc),
 ];
 
 fn destroy(call: &Call<'_>) -> Result<(), Errno> {
     let request: uapi::Destroy = call.get()?;
+    if call.file.regions.of(request.id).into_iter().any(|(offset, length)| call.caller.has_mapped(offset, length)) {
+        return Err(Errno::BUSY);
+    }
     call.context().destroy(request.id).map_err(|error| error.errno())
 }

@@ -1,15 +1,20 @@
 //! Mock devices: made by a test, and destroyed as the objects of a context are.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ioasid::{Context, Device, Endpoint, EndpointOptions, External, GroupId, Iommu, IommuKind, ObjectId, Pasid, Rid};
+use ioasid::{
+    Context, Device, Endpoint, EndpointOptions, External, GroupId, Iommu, IommuKind, ObjectId, PageGroup, PageRequest,
+    Pasid, RequestedAccess, Rid,
+};
 use ioasid_uapi::iommufd::selftest::{self as uapi, command, data};
 use rustix::io::Errno;
+use zerocopy::IntoBytes;
 
 use super::Test;
 use crate::request::ToErrno;
+use crate::request::hardware::DeviceCache;
 
 /// The PCI segment of mock devices, and the number of the first one's group: no others have them.
 const SEGMENT: u16 = 0xffff;
@@ -61,9 +66,7 @@ impl External for Registered {
 pub(super) struct MockDevice {
     /// Dropped first: only what is not bound can be taken off the bus.
     device: Device,
-    _slot: Slot,
-    /// What it would have cached; tests find zeros after an invalidation.
-    cache: [AtomicU32; uapi::MOCK_DEV_CACHE_NUM as usize],
+    slot: Slot,
     /// Whether the next attachment of the PASID that is kept for it fails.
     fails: AtomicBool,
 }
@@ -106,8 +109,8 @@ impl MockDevice {
         }
         let slot = Slot::take(context.iommu(), flags).ok_or(Errno::NOMEM)?;
         let device = context.bind(&slot.endpoint).map_err(|error| error.errno())?;
-        let cache = [data::TEST_DEV_CACHE_DEFAULT; uapi::MOCK_DEV_CACHE_NUM as usize].map(AtomicU32::new);
-        Ok(Self { device, _slot: slot, cache, fails: AtomicBool::new(false) })
+        slot.endpoint.extend(DeviceCache::new());
+        Ok(Self { device, slot, fails: AtomicBool::new(false) })
     }
 
     /// Attaches it, in place of what it is attached to, or where nothing is. One PASID is kept for a test of what becomes of
@@ -200,8 +203,35 @@ pub(super) fn check_pasid(test: &Test<'_>) -> Result<(), Errno> {
 pub(super) fn check_cache(test: &Test<'_>) -> Result<(), Errno> {
     let body: command::CheckDevCache = test.body()?;
     let device = test.mock.by_device_id(test.request.id)?;
-    let found = device.cache.get(body.id as usize).map(|entry| entry.load(Ordering::Relaxed));
+    let found = device.slot.endpoint.extension::<DeviceCache>().and_then(|cache| cache.entry(body.id));
     if found == Some(body.cache) { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+/// Has a device ask for a page.
+pub(super) fn request_page(test: &Test<'_>) -> Result<(), Errno> {
+    let body: command::TriggerIopf = test.body()?;
+    let device = test.mock.by_device_id(body.dev_id)?;
+    let request = PageRequest {
+        pasid: pasid(body.pasid)?,
+        iova: body.addr,
+        access: RequestedAccess::from_bits_truncate(body.perm),
+    };
+    let group = PageGroup { number: body.grpid, requests: vec![request], answer: Box::new(|_| ()) };
+    device.slot.endpoint.request_pages(group);
+    Ok(())
+}
+
+/// Has a device's IOMMU tell the guest something about it.
+pub(super) fn report_event(test: &Test<'_>) -> Result<(), Errno> {
+    let body: command::TriggerVevent = test.body()?;
+    let device = test.mock.by_device_id(body.dev_id)?;
+    let attached = device.device.attached_to(None).ok_or(Errno::NOENT)?;
+    let nested = test.mock.context.nested_hwpt(attached).ok_or(Errno::NOENT)?;
+    let viommu = nested.viommu().ok_or(Errno::NOENT)?;
+    let virt_id = viommu.virtual_id(&device.slot.endpoint).filter(|&id| id != 0).ok_or(Errno::NOENT)?;
+    let queue = viommu.events(data::VEVENTQ_TYPE_SELFTEST).ok_or(Errno::OPNOTSUPP)?;
+    queue.report(data::ViommuEvent { virt_id: virt_id as u32 }.as_bytes());
+    Ok(())
 }
 
 /// Zero is no PASID, as for the kernel.

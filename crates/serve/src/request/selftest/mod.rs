@@ -5,6 +5,7 @@
 //!
 //! Source: `drivers/iommu/iommufd/iommufd_test.h` and `tools/testing/selftests/iommu` of Linux 7.3.
 
+mod access;
 mod check;
 mod device;
 
@@ -54,6 +55,11 @@ pub(super) fn perform(mock: &Arc<MockDevices>, call: &Call<'_>) -> Result<i64, E
         uapi::TEST_OP_MOCK_DOMAIN_REPLACE => device::replace(&test),
         uapi::TEST_OP_MD_CHECK_MAP => check::map(&test),
         uapi::TEST_OP_MD_CHECK_REFS => check::pins(&test),
+        uapi::TEST_OP_CREATE_ACCESS => access::create(&test),
+        uapi::TEST_OP_ACCESS_REPLACE_IOAS => access::replace(&test),
+        uapi::TEST_OP_ACCESS_PAGES => access::pin(&test),
+        uapi::TEST_OP_DESTROY_ACCESS_PAGES => access::unpin(&test),
+        uapi::TEST_OP_ACCESS_RW => access::read_or_write(&test),
         uapi::TEST_OP_DIRTY => check::set_dirty(&test),
         uapi::TEST_OP_MD_CHECK_IOTLB => check::iotlb(&test),
         uapi::TEST_OP_DEV_CHECK_CACHE => device::check_cache(&test),
@@ -61,6 +67,8 @@ pub(super) fn perform(mock: &Arc<MockDevices>, call: &Call<'_>) -> Result<i64, E
         uapi::TEST_OP_PASID_REPLACE => device::replace_pasid(&test),
         uapi::TEST_OP_PASID_DETACH => device::detach_pasid(&test),
         uapi::TEST_OP_PASID_CHECK_HWPT => device::check_pasid(&test),
+        uapi::TEST_OP_TRIGGER_IOPF => device::request_page(&test),
+        uapi::TEST_OP_TRIGGER_VEVENT => device::report_event(&test),
         uapi::TEST_OP_SET_TEMP_MEMORY_LIMIT => set_memory_limit(&test),
         _ => Err(Errno::OPNOTSUPP),
     }

@@ -1,0 +1,64 @@
+//! Files that requests give programs descriptors of.
+
+use std::any::Any;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::io::Errno;
+
+/// To be called when a file may have become ready.
+pub type Wake = Box<dyn FnOnce() + Send>;
+
+/// What can be done with a file without waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    /// A read gives something.
+    pub read: bool,
+    /// A write takes something.
+    pub write: bool,
+}
+
+/// A file that a program got its descriptor of by a request. It is dropped some time after the last descriptor is closed.
+pub trait GivenFile: Any + Send + Sync {
+    /// What a read with `room` bytes gets.
+    ///
+    /// # Errors
+    /// As the kind of file says.
+    fn read(&self, _room: usize) -> Result<Vec<u8>, Errno> {
+        Err(Errno::INVAL)
+    }
+
+    /// Takes what is written, and returns how many bytes of it.
+    ///
+    /// # Errors
+    /// As the kind of file says.
+    fn write(&self, _data: &[u8]) -> Result<usize, Errno> {
+        Err(Errno::INVAL)
+    }
+
+    /// What can be done now. `wake` is kept and called when that may have changed.
+    fn poll(&self, _wake: Option<Wake>) -> Ready {
+        Ready { read: true, write: true }
+    }
+}
+
+/// The file as one of a kind, if it is.
+pub(super) fn of_kind<T: GivenFile>(file: Arc<dyn GivenFile>) -> Option<Arc<T>> {
+    let file: Arc<dyn Any + Send + Sync> = file;
+    file.downcast().ok()
+}
+
+/// Who waits for a file to become ready.
+#[derive(Default)]
+pub(super) struct Waiters(Mutex<Vec<Wake>>);
+
+impl Waiters {
+    pub(super) fn add(&self, wake: Wake) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(wake);
+    }
+
+    /// Calls all of them.
+    pub(super) fn wake(&self) {
+        let waiters = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        waiters.into_iter().for_each(|wake| wake());
+    }
+}
