@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use ioasid_serve::Options;
 
 use machine::{DeviceOption, MODELS};
 use run::{Plan, Reporting};
@@ -65,12 +66,23 @@ struct RunArgs {
     /// Say nothing but errors
     #[arg(long)]
     quiet: bool,
+    /// Let programs pin so many bytes for devices, or `unlimited`, in place of their RLIMIT_MEMLOCK (ulimit -l)
+    #[arg(long, value_name = "BYTES", value_parser = memlock)]
+    memlock: Option<u64>,
     /// Let the program make mock devices, as a kernel that is built for its own tests does
     #[arg(long)]
     selftest: bool,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
+}
+
+/// A number of bytes, or `unlimited`.
+fn memlock(text: &str) -> Result<u64, String> {
+    match text {
+        "unlimited" => Ok(u64::MAX),
+        number => number.parse().map_err(|_| "a number of bytes, or `unlimited`, is wanted".to_owned()),
+    }
 }
 
 fn main() -> ExitCode {
@@ -80,7 +92,7 @@ fn main() -> ExitCode {
             let Some(program) = words.next() else { return ExitCode::from(run::EXIT_USAGE) };
             let plan = Plan {
                 devices: args.devices,
-                selftest: args.selftest,
+                options: Options { selftest: args.selftest, memlock: args.memlock },
                 program,
                 arguments: words.collect(),
                 output: None,

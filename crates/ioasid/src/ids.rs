@@ -95,6 +95,20 @@ impl<T: Clone> Ids<T> {
         }
     }
 
+    /// What `of_each` says of the objects, in order of their ids.
+    pub(crate) fn all<R>(&self, of_each: impl Fn(&T) -> Option<R>) -> Vec<R> {
+        let ready = |slot: &Slot<T>| match slot {
+            Slot::Ready { object, .. } => of_each(object),
+            Slot::Reserved | Slot::Buried => None,
+        };
+        self.lock().values().filter_map(ready).collect()
+    }
+
+    /// Whether no id is taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     /// Finds an object and counts one more user of it, so that it stays until [`Ids::release`].
     pub(crate) fn hold(&self, id: ObjectId) -> Option<T> {
         let held: Result<T, ()> = self.hold_if(id, |object| Ok(object.clone()))?;

@@ -76,7 +76,7 @@ pub use hwpt::{
     UnalignedRoot,
 };
 pub use ids::ObjectId;
-pub use ioas::{AccessError, AreaView, Ioas, MapError, Placement, RuleError, UnmapError};
+pub use ioas::{AccessError, AreaView, CutError, Ioas, MapError, Placement, RuleError, UnmapError};
 pub use iommu::{AttachmentView, EndpointView, Iommu};
 pub use iopt::Access;
 pub use observe::{Fault, FaultReason, Leftover, Observer, Silent};

@@ -7,12 +7,12 @@ mod common;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use ioasid::memory::{Identity, ImportError, Pages, PinError, Segment};
+use ioasid::memory::{Account, Identity, ImportError, OverLimit, Pages, PinError, Segment};
 use ioasid::{
-    Access, AttachError, BindError, EndpointOptions, GroupId, Ioas, IommuKind, Iova, IovaRange, MapError, Placement,
-    Ranges, Rid, RuleError,
+    Access, AttachError, BindError, CutError, EndpointOptions, GroupId, Ioas, IommuKind, Iova, IovaRange, MapError,
+    Placement, Ranges, Rid, RuleError,
 };
 use proptest::prelude::*;
 
@@ -337,4 +337,92 @@ fn a_requester_leaves_the_bus_when_it_is_not_bound() {
     // The place is free, and so is its group.
     let other = bench.iommu.context();
     assert!(other.bind(&bench.endpoint(1, 1)).is_ok());
+}
+
+/// Counts what is charged, up to a limit.
+struct Counted {
+    bytes: AtomicU64,
+    limit: u64,
+}
+
+impl Account for Counted {
+    fn charge(&self, bytes: u64) -> Result<(), OverLimit> {
+        let add = |now: u64| Some(now + bytes).filter(|&wanted| wanted <= self.limit);
+        let changed = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        changed.map(drop).map_err(|now| OverLimit { limit: self.limit, wanted: now + bytes })
+    }
+    fn release(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn pinned_memory_is_counted_once_and_exactly_as_long_as_it_is_pinned() {
+    let bench = Bench::new();
+    let (_, _, ioas, device) = bench.one_device();
+    let account = |limit| Arc::new(Counted { bytes: AtomicU64::new(0), limit });
+    let (small, large) = (account(3 * PAGE), account(64 * PAGE));
+    let charged = |account: &Counted| account.bytes.load(Ordering::Relaxed) / PAGE;
+    let pages = |length, account: &Arc<Counted>| {
+        let file = Segment::memfd(length * PAGE).unwrap().1;
+        Pages::of_file(file, 0, length * PAGE, true).charged_to(account.clone())
+    };
+    let map = |pages: &Arc<Pages>, iova| ioas.map_pages(Some(Iova(iova)), pages, 0, pages.length(), Access::all());
+    let two = pages(2, &small);
+    map(&two, 0x1_0000).unwrap();
+    map(&two, 0x2_0000).unwrap();
+    assert_eq!(charged(&small), 0, "nobody needs it yet");
+    device.attach(None, ioas.id().0.get()).unwrap();
+    assert_eq!(charged(&small), 2);
+    let error = map(&pages(2, &small), 0x3_0000);
+    let over = OverLimit { limit: 3 * PAGE, wanted: 4 * PAGE };
+    assert!(matches!(error, Err(MapError::Pages(PinError::OverLimit(error))) if error == over));
+    assert_eq!((charged(&small), ioas.areas().len()), (2, 2));
+    map(&pages(1, &small), 0x3_0000).unwrap();
+
+    // Somebody else answers, if he may; else it stays as it was.
+    let tight = account(PAGE);
+    assert!(two.charge_instead(Some(tight.clone())).is_err());
+    assert_eq!((charged(&tight), charged(&small)), (0, 3));
+    assert!(two.charge_instead(Some(large.clone())).unwrap().is_some());
+    assert_eq!((charged(&large), charged(&small)), (2, 1));
+    ioas.unmap(range(0x1_0000, 2 * PAGE)).unwrap();
+    assert_eq!(charged(&large), 2);
+    ioas.unmap(range(0x2_0000, 2 * PAGE)).unwrap();
+    assert_eq!((charged(&large), charged(&small)), (0, 1));
+    // What cannot be brought in is not counted.
+    let gone = Pages::new(0, PAGE, true, |_, _| Err(ImportError::Gone)).charged_to(small.clone());
+    assert!(map(&gone, 0x4_0000).is_err());
+    drop(device);
+    assert_eq!(charged(&small), 0);
+}
+
+#[test]
+fn an_area_that_is_cut_is_unmapped_in_parts() {
+    let bench = Bench::new();
+    let (_, mut port, ioas, device) = bench.one_device();
+    let base = 0x4000_0000;
+    ioas.set_large_pages(false).unwrap();
+    let hwpt = device.context().hwpt(device.attach(None, ioas.id().0.get()).unwrap()).unwrap();
+    assert_eq!(ioas.page_sizes().unwrap(), 1 << 12 | 1 << 21 | 1 << 30);
+    map(&ioas, base, 1024).unwrap();
+    let before = hwpt.memory_at(Iova(base + 513 * PAGE)).unwrap().unwrap();
+    assert_eq!(ioas.cut(Iova(base + 1)), Err(CutError::Unaligned(base + 1, PAGE)));
+    for cut in [base, base + 1024 * PAGE, base + 2000 * PAGE, 0, u64::MAX] {
+        ioas.cut(Iova(cut)).unwrap();
+    }
+    assert_eq!(ioas.areas().len(), 1, "there was nothing to cut");
+    ioas.cut(Iova(base + 513 * PAGE)).unwrap();
+    ioas.cut(Iova(base + 512 * PAGE)).unwrap();
+    assert_eq!(ioas.unmap(range(base + 512 * PAGE, PAGE)), Ok(PAGE));
+    assert_eq!(hwpt.memory_at(Iova(base + 513 * PAGE)).unwrap(), Some(before));
+    assert_eq!(hwpt.memory_at(Iova(base + 512 * PAGE)).unwrap(), None);
+    assert!(port.read(Iova(base + 512 * PAGE), &mut [0]).is_err());
+    let sizes: Vec<_> = ioas.areas().iter().map(|area| area.range).collect();
+    assert_eq!(sizes, [range(base, 512 * PAGE), range(base + 513 * PAGE, 511 * PAGE)]);
+    assert_eq!(ioas.unmap(IovaRange::ALL), Ok(1023 * PAGE));
+
+    ioas.set_large_pages(true).unwrap();
+    map(&ioas, base, 1024).unwrap();
+    assert_eq!(ioas.cut(Iova(base + PAGE)), Err(CutError::LargePages(base + PAGE)));
 }

@@ -17,6 +17,7 @@
 //! - [`filter`]: the seccomp filter that decides which system calls come here at all.
 //! - [`Server`]: what they share: the machine, and which open file is what.
 
+mod accounts;
 mod ask;
 pub mod filter;
 pub mod listen;
@@ -25,4 +26,4 @@ mod server;
 pub mod trap;
 pub mod tree;
 
-pub use server::{PciDevice, Server, Watcher};
+pub use server::{Options, PciDevice, Server, Watcher};

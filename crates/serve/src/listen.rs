@@ -12,19 +12,21 @@ use std::fs;
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ioasid::memory::{Identity, ImportError, Pages, Process};
+use ioasid::memory::{Account, Identity, ImportError, Pages, Process};
 use ioasid::{Access, Context};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
 
+use crate::accounts::Whose;
 use crate::ask::Question;
-use crate::request::Caller;
 use crate::request::given::GivenFile;
 use crate::request::vfio::VfioFile;
+use crate::request::{Caller, Capability};
 use crate::server::{OpenFile, Server};
 
 /// Makes sure that a process's register accesses are performed, before it maps registers.
@@ -268,6 +270,11 @@ struct Calling<'a> {
 }
 
 impl Calling<'_> {
+    /// Who it runs as.
+    fn uid(&self) -> Option<u32> {
+        Some(fs::metadata(format!("/proc/{}", self.tid)).ok()?.uid())
+    }
+
     /// Whether the thread is still waiting for this answer, so that its number means what it meant.
     fn still_there(&self) -> Result<(), Errno> {
         let listener = self.listener.descriptor.as_raw_fd();
@@ -277,6 +284,17 @@ impl Calling<'_> {
             _ => Err(Errno::SRCH),
         }
     }
+}
+
+/// Whether a thread, or with 0 this one, has a capability in its user namespace.
+fn has_capability(tid: u32, capability: Capability) -> bool {
+    // Linux `include/uapi/linux/capability.h`, version 3.
+    let mut header = [0x2008_0522, tid];
+    let mut sets = [[0u32; 3]; 2];
+    // SAFETY: the header is two numbers, and version 3 has two sets of three.
+    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) };
+    let [effective, ..] = sets[0];
+    got == 0 && effective >> capability as u32 & 1 != 0
 }
 
 /// The process that a thread belongs to.
@@ -326,6 +344,30 @@ impl Caller for Calling<'_> {
             .or_else(|_| pidfd_open(process_of(tid).ok_or(Errno::SRCH)?, PidfdFlags::empty()))?;
         self.still_there()?;
         pidfd_getfd(thread, number, PidfdGetfdFlags::empty())
+    }
+
+    fn is_capable(&self, capability: Capability) -> bool {
+        let namespace = |process: &str| Some(fs::metadata(format!("/proc/{process}/ns/user")).ok()?.ino());
+        let has = has_capability(self.tid, capability)
+            // Where nobody has it, as in many containers, root is still root.
+            || (!has_capability(0, capability) && geteuid().is_root() && self.uid() == Some(0));
+        has && namespace(&self.tid.to_string()) == namespace("self") && self.still_there().is_ok()
+    }
+
+    fn account(&self, by_process: bool) -> Option<Arc<dyn Account>> {
+        let tid = Pid::from_raw(self.tid as i32)?;
+        let whose = if by_process {
+            Whose::Process(process_of(tid)?.as_raw_nonzero().get() as u32)
+        } else {
+            Whose::User(self.uid()?)
+        };
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: `limit` is large enough, and no new one is given.
+        let got = unsafe { libc::prlimit(self.tid as i32, libc::RLIMIT_MEMLOCK, std::ptr::null(), &mut limit) };
+        if got != 0 || self.still_there().is_err() {
+            limit.rlim_cur = 0;
+        }
+        Some(self.listener.server.account(whose, limit.rlim_cur))
     }
 
     fn has_mapped(&self, offset: u64, length: u64) -> bool {

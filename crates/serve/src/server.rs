@@ -8,11 +8,13 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use ioasid::memory::Account;
 use ioasid::{Endpoint, Iommu, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
+use crate::accounts::{Accounts, Whose};
 use crate::ask::{Asker, Question};
 use crate::request::given::GivenFile;
 use crate::request::iommufd::IommuFile;
@@ -32,6 +34,15 @@ pub struct PciDevice {
 pub trait Watcher: Send + Sync {
     /// A device was closed, or gave up an eventfd, with interrupts that nobody had read.
     fn interrupts_unread(&self, _rid: Rid, _unread: &[Unconsumed]) {}
+}
+
+/// How programs are served, beside what with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// They can make mock devices, as on a kernel that is built for its own tests.
+    pub selftest: bool,
+    /// Bytes that each user, or process, may pin, in place of its RLIMIT_MEMLOCK.
+    pub memlock: Option<u64>,
 }
 
 /// What an open file of the tree stands for.
@@ -82,6 +93,9 @@ pub struct Server {
     iommu: Arc<Iommu>,
     /// Whether Linux's own tests find what they need.
     selftest: bool,
+    /// What may be pinned, in place of what each program may.
+    memlock: Option<u64>,
+    accounts: Accounts,
     devices: Vec<Arc<PciDevice>>,
     watcher: Arc<dyn Watcher>,
     files: Arc<Files>,
@@ -126,13 +140,14 @@ impl Files {
 pub(crate) const FIRST_DEVICE_INODE: u64 = 1 << 32;
 
 impl Server {
-    /// A server of these devices, on this machine. With `selftest`, programs can make mock devices, as on a kernel that is
-    /// built for its own tests.
+    /// A server of these devices, on this machine.
     #[must_use]
-    pub fn new(iommu: Arc<Iommu>, devices: Vec<PciDevice>, watcher: Arc<dyn Watcher>, selftest: bool) -> Arc<Self> {
+    pub fn new(iommu: Arc<Iommu>, devices: Vec<PciDevice>, watcher: Arc<dyn Watcher>, options: Options) -> Arc<Self> {
         Arc::new(Self {
             iommu,
-            selftest,
+            selftest: options.selftest,
+            memlock: options.memlock,
+            accounts: Accounts::default(),
             devices: devices.into_iter().map(Arc::new).collect(),
             watcher,
             files: Arc::default(),
@@ -156,6 +171,11 @@ impl Server {
     #[must_use]
     pub fn is_selftest(&self) -> bool {
         self.selftest
+    }
+
+    /// The account of a user or process whose RLIMIT_MEMLOCK is `own`.
+    pub(crate) fn account(&self, whose: Whose, own: u64) -> Arc<dyn Account> {
+        self.accounts.of(whose, self.memlock.unwrap_or(own))
     }
 
     /// A new open file of `/dev/iommu`.

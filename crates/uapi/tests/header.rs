@@ -133,6 +133,7 @@ fn c_fields(layout: &Layout, field: &'static str) -> Vec<&'static str> {
         ("iommu_hw_info", "data_type") => vec!["in_data_type", "out_data_type"],
         ("iommu_test_cmd", "body") => vec!["add_reserved"],
         (_, "kind") => vec!["type"],
+        ("vfio_iommu_type1_info_cap_iova_range", "reserved") => vec!["reserved"],
         (_, "reserved") => vec!["__reserved"],
         (_, "reserved2") => vec!["__reserved2"],
         // What C leaves between its fields, and at the end.

@@ -18,6 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
+use ioasid_serve::Options;
 
 use crate::report::Style;
 use crate::run::{self, Failure, Outcome, Plan};
@@ -80,7 +81,8 @@ fn demo(screen: &Screen) -> Result<()> {
 fn run(screen: &Screen) -> Result<(Outcome, Seen)> {
     let (output, input) = std::io::pipe().context("cannot make a pipe")?;
     let plan = Plan {
-        selftest: false,
+        // It is to be seen everywhere, however little memory may be pinned.
+        options: Options { memlock: Some(u64::MAX), ..Options::default() },
         devices: vec!["ioat".parse()?],
         program: std::env::current_exe().context("cannot tell where this program is")?.into(),
         arguments: [CLIENT].iter().chain(&ARGUMENTS).map(OsString::from).collect(),

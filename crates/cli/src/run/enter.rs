@@ -50,7 +50,7 @@ pub fn spawn(channel: Channel, plan: &Plan, signals: &Signals) -> io::Result<Pid
 
 /// Returns only if it fails.
 fn become_program(channel: &Channel, plan: &Plan, signals: &Signals, runner: Pid) -> anyhow::Error {
-    let prepared = prepare(channel, runner, plan.selftest).and_then(|()| channel.wait_for_go());
+    let prepared = prepare(channel, runner, plan.options.selftest).and_then(|()| channel.wait_for_go());
     if let Err(error) = prepared {
         return error;
     }

@@ -26,7 +26,7 @@ use anyhow::{Context as _, Result};
 use ioasid::Iommu;
 use ioasid_serve::listen::Listener;
 use ioasid_serve::trap::Tracer;
-use ioasid_serve::{Server, tree::Tree};
+use ioasid_serve::{Options, Server, tree::Tree};
 use rustix::process::Pid;
 
 use crate::machine::{self, DeviceError, DeviceOption};
@@ -50,8 +50,8 @@ const LISTENERS: usize = 4;
 /// What to run.
 pub struct Plan {
     pub devices: Vec<DeviceOption>,
-    /// Whether Linux's own tests find what they need.
-    pub selftest: bool,
+    /// How it is served.
+    pub options: Options,
     pub program: OsString,
     pub arguments: Vec<OsString>,
     /// Where its standard output goes, if not to where this process's goes.
@@ -138,7 +138,7 @@ pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Resul
     let collector = Arc::new(Collector::new());
     let iommu = Iommu::new(collector.clone());
     let devices = machine::build(&iommu, &plan.devices).map_err(Failure::Devices)?;
-    let server = Server::new(iommu, devices, collector.clone(), plan.selftest);
+    let server = Server::new(iommu, devices, collector.clone(), plan.options);
     let mut program = vec![plan.program.to_string_lossy().into_owned()];
     program.extend(plan.arguments.iter().map(|argument| argument.to_string_lossy().into_owned()));
 

@@ -87,6 +87,22 @@ impl Context {
         }
     }
 
+    /// All address spaces.
+    #[must_use]
+    pub fn all_ioas(&self) -> Vec<Arc<Ioas>> {
+        let ioas = |object: &Object| match object {
+            Object::Ioas(ioas) => Some(ioas.clone()),
+            _ => None,
+        };
+        self.ids.all(ioas)
+    }
+
+    /// Whether nothing is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
     /// The page table with this id.
     #[must_use]
     pub fn hwpt(&self, id: impl Into<u32>) -> Option<Arc<Hwpt>> {

@@ -74,6 +74,17 @@ impl TableFormat {
         }
     }
 
+    /// A bit for each size of its pages: what 2^n bytes have is bit n.
+    #[must_use]
+    pub fn page_sizes(self) -> u64 {
+        match self {
+            Self::VtdSecondStage => 1 << 12 | 1 << 21 | 1 << 30,
+            // Any number of entries may be one page.
+            Self::Mock => !0 << Mock::PAGE_SHIFT & !(!0 << Mock::iova_bits()),
+            Self::MockHuge => 1 << 12 | 1 << 20,
+        }
+    }
+
     /// log2 of the bytes of the smallest and of the largest page.
     pub(crate) fn page_shifts(self) -> (u32, u32) {
         match self {

@@ -8,7 +8,7 @@ use iopt::Access;
 use crate::memory::{PAGE_SIZE, Pages, PhysSpace, Pin, PinError};
 use crate::types::IovaRange;
 
-use super::{AccessError, ConnectError, Piece, UnmapError};
+use super::{AccessError, ConnectError, CutError, Piece, UnmapError};
 
 /// One area. Its range is its own from the first state to the end of the last.
 pub(super) struct Area {
@@ -237,6 +237,31 @@ impl Areas {
         self.areas.remove(&range.start);
     }
 
+    /// Makes two areas of the one that `iova` lies in, if it does not begin there.
+    pub(super) fn cut(&mut self, iova: u64, alignment: u64, large_pages: bool) -> Result<(), CutError> {
+        let Some((&start, area)) = self.areas.range_mut(..iova).next_back().filter(|(_, area)| area.last >= iova)
+        else {
+            return Ok(());
+        };
+        let holds = &area.holds;
+        let State::Mapped(backed) = &area.state else { return Err(CutError::Busy(iova)) };
+        if holds.pins > 0 || holds.locks > 0 || holds.told {
+            return Err(CutError::Busy(iova));
+        }
+        let offset = backed.offset + (iova - start);
+        if !(iova | offset).is_multiple_of(alignment) {
+            return Err(CutError::Unaligned(iova, alignment));
+        }
+        if large_pages {
+            return Err(CutError::LargePages(iova));
+        }
+        let (upper, access) = (Backed { offset, ..backed.clone() }, area.access);
+        let range = IovaRange { start: iova, last: area.last };
+        area.last = iova - 1;
+        self.publish(range, access, upper);
+        Ok(())
+    }
+
     /// Begins to unmap all areas in `range`, which must not cut one, and returns how many bytes they have. If something is
     /// pinned in one, nobody may pin anything else there from then on.
     pub(super) fn let_go(&mut self, range: IovaRange) -> Result<u64, NotNow> {
@@ -257,7 +282,7 @@ impl Areas {
             bytes = bytes.saturating_add(area.len_minus_one() + 1);
         }
         if bytes == 0 && range != IovaRange::ALL {
-            return Err(UnmapError::NotWhole(range).into());
+            return Err(UnmapError::Empty(range).into());
         }
         if let Some(pinned) = pinned {
             self.for_each_in(pinned, |area| area.holds.told = true);

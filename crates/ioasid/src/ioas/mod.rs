@@ -124,7 +124,10 @@ pub enum RuleError {
 /// Why nothing was unmapped. The address space is as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum UnmapError {
-    /// Nothing is mapped in the range, or it begins or ends inside an area.
+    /// Nothing is mapped in the range.
+    #[error("nothing is mapped at IOVA {0}")]
+    Empty(IovaRange),
+    /// It begins or ends inside an area.
     #[error("IOVA {0} does not consist of whole mappings")]
     NotWhole(IovaRange),
     /// Part of the range is being mapped at this moment.
@@ -136,6 +139,23 @@ pub enum UnmapError {
     /// Something in it is pinned by an access that does not let it go, however often it is told to.
     #[error("IOVA {0} is pinned by somebody who does not let it go")]
     Pinned(IovaRange),
+    /// It would have to wait for DMA that this thread itself holds up.
+    #[error(transparent)]
+    HoldsSlices(#[from] HoldsSlices),
+}
+
+/// Why an area was not cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum CutError {
+    /// The parts would not be made of what mappings are made of.
+    #[error("IOVA {0:#x} is not a multiple of {1:#x}, which mappings of this address space are made of")]
+    Unaligned(u64, u64),
+    /// It may be mapped by larger pages than the parts would be.
+    #[error("IOVA {0:#x} may lie inside a large page")]
+    LargePages(u64),
+    /// It is being mapped or unmapped, or something in it is pinned.
+    #[error("the mapping that IOVA {0:#x} lies in is in use")]
+    Busy(u64),
     /// It would have to wait for DMA that this thread itself holds up.
     #[error(transparent)]
     HoldsSlices(#[from] HoldsSlices),
@@ -462,13 +482,40 @@ impl Ioas {
         Ok(())
     }
 
+    /// Makes two areas of the one that `iova` lies in, if it is not the first address of one: what is mapped stays as it is, and
+    /// either part can be unmapped by itself from then on.
+    ///
+    /// # Errors
+    /// See [`CutError`].
+    pub fn cut(&self, iova: Iova) -> Result<(), CutError> {
+        check_holds_nothing()?;
+        let space = self.space();
+        self.locked_areas().cut(iova.0, space.alignment(), space.large_pages && !space.tables.is_empty())
+    }
+
+    /// A bit for each size of pages that all page tables can have, as far as there are any; what 2^n bytes have is bit n.
+    ///
+    /// # Errors
+    /// [`HoldsSlices`] if this thread holds slices.
+    pub fn page_sizes(&self) -> Result<u64, HoldsSlices> {
+        check_holds_nothing()?;
+        let space = self.space();
+        Ok(space.tables.iter().fold(u64::MAX, |sizes, hwpt| sizes & hwpt.format().page_sizes()))
+    }
+
+    /// The pages that are mapped, each once for every area.
+    #[must_use]
+    pub fn pages(&self) -> Vec<Arc<Pages>> {
+        self.locked_areas().mapped().map(|area| area.backed.pages.clone()).collect()
+    }
+
     /// Unmaps every area in `range`, which must not cut one, and returns the number of bytes that were mapped.
     ///
     /// When it returns, no DMA through these mappings is in flight and none can start. Software that pinned something there
     /// ([`IoasAccess`](crate::IoasAccess)) is told to let it go first. Allocates nothing if nobody did.
     ///
     /// # Errors
-    /// [`UnmapError::NotWhole`] if nothing is mapped in `range` or it cuts an area, [`UnmapError::Busy`] if part of it is
+    /// [`UnmapError::Empty`] if nothing is mapped in `range`, [`UnmapError::NotWhole`] if it cuts an area, [`UnmapError::Busy`] if part of it is
     /// being mapped, [`UnmapError::Locked`] or [`UnmapError::Pinned`] if somebody keeps it,
     /// [`UnmapError::HoldsSlices`] if this thread holds slices;
     /// nothing is changed then. The whole space ([`IovaRange::ALL`]) may be empty.

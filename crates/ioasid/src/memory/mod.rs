@@ -11,6 +11,7 @@
 //!   IOVA ──page table──► physical address ──window──► pointer here, or (process, address there)
 //! ```
 
+mod account;
 mod guard;
 mod identity;
 mod pages;
@@ -20,6 +21,7 @@ mod segment;
 mod tables;
 mod vma;
 
+pub use account::{Account, OverLimit};
 pub use identity::{Identity, Pinned};
 pub(crate) use pages::Pin;
 pub use pages::{Pages, PinError};

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use thiserror::Error;
 
-use super::{Identity, ImportError, OutOfPhysicalSpace, PAGE_SIZE, PhysSpace, Segment, Window};
+use super::account::Ledger;
+use super::{Account, Identity, ImportError, OutOfPhysicalSpace, OverLimit, PAGE_SIZE, PhysSpace, Segment, Window};
 
 /// Why memory was not brought in. Nothing is held.
 #[derive(Debug, Error)]
@@ -23,6 +24,9 @@ pub enum PinError {
     /// Memory whose length is no multiple of the page size, or which wraps.
     #[error("memory of {0:#x} bytes is not made of whole pages")]
     NotPages(u64),
+    /// Whoever answers for it may pin no more.
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
     /// The physical space is full.
     #[error(transparent)]
     PhysicalSpace(#[from] OutOfPhysicalSpace),
@@ -38,6 +42,9 @@ pub struct Pages {
     length: u64,
     writable: bool,
     source: Source,
+    /// Whether they are pages of a file, and of no process.
+    of_file: bool,
+    ledger: Arc<Ledger>,
     pinned: Mutex<Pinned>,
 }
 
@@ -68,14 +75,41 @@ impl Pages {
         writable: bool,
         source: impl Fn(u64, u64) -> Result<Vec<Segment>, ImportError> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        Arc::new(Self { address, length, writable, source: Box::new(source), pinned: Mutex::default() })
+        Arc::new(Self::made(address, length, writable, Box::new(source), false))
+    }
+
+    fn made(address: u64, length: u64, writable: bool, source: Source, of_file: bool) -> Self {
+        Self { address, length, writable, source, of_file, ledger: Arc::default(), pinned: Mutex::default() }
+    }
+
+    /// Has `account` answer for what is pinned, from the first pin on.
+    #[must_use]
+    pub fn charged_to(mut self: Arc<Self>, account: Arc<dyn Account>) -> Arc<Self> {
+        if let Some(pages) = Arc::get_mut(&mut self) {
+            pages.ledger = Arc::new(Ledger::new(Some(account)));
+        }
+        self
+    }
+
+    /// Has another `account`, or nobody, answer for what is pinned, in place of the one so far, which is returned.
+    ///
+    /// # Errors
+    /// [`OverLimit`]; the one so far answers then.
+    pub fn charge_instead(&self, account: Option<Arc<dyn Account>>) -> Result<Option<Arc<dyn Account>>, OverLimit> {
+        self.ledger.change(account)
+    }
+
+    /// Whether they are pages of a file, which stay whatever becomes of the process that mapped them.
+    #[must_use]
+    pub fn is_of_file(&self) -> bool {
+        self.of_file
     }
 
     /// `length` bytes of `file` at `start`, both multiples of the page size. The file is a memfd, or another that lies in
     /// memory only (tmpfs, hugetlbfs), as no page of it may be written back and change its place.
     #[must_use]
     pub fn of_file(file: File, start: u64, length: u64, writable: bool) -> Arc<Self> {
-        Self::new(start, length, writable, move |offset, length| {
+        let source = move |offset: u64, length: u64| {
             let start = start.checked_add(offset).ok_or(ImportError::NotInFile)?;
             let end = start.checked_add(length).ok_or(ImportError::NotInFile)?;
             if !is_memory(&file)? || end > file.metadata()?.len().next_multiple_of(PAGE_SIZE) {
@@ -86,7 +120,8 @@ impl Pages {
                 Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Err(ImportError::NotInFile),
                 Err(error) => Err(error.into()),
             }
-        })
+        };
+        Arc::new(Self::made(start, length, writable, Box::new(source), true))
     }
 
     /// Memory that is there already.
@@ -143,10 +178,14 @@ impl Pages {
 
     /// Windows of `length` bytes from `offset` on, of which the first is going to be mapped at `iova`.
     fn bring_in(&self, space: &Arc<PhysSpace>, offset: u64, length: u64, iova: u64) -> Result<Windows, PinError> {
+        self.ledger.charge(length)?;
+        // From here on, dropping it undoes what was done.
+        let (space_of, ledger) = (space.clone(), self.ledger.clone());
+        let mut windows = Windows { space: space_of, ledger, offset, length, windows: Vec::new() };
         let segments = (self.source)(offset, length)?;
         check(&segments, length, self.writable)?;
         let owner = std::ptr::from_ref(self).addr();
-        let mut windows = Windows { space: space.clone(), offset, length, windows: Vec::with_capacity(segments.len()) };
+        windows.windows.reserve(segments.len());
         let mut at = iova;
         for segment in segments {
             windows.windows.push(space.insert(segment.backing, segment.length, at, owner)?);
@@ -193,6 +232,7 @@ fn check(segments: &[Segment], length: u64, writable: bool) -> Result<(), PinErr
 /// The windows of pinned memory in the physical space, in a row: `length` bytes of some pages from `offset` on.
 struct Windows {
     space: Arc<PhysSpace>,
+    ledger: Arc<Ledger>,
     offset: u64,
     length: u64,
     windows: Vec<Arc<Window>>,
@@ -203,6 +243,7 @@ impl Drop for Windows {
         for window in &self.windows {
             self.space.remove(window);
         }
+        self.ledger.release(self.length);
     }
 }
 

@@ -2,8 +2,8 @@
 
 use ioasid::memory::{ImportError, PinError};
 use ioasid::{
-    AccessAttachError, AccessError, AttachError, BindError, DestroyError, DirtyError, HoldsSlices, HwQueueError,
-    HwptError, InvalidateError, MapError, RuleError, UnmapError, ViommuError,
+    AccessAttachError, AccessError, AttachError, BindError, CutError, DestroyError, DirtyError, HoldsSlices,
+    HwQueueError, HwptError, InvalidateError, MapError, RuleError, UnmapError, ViommuError,
 };
 use ioasid_vfio::BarError;
 use ioasid_vfio::device::InUse;
@@ -34,7 +34,7 @@ table! {
         Self::HoldsSlices(_) => DEADLK,
     }
     UnmapError {
-        Self::NotWhole(_) => NOENT,
+        Self::Empty(_) | Self::NotWhole(_) => NOENT,
         Self::Busy(_) | Self::Locked(_) => BUSY,
         Self::Pinned(_) => DEADLK,
         Self::HoldsSlices(_) => DEADLK,
@@ -48,6 +48,11 @@ table! {
         Self::OutOfTables => NOMEM,
         Self::Occupied(_) => EXIST,
         Self::Unaligned { .. } | Self::OutOfRange { .. } => INVAL,
+    }
+    CutError {
+        Self::Unaligned(..) | Self::LargePages(_) => INVAL,
+        Self::Busy(_) => BUSY,
+        Self::HoldsSlices(_) => DEADLK,
     }
     RuleError {
         Self::BadRanges | Self::InUse => INVAL,
@@ -111,7 +116,7 @@ impl ToErrno for PinError {
             Self::Memory(error) => error.errno(),
             Self::ReadOnly => Errno::FAULT,
             Self::WrongLength(..) | Self::NotPages(_) => Errno::INVAL,
-            Self::PhysicalSpace(_) => Errno::NOMEM,
+            Self::OverLimit(_) | Self::PhysicalSpace(_) => Errno::NOMEM,
         }
     }
 }

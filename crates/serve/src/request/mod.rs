@@ -17,10 +17,19 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ioasid::Context;
-use ioasid::memory::{Identity, ImportError, Pages};
+use ioasid::memory::{Account, Identity, ImportError, Pages};
 use rustix::io::Errno;
 
 use given::GivenFile;
+
+/// A capability that a request may need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capability {
+    /// `CAP_IPC_LOCK`: pins as much memory as it likes.
+    IpcLock = 14,
+    /// `CAP_SYS_RESOURCE`: changes how that is counted.
+    SysResource = 24,
+}
 
 /// The program that makes a request, as far as a request needs it.
 pub trait Caller {
@@ -41,6 +50,12 @@ pub trait Caller {
     /// # Errors
     /// `EBADF`, if it has none of this number.
     fn descriptor(&self, number: i32) -> Result<OwnedFd, Errno>;
+
+    /// Whether it has this capability in the machine, not just in a namespace of its own.
+    fn is_capable(&self, capability: Capability) -> bool;
+
+    /// The account of its user, or with `by_process` its own.
+    fn account(&self, by_process: bool) -> Option<Arc<dyn Account>>;
 
     /// Whether it has mapped some of `length` bytes at an offset of the file that the request is made on.
     fn has_mapped(&self, offset: u64, length: u64) -> bool;

@@ -1,6 +1,7 @@
 //! Requests on address spaces.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use ioasid::memory::{PAGE_SIZE, Pages};
 use ioasid::{Access, Ioas, Iova, IovaRange};
@@ -9,7 +10,10 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use super::{Call, ToErrno};
+use super::{Call, IommuFile, ToErrno};
+use crate::request::Caller;
+use crate::request::given::of_kind;
+use crate::request::selftest::TestBuffer;
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     let mut request: uapi::IoasAlloc = call.get()?;
@@ -71,12 +75,34 @@ pub(super) fn map(call: &Call<'_>) -> Result<(), Errno> {
         return Err(Errno::INVAL);
     }
     let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
-    let (start, whole) = pages_around(request.user_va, request.length)?;
-    let pages = call.caller.pages(start, whole, access.contains(Access::WRITE)).map_err(|error| error.errno())?;
     let iova = fixed.then_some(Iova(request.iova));
-    let mapped = ioas.map_pages(iova, &pages, request.user_va - start, request.length, access);
-    request.iova = mapped.map_err(|error| error.errno())?.0;
+    request.iova = map_memory(call.file, call.caller, &ioas, request.user_va, request.length, iova, access)?;
     call.put(&request).inspect_err(|_| take_back(&ioas, request.iova, request.length))
+}
+
+/// Maps `length` bytes of the caller's memory at `address`, at `iova` or anywhere, and returns where.
+pub(super) fn map_memory(
+    file: &IommuFile,
+    caller: &dyn Caller,
+    ioas: &Ioas,
+    address: u64,
+    length: u64,
+    iova: Option<Iova>,
+    access: Access,
+) -> Result<u64, Errno> {
+    let (start, whole) = pages_around(address, length)?;
+    let pages = caller.pages(start, whole, access.contains(Access::WRITE)).map_err(|error| error.errno())?;
+    let pages = charged(file, caller, pages);
+    let mapped = ioas.map_pages(iova, &pages, address - start, length, access);
+    Ok(mapped.map_err(|error| error.errno())?.0)
+}
+
+/// Has whoever is to answer for memory that the caller maps do so.
+fn charged(file: &IommuFile, caller: &dyn Caller, pages: Arc<Pages>) -> Arc<Pages> {
+    match file.account(caller) {
+        Some(account) => pages.charged_to(account),
+        None => pages,
+    }
 }
 
 pub(super) fn map_file(call: &Call<'_>) -> Result<(), Errno> {
@@ -93,12 +119,17 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<(), Errno> {
         return Err(Errno::INVAL);
     }
     let (start, whole) = pages_around(request.start, request.length)?;
-    let file = File::from(call.caller.descriptor(request.fd)?);
     let writable = access.contains(Access::WRITE);
-    if writable && rustix::fs::fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::RDWR {
-        return Err(Errno::PERM);
-    }
-    let pages = Pages::of_file(file, start, whole, writable);
+    let given = call.caller.given(request.fd).and_then(of_kind::<TestBuffer>);
+    let pages = if let Some(buffer) = given {
+        buffer.pages(start, whole)?
+    } else {
+        let file = File::from(call.caller.descriptor(request.fd)?);
+        if writable && rustix::fs::fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::RDWR {
+            return Err(Errno::PERM);
+        }
+        charged(call.file, call.caller, Pages::of_file(file, start, whole, writable))
+    };
     let iova = fixed.then_some(Iova(request.iova));
     let mapped = ioas.map_pages(iova, &pages, request.start - start, request.length, access);
     request.iova = mapped.map_err(|error| error.errno())?.0;
@@ -172,4 +203,37 @@ pub(super) fn unmap(call: &Call<'_>) -> Result<(), Errno> {
     };
     request.length = ioas.unmap(range).map_err(|error| error.errno())?;
     call.put(&request)
+}
+
+/// Has the caller, who may be another process than the one that mapped it, answer for all memory of the context.
+pub(super) fn change_process(call: &Call<'_>) -> Result<(), Errno> {
+    let request: uapi::IoasChangeProcess = call.get()?;
+    if request.reserved != 0 {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let mut pages: Vec<_> = call.context().all_ioas().iter().flat_map(|ioas| ioas.pages()).collect();
+    // What is a process's own stays that process's.
+    if pages.iter().any(|pages| !pages.is_of_file()) {
+        return Err(Errno::INVAL);
+    }
+    pages.sort_by_key(Arc::as_ptr);
+    pages.dedup_by(|one, other| Arc::ptr_eq(one, other));
+    let account = call.file.account(call.caller);
+    let mut done = Vec::with_capacity(pages.len());
+    for pages in &pages {
+        match pages.charge_instead(account.clone()) {
+            Ok(before) => done.push((pages, before)),
+            Err(_) => {
+                // Who answered before may again, unless others have pinned more meanwhile.
+                done.into_iter().for_each(|(pages, before)| drop(pages.charge_instead(before)));
+                return Err(Errno::NOMEM);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// As a kernel that has no devices without an IOMMU.
+pub(super) fn noiommu_get_pa(_: &Call<'_>) -> Result<(), Errno> {
+    Err(Errno::OPNOTSUPP)
 }

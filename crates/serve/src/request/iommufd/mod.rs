@@ -2,6 +2,7 @@
 //!
 //! Source: `include/uapi/linux/iommufd.h` and `Documentation/userspace-api/iommufd.rst` of Linux 7.3.
 
+mod compat;
 mod device;
 mod dirty;
 mod fault;
@@ -13,7 +14,9 @@ mod viommu;
 
 use std::mem::offset_of;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use ioasid::memory::Account;
 use ioasid::{Context, Iommu};
 use ioasid_uapi::iommufd as uapi;
 use ioasid_uapi::iommufd::selftest::{TEST_CMD, TestCmd};
@@ -23,7 +26,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::argument::Argument;
 use super::given::GivenFile;
 use super::selftest::{self, MockDevices};
-use super::{Caller, ToErrno};
+use super::{Caller, Capability, ToErrno};
+use compat::Compat;
 
 use regions::Regions;
 pub(super) use regions::{RegionHold, Registers};
@@ -35,6 +39,10 @@ pub struct IommuFile {
     context: Arc<Context>,
     /// What can be mapped of it.
     regions: Arc<Regions>,
+    /// What VFIO's requests are about.
+    compat: Compat,
+    /// Whether pinned memory is counted for each process, and not for each user.
+    by_process: AtomicBool,
 }
 
 impl IommuFile {
@@ -42,13 +50,32 @@ impl IommuFile {
     #[must_use]
     pub fn new(iommu: &Arc<Iommu>, selftest: bool) -> Self {
         let context = iommu.context();
-        Self { mock: selftest.then(|| MockDevices::new(context.clone())), context, regions: Arc::default() }
+        Self {
+            mock: selftest.then(|| MockDevices::new(context.clone())),
+            context,
+            regions: Arc::default(),
+            compat: Compat::default(),
+            by_process: AtomicBool::new(false),
+        }
     }
 
     /// Its context.
     #[must_use]
     pub fn context(&self) -> &Arc<Context> {
         &self.context
+    }
+
+    fn is_counted_by_process(&self) -> bool {
+        self.by_process.load(Ordering::Relaxed)
+    }
+
+    fn count_by_process(&self, by_process: bool) {
+        self.by_process.store(by_process, Ordering::Relaxed);
+    }
+
+    /// Who answers for memory that the caller maps, if anybody has to.
+    fn account(&self, caller: &dyn Caller) -> Option<Arc<dyn Account>> {
+        if caller.is_capable(Capability::IpcLock) { None } else { caller.account(self.is_counted_by_process()) }
     }
 
     /// Lets programs map registers that belong to object `owner`.
@@ -100,7 +127,9 @@ impl IommuFile {
         if let Some(mock) = self.mock.as_ref().filter(|_| number == TEST_CMD) {
             return selftest::perform(mock, &call(size_of::<TestCmd>())?);
         }
-        let (_, minimum, handler) = REQUESTS.iter().find(|(known, ..)| *known == number).ok_or(Errno::NOTTY)?;
+        let Some((_, minimum, handler)) = REQUESTS.iter().find(|(known, ..)| *known == number) else {
+            return compat::ioctl(self, number, address, caller);
+        };
         handler(&call(*minimum)?).map(|()| 0)
     }
 }
@@ -163,14 +192,17 @@ const REQUESTS: &[(u32, usize, Handler)] = &[
     (uapi::HWPT_SET_DIRTY_TRACKING, through!(HwptSetDirtyTracking.reserved: u32), dirty::set_tracking),
     (uapi::IOAS_ALLOC, through!(IoasAlloc.out_ioas_id: u32), ioas::alloc),
     (uapi::IOAS_ALLOW_IOVAS, through!(IoasAllowIovas.allowed_iovas: u64), ioas::allow_iovas),
+    (uapi::IOAS_CHANGE_PROCESS, through!(IoasChangeProcess.reserved: u32), ioas::change_process),
     (uapi::IOAS_COPY, through!(IoasCopy.src_iova: u64), ioas::copy),
     (uapi::IOAS_IOVA_RANGES, through!(IoasIovaRanges.out_iova_alignment: u64), ioas::iova_ranges),
     (uapi::IOAS_MAP, through!(IoasMap.iova: u64), ioas::map),
     (uapi::IOAS_MAP_FILE, through!(IoasMapFile.iova: u64), ioas::map_file),
+    (uapi::IOAS_NOIOMMU_GET_PA, through!(IoasNoiommuGetPa.out_phys: u64), ioas::noiommu_get_pa),
     (uapi::IOAS_UNMAP, through!(IoasUnmap.length: u64), ioas::unmap),
     (uapi::OPTION, through!(IommuOption.val64: u64), option::option),
     (uapi::VDEVICE_ALLOC, through!(VdeviceAlloc.virt_id: u64), viommu::alloc_device),
     (uapi::VEVENTQ_ALLOC, through!(VeventqAlloc.out_veventq_fd: u32), viommu::alloc_event_queue),
+    (uapi::VFIO_IOAS, through!(VfioIoas.reserved: u16), compat::vfio_ioas),
     (uapi::VIOMMU_ALLOC, through!(ViommuAlloc.out_viommu_id: u32), viommu::alloc),
 ];
 

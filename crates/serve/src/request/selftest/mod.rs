@@ -6,6 +6,7 @@
 //! Source: `drivers/iommu/iommufd/iommufd_test.h` and `tools/testing/selftests/iommu` of Linux 7.3.
 
 mod access;
+mod buffer;
 mod check;
 mod device;
 
@@ -20,6 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::ToErrno;
 use super::iommufd::Call;
 
+pub(super) use buffer::TestBuffer;
 pub(super) use device::MockDevices;
 
 /// A request of this kind.
@@ -55,6 +57,8 @@ pub(super) fn perform(mock: &Arc<MockDevices>, call: &Call<'_>) -> Result<i64, E
         uapi::TEST_OP_MOCK_DOMAIN_REPLACE => device::replace(&test),
         uapi::TEST_OP_MD_CHECK_MAP => check::map(&test),
         uapi::TEST_OP_MD_CHECK_REFS => check::pins(&test),
+        uapi::TEST_OP_DMABUF_GET => return buffer::make(&test),
+        uapi::TEST_OP_DMABUF_REVOKE => buffer::revoke(&test),
         uapi::TEST_OP_CREATE_ACCESS => access::create(&test),
         uapi::TEST_OP_ACCESS_REPLACE_IOAS => access::replace(&test),
         uapi::TEST_OP_ACCESS_PAGES => access::pin(&test),

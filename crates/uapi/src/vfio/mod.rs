@@ -1,6 +1,8 @@
-//! `include/uapi/linux/vfio.h`: requests on `/dev/vfio/devices/vfioN`.
+//! `include/uapi/linux/vfio.h`: requests on `/dev/vfio/devices/vfioN`, and those on a [`container`].
 //!
 //! Every structure begins with `argsz`, the bytes that the program set aside; there is a minimum for each request.
+
+pub mod container;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -197,4 +199,8 @@ const LAYOUTS: &[Layout] = &[
 ];
 
 /// What of the header is here.
-pub(crate) const HEADER: Header = Header { path: "linux/vfio.h", layouts: &[LAYOUTS], constants: &[CONSTANTS] };
+pub(crate) const HEADER: Header = Header {
+    path: "linux/vfio.h",
+    layouts: &[LAYOUTS, container::LAYOUTS],
+    constants: &[CONSTANTS, container::CONSTANTS],
+};

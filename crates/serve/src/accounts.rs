@@ -1,0 +1,81 @@
+//! Memory that programs have pinned, counted for each user or process, against what RLIMIT_MEMLOCK allows.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use ioasid::memory::{Account, OverLimit};
+
+/// Who answers for pinned memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Whose {
+    /// A user, with all processes.
+    User(u32),
+    /// A process.
+    Process(u32),
+}
+
+/// Bytes that are pinned.
+type Count = Mutex<u64>;
+
+/// What all users and processes have pinned.
+#[derive(Default)]
+pub(crate) struct Accounts(Mutex<HashMap<Whose, Weak<Count>>>);
+
+impl Accounts {
+    /// The account of a user or process who may pin no more than `limit` bytes.
+    pub(crate) fn of(&self, whose: Whose, limit: u64) -> Arc<dyn Account> {
+        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = accounts.get(&whose).and_then(Weak::upgrade);
+        let count = known.unwrap_or_else(|| {
+            // Also of those who are gone.
+            accounts.retain(|_, count| count.strong_count() > 0);
+            let count = Arc::new(Count::default());
+            accounts.insert(whose, Arc::downgrade(&count));
+            count
+        });
+        Arc::new(Limited { count, limit })
+    }
+}
+
+/// An account with the limit that held when something was mapped.
+struct Limited {
+    count: Arc<Count>,
+    limit: u64,
+}
+
+impl Account for Limited {
+    fn charge(&self, bytes: u64) -> Result<(), OverLimit> {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = count.saturating_add(bytes);
+        if wanted > self.limit {
+            return Err(OverLimit { limit: self.limit, wanted });
+        }
+        *count = wanted;
+        Ok(())
+    }
+
+    fn release(&self, bytes: u64) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_pins_counts_for_all_of_the_same_user_and_for_no_other() {
+        let accounts = Accounts::default();
+        let (one, same) = (accounts.of(Whose::User(1), 10), accounts.of(Whose::User(1), 12));
+        let others = [Whose::User(2), Whose::Process(1)].map(|whose| accounts.of(whose, 10));
+        one.charge(8).unwrap();
+        assert_eq!(one.charge(3), Err(OverLimit { limit: 10, wanted: 11 }));
+        same.charge(3).unwrap();
+        others.iter().for_each(|other| other.charge(10).unwrap());
+        one.release(8);
+        assert_eq!(same.charge(u64::MAX), Err(OverLimit { limit: 12, wanted: u64::MAX }));
+        same.charge(9).unwrap();
+        drop((one, same));
+        accounts.of(Whose::User(1), 5).charge(5).unwrap();
+    }
+}

@@ -1,0 +1,182 @@
+//! VFIO's old requests on a container, which an open `/dev/iommu` stands for: they are about one address space of it, which
+//! VFIO_IOAS chooses.
+//!
+//! Source: `include/uapi/linux/vfio.h` of Linux 7.3.
+
+use std::mem::offset_of;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use ioasid::memory::PAGE_SIZE;
+use ioasid::{Access, Context, Ioas, Iova, IovaRange, UnmapError};
+use ioasid_uapi::iommufd as iommufd_uapi;
+use ioasid_uapi::vfio::{CapHeader, container as uapi};
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
+
+use super::{Call, IommuFile, ToErrno, ioas};
+use crate::request::Caller;
+use crate::request::argument::get_part;
+
+/// The address space that VFIO's requests are about.
+#[derive(Default)]
+pub(super) struct Compat(Mutex<Weak<Ioas>>);
+
+impl Compat {
+    fn get(&self, context: &Context) -> Result<Arc<Ioas>, Errno> {
+        let chosen = self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade().ok_or(Errno::NODEV)?;
+        // It may have been destroyed, and its id be another's.
+        let there = context.ioas(chosen.id().into()).filter(|there| Arc::ptr_eq(there, &chosen));
+        there.ok_or(Errno::NODEV)
+    }
+
+    fn set(&self, ioas: Weak<Ioas>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = ioas;
+    }
+}
+
+pub(super) fn vfio_ioas(call: &Call<'_>) -> Result<(), Errno> {
+    let mut request: iommufd_uapi::VfioIoas = call.get()?;
+    if request.reserved != 0 {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let (compat, context) = (&call.file.compat, call.context());
+    match request.op {
+        iommufd_uapi::VFIO_IOAS_GET => {
+            request.ioas_id = compat.get(context)?.id().into();
+            call.put(&request)
+        }
+        iommufd_uapi::VFIO_IOAS_SET => {
+            compat.set(Arc::downgrade(&context.ioas(request.ioas_id).ok_or(Errno::NOENT)?));
+            Ok(())
+        }
+        iommufd_uapi::VFIO_IOAS_CLEAR => {
+            compat.set(Weak::new());
+            Ok(())
+        }
+        _ => Err(Errno::OPNOTSUPP),
+    }
+}
+
+/// Performs a request of VFIO's, if it is one.
+///
+/// # Errors
+/// `ENOTTY` if it is none; else as Linux.
+pub(super) fn ioctl(file: &IommuFile, number: u32, argument: u64, caller: &dyn Caller) -> Result<i64, Errno> {
+    match number {
+        uapi::GET_API_VERSION => Ok(uapi::API_VERSION.into()),
+        uapi::CHECK_EXTENSION => check_extension(file, argument),
+        uapi::SET_IOMMU => set_iommu(file, argument).map(|()| 0),
+        uapi::IOMMU_GET_INFO => get_info(file, argument, caller).map(|()| 0),
+        uapi::IOMMU_MAP_DMA => map_dma(file, argument, caller).map(|()| 0),
+        uapi::IOMMU_UNMAP_DMA => unmap_dma(file, argument, caller).map(|()| 0),
+        _ => Err(Errno::NOTTY),
+    }
+}
+
+fn check_extension(file: &IommuFile, extension: u64) -> Result<i64, Errno> {
+    match u32::try_from(extension) {
+        Ok(uapi::TYPE1_IOMMU | uapi::TYPE1V2_IOMMU | uapi::UNMAP_ALL) => Ok(1),
+        // Nothing that a device of software does is anything but coherent.
+        Ok(uapi::DMA_CC_IOMMU) => file.compat.get(&file.context).map(|_| 1),
+        _ => Ok(0),
+    }
+}
+
+fn set_iommu(file: &IommuFile, kind: u64) -> Result<(), Errno> {
+    match u32::try_from(kind) {
+        Ok(uapi::TYPE1V2_IOMMU) => file.compat.get(&file.context).map(drop),
+        // Whoever asks for this one may cut mappings anywhere, and so none may be of large pages.
+        Ok(uapi::TYPE1_IOMMU) => {
+            let ioas = file.compat.get(&file.context)?;
+            ioas.set_large_pages(false).map_err(|error| error.errno())
+        }
+        _ => Err(Errno::INVAL),
+    }
+}
+
+fn get_info(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+    const SHORTEST: usize = offset_of!(uapi::Type1Info, cap_offset);
+    const WHOLE: usize = size_of::<uapi::Type1Info>();
+    let mut info: uapi::Type1Info = get_part(caller, address, SHORTEST)?;
+    let room = info.argsz as usize;
+    if room < SHORTEST {
+        return Err(Errno::INVAL);
+    }
+    let ioas = file.compat.get(&file.context)?;
+    let (ranges, alignment) = ioas.iova_ranges().map_err(|error| error.errno())?;
+    let sizes = ioas.page_sizes().map_err(|error| error.errno())?;
+    // What is smaller than the processor's pages is not told.
+    let small = sizes & (PAGE_SIZE - 1) != 0;
+    let sizes = sizes & !(PAGE_SIZE - 1) | if small { PAGE_SIZE } else { 0 };
+
+    let header = |id, next| CapHeader { id, version: 1, next };
+    let available = uapi::Type1InfoDmaAvail { header: header(uapi::TYPE1_INFO_DMA_AVAIL, 0), avail: u32::MAX };
+    let first = (WHOLE + size_of_val(&available)).next_multiple_of(8);
+    let mut capabilities =
+        uapi::Type1InfoDmaAvail { header: header(uapi::TYPE1_INFO_DMA_AVAIL, first as u32), ..available }
+            .as_bytes()
+            .to_vec();
+    capabilities.resize(first - WHOLE, 0);
+    let ranges: Vec<_> = ranges.iter().collect();
+    let header = header(uapi::TYPE1_INFO_CAP_IOVA_RANGE, 0);
+    let count = uapi::Type1InfoCapIovaRange { header, nr_iovas: ranges.len() as u32, reserved: 0 };
+    capabilities.extend_from_slice(count.as_bytes());
+    for range in ranges {
+        capabilities.extend_from_slice(uapi::IovaRange { start: range.start, end: range.last }.as_bytes());
+    }
+
+    info.flags = uapi::IOMMU_INFO_PGSIZES | uapi::IOMMU_INFO_CAPS;
+    info.iova_pgsizes = sizes.max(alignment);
+    info.cap_offset = 0;
+    info.argsz = (WHOLE + capabilities.len()) as u32;
+    // All of them or none.
+    if room >= WHOLE + capabilities.len() {
+        info.cap_offset = WHOLE as u32;
+        caller.write(address.wrapping_add(WHOLE as u64), &capabilities)?;
+    }
+    caller.write(address, &info.as_bytes()[..WHOLE.min(room)])
+}
+
+fn map_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+    let request: uapi::Type1DmaMap = get_part(caller, address, size_of::<uapi::Type1DmaMap>())?;
+    let known = uapi::DMA_MAP_FLAG_READ | uapi::DMA_MAP_FLAG_WRITE;
+    if (request.argsz as usize) < size_of::<uapi::Type1DmaMap>() || request.flags & !known != 0 {
+        return Err(Errno::INVAL);
+    }
+    let mut access = Access::empty();
+    access.set(Access::READ, request.flags & uapi::DMA_MAP_FLAG_READ != 0);
+    access.set(Access::WRITE, request.flags & uapi::DMA_MAP_FLAG_WRITE != 0);
+    let target = file.compat.get(&file.context)?;
+    let iova = Some(Iova(request.iova));
+    ioas::map_memory(file, caller, &target, request.vaddr, request.size, iova, access).map(drop)
+}
+
+fn unmap_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+    let mut request: uapi::Type1DmaUnmap = get_part(caller, address, size_of::<uapi::Type1DmaUnmap>())?;
+    let short = (request.argsz as usize) < size_of::<uapi::Type1DmaUnmap>();
+    if short || request.flags & !uapi::DMA_UNMAP_FLAG_ALL != 0 {
+        return Err(Errno::INVAL);
+    }
+    let ioas = file.compat.get(&file.context)?;
+    let range = if request.flags & uapi::DMA_UNMAP_FLAG_ALL != 0 {
+        if request.iova != 0 || request.size != 0 {
+            return Err(Errno::INVAL);
+        }
+        IovaRange::ALL
+    } else {
+        if request.size == 0 {
+            return Err(Errno::INVAL);
+        }
+        let range = IovaRange::new(request.iova, request.size).ok_or(Errno::OVERFLOW)?;
+        if !ioas.has_large_pages().map_err(|error| error.errno())? {
+            let ends = [Some(range.start), range.last.checked_add(1)];
+            ends.into_iter().flatten().try_for_each(|end| ioas.cut(Iova(end))).map_err(|error| error.errno())?;
+        }
+        range
+    };
+    request.size = match ioas.unmap(range) {
+        Err(UnmapError::Empty(_)) => 0,
+        unmapped => unmapped.map_err(|error| error.errno())?,
+    };
+    caller.write(address, request.as_bytes())
+}
