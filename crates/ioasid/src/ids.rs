@@ -74,6 +74,9 @@ impl<T: Clone> Ids<T> {
 
     /// Takes the lowest free id; `None` when all 2^31 are taken.
     pub(crate) fn reserve(&self) -> Option<Reserved<'_, T>> {
+        if ioasid_inject::fails() {
+            return None;
+        }
         let mut slots = self.lock();
         // Ids are dense from 1 nearly always, and then the count is the last one.
         let count = u32::try_from(slots.len()).ok()?;

@@ -12,6 +12,8 @@ pub(crate) enum Whose {
     User(u32),
     /// A process.
     Process(u32),
+    /// A process, whatever it may and whoever else answers.
+    Pinned(u32),
 }
 
 /// Bytes that are pinned.
@@ -24,16 +26,39 @@ pub(crate) struct Accounts(Mutex<HashMap<Whose, Weak<Count>>>);
 impl Accounts {
     /// The account of a user or process who may pin no more than `limit` bytes.
     pub(crate) fn of(&self, whose: Whose, limit: u64) -> Arc<dyn Account> {
+        Arc::new(Limited { count: self.count(whose), limit })
+    }
+
+    /// Bytes that a user or process answers for.
+    pub(crate) fn bytes(&self, whose: Whose) -> u64 {
+        *self.count(whose).lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, whose: Whose) -> Arc<Count> {
         let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = accounts.get(&whose).and_then(Weak::upgrade);
-        let count = known.unwrap_or_else(|| {
+        known.unwrap_or_else(|| {
             // Also of those who are gone.
             accounts.retain(|_, count| count.strong_count() > 0);
             let count = Arc::new(Count::default());
             accounts.insert(whose, Arc::downgrade(&count));
             count
-        });
-        Arc::new(Limited { count, limit })
+        })
+    }
+}
+
+/// Two accounts, which both answer.
+pub(crate) struct Both(pub(crate) Arc<dyn Account>, pub(crate) Arc<dyn Account>);
+
+impl Account for Both {
+    fn charge(&self, bytes: u64) -> Result<(), OverLimit> {
+        self.0.charge(bytes)?;
+        self.1.charge(bytes).inspect_err(|_| self.0.release(bytes))
+    }
+
+    fn release(&self, bytes: u64) {
+        self.0.release(bytes);
+        self.1.release(bytes);
     }
 }
 
@@ -75,7 +100,15 @@ mod tests {
         one.release(8);
         assert_eq!(same.charge(u64::MAX), Err(OverLimit { limit: 12, wanted: u64::MAX }));
         same.charge(9).unwrap();
-        drop((one, same));
+        assert_eq!(accounts.bytes(Whose::User(1)), 12);
+        let both = Both(accounts.of(Whose::Pinned(7), u64::MAX), one.clone());
+        assert!(both.charge(1).is_err());
+        assert_eq!(accounts.bytes(Whose::Pinned(7)), 0);
+        same.release(3);
+        both.charge(1).unwrap();
+        assert_eq!((accounts.bytes(Whose::Pinned(7)), accounts.bytes(Whose::User(1))), (1, 10));
+        both.release(1);
+        drop((one, same, both));
         accounts.of(Whose::User(1), 5).charge(5).unwrap();
     }
 }

@@ -25,11 +25,11 @@ pub(crate) enum Question {
     /// Its file system: whether everything that was sent before has arrived.
     FileSystem,
     /// To open the file of this `name`, of those that are to be given, below the root that is asked; and then to give it to
-    /// the thread whose system call has this `id` on `listener`. The answer is the descriptor's number there.
-    Give { name: u64, listener: RawFd, id: u64 },
+    /// the thread whose system call has this `id` on `listener`, as descriptor `number`.
+    Give { name: u64, listener: RawFd, id: u64, number: i32 },
 }
 
-type Answer = Result<i32, Errno>;
+type Answer = Result<(), Errno>;
 
 struct Asked {
     file: RawFd,
@@ -90,22 +90,28 @@ fn answer(process: &OwnedFd, questions: &Receiver<Asked>) {
 /// Asks. Other descriptors of the process have to be fetched.
 fn put(file: impl AsFd, question: Question, fetch: impl Fn(RawFd) -> Result<OwnedFd, Errno>) -> Answer {
     match question {
-        Question::Attributes => rustix::fs::fstat(file).map(|_| 0),
-        Question::FileSystem => rustix::fs::fstatfs(file).map(|_| 0),
-        Question::Give { name, listener, id } => {
+        Question::Attributes => rustix::fs::fstat(file).map(drop),
+        Question::FileSystem => rustix::fs::fstatfs(file).map(drop),
+        Question::Give { name, listener, id, number } => {
             let opened = openat(file, format!("{GIVEN}/{name}"), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-            add_descriptor(&fetch(listener)?, id, &opened)
+            add_descriptor(&fetch(listener)?, id, &opened, Some(number)).map(drop)
         }
     }
 }
 
-/// Gives the thread whose system call has this `id` on `listener` a duplicate of a descriptor.
-fn add_descriptor(listener: &OwnedFd, id: u64, file: &OwnedFd) -> Answer {
+/// Gives the thread whose system call has this `id` on `listener` a duplicate of a descriptor, in place of one that it has or
+/// as a new one, and returns its number.
+pub(crate) fn add_descriptor(
+    listener: &OwnedFd,
+    id: u64,
+    file: &OwnedFd,
+    in_place_of: Option<i32>,
+) -> Result<i32, Errno> {
     let add = libc::seccomp_notif_addfd {
         id,
-        flags: 0,
+        flags: if in_place_of.is_some() { libc::SECCOMP_ADDFD_FLAG_SETFD as u32 } else { 0 },
         srcfd: file.as_raw_fd() as u32,
-        newfd: 0,
+        newfd: in_place_of.unwrap_or(0) as u32,
         newfd_flags: libc::O_CLOEXEC as u32,
     };
     // SAFETY: the structure is the one that the request number was made from, and outlives the call.

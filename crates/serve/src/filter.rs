@@ -8,6 +8,7 @@
 //! | `ioctl` | the number's type is `';'` |
 //! | `mmap`, `pread64`, `pwrite64`, `preadv`, `pwritev`, `preadv2`, `pwritev2` | the offset is 2^40 or more |
 //! | `read`, in a run for Linux's own tests | the length is 0 |
+//! | `openat`, in a run for Linux's own tests | always |
 //!
 //! Everything else is allowed by the filter; the kernel remembers that for calls whose arguments are not looked at.
 
@@ -66,6 +67,8 @@ pub fn program(selftest: bool) -> Vec<libc::sock_filter> {
     ]);
     if selftest {
         program.extend([
+            op(IF_EQUAL, libc::SYS_openat as u32, 0, 1),
+            notify,
             op(IF_EQUAL, libc::SYS_read as u32, 0, 3),
             op(LOAD, argument(2), 0, 0),
             op(IF_EQUAL, 0, 0, 1),
@@ -146,6 +149,7 @@ mod tests {
         assert_eq!(decide(false, 0x4000_0003, libc::SYS_ioctl, [3, 0x3b81, 0, 0, 0, 0]), allow);
         let test = |length| decide(true, ARCH_X86_64, libc::SYS_read, [3, 0x1000, length, 0, 0, 0]);
         assert_eq!([0, 1, 4096].map(test), [trap, allow, allow]);
+        assert_eq!([false, true].map(|test| decide(test, ARCH_X86_64, libc::SYS_openat, [0; 6])), [allow, trap]);
         assert_eq!(decide(true, ARCH_X86_64, libc::SYS_write, [3, 0x1000, 0, 0, 0, 0]), allow);
         assert_eq!(decide(true, ARCH_X86_64, libc::SYS_pread64, [3, 0, 8, 1 << 40, 0, 0]), trap);
         for (number, argument) in BY_OFFSET {

@@ -19,10 +19,12 @@
 
 mod accounts;
 mod ask;
+mod failures;
 pub mod filter;
 pub mod listen;
 pub mod request;
 mod server;
+mod status;
 pub mod trap;
 pub mod tree;
 

@@ -16,18 +16,20 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ioasid::memory::{Account, Identity, ImportError, Pages, Process};
+use ioasid::memory::{Account, Identity, ImportError, PAGE_SIZE, Pages, Process};
 use ioasid::{Access, Context};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
 
-use crate::accounts::Whose;
+use crate::accounts::{Both, Whose};
 use crate::ask::Question;
+use crate::failures;
 use crate::request::given::GivenFile;
 use crate::request::vfio::VfioFile;
 use crate::request::{Caller, Capability};
 use crate::server::{OpenFile, Server};
+use crate::status;
 
 /// Makes sure that a process's register accesses are performed, before it maps registers.
 pub trait Tracing: Send + Sync {
@@ -119,6 +121,9 @@ impl Listener {
     fn answer(&self, call: &libc::seccomp_notif) -> Answer {
         let args = call.data.args;
         let number = i64::from(call.data.nr);
+        if number == libc::SYS_openat {
+            return self.open(call);
+        }
         let mut caller = Calling { listener: self, id: call.id, tid: call.pid, inode: 0 };
         let descriptor = if number == libc::SYS_mmap { args[4] } else { args[0] };
         let file = match caller.descriptor(descriptor as i32) {
@@ -136,7 +141,8 @@ impl Listener {
         }
         match open {
             OpenFile::Iommu(iommu) if number == libc::SYS_ioctl => {
-                let request = || iommu.ioctl(args[1] as u32, args[2], &caller);
+                let perform = || iommu.ioctl(args[1] as u32, args[2], &caller);
+                let request = || self.server.failures().performing(call.pid, perform);
                 // In use, or, to a test, pinned.
                 Answer::Done(self.after_closes(&file, &[Errno::BUSY, Errno::IO], request))
             }
@@ -164,6 +170,21 @@ impl Listener {
                     Answer::Done(transfer(&vfio, &caller, number, args))
                 }
             },
+        }
+    }
+
+    /// Opens what Linux's own tests look for in /proc, and is not as they expect it.
+    fn open(&self, call: &libc::seccomp_notif) -> Answer {
+        let caller = Calling { listener: self, id: call.id, tid: call.pid, inode: 0 };
+        let Some(path) = caller.string(call.data.args[1]) else { return Answer::NotOurs };
+        let fail_nth = || Some(self.server.failures().file(failures::thread_of(&path, call.pid)?));
+        let status = || status::file(status::process_of(&path)?, self.server.accounts());
+        match fail_nth().or_else(status) {
+            Some(file) => Answer::Done(caller.reserve().and_then(|number| {
+                caller.install(number, file)?;
+                Ok(number.into())
+            })),
+            None => Answer::NotOurs,
         }
     }
 
@@ -270,6 +291,17 @@ struct Calling<'a> {
 }
 
 impl Calling<'_> {
+    /// The text at an address, if it is a short one.
+    fn string(&self, address: u64) -> Option<String> {
+        let mut bytes = [0; 64];
+        // It may end shortly before a page that is not there.
+        let length = bytes.len().min((PAGE_SIZE - address % PAGE_SIZE) as usize);
+        copy_from_process(self.tid, address, &mut bytes[..length]).ok()?;
+        self.still_there().ok()?;
+        let end = bytes.iter().position(|&byte| byte == 0)?;
+        String::from_utf8(bytes[..end].to_vec()).ok()
+    }
+
     /// Who it runs as.
     fn uid(&self) -> Option<u32> {
         Some(fs::metadata(format!("/proc/{}", self.tid)).ok()?.uid())
@@ -284,6 +316,11 @@ impl Calling<'_> {
             _ => Err(Errno::SRCH),
         }
     }
+}
+
+/// Fails if what is about to be done has to.
+fn fail_for(errno: Errno) -> Result<(), Errno> {
+    if ioasid_inject::fails() { Err(errno) } else { Ok(()) }
 }
 
 /// Whether a thread, or with 0 this one, has a capability in its user namespace.
@@ -324,16 +361,19 @@ pub(crate) fn copy_to_process(tid: u32, address: u64, data: &[u8]) -> Result<(),
 
 impl Caller for Calling<'_> {
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
+        fail_for(Errno::FAULT)?;
         copy_from_process(self.tid, address, data)?;
         self.still_there()
     }
 
     fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
+        fail_for(Errno::FAULT)?;
         self.still_there()?;
         copy_to_process(self.tid, address, data)
     }
 
     fn descriptor(&self, number: i32) -> Result<OwnedFd, Errno> {
+        fail_for(Errno::MFILE)?;
         // What stands for none here (as -1 does) must not be asked for.
         if number < 0 {
             return Err(Errno::BADF);
@@ -355,19 +395,21 @@ impl Caller for Calling<'_> {
     }
 
     fn account(&self, by_process: bool) -> Option<Arc<dyn Account>> {
-        let tid = Pid::from_raw(self.tid as i32)?;
-        let whose = if by_process {
-            Whose::Process(process_of(tid)?.as_raw_nonzero().get() as u32)
-        } else {
-            Whose::User(self.uid()?)
-        };
+        let server = &self.listener.server;
+        let process = || Some(process_of(Pid::from_raw(self.tid as i32)?)?.as_raw_nonzero().get() as u32);
+        let pinned = || Some(server.accounts().of(Whose::Pinned(process()?), u64::MAX));
+        if self.is_capable(Capability::IpcLock) {
+            return server.is_selftest().then(pinned)?;
+        }
+        let whose = if by_process { Whose::Process(process()?) } else { Whose::User(self.uid()?) };
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: `limit` is large enough, and no new one is given.
         let got = unsafe { libc::prlimit(self.tid as i32, libc::RLIMIT_MEMLOCK, std::ptr::null(), &mut limit) };
         if got != 0 || self.still_there().is_err() {
             limit.rlim_cur = 0;
         }
-        Some(self.listener.server.account(whose, limit.rlim_cur))
+        let account = server.account(whose, limit.rlim_cur);
+        Some(if server.is_selftest() { Arc::new(Both(account, pinned()?)) } else { account })
     }
 
     fn has_mapped(&self, offset: u64, length: u64) -> bool {
@@ -397,11 +439,18 @@ impl Caller for Calling<'_> {
         }
     }
 
-    fn give(&self, file: Arc<dyn GivenFile>) -> Result<i32, Errno> {
-        self.listener.server.give(file, &*self.listener.descriptor, self.id)
+    fn reserve(&self) -> Result<i32, Errno> {
+        fail_for(Errno::MFILE)?;
+        self.listener.server.reserve_descriptor(&self.listener.descriptor, self.id)
+    }
+
+    fn install(&self, number: i32, file: Arc<dyn GivenFile>) -> Result<(), Errno> {
+        fail_for(Errno::NFILE)?;
+        self.listener.server.give(file, &*self.listener.descriptor, self.id, number)
     }
 
     fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError> {
+        fail_for(Errno::NOMEM).map_err(io::Error::from)?;
         let process = Process::open(self.tid)?;
         self.still_there().map_err(io::Error::from)?;
         let server = self.listener.server.clone();

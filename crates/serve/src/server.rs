@@ -11,11 +11,13 @@ use std::time::Duration;
 use ioasid::memory::Account;
 use ioasid::{Endpoint, Iommu, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
+use rustix::event::epoll;
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
 use crate::accounts::{Accounts, Whose};
-use crate::ask::{Asker, Question};
+use crate::ask::{Asker, Question, add_descriptor};
+use crate::failures::Failures;
 use crate::request::given::GivenFile;
 use crate::request::iommufd::IommuFile;
 use crate::request::vfio::VfioFile;
@@ -96,6 +98,7 @@ pub struct Server {
     /// What may be pinned, in place of what each program may.
     memlock: Option<u64>,
     accounts: Accounts,
+    failures: Failures,
     devices: Vec<Arc<PciDevice>>,
     watcher: Arc<dyn Watcher>,
     files: Arc<Files>,
@@ -136,6 +139,14 @@ impl Files {
     }
 }
 
+/// The device and inode numbers of a file. Asks no file system, least of all the tree, for whose answer this process would
+/// wait when it is killed and gives none any more.
+fn local_identity(file: impl AsFd) -> io::Result<(u64, u64)> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(file, c"", flags, StatxFlags::INO)?;
+    Ok((libc::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
+}
+
 /// Device files have inode numbers from here on; what is fixed in the tree has smaller ones.
 pub(crate) const FIRST_DEVICE_INODE: u64 = 1 << 32;
 
@@ -148,6 +159,7 @@ impl Server {
             selftest: options.selftest,
             memlock: options.memlock,
             accounts: Accounts::default(),
+            failures: Failures::default(),
             devices: devices.into_iter().map(Arc::new).collect(),
             watcher,
             files: Arc::default(),
@@ -173,9 +185,19 @@ impl Server {
         self.selftest
     }
 
+    /// Failures that tests want.
+    pub(crate) fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
     /// The account of a user or process whose RLIMIT_MEMLOCK is `own`.
     pub(crate) fn account(&self, whose: Whose, own: u64) -> Arc<dyn Account> {
         self.accounts.of(whose, self.memlock.unwrap_or(own))
+    }
+
+    /// Everybody's accounts.
+    pub(crate) fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     /// A new open file of `/dev/iommu`.
@@ -192,9 +214,10 @@ impl Server {
     /// Tells that the tree is mounted, and gives its root. Only the first call counts.
     ///
     /// # Errors
-    /// Of `fstat`.
+    /// Of `statx`.
     pub fn mounted(&self, root: OwnedFd) -> io::Result<()> {
-        let _ = self.file_system.set(rustix::fs::fstat(&root)?.st_dev);
+        let (device, _) = local_identity(&root)?;
+        let _ = self.file_system.set(device);
         let _ = self.root.set(root);
         Ok(())
     }
@@ -222,19 +245,37 @@ impl Server {
         })
     }
 
-    /// Gives the thread whose system call has this `id` on `listener` a descriptor of `file`, and returns its number.
+    /// Sets a descriptor of the thread aside whose system call has this `id` on `listener`, and returns its number. What is there
+    /// until a file is given can do nothing.
+    ///
+    /// # Errors
+    /// `EMFILE` and the like.
+    pub(crate) fn reserve_descriptor(&self, listener: &OwnedFd, id: u64) -> Result<i32, Errno> {
+        // A set of nothing to wait for: it cannot be read or written.
+        let nothing = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        add_descriptor(listener, id, &nothing, None)
+    }
+
+    /// Puts `file` in place of the descriptor `number`, which was set aside.
     ///
     /// # Errors
     /// Of opening a file in the tree, and of giving it.
-    pub(crate) fn give(&self, file: Arc<dyn GivenFile>, listener: impl AsFd, id: u64) -> Result<i32, Errno> {
+    pub(crate) fn give(
+        &self,
+        file: Arc<dyn GivenFile>,
+        listener: impl AsFd,
+        id: u64,
+        number: i32,
+    ) -> Result<(), Errno> {
         let root = self.root.get().ok_or(Errno::NODEV)?;
         let name = self.new_inode();
         let given = || self.given.lock().unwrap_or_else(PoisonError::into_inner);
         given().insert(name, file);
-        let number = self.asker().ask(root, Question::Give { name, listener: listener.as_fd().as_raw_fd(), id });
+        let listener = listener.as_fd().as_raw_fd();
+        let answer = self.asker().ask(root, Question::Give { name, listener, id, number });
         // If it was not opened.
         given().remove(&name);
-        number
+        answer
     }
 
     /// Takes the file that is to be opened by this name.
@@ -328,10 +369,8 @@ impl Server {
 
     /// As [`Server::file_of`], with the inode number.
     pub(crate) fn file_and_inode_of(&self, descriptor: impl AsFd) -> Option<(u64, OpenFile)> {
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let stat = rustix::fs::statx(descriptor, c"", flags, StatxFlags::INO).ok()?;
-        let device = libc::makedev(stat.stx_dev_major, stat.stx_dev_minor);
-        Some((stat.stx_ino, self.open_file(device, stat.stx_ino)?))
+        let (device, inode) = local_identity(descriptor).ok()?;
+        Some((inode, self.open_file(device, inode)?))
     }
 
     /// Closes every file that is still open, as when the programs that hold them lose their devices. Whoever keeps a

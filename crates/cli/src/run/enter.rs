@@ -107,6 +107,13 @@ fn prepare(channel: &Channel, runner: Pid, selftest: bool) -> Result<()> {
         .context("cannot reach the device tree")?;
     add_to_sys("/sys/bus/pci/devices")?;
     add_to_sys("/sys/kernel/iommu_groups")?;
+    if selftest {
+        let debug = Path::new("/sys/kernel/debug");
+        if !debug.is_dir() {
+            graft::room_in(debug)?;
+        }
+        graft::bind(&Path::new(STAGE).join("sys/kernel/debug"), debug)?;
+    }
     for name in ["iommu", "ioasid"] {
         symlink("vfio/iommu", Path::new("/dev").join(name)).with_context(|| format!("cannot make /dev/{name}"))?;
     }

@@ -113,6 +113,9 @@ macro_rules! either {
 
 impl PagingTable {
     pub(crate) fn new(format: TableFormat, arena: Arc<Arena<TableSpace>>) -> Result<Self, MapError> {
+        if ioasid_inject::fails() {
+            return Err(MapError::OutOfTables);
+        }
         Ok(match format {
             TableFormat::VtdSecondStage => Self::VtdSecondStage(PageTable::new(arena)?),
             TableFormat::Mock | TableFormat::MockHuge => Self::Mock(PageTable::new(arena)?),

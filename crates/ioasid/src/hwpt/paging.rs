@@ -164,6 +164,9 @@ impl Hwpt {
         let (mut start, mut empty) = (range.start, EmptyTables::none());
         let mut pinned = backed.pin.iter().flat_map(|pin| pin.ranges(backed.offset, range.len_minus_one() + 1));
         let filled = pinned.try_for_each(|(pa, length)| {
+            if ioasid_inject::fails() {
+                return Err(iopt::MapError::OutOfTables);
+            }
             self.table.map(start, pa, length, leaves, &mut empty)?;
             start = start.wrapping_add(length);
             Ok(())

@@ -48,6 +48,9 @@ impl Ledger {
 
     pub(super) fn charge(&self, bytes: u64) -> Result<(), OverLimit> {
         let mut state = self.lock();
+        if ioasid_inject::fails() {
+            return Err(OverLimit { limit: 0, wanted: bytes });
+        }
         if let Some(account) = &state.account {
             account.charge(bytes)?;
         }

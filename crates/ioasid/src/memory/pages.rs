@@ -182,6 +182,9 @@ impl Pages {
         // From here on, dropping it undoes what was done.
         let (space_of, ledger) = (space.clone(), self.ledger.clone());
         let mut windows = Windows { space: space_of, ledger, offset, length, windows: Vec::new() };
+        if ioasid_inject::fails() {
+            return Err(ImportError::System(io::ErrorKind::OutOfMemory.into()).into());
+        }
         let segments = (self.source)(offset, length)?;
         check(&segments, length, self.writable)?;
         let owner = std::ptr::from_ref(self).addr();

@@ -155,6 +155,9 @@ impl PhysSpace {
         owner: usize,
     ) -> Result<Arc<Window>, OutOfPhysicalSpace> {
         let error = OutOfPhysicalSpace(length);
+        if ioasid_inject::fails() {
+            return Err(error);
+        }
         let page = [1u64 << 30, 1 << 21].into_iter().find(|&page| length >= page).unwrap_or(PAGE_SIZE);
         let skew = iova & (page - 1) & !(PAGE_SIZE - 1);
         let size = length.checked_add(skew).and_then(u64::checked_next_power_of_two).ok_or(error)?.max(page);

@@ -19,7 +19,12 @@ pub struct Ready {
 
 /// A file that a program got its descriptor of by a request. It is dropped some time after the last descriptor is closed.
 pub trait GivenFile: Any + Send + Sync {
-    /// What a read with `room` bytes gets.
+    /// Whether it has offsets, so that a part of what a read gets can be read.
+    fn is_seekable(&self) -> bool {
+        false
+    }
+
+    /// What a read with `room` bytes gets; of a file with offsets, all that it has.
     ///
     /// # Errors
     /// As the kind of file says.

@@ -54,7 +54,7 @@ pub trait Caller {
     /// Whether it has this capability in the machine, not just in a namespace of its own.
     fn is_capable(&self, capability: Capability) -> bool;
 
-    /// The account of its user, or with `by_process` its own.
+    /// The account of its user, or with `by_process` its own; `None` if it may pin as much as it likes (`CAP_IPC_LOCK`).
     fn account(&self, by_process: bool) -> Option<Arc<dyn Account>>;
 
     /// Whether it has mapped some of `length` bytes at an offset of the file that the request is made on.
@@ -69,11 +69,18 @@ pub trait Caller {
     /// The file that one of its descriptors is, if a request gave it that.
     fn given(&self, number: i32) -> Option<Arc<dyn GivenFile>>;
 
-    /// Gives it a descriptor of a new file, which is closed on exec, and returns its number.
+    /// Sets a descriptor number of it aside, for a file that is closed on exec. As long as there is none, the number is as good
+    /// as closed.
     ///
     /// # Errors
     /// `EMFILE` and the like, if it cannot have one more.
-    fn give(&self, file: Arc<dyn GivenFile>) -> Result<i32, Errno>;
+    fn reserve(&self) -> Result<i32, Errno>;
+
+    /// Puts a new file where a number was set aside.
+    ///
+    /// # Errors
+    /// `ENFILE` and the like.
+    fn install(&self, number: i32, file: Arc<dyn GivenFile>) -> Result<(), Errno>;
 
     /// Its memory at `address`, `length` bytes (both multiples of the page size), for devices to read, and with `writable`
     /// to write. Whether it is there turns out when somebody needs it.

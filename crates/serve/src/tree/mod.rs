@@ -61,7 +61,7 @@ impl Tree {
     /// The tree of `server`.
     #[must_use]
     pub fn new(server: Arc<Server>) -> Self {
-        let nodes = Nodes::new(server.devices());
+        let nodes = Nodes::new(server.devices(), server.is_selftest());
         Self { server, nodes, devices: Mutex::default(), started: SystemTime::now() }
     }
 
@@ -101,6 +101,7 @@ impl Tree {
                 Node::ToBeGiven => (FileType::Directory, 0o111, 0, FOR_EVER),
                 Node::Link(target) => (FileType::Symlink, 0o777, target.len() as u64, FOR_EVER),
                 Node::Text(_) | Node::Config(_) => (FileType::RegularFile, 0o444, SYS_FILE, FOR_EVER),
+                Node::Switch => (FileType::RegularFile, 0o644, 0, FOR_EVER),
                 Node::Device(_) => return None,
             }
         };
@@ -152,6 +153,9 @@ impl Tree {
     }
 
     fn open_device(&self, inode: INodeNo, device: DeviceFile) -> Result<(), Errno> {
+        if ioasid_inject::fails() {
+            return Err(Errno::ENOMEM);
+        }
         let file = match device {
             DeviceFile::Iommu => self.server.open_iommu(),
             DeviceFile::Vfio(number) => {
@@ -235,16 +239,16 @@ impl Filesystem for Tree {
         }
     }
 
-    fn open(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let device = self.device(inode);
         let opened = match device {
-            Some(device) => self.open_device(inode, device),
+            // FUSE tells the number of the thread.
+            Some(device) => self.server.failures().performing(request.pid(), || self.open_device(inode, device)),
             None => Ok(()),
         };
         // Every read comes here, and closing needs no news but the last.
         let mut flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
-        if matches!(device, Some(DeviceFile::Given(_))) {
-            // It has no offsets.
+        if self.given(inode).is_some_and(|file| !file.is_seekable()) {
             flags |= FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE;
         }
         match opened {
@@ -267,6 +271,10 @@ impl Filesystem for Tree {
         let size = size as usize;
         if let Some(file) = self.given(inode) {
             return match file.read(size) {
+                Ok(bytes) if file.is_seekable() => {
+                    let rest = bytes.get(offset as usize..).unwrap_or(&[]);
+                    reply.data(&rest[..rest.len().min(size)]);
+                }
                 Ok(bytes) => reply.data(&bytes),
                 Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
             };
@@ -303,6 +311,9 @@ impl Filesystem for Tree {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        if let Some(Node::Switch) = self.node(inode) {
+            return reply.written(data.len() as u32);
+        }
         let written = self.given(inode).ok_or(rustix::io::Errno::INVAL).and_then(|file| file.write(data));
         match written {
             Ok(bytes) => reply.written(bytes as u32),

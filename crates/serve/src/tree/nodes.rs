@@ -5,6 +5,7 @@
 //!   dev/vfio/devices/vfioN
 //!   sys/bus/pci/devices/0000:00:01.0/{vendor,device,…,config,iommu_group ─►,driver ─►,vfio-dev/vfioN/dev}
 //!   sys/kernel/iommu_groups/G/{type,reserved_regions,devices/0000:00:01.0 ─►}
+//!   sys/kernel/debug/fail*/…                                                     in a run for Linux's own tests
 //! ```
 //! Source for the `/sys` part: Linux `Documentation/ABI/testing/sysfs-bus-pci`, `sysfs-kernel-iommu_groups`,
 //! `vfio-dev`, and what a machine with VFIO shows.
@@ -19,6 +20,16 @@ use crate::server::PciDevice;
 
 /// Where files are opened that a request gives a program descriptors of.
 pub(crate) const GIVEN: &str = "given";
+
+/// What a kernel that injects failures has in debugfs. Here they are injected without regard to what would have failed.
+const SWITCHES: [&str; 6] = [
+    "failslab/ignore-gfp-wait",
+    "failslab/verbose",
+    "fail_page_alloc/ignore-gfp-wait",
+    "fail_page_alloc/ignore-gfp-highmem",
+    "fail_page_alloc/verbose",
+    "fail_iommufd/verbose",
+];
 
 /// A device number that udev's database and `stat` could have for `vfioN`; nothing is behind it.
 const CDEV_MAJOR: u32 = 511;
@@ -41,6 +52,8 @@ pub(super) enum Node {
     /// The configuration space of device N.
     Config(usize),
     Device(DeviceFile),
+    /// A switch that can be set, and makes no difference.
+    Switch,
     /// A directory of files that have no names for programs.
     ToBeGiven,
 }
@@ -49,7 +62,8 @@ pub(super) enum Node {
 pub(super) struct Nodes(Vec<Node>);
 
 impl Nodes {
-    pub(super) fn new(devices: &[Arc<PciDevice>]) -> Self {
+    /// With `selftest`, there are the switches that a kernel has which injects failures.
+    pub(super) fn new(devices: &[Arc<PciDevice>], selftest: bool) -> Self {
         let mut nodes = Self(vec![Node::Directory(BTreeMap::new())]);
         nodes.add("dev/iommu", Node::Device(DeviceFile::Iommu));
         nodes.add("dev/ioasid", Node::Device(DeviceFile::Iommu));
@@ -58,6 +72,9 @@ impl Nodes {
         nodes.add(GIVEN, Node::ToBeGiven);
         for directory in ["dev/vfio/devices", "sys/bus/pci/devices", "sys/kernel/iommu_groups"] {
             nodes.directory(directory);
+        }
+        for switch in SWITCHES.iter().filter(|_| selftest) {
+            nodes.add(&format!("sys/kernel/debug/{switch}"), Node::Switch);
         }
         for (number, device) in devices.iter().enumerate() {
             nodes.add(&format!("dev/vfio/devices/vfio{number}"), Node::Device(DeviceFile::Vfio(number)));

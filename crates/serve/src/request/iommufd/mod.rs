@@ -26,7 +26,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::argument::Argument;
 use super::given::GivenFile;
 use super::selftest::{self, MockDevices};
-use super::{Caller, Capability, ToErrno};
+use super::{Caller, ToErrno};
 use compat::Compat;
 
 use regions::Regions;
@@ -75,7 +75,7 @@ impl IommuFile {
 
     /// Who answers for memory that the caller maps, if anybody has to.
     fn account(&self, caller: &dyn Caller) -> Option<Arc<dyn Account>> {
-        if caller.is_capable(Capability::IpcLock) { None } else { caller.account(self.is_counted_by_process()) }
+        caller.account(self.is_counted_by_process())
     }
 
     /// Lets programs map registers that belong to object `owner`.
@@ -160,10 +160,11 @@ impl Call<'_> {
         file: Arc<dyn GivenFile>,
         set: impl FnOnce(&mut T, u32),
     ) -> Result<(), Errno> {
+        let number = self.caller.reserve()?;
+        set(&mut value, number as u32);
         // What cannot be told must not be given.
         self.put(&value)?;
-        set(&mut value, self.caller.give(file)? as u32);
-        self.put(&value)
+        self.caller.install(number, file)
     }
 
     pub(super) fn context(&self) -> &Arc<Context> {

@@ -53,10 +53,10 @@ pub(super) fn create(test: &Test<'_>) -> Result<(), Errno> {
     let unmap: Option<Box<dyn Fn(IovaRange) + Send + Sync>> = if pins { Some(Box::new(unmap)) } else { None };
     let access = test.call.context().access(unmap).ok_or(Errno::NOMEM)?;
     access.attach(test.request.id).map_err(|error| error.errno())?;
-    // What cannot be told must not be given.
+    let number = test.call.caller.reserve()?;
+    body.out_access_fd = number as u32;
     test.put(&body)?;
-    body.out_access_fd = test.call.caller.give(Arc::new(TestAccess { access, pins, items }))? as u32;
-    test.put(&body)
+    test.call.caller.install(number, Arc::new(TestAccess { access, pins, items }))
 }
 
 pub(super) fn replace(test: &Test<'_>) -> Result<(), Errno> {

@@ -81,7 +81,9 @@ pub(super) fn make(test: &Test<'_>) -> Result<i64, Errno> {
     }
     let state = State { bytes: vec![0; length as usize], revoked: false, revocations: 0 };
     let buffer = Arc::new(TestBuffer(Arc::new(RwLock::new(state))));
-    test.call.caller.give(buffer).map(i64::from)
+    let number = test.call.caller.reserve()?;
+    test.call.caller.install(number, buffer)?;
+    Ok(number.into())
 }
 
 pub(super) fn revoke(test: &Test<'_>) -> Result<(), Errno> {
