@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ioasid::memory::{Account, OverLimit};
 
+use crate::server::Watcher;
+
 /// Who answers for pinned memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Whose {
@@ -20,13 +22,20 @@ pub(crate) enum Whose {
 type Count = Mutex<u64>;
 
 /// What all users and processes have pinned.
-#[derive(Default)]
-pub(crate) struct Accounts(Mutex<HashMap<Whose, Weak<Count>>>);
+pub(crate) struct Accounts {
+    counts: Mutex<HashMap<Whose, Weak<Count>>>,
+    watcher: Arc<dyn Watcher>,
+}
 
 impl Accounts {
+    /// Nobody has pinned anything. `watcher` is told what they may not pin.
+    pub(crate) fn new(watcher: Arc<dyn Watcher>) -> Self {
+        Self { counts: Mutex::default(), watcher }
+    }
+
     /// The account of a user or process who may pin no more than `limit` bytes.
     pub(crate) fn of(&self, whose: Whose, limit: u64) -> Arc<dyn Account> {
-        Arc::new(Limited { count: self.count(whose), limit })
+        Arc::new(Limited { count: self.count(whose), limit, watcher: self.watcher.clone() })
     }
 
     /// Bytes that a user or process answers for.
@@ -35,7 +44,7 @@ impl Accounts {
     }
 
     fn count(&self, whose: Whose) -> Arc<Count> {
-        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accounts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let known = accounts.get(&whose).and_then(Weak::upgrade);
         known.unwrap_or_else(|| {
             // Also of those who are gone.
@@ -66,6 +75,7 @@ impl Account for Both {
 struct Limited {
     count: Arc<Count>,
     limit: u64,
+    watcher: Arc<dyn Watcher>,
 }
 
 impl Account for Limited {
@@ -73,7 +83,10 @@ impl Account for Limited {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = count.saturating_add(bytes);
         if wanted > self.limit {
-            return Err(OverLimit { limit: self.limit, wanted });
+            drop(count);
+            let error = OverLimit { limit: self.limit, wanted };
+            self.watcher.memory_refused(error);
+            return Err(error);
         }
         *count = wanted;
         Ok(())
@@ -88,9 +101,19 @@ impl Account for Limited {
 mod tests {
     use super::*;
 
+    #[derive(Default)]
+    struct Refused(Mutex<Vec<OverLimit>>);
+
+    impl Watcher for Refused {
+        fn memory_refused(&self, error: OverLimit) {
+            self.0.lock().unwrap().push(error);
+        }
+    }
+
     #[test]
     fn what_one_pins_counts_for_all_of_the_same_user_and_for_no_other() {
-        let accounts = Accounts::default();
+        let refused = Arc::new(Refused::default());
+        let accounts = Accounts::new(refused.clone());
         let (one, same) = (accounts.of(Whose::User(1), 10), accounts.of(Whose::User(1), 12));
         let others = [Whose::User(2), Whose::Process(1)].map(|whose| accounts.of(whose, 10));
         one.charge(8).unwrap();
@@ -110,5 +133,7 @@ mod tests {
         both.release(1);
         drop((one, same, both));
         accounts.of(Whose::User(1), 5).charge(5).unwrap();
+        let told = refused.0.lock().unwrap().iter().map(|error| error.limit).collect::<Vec<_>>();
+        assert_eq!(told, [10, 12, 10]);
     }
 }

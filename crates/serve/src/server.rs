@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use ioasid::memory::Account;
+use ioasid::memory::{Account, OverLimit};
 use ioasid::{Endpoint, Iommu, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
 use rustix::event::epoll;
@@ -36,6 +36,9 @@ pub struct PciDevice {
 pub trait Watcher: Send + Sync {
     /// A device was closed, or gave up an eventfd, with interrupts that nobody had read.
     fn interrupts_unread(&self, _rid: Rid, _unread: &[Unconsumed]) {}
+
+    /// A program wanted to pin more memory than its user, or itself, may.
+    fn memory_refused(&self, _error: OverLimit) {}
 }
 
 /// How programs are served, beside what with.
@@ -154,11 +157,12 @@ impl Server {
     /// A server of these devices, on this machine.
     #[must_use]
     pub fn new(iommu: Arc<Iommu>, devices: Vec<PciDevice>, watcher: Arc<dyn Watcher>, options: Options) -> Arc<Self> {
+        let accounts = Accounts::new(watcher.clone());
         Arc::new(Self {
             iommu,
             selftest: options.selftest,
             memlock: options.memlock,
-            accounts: Accounts::default(),
+            accounts,
             failures: Failures::default(),
             devices: devices.into_iter().map(Arc::new).collect(),
             watcher,

@@ -7,9 +7,10 @@
 mod text;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use ioasid::memory::OverLimit;
 use ioasid::{Fault, FaultReason, IovaRange, Leftover, Observer, Pasid, Rid};
 use ioasid_serve::Watcher;
 use ioasid_vfio::{IrqIndex, Unconsumed};
@@ -147,11 +148,18 @@ struct State {
 pub struct Collector {
     began: Instant,
     state: Mutex<State>,
+    /// The first memory that the program was not allowed to pin.
+    refused: OnceLock<OverLimit>,
 }
 
 impl Collector {
     pub fn new() -> Self {
-        Self { began: Instant::now(), state: Mutex::default() }
+        Self { began: Instant::now(), state: Mutex::default(), refused: OnceLock::new() }
+    }
+
+    /// The first memory that the program was not allowed to pin, if there was some.
+    pub fn refused_memory(&self) -> Option<OverLimit> {
+        self.refused.get().copied()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -235,6 +243,10 @@ impl Watcher for Collector {
                 state.unread.push((rid, *one));
             }
         }
+    }
+
+    fn memory_refused(&self, error: OverLimit) {
+        let _ = self.refused.set(error);
     }
 }
 

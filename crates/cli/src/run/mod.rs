@@ -164,6 +164,16 @@ pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Resul
     let ending =
         supervise::wait(child, &mut tracer, &signals, &server, quiet).map_err(|error| Failure::Setup(error.into()))?;
     server.close_all();
+    if let Some(error) = collector.refused_memory()
+        && !quiet
+    {
+        say!(
+            "ioasid: a mapping was refused (ENOMEM): with it {} bytes would have been pinned, and RLIMIT_MEMLOCK allows {}. \
+             As on Linux, raise that (ulimit -l); or run with --memlock unlimited.",
+            error.wanted,
+            error.limit
+        );
+    }
     let traffic = server
         .devices()
         .iter()
