@@ -75,6 +75,9 @@ pub enum AttachError {
     /// The context has 2^31 objects.
     #[error("the context has no free ids")]
     NoIds,
+    /// Who asked for it did not confirm it.
+    #[error("the attachment was not confirmed")]
+    NotConfirmed,
     /// It would have to wait for DMA that this thread itself holds up.
     #[error(transparent)]
     HoldsSlices(#[from] HoldsSlices),
@@ -161,6 +164,20 @@ impl Device {
     /// # Errors
     /// See [`AttachError`].
     pub fn attach(&self, pasid: Option<Pasid>, target: u32) -> Result<ObjectId, AttachError> {
+        self.attach_if(pasid, target, |_| true)
+    }
+
+    /// As [`Device::attach`], if `confirm` says yes to the id of the page table; it is called when nothing else can fail any
+    /// more, and must not attach or detach.
+    ///
+    /// # Errors
+    /// See [`AttachError`]; [`AttachError::NotConfirmed`] if `confirm` says no.
+    pub fn attach_if(
+        &self,
+        pasid: Option<Pasid>,
+        target: u32,
+        confirm: impl FnOnce(ObjectId) -> bool,
+    ) -> Result<ObjectId, AttachError> {
         check_holds_nothing()?;
         let _attach = self.context.attach.lock().unwrap_or_else(PoisonError::into_inner);
         let ids = self.context.ids();
@@ -174,19 +191,24 @@ impl Device {
         };
         let (ioas, table) = ids.hold_if(target_id, fits).ok_or(missing)??;
         let result = match table {
-            Some(table) => self.attach_to_table(pasid, &table),
-            None => self.attach_to_ioas(pasid, &ioas),
+            Some(table) => self.attach_to_table(pasid, &table, confirm),
+            None => self.attach_to_ioas(pasid, &ioas, confirm),
         };
         ids.release(target_id);
         result
     }
 
     /// Attaches to the automatic page table of `ioas`, which the caller holds, and makes it if there is none.
-    fn attach_to_ioas(&self, pasid: Option<Pasid>, ioas: &Arc<Ioas>) -> Result<ObjectId, AttachError> {
+    fn attach_to_ioas(
+        &self,
+        pasid: Option<Pasid>,
+        ioas: &Arc<Ioas>,
+        confirm: impl FnOnce(ObjectId) -> bool,
+    ) -> Result<ObjectId, AttachError> {
         let (ids, endpoint) = (self.context.ids(), self.endpoint());
         let kind = endpoint.iommu_kind();
         if let Some(hwpt) = ioas.automatic_table(kind.format()) {
-            return self.attach_to_table(pasid, &Table::Paging(hwpt));
+            return self.attach_to_table(pasid, &Table::Paging(hwpt), confirm);
         }
         self.check_pasid(pasid, kind.automatic_for_pasids())?;
         self.check_group(pasid, None)?;
@@ -198,13 +220,17 @@ impl Device {
         let held = ids.hold(ioas.id());
         debug_assert!(held.is_some());
         let table = Table::Paging(hwpt);
-        let id = reserved.finalize(Object::Hwpt(table.clone()), 1, vec![ioas.id()]);
-        self.replace(pasid, table);
-        Ok(id)
+        reserved.finalize(Object::Hwpt(table.clone()), 1, vec![ioas.id()]);
+        self.replace(pasid, table, confirm)
     }
 
     /// Attaches to a page table that there is.
-    fn attach_to_table(&self, pasid: Option<Pasid>, table: &Table) -> Result<ObjectId, AttachError> {
+    fn attach_to_table(
+        &self,
+        pasid: Option<Pasid>,
+        table: &Table,
+        confirm: impl FnOnce(ObjectId) -> bool,
+    ) -> Result<ObjectId, AttachError> {
         let hwpt = table.paging();
         if hwpt.format().iommu_kind() != self.endpoint().iommu_kind() {
             return Err(AttachError::WrongFormat(table.id()));
@@ -225,8 +251,7 @@ impl Device {
         }
         let held = self.context.ids().hold(table.id());
         debug_assert!(held.is_some());
-        self.replace(pasid, table.clone());
-        Ok(table.id())
+        self.replace(pasid, table.clone(), confirm)
     }
 
     /// Fails if the device has no such PASID, or if with this attachment it would have PASIDs and a table that is not made for
@@ -257,11 +282,22 @@ impl Device {
         Ok(())
     }
 
-    /// Attaches to `table`, which knows the endpoint, in place of what it was attached to.
-    fn replace(&self, pasid: Option<Pasid>, table: Table) {
-        if let Some(before) = self.endpoint().attach(pasid, table) {
-            self.let_go(pasid, &before);
+    /// Attaches to `table`, which knows the endpoint, in place of what it was attached to, or makes it forget the endpoint.
+    fn replace(
+        &self,
+        pasid: Option<Pasid>,
+        table: Table,
+        confirm: impl FnOnce(ObjectId) -> bool,
+    ) -> Result<ObjectId, AttachError> {
+        let id = table.id();
+        if !confirm(id) {
+            self.let_go(&table);
+            return Err(AttachError::NotConfirmed);
         }
+        if let Some(before) = self.endpoint().attach(pasid, table) {
+            self.end(pasid, &before);
+        }
+        Ok(id)
     }
 
     /// The page table that the device's transactions with `pasid` (or without) go to.
@@ -279,16 +315,21 @@ impl Device {
         check_holds_nothing()?;
         let _attach = self.context.attach.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(table) = self.endpoint().detach(pasid) {
-            self.let_go(pasid, &table);
+            self.end(pasid, &table);
         }
         Ok(())
     }
 
-    /// Drops the endpoint's claim on a page table that it no longer uses, and an automatic table with the last claim.
-    fn let_go(&self, pasid: Option<Pasid>, table: &Table) {
+    /// Ends an attachment that no transaction uses any more, and what it asked for.
+    fn end(&self, pasid: Option<Pasid>, table: &Table) {
         if let Some(queue) = table.fault_queue() {
             queue.dismiss_attachment(self.endpoint(), pasid);
         }
+        self.let_go(table);
+    }
+
+    /// Drops one claim of the endpoint on a page table, and an automatic table with the last claim.
+    fn let_go(&self, table: &Table) {
         let (ids, hwpt) = (self.context.ids(), table.paging());
         if let Table::Nested(nested) = table {
             nested.disconnect(self.endpoint());

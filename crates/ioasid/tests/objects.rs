@@ -74,6 +74,33 @@ fn attaching_to_something_else_fails_and_keeps_what_was_there() {
 }
 
 #[test]
+fn an_attachment_that_is_not_confirmed_keeps_what_was_there() {
+    let bench = Bench::new();
+    let endpoint = bench.endpoint(1, 1);
+    let mut port = endpoint.port();
+    let context = bench.iommu.context();
+    let (before, after) = (context.ioas_alloc().unwrap(), context.ioas_alloc().unwrap());
+    let ids = [&before, &after].map(|ioas| ioas.id().0.get());
+    map(&before, 0x1000, 1).unwrap();
+    let device = context.bind(&endpoint).unwrap();
+    let table = device.attach(None, ids[0]).unwrap();
+    let mut asked = None;
+    let refuse = |id| {
+        asked = Some(id);
+        false
+    };
+    assert!(matches!(device.attach_if(None, ids[1], refuse), Err(AttachError::NotConfirmed)));
+    // The table that was made for it is gone, and nothing of its address space is in use.
+    assert!(asked.is_some_and(|id| id != table && !context.has(id.0.get())));
+    assert_eq!(device.attached_to(None), Some(table));
+    assert!(matches!(device.attach_if(None, ids[0], |_| false), Err(AttachError::NotConfirmed)));
+    port.write(Iova(0x1000), &[1]).unwrap();
+    assert_eq!(context.destroy(ids[1]), Ok(()));
+    device.detach(None).unwrap();
+    assert_eq!(context.destroy(ids[0]), Ok(()));
+}
+
+#[test]
 fn every_reason_for_a_fault_is_told_apart() {
     let bench = Bench::new();
     let (endpoint, mut port, ioas, device) = bench.one_device();

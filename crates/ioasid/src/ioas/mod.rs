@@ -348,6 +348,14 @@ impl Ioas {
         areas.mapped().fold((0, 0), |(areas, bytes), area| (areas + 1, bytes + area.range.len_minus_one() + 1))
     }
 
+    /// How many bytes the areas have that lie in `range` as a whole: those that [`Ioas::unmap`] would unmap.
+    #[must_use]
+    pub fn bytes_in(&self, range: IovaRange) -> u64 {
+        let areas = self.locked_areas();
+        let whole = areas.mapped_in(range).filter(|area| range.contains(&area.range));
+        whole.fold(0, |bytes, area| bytes.saturating_add(area.range.len_minus_one().saturating_add(1)))
+    }
+
     /// Maps `length` bytes of `memory`, which begins with a page, and returns where.
     ///
     /// `memory` is called after everything else was checked, without a lock, and must return segments of `length` bytes

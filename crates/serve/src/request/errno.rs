@@ -152,6 +152,7 @@ impl ToErrno for AttachError {
             Self::Conflict(_) | Self::Misaligned(..) => Errno::ADDRINUSE,
             Self::Pages(error) => error.errno(),
             Self::NoIds => Errno::NOMEM,
+            Self::NotConfirmed => Errno::FAULT,
             Self::HoldsSlices(error) => error.errno(),
             Self::Table(error) => error.errno(),
         }

@@ -11,7 +11,7 @@ use std::mem::offset_of;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use ioasid::{Device, Pasid};
+use ioasid::{Device, ObjectId, Pasid};
 use ioasid_uapi::vfio as uapi;
 use ioasid_vfio::Session;
 use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
@@ -180,7 +180,7 @@ where
 impl Bound {
     fn attach(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
         let short = through!(AttachIommufdPt.pt_id: u32);
-        let (mut request, argsz) = get::<uapi::AttachIommufdPt>(address, caller, short)?;
+        let (request, argsz) = get::<uapi::AttachIommufdPt>(address, caller, short)?;
         let pasid = pasid(request.flags, uapi::ATTACH_PASID, || {
             let long = size_of::<uapi::AttachIommufdPt>();
             if (argsz as usize) < long {
@@ -188,12 +188,10 @@ impl Bound {
             }
             Ok(get::<uapi::AttachIommufdPt>(address, caller, long)?.0.pasid)
         })?;
-        request.pt_id = self.device.attach(pasid, request.pt_id).map_err(|error| error.errno())?.0.get();
         let at = address.wrapping_add(offset_of!(uapi::AttachIommufdPt, pt_id) as u64);
-        caller.write(at, request.pt_id.as_bytes()).inspect_err(|_| {
-            // Threads that serve requests borrow nothing, so this does not fail.
-            let _ = self.device.detach(pasid);
-        })
+        // What was attached before stays if the program cannot be told.
+        let told = |id: ObjectId| caller.write(at, id.0.get().as_bytes()).is_ok();
+        self.device.attach_if(pasid, request.pt_id, told).map(drop).map_err(|error| error.errno())
     }
 
     fn detach(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {

@@ -152,7 +152,7 @@ fn map_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Er
 }
 
 fn unmap_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
-    let mut request: uapi::Type1DmaUnmap = get_part(caller, address, size_of::<uapi::Type1DmaUnmap>())?;
+    let request: uapi::Type1DmaUnmap = get_part(caller, address, size_of::<uapi::Type1DmaUnmap>())?;
     let short = (request.argsz as usize) < size_of::<uapi::Type1DmaUnmap>();
     if short || request.flags & !uapi::DMA_UNMAP_FLAG_ALL != 0 {
         return Err(Errno::INVAL);
@@ -174,9 +174,9 @@ fn unmap_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), 
         }
         range
     };
-    request.size = match ioas.unmap(range) {
-        Err(UnmapError::Empty(_)) => 0,
-        unmapped => unmapped.map_err(|error| error.errno())?,
-    };
-    caller.write(address, request.as_bytes())
+    let tell = |size| caller.write(address, uapi::Type1DmaUnmap { size, ..request }.as_bytes());
+    ioas::unmap_telling(&ioas, range, request.size, tell, || match ioas.unmap(range) {
+        Err(UnmapError::Empty(_)) => Ok(0),
+        unmapped => unmapped.map_err(|error| error.errno()),
+    })
 }

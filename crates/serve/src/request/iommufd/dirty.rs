@@ -50,17 +50,25 @@ pub(super) fn get_bitmap(call: &Call<'_>) -> Result<(), Errno> {
     }
     let clear = request.flags & uapi::HWPT_GET_DIRTY_BITMAP_NO_CLEAR == 0;
     let pages = range.len_minus_one() / page + 1;
-    let mut words = vec![0u64; CHUNK / 8];
+    let (mut words, mut told) = (vec![0u64; CHUNK / 8], vec![0u64; CHUNK / 8]);
     for first in (0..pages).step_by(CHUNK * 8) {
         let count = (pages - first).min(CHUNK as u64 * 8);
         let start = range.start + first * page;
         let chunk = IovaRange { start, last: start + (count * page - 1) };
         let (address, length) = (request.data.wrapping_add(first / 8), count.div_ceil(8) as usize);
-        // Bits that are set stay set. Put back before anything is cleared, as what was cleared and cannot be told is lost.
+        // Bits that are set stay set.
         call.caller.read(address, &mut words.as_mut_bytes()[..length])?;
+        let read = |clear, words: &mut [u64]| hwpt.read_dirty(chunk, page, clear, words).map_err(|error| error.errno());
+        read(false, &mut words)?;
         call.caller.write(address, &words.as_bytes()[..length])?;
-        hwpt.read_dirty(chunk, page, clear, &mut words).map_err(|error| error.errno())?;
-        call.caller.write(address, &words.as_bytes()[..length])?;
+        if clear {
+            // Only what was told is cleared, and what was not yet dirty then is told now.
+            told.copy_from_slice(&words);
+            read(true, &mut words)?;
+            if told != words {
+                call.caller.write(address, &words.as_bytes()[..length])?;
+            }
+        }
     }
     Ok(())
 }

@@ -190,7 +190,7 @@ pub(super) fn allow_iovas(call: &Call<'_>) -> Result<(), Errno> {
 }
 
 pub(super) fn unmap(call: &Call<'_>) -> Result<(), Errno> {
-    let mut request: uapi::IoasUnmap = call.get()?;
+    let request: uapi::IoasUnmap = call.get()?;
     let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
     let range = if request.iova == 0 && request.length == u64::MAX {
         IovaRange::ALL
@@ -201,8 +201,36 @@ pub(super) fn unmap(call: &Call<'_>) -> Result<(), Errno> {
     } else {
         IovaRange::new(request.iova, request.length).ok_or(Errno::OVERFLOW)?
     };
-    request.length = ioas.unmap(range).map_err(|error| error.errno())?;
-    call.put(&request)
+    let said = request.length;
+    let tell = |length| call.put(&uapi::IoasUnmap { length, ..request });
+    unmap_telling(&ioas, range, said, tell, || ioas.unmap(range).map_err(|error| error.errno()))
+}
+
+/// Unmaps what is in `range`, and has the caller told how many bytes these were, unless it `said` so itself. It is told
+/// before, as nothing could be undone for one that cannot be told.
+pub(super) fn unmap_telling(
+    ioas: &Ioas,
+    range: IovaRange,
+    said: u64,
+    tell: impl Fn(u64) -> Result<(), Errno>,
+    unmap: impl FnOnce() -> Result<u64, Errno>,
+) -> Result<(), Errno> {
+    let expected = ioas.bytes_in(range);
+    if expected != said {
+        tell(expected)?;
+    }
+    match unmap() {
+        Ok(bytes) if bytes == expected => Ok(()),
+        // Somebody else mapped or unmapped something meanwhile.
+        Ok(bytes) => tell(bytes),
+        Err(error) => {
+            if expected != said {
+                // It was told a moment ago; whoever took the memory away since does not look at it.
+                let _ = tell(said);
+            }
+            Err(error)
+        }
+    }
 }
 
 /// Has the caller, who may be another process than the one that mapped it, answer for all memory of the context.
@@ -234,6 +262,7 @@ pub(super) fn change_process(call: &Call<'_>) -> Result<(), Errno> {
 }
 
 /// As a kernel that has no devices without an IOMMU.
-pub(super) fn noiommu_get_pa(_: &Call<'_>) -> Result<(), Errno> {
+pub(super) fn noiommu_get_pa(call: &Call<'_>) -> Result<(), Errno> {
+    call.get::<uapi::IoasNoiommuGetPa>()?;
     Err(Errno::OPNOTSUPP)
 }

@@ -160,9 +160,10 @@ impl Call<'_> {
         file: Arc<dyn GivenFile>,
         set: impl FnOnce(&mut T, u32),
     ) -> Result<(), Errno> {
+        // Whom nothing can be told gets no number, which it could not give back.
+        self.put(&value)?;
         let number = self.caller.reserve()?;
         set(&mut value, number as u32);
-        // What cannot be told must not be given.
         self.put(&value)?;
         self.caller.install(number, file)
     }

@@ -115,12 +115,17 @@ impl MockDevice {
 
     /// Attaches it, in place of what it is attached to, or where nothing is. One PASID is kept for a test of what becomes of
     /// an attachment that the device refuses: of two attachments of it in a row the second fails.
-    fn attach(&self, pasid: Option<Pasid>, table: u32) -> Result<ObjectId, Errno> {
+    fn attach(
+        &self,
+        pasid: Option<Pasid>,
+        table: u32,
+        tell: impl FnOnce(ObjectId) -> Result<(), Errno>,
+    ) -> Result<ObjectId, Errno> {
         let is_reserved = pasid.is_some_and(|pasid| pasid.get() == uapi::TEST_PASID_RESERVED);
         if is_reserved && self.fails.swap(false, Ordering::Relaxed) {
             return Err(Errno::NOMEM);
         }
-        let attached = self.device.attach(pasid, table).map_err(|error| error.errno())?;
+        let attached = self.device.attach_if(pasid, table, |id| tell(id).is_ok()).map_err(|error| error.errno())?;
         self.fails.fetch_or(is_reserved, Ordering::Relaxed);
         Ok(attached)
     }
@@ -140,7 +145,7 @@ pub(super) fn make(test: &Test<'_>) -> Result<(), Errno> {
     let context = &test.mock.context;
     let made = context.add_external(|id| {
         let device = MockDevice::new(context, flags)?;
-        let hwpt = device.attach(None, test.request.id)?;
+        let hwpt = device.attach(None, test.request.id, |_| Ok(()))?;
         let body = command::MockDomainFlags {
             out_stdev_id: id.into(),
             out_hwpt_id: hwpt.into(),
@@ -156,31 +161,29 @@ pub(super) fn make(test: &Test<'_>) -> Result<(), Errno> {
 }
 
 pub(super) fn replace(test: &Test<'_>) -> Result<(), Errno> {
-    let mut body: command::MockDomainReplace = test.body()?;
-    body.pt_id = test.mock.by_id(test.request.id)?.attach(None, body.pt_id)?.into();
-    test.put(&body)
+    let body: command::MockDomainReplace = test.body()?;
+    let tell = |id: ObjectId| test.put(&command::MockDomainReplace { pt_id: id.into() });
+    test.mock.by_id(test.request.id)?.attach(None, body.pt_id, tell).map(drop)
 }
 
 pub(super) fn attach_pasid(test: &Test<'_>) -> Result<(), Errno> {
-    let mut body: command::PasidAttach = test.body()?;
+    let body: command::PasidAttach = test.body()?;
     let (device, pasid) = (test.mock.by_id(test.request.id)?, pasid(body.pasid)?);
     if device.device.attached_to(pasid).is_some() {
         return Err(Errno::BUSY);
     }
-    body.pt_id = device.attach(pasid, body.pt_id)?.into();
-    test.put(&body).inspect_err(|_| {
-        let _ = device.detach(pasid);
-    })
+    let tell = |id: ObjectId| test.put(&command::PasidAttach { pt_id: id.into(), ..body });
+    device.attach(pasid, body.pt_id, tell).map(drop)
 }
 
 pub(super) fn replace_pasid(test: &Test<'_>) -> Result<(), Errno> {
-    let mut body: command::PasidReplace = test.body()?;
+    let body: command::PasidReplace = test.body()?;
     let (device, pasid) = (test.mock.by_id(test.request.id)?, pasid(body.pasid)?);
     if device.device.attached_to(pasid).is_none() {
         return Err(Errno::INVAL);
     }
-    body.pt_id = device.attach(pasid, body.pt_id)?.into();
-    test.put(&body)
+    let tell = |id: ObjectId| test.put(&command::PasidReplace { pt_id: id.into(), ..body });
+    device.attach(pasid, body.pt_id, tell).map(drop)
 }
 
 pub(super) fn detach_pasid(test: &Test<'_>) -> Result<(), Errno> {

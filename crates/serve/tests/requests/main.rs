@@ -1,0 +1,9 @@
+//! Requests on `/dev/iommu` by a program that is no process: what each answers, and what it leaves.
+
+#![allow(unreachable_pub, reason = "files of one test program")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod errno;
+mod failing;
+mod program;
+mod setup;
