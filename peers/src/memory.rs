@@ -34,6 +34,17 @@ impl Shared {
         Self::mapped(start, length)
     }
 
+    /// `length` bytes, a multiple of the page size, of this process alone: `MAP_PRIVATE | MAP_ANONYMOUS`.
+    ///
+    /// # Errors
+    /// Of `mmap`.
+    pub fn private(length: usize) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: as above.
+        let start = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        Self::mapped(start, length)
+    }
+
     /// `length` bytes of `file` at `offset`, both multiples of the page size. The file must not be cut short.
     ///
     /// # Errors

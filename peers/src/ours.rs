@@ -59,7 +59,15 @@ impl Space {
     /// # Errors
     /// Of the crate.
     pub fn map(&self, iova: u64, memory: Segment) -> Result<()> {
-        self.ioas.map(Placement::Fixed(Iova(iova)), memory.length(), Access::all(), || Ok(vec![memory]))?;
+        self.map_placed(Placement::Fixed(Iova(iova)), memory)
+    }
+
+    /// Maps `memory` where `placement` says.
+    ///
+    /// # Errors
+    /// Of the crate.
+    pub fn map_placed(&self, placement: Placement, memory: Segment) -> Result<()> {
+        self.ioas.map(placement, memory.length(), Access::all(), || Ok(vec![memory]))?;
         Ok(())
     }
 
@@ -71,6 +79,25 @@ impl Space {
         let range = IovaRange::new(iova, length).context("the range wraps")?;
         self.ioas.unmap(range)?;
         Ok(())
+    }
+
+    /// Unmaps everything.
+    ///
+    /// # Errors
+    /// Of the crate.
+    pub fn unmap_all(&self) -> Result<()> {
+        self.ioas.unmap(IovaRange::ALL)?;
+        Ok(())
+    }
+
+    /// The address space.
+    pub fn ioas(&self) -> &Arc<Ioas> {
+        &self.ioas
+    }
+
+    /// What it is in.
+    pub fn context(&self) -> &Arc<ioasid::Context> {
+        self.attached.context()
     }
 
     /// The page table that the device is attached to.

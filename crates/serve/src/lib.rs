@@ -20,8 +20,10 @@
 mod accounts;
 mod ask;
 mod failures;
+
 pub mod filter;
 pub mod listen;
+mod processes;
 pub mod request;
 mod server;
 mod status;

@@ -16,7 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ioasid::memory::{Account, Identity, ImportError, PAGE_SIZE, Pages, Process};
+use ioasid::memory::{Account, Identity, ImportError, PAGE_SIZE, Pages};
 use ioasid::{Access, Context};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -413,7 +413,7 @@ impl Caller for Calling<'_> {
     }
 
     fn has_mapped(&self, offset: u64, length: u64) -> bool {
-        let Ok(process) = Process::open(self.tid) else { return false };
+        let Ok(process) = self.listener.server.process(self.tid) else { return false };
         let mut next = 0;
         while let Ok(Some(vma)) = process.vmas().at_or_after(next) {
             let ours = vma.inode == self.inode && self.listener.server.is_device_file(vma.dev);
@@ -451,7 +451,7 @@ impl Caller for Calling<'_> {
 
     fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError> {
         fail_for(Errno::NOMEM).map_err(io::Error::from)?;
-        let process = Process::open(self.tid)?;
+        let process = self.listener.server.process(self.tid)?;
         self.still_there().map_err(io::Error::from)?;
         let server = self.listener.server.clone();
         let access = if writable { Access::all() } else { Access::READ };
@@ -462,7 +462,7 @@ impl Caller for Calling<'_> {
     }
 
     fn identity(&self, address: u64) -> Option<Identity> {
-        let process = Process::open(self.tid).ok()?;
+        let process = self.listener.server.process(self.tid).ok()?;
         self.still_there().ok()?;
         process.identity(address)
     }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use ioasid::memory::{Account, OverLimit};
+use ioasid::memory::{Account, OverLimit, Process};
 use ioasid::{Endpoint, Iommu, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
 use rustix::event::epoll;
@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use crate::accounts::{Accounts, Whose};
 use crate::ask::{Asker, Question, add_descriptor};
 use crate::failures::Failures;
+use crate::processes::Processes;
 use crate::request::given::GivenFile;
 use crate::request::iommufd::IommuFile;
 use crate::request::vfio::VfioFile;
@@ -101,6 +102,7 @@ pub struct Server {
     /// What may be pinned, in place of what each program may.
     memlock: Option<u64>,
     accounts: Accounts,
+    processes: Processes,
     failures: Failures,
     devices: Vec<Arc<PciDevice>>,
     watcher: Arc<dyn Watcher>,
@@ -163,6 +165,7 @@ impl Server {
             selftest: options.selftest,
             memlock: options.memlock,
             accounts,
+            processes: Processes::default(),
             failures: Failures::default(),
             devices: devices.into_iter().map(Arc::new).collect(),
             watcher,
@@ -197,6 +200,14 @@ impl Server {
     /// The account of a user or process whose RLIMIT_MEMLOCK is `own`.
     pub(crate) fn account(&self, whose: Whose, own: u64) -> Arc<dyn Account> {
         self.accounts.of(whose, self.memlock.unwrap_or(own))
+    }
+
+    /// The address space that a thread has now.
+    ///
+    /// # Errors
+    /// As [`Process::open`].
+    pub(crate) fn process(&self, tid: u32) -> io::Result<Arc<Process>> {
+        self.processes.open(tid)
     }
 
     /// Everybody's accounts.

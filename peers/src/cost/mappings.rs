@@ -9,7 +9,7 @@ use crate::table::{Cell, Costs, Line};
 /// What a port pays.
 pub const PORT: Table = Table {
     name: "cost-mappings-port",
-    measure: || {
+    measure: |_| {
         Ok(Costs {
             name: PORT.name,
             by: "mappings",
@@ -23,7 +23,7 @@ pub const PORT: Table = Table {
 /// What a page table costs.
 pub const TABLE: Table = Table {
     name: "cost-mappings-table",
-    measure: || {
+    measure: |_| {
         Ok(Costs {
             name: TABLE.name,
             by: "mappings",

@@ -2,16 +2,20 @@
 //!
 //! - [`port`]: what one port pays, which the tables have in common.
 //! - [`walk`]: what a page table alone costs.
+//! - [`requests`] and [`areas`]: what requests cost, in the library and of a program under `ioasid run`.
 
+mod areas;
 mod eviction;
 mod mappings;
 mod page_size;
 mod port;
+mod requests;
 mod threads;
 mod walk;
 
 use anyhow::Result;
 
+use crate::run::Bench;
 use crate::table::Costs;
 
 /// One table.
@@ -19,11 +23,12 @@ pub struct Table {
     /// Its name.
     pub name: &'static str,
     /// Measures it.
-    pub measure: fn() -> Result<Costs>,
+    pub measure: fn(&Bench) -> Result<Costs>,
 }
 
 /// In the order in which they are printed.
-pub const TABLES: &[Table] = &[mappings::PORT, mappings::TABLE, threads::PORT, page_size::PORT, page_size::TABLE];
+pub const TABLES: &[Table] =
+    &[requests::TABLE, areas::TABLE, mappings::PORT, mappings::TABLE, threads::PORT, page_size::PORT, page_size::TABLE];
 
 /// Samples for each number.
 const SAMPLES: usize = 11;

@@ -12,7 +12,7 @@ const PAGES: u32 = 1024;
 /// What a port pays.
 pub const PORT: Table = Table {
     name: "cost-page-size-port",
-    measure: || {
+    measure: |_| {
         Ok(Costs {
             name: PORT.name,
             by: "page size",
@@ -25,7 +25,7 @@ pub const PORT: Table = Table {
 /// What a page table costs.
 pub const TABLE: Table = Table {
     name: "cost-page-size-table",
-    measure: || {
+    measure: |_| {
         Ok(Costs {
             name: TABLE.name,
             by: "page size",

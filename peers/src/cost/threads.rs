@@ -10,7 +10,7 @@ const PAGES: u32 = 1 << 16;
 /// What a port pays.
 pub const PORT: Table = Table {
     name: "cost-threads",
-    measure: || {
+    measure: |_| {
         let layout = Layout::permuted(PAGES, 12);
         let line = |threads: u32| Ok(Line { label: threads.to_string(), cells: port::line(&layout, threads)? });
         Ok(Costs {

@@ -6,12 +6,14 @@
 //! ```text
 //!  iommufd ── context, address space, mappings      uapi ── the structures of both
 //!  vfio ───── device, its registers                 ioat ── the engine behind them
-//!  copy, round_trip ── the measurements
+//!  copy, round_trip, requests, areas ── the measurements
 //! ```
 
+mod areas;
 mod copy;
 mod ioat;
 mod iommufd;
+mod requests;
 mod round_trip;
 mod uapi;
 mod vfio;
@@ -19,7 +21,9 @@ mod vfio;
 use anyhow::Result;
 use clap::ValueEnum;
 
+pub use areas::{COUNTS as AREA_COUNTS, Growth};
 pub use copy::LENGTH as COPY_LENGTH;
+pub use requests::{REQUESTS, Requests};
 
 /// One thing to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -30,6 +34,10 @@ pub enum Task {
     CopyCold,
     /// A request on `/dev/iommu`, and a plain system call.
     Ioctl,
+    /// Single requests on `/dev/iommu`, and a plain system call.
+    Requests,
+    /// Many areas, mapped and unmapped.
+    Areas,
     /// A load from a register.
     Register,
 }
@@ -41,6 +49,8 @@ impl Task {
             Self::Copy => "copy",
             Self::CopyCold => "copy-cold",
             Self::Ioctl => "ioctl",
+            Self::Requests => "requests",
+            Self::Areas => "areas",
             Self::Register => "register",
         }
     }
@@ -52,12 +62,14 @@ impl Task {
 /// If something does not work here, above all if this is not under `ioasid run`.
 pub fn perform(task: Task) -> Result<()> {
     let samples = match task {
-        Task::Copy => copy::warm(),
-        Task::CopyCold => copy::cold(),
-        Task::Ioctl => round_trip::ioctl(),
-        Task::Register => round_trip::register(),
+        Task::Copy => serde_json::to_string(&copy::warm()?),
+        Task::CopyCold => serde_json::to_string(&copy::cold()?),
+        Task::Ioctl => serde_json::to_string(&round_trip::ioctl()?),
+        Task::Requests => serde_json::to_string(&requests::measure()?),
+        Task::Areas => serde_json::to_string(&areas::measure()?),
+        Task::Register => serde_json::to_string(&round_trip::register()?),
     }?;
-    println!("{}", serde_json::to_string(&samples)?);
+    println!("{samples}");
     Ok(())
 }
 

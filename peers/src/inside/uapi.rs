@@ -46,8 +46,8 @@ macro_rules! requests {
             $(pub $field: $type,)*
         }
         const _: () = assert!(size_of::<$name>() == $size);
-        // SAFETY: the layout is that of the header, which the size is taken from. The one address that is in any of
-        // these, `IoasMap::user_va`, comes from `Shared`, whose memory may be written by others at any time.
+        // SAFETY: the layout is that of the header, which the size is taken from. The addresses that are in any
+        // of these come from `Shared`, whose memory may be written by others at any time.
         unsafe impl Request for $name {
             const NAME: &'static str = $request;
             const NUMBER: libc::c_ulong = (b';' as libc::c_ulong) << 8 | $number;
@@ -60,6 +60,12 @@ requests! {
     Destroy = "IOMMU_DESTROY", 0x80, 8 { id: u32 }
     /// `struct iommu_ioas_alloc`
     IoasAlloc = "IOMMU_IOAS_ALLOC", 0x81, 12 { flags: u32, out_ioas_id: u32 }
+    /// `struct iommu_ioas_iova_ranges`
+    IoasIovaRanges = "IOMMU_IOAS_IOVA_RANGES", 0x84, 32
+        { ioas_id: u32, num_iovas: u32, reserved: u32, allowed_iovas: u64, out_iova_alignment: u64 }
+    /// `struct iommu_ioas_copy`
+    IoasCopy = "IOMMU_IOAS_COPY", 0x83, 40
+        { flags: u32, dst_ioas_id: u32, src_ioas_id: u32, length: u64, dst_iova: u64, src_iova: u64 }
     /// `struct iommu_ioas_map`
     IoasMap = "IOMMU_IOAS_MAP", 0x85, 40
         { flags: u32, ioas_id: u32, reserved: u32, user_va: u64, length: u64, iova: u64 }
@@ -77,6 +83,8 @@ requests! {
 
 /// `IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE`; without `IOMMU_IOAS_MAP_FIXED_IOVA` the IOVA is chosen for us.
 pub const MAP_READ_WRITE: u32 = 1 << 1 | 1 << 2;
+/// `IOMMU_IOAS_MAP_FIXED_IOVA`
+pub const MAP_FIXED: u32 = 1 << 0;
 /// `VFIO_PCI_BAR0_REGION_INDEX`
 pub const BAR0: u32 = 0;
 /// `VFIO_PCI_CONFIG_REGION_INDEX`

@@ -2,6 +2,7 @@
 //!
 //! Those that run a program under `ioasid run` share [`runner`]; what that program does is in [`crate::inside`].
 
+mod areas_growth;
 mod copy_shared;
 mod dirty_harvest;
 mod dma;
@@ -26,7 +27,7 @@ use anyhow::{Result, bail};
 
 use crate::cost;
 use crate::table::{Costs, Row};
-use runner::Runner;
+pub use runner::Runner;
 
 /// One name in the table.
 pub struct Benchmark {
@@ -69,6 +70,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
     terabyte::SMALL_TIME,
     terabyte::SMALL_MEMORY,
     terabyte::LARGE_TIME,
+    areas_growth::BENCHMARK,
 ];
 
 /// What benchmarks have in common, made when the first one needs it.
@@ -83,7 +85,7 @@ impl Bench {
     ///
     /// # Errors
     /// If there is no binary and none can be built.
-    fn runner(&self) -> Result<&Runner> {
+    pub fn runner(&self) -> Result<&Runner> {
         made_once(&self.runner, Runner::find)
     }
 
@@ -142,7 +144,7 @@ pub fn benchmarks(names: &[String]) -> Result<Results> {
         }
     }
     for cost::Table { name, measure } in cost::TABLES.iter().filter(|table| is_wanted(table.name)) {
-        match measure() {
+        match measure(&bench) {
             Ok(costs) => results.costs.push(costs),
             Err(error) => results.failed.push((name, error)),
         }

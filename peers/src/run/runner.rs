@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::de::DeserializeOwned;
 
 use crate::inside::Task;
 use crate::statistics::{FEWEST_PAIRS, Pairs};
@@ -48,13 +49,21 @@ impl Runner {
     /// # Errors
     /// If it fails, or its samples are too few to be any.
     pub fn inside(&self, task: Task) -> Result<Pairs> {
+        let samples: Pairs = self.answer(task)?;
+        ensure!(samples.ours.len() >= FEWEST_PAIRS, "{} samples are too few", samples.ours.len());
+        Ok(samples)
+    }
+
+    /// Has this binary perform `task` under the runner, and takes what it prints.
+    ///
+    /// # Errors
+    /// If it fails, or prints something else.
+    pub fn answer<T: DeserializeOwned>(&self, task: Task) -> Result<T> {
         let mut command = self.command(&self.peers);
         let output = command.args(["inside", task.name()]).stderr(Stdio::inherit()).output();
         let output = output.with_context(|| format!("cannot run {}", self.ioasid.display()))?;
         ensure!(output.status.success(), "{command:?}: {}", output.status);
-        let samples: Pairs = serde_json::from_slice(&output.stdout).context("the program inside printed no samples")?;
-        ensure!(samples.ours.len() >= FEWEST_PAIRS, "{} samples are too few", samples.ours.len());
-        Ok(samples)
+        serde_json::from_slice(&output.stdout).context("the program inside printed no samples")
     }
 }
 

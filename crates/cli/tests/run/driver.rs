@@ -127,8 +127,16 @@ impl Space {
     }
 
     pub fn map(&self, memory: &Memory, iova: u64, flags: u32) {
-        let flags = flags | iommufd::MAP_FIXED_IOVA;
-        let (user_va, length) = (memory.address, memory.length as u64);
+        self.map_bytes(memory.address, memory.length, iova, flags);
+    }
+
+    pub fn map_part(&self, memory: &Memory, bytes: std::ops::Range<usize>, iova: u64) {
+        let flags = iommufd::MAP_READABLE | iommufd::MAP_WRITEABLE;
+        self.map_bytes(memory.address + bytes.start as u64, bytes.len(), iova, flags);
+    }
+
+    fn map_bytes(&self, user_va: u64, length: usize, iova: u64, flags: u32) {
+        let (flags, length) = (flags | iommufd::MAP_FIXED_IOVA, length as u64);
         let mut map = iommufd::IoasMap { size: 40, flags, ioas_id: self.ioas, user_va, length, iova, reserved: 0 };
         ioctl(&self.iommu, iommufd::IOAS_MAP, &mut map).unwrap();
     }

@@ -29,6 +29,12 @@ pub const TESTS: &[Test] = &[
     ("a_thread_that_is_not_the_first_execs", || drop(program("exec-from-thread"))),
     ("registers_are_mapped_after_the_first_thread_has_ended", || drop(program("first-thread-ends"))),
     ("what_was_closed_is_closed_for_the_next_request", || drop(program("close-then-destroy"))),
+    ("many_areas_need_few_descriptors", || {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -n 150; exec \"$@\"", "sh"]);
+        let program = program_under(&["--device", "ioat", "--check"], "many-areas", &[]);
+        drop(succeed(command.arg(program.get_program()).args(program.get_args())));
+    }),
     ("a_descriptor_can_do_what_it_was_opened_for", || drop(program("open-modes"))),
     ("bad_command_lines_exit_2_and_say_what_would_be_right", bad_command_lines),
     ("programs_that_cannot_be_run_exit_as_from_a_shell", programs_that_cannot_be_run),

@@ -8,6 +8,7 @@ use iopt::Access;
 use crate::memory::{PAGE_SIZE, Pages, PhysSpace, Pin, PinError};
 use crate::types::IovaRange;
 
+use super::holes::Holes;
 use super::{AccessError, ConnectError, CutError, Piece, UnmapError};
 
 /// One area. Its range is its own from the first state to the end of the last.
@@ -99,6 +100,8 @@ impl Mapped<'_> {
 #[derive(Default)]
 pub(super) struct Areas {
     areas: BTreeMap<u64, Area>,
+    /// What is known about the space between them.
+    pub(super) holes: Holes,
 }
 
 impl Areas {
@@ -235,6 +238,20 @@ impl Areas {
     /// Gives a range that was kept up.
     pub(super) fn remove(&mut self, range: IovaRange) {
         self.areas.remove(&range.start);
+        self.freed(range);
+    }
+
+    /// Nothing is in `range` any more.
+    fn freed(&mut self, range: IovaRange) {
+        if self.holes.is_empty() {
+            return;
+        }
+        let before = self.areas.range(..range.start).next_back();
+        let after = self.areas.range(range.start..).next();
+        self.holes.freed(IovaRange {
+            start: before.map_or(0, |(_, area)| area.last + 1),
+            last: after.map_or(u64::MAX, |(&start, _)| start - 1),
+        });
     }
 
     /// Makes two areas of the one that `iova` lies in, if it does not begin there.
@@ -318,6 +335,8 @@ impl Areas {
         let leaving = |(_, area): &(&u64, &Area)| matches!(area.state, State::Leaving(_));
         let (&start, _) = self.areas.range(range.start..=range.last).find(leaving)?;
         let area = self.areas.remove(&start)?;
-        Some((IovaRange { start, last: area.last }, area))
+        let range = IovaRange { start, last: area.last };
+        self.freed(range);
+        Some((range, area))
     }
 }

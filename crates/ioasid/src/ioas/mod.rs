@@ -14,6 +14,7 @@
 //! reading by those who fill or empty tables, and for writing by those who add or remove one, or change the rules.
 
 mod areas;
+mod holes;
 mod software;
 mod space;
 
@@ -247,9 +248,11 @@ impl Ioas {
         self.space.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps everybody from filling and emptying page tables.
+    /// Keeps everybody from filling and emptying page tables, for who changes something that mappings depend on.
     pub(crate) fn exclusive(&self) -> RwLockWriteGuard<'_, Space> {
-        self.space.write().unwrap_or_else(PoisonError::into_inner)
+        let space = self.space.write().unwrap_or_else(PoisonError::into_inner);
+        self.locked_areas().holes.forget();
+        space
     }
 
     fn locked_areas(&self) -> MutexGuard<'_, Areas> {
@@ -439,7 +442,7 @@ impl Ioas {
         let range = {
             let space = self.space();
             let mut areas = self.locked_areas();
-            let range = space.place(&areas, placement, length, offset)?;
+            let range = space.place(&mut areas, placement, length, offset)?;
             areas.keep(range, access);
             range
         };

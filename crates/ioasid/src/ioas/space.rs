@@ -8,6 +8,7 @@ use crate::ranges::Ranges;
 use crate::types::{Iova, IovaRange};
 
 use super::areas::Areas;
+use super::holes::Want;
 use super::{Accessor, MapError, Placement};
 
 /// The largest page that an automatic IOVA is aligned for.
@@ -75,7 +76,7 @@ impl Space {
     /// A free range of `length` bytes for memory that begins `offset` bytes into a page.
     pub(super) fn place(
         &self,
-        areas: &Areas,
+        areas: &mut Areas,
         placement: Placement,
         length: u64,
         offset: u64,
@@ -109,7 +110,7 @@ impl Space {
     }
 
     /// The lowest free range, never at 0, which programs take for "none", and with the offset in its page that `like` has.
-    fn find(&self, areas: &Areas, length: u64, like: u64) -> Result<IovaRange, MapError> {
+    fn find(&self, areas: &mut Areas, length: u64, like: u64) -> Result<IovaRange, MapError> {
         let size = length.checked_next_power_of_two().filter(|_| length < u64::MAX / 2);
         let size = size.ok_or(MapError::Overflow(0, length))?;
         let natural = if like == 0 { size } else { size.min(1 << like.trailing_zeros()) };
@@ -119,16 +120,20 @@ impl Space {
         }
         let ends = IovaRange { start: PAGE_SIZE, last: u64::MAX - PAGE_SIZE };
         let allowed = if self.allowed.is_empty() { Ranges::union([ends]) } else { self.allowed.clone() };
-        for hole in self.usable().intersection(&allowed).intersection(&Ranges::union([ends])).iter() {
-            let mut next = hole.start;
+        // What begins inside a page of memory begins inside a page there.
+        let offset = like % PAGE_SIZE;
+        let want = Want { length, alignment: if offset == 0 { alignment } else { PAGE_SIZE }, offset };
+        let from = areas.holes.search_from(&want);
+        for usable in self.usable().intersection(&allowed).intersection(&Ranges::union([ends])).iter() {
+            let mut next = usable.start.max(from);
             loop {
-                let candidate = next
-                    .checked_next_multiple_of(alignment)
-                    .and_then(|start| IovaRange::new(start | (like % PAGE_SIZE), length))
-                    .filter(|range| range.last <= hole.last);
+                let candidate = want.first_at(next).filter(|range| range.last <= usable.last);
                 let Some(candidate) = candidate else { break };
                 match areas.overlapping(candidate).last() {
-                    None => return Ok(candidate),
+                    None => {
+                        areas.holes.searched(want, candidate.start);
+                        return Ok(candidate);
+                    }
                     Some(area) => match area.last.checked_add(1) {
                         Some(after) => next = after,
                         None => break,
@@ -136,6 +141,7 @@ impl Space {
                 }
             }
         }
+        areas.holes.searched(want, u64::MAX);
         Err(MapError::NoSpace(length))
     }
 }

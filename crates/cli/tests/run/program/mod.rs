@@ -48,6 +48,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "registers" => registers::exact(),
         "wide-accesses" => registers::wide(),
         "requests" => requests::malformed(),
+        "many-areas" => many_areas(),
         "isolation" => sharing::isolation(),
         "groups" => sharing::groups(),
         other => panic!("there is no program {other}"),
@@ -98,6 +99,32 @@ impl Setup {
         self.space.unmap(TARGET, self.target.length);
         self.space.destroy();
     }
+}
+
+/// Maps private and shared memory page by page, and copies through all of it.
+fn many_areas() {
+    let space = Space::new();
+    let engine = Engine::open(0, &space.iommu);
+    let ring = Memory::new(4096, libc::MAP_SHARED);
+    let (source, target) = (Memory::new(LENGTH, libc::MAP_PRIVATE), Memory::new(LENGTH, libc::MAP_SHARED));
+    space.map_rw(&ring, RING);
+    engine.attach(space.ioas);
+    let pages = || (0..LENGTH).step_by(4096);
+    for page in pages() {
+        space.map_part(&source, page..page + 4096, SOURCE + page as u64);
+        space.map_part(&target, page..page + 4096, TARGET + page as u64);
+    }
+    source.fill(5);
+    engine.copy(&ring, RING, SOURCE, TARGET, LENGTH).unwrap();
+    assert!(target.holds(5), "the copy differs");
+    engine.detach();
+    drop(engine);
+    space.unmap(RING, ring.length);
+    for page in pages() {
+        space.unmap(SOURCE + page as u64, 4096);
+    }
+    space.unmap(TARGET, LENGTH);
+    space.destroy();
 }
 
 fn copy(kind: &str) {
