@@ -284,7 +284,9 @@ fn a_file_that_is_cut_short_under_many_accesses_is_survived() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Map { at: Option<u64>, pages: u64 },
+    Map { at: u64, pages: u64 },
+    /// Anywhere, with the alignment of memory that lies at a multiple of 2 MiB, or of a page only.
+    MapAnywhere { pages: u64, aligned: bool },
     Unmap { at: u64, pages: u64 },
     UnmapAll,
     Attach(bool),
@@ -294,7 +296,8 @@ fn step() -> impl Strategy<Value = Step> {
     let page =
         || prop_oneof![0..24u64, Just(0xfedff), Just(0xfee00), Just(0xfeeff), Just((1 << 36) - 1), Just(1 << 36)];
     prop_oneof![
-        6 => (prop::option::of(page()), 1..9u64).prop_map(|(at, pages)| Step::Map { at, pages }),
+        3 => (page(), 1..9u64).prop_map(|(at, pages)| Step::Map { at, pages }),
+        5 => (1..9u64, any::<bool>()).prop_map(|(pages, aligned)| Step::MapAnywhere { pages, aligned }),
         4 => (page(), 1..12u64).prop_map(|(at, pages)| Step::Unmap { at, pages }),
         1 => Just(Step::UnmapAll),
         2 => any::<bool>().prop_map(Step::Attach),
@@ -310,7 +313,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_address_space_agrees_with_a_list_of_areas(steps in prop::collection::vec(step(), 1..40)) {
+    fn an_address_space_agrees_with_a_list_of_areas(steps in prop::collection::vec(step(), 1..60)) {
         let bench = Bench::new();
         let (_, mut port, ioas, device) = bench.one_device();
         let mut model: BTreeMap<u64, u64> = BTreeMap::new();
@@ -320,7 +323,7 @@ proptest! {
         };
         for step in steps {
             match step {
-                Step::Map { at: Some(at), pages } => {
+                Step::Map { at, pages } => {
                     let refused = overlaps(&model, at, pages) || (attached && reserved(at, pages));
                     let result = map(&ioas, at * PAGE, pages);
                     prop_assert_eq!(result.is_err(), refused, "{:?}", result);
@@ -328,12 +331,15 @@ proptest! {
                         model.insert(at, pages);
                     }
                 }
-                Step::Map { at: None, pages } => {
+                Step::MapAnywhere { pages, aligned } => {
                     let segment = || Ok(vec![Segment::memfd(pages * PAGE).unwrap().0]);
-                    let at = ioas.map(Placement::Automatic { like: PAGE }, pages * PAGE, Access::all(), segment).unwrap();
-                    let at = at.0 / PAGE;
-                    prop_assert!(at != 0 && !overlaps(&model, at, pages) && !(attached && reserved(at, pages)));
-                    model.insert(at, pages);
+                    let like = if aligned { 1 << 21 } else { PAGE };
+                    let at = ioas.map(Placement::Automatic { like }, pages * PAGE, Access::all(), segment).unwrap();
+                    let step = if aligned { pages.next_power_of_two() } else { 1 };
+                    let free = |at: &u64| !overlaps(&model, *at, pages) && !(attached && reserved(*at, pages));
+                    let lowest = (1..).filter(|at| at % step == 0).find(free);
+                    prop_assert_eq!(Some(at.0 / PAGE), lowest);
+                    model.insert(at.0 / PAGE, pages);
                 }
                 Step::Unmap { at, pages } => {
                     let inside: Vec<u64> =
