@@ -284,10 +284,19 @@ fn a_file_that_is_cut_short_under_many_accesses_is_survived() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Map { at: u64, pages: u64 },
+    Map {
+        at: u64,
+        pages: u64,
+    },
     /// Anywhere, with the alignment of memory that lies at a multiple of 2 MiB, or of a page only.
-    MapAnywhere { pages: u64, aligned: bool },
-    Unmap { at: u64, pages: u64 },
+    MapAnywhere {
+        pages: u64,
+        aligned: bool,
+    },
+    Unmap {
+        at: u64,
+        pages: u64,
+    },
     UnmapAll,
     Attach(bool),
 }
