@@ -345,7 +345,7 @@ proptest! {
                     let like = if aligned { 1 << 21 } else { PAGE };
                     let at = ioas.map(Placement::Automatic { like }, pages * PAGE, Access::all(), segment).unwrap();
                     let step = if aligned { pages.next_power_of_two() } else { 1 };
-                    let free = |at: &u64| !overlaps(&model, *at, pages) && !(attached && reserved(*at, pages));
+                    let free = |at: &u64| !(overlaps(&model, *at, pages) || attached && reserved(*at, pages));
                     let lowest = (1..).filter(|at| at % step == 0).find(free);
                     prop_assert_eq!(Some(at.0 / PAGE), lowest);
                     model.insert(at.0 / PAGE, pages);

@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -15,6 +16,7 @@ use ioasid::{
     Placement, Ranges, Rid, RuleError,
 };
 use proptest::prelude::*;
+use rustix::fs::{MemfdFlags, SealFlags};
 
 use common::{Bench, PAGE, map, range};
 
@@ -320,6 +322,41 @@ fn what_a_page_table_leads_to_can_be_told_apart() {
     assert_eq!([0, PAGE, 2 * PAGE, 4 * PAGE].map(|offset| pinned.count(byte(offset))), [1, 2, 1, 0]);
     drop(device);
     assert_eq!(bench.iommu.pinned().count(byte(PAGE)), 0);
+}
+
+/// A DMA buffer of the pages of a file, by the kernel's udmabuf, if it has that and lets us.
+///
+/// Source: Linux `include/uapi/linux/udmabuf.h`.
+#[allow(unsafe_code, reason = "an ioctl that there is no wrapper for")]
+fn udmabuf(file: &File, length: u64) -> Option<File> {
+    let device = File::open("/dev/udmabuf").ok()?;
+    let create = [file.as_raw_fd() as u64, 0, length];
+    // SAFETY: `UDMABUF_CREATE` reads two numbers of 32 bits (descriptor and flags) and two of 64 (offset and size).
+    let made = unsafe { libc::ioctl(device.as_raw_fd(), 0x4018_7542, &raw const create) };
+    assert!(made >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the kernel has just made it for us.
+    Some(unsafe { File::from_raw_fd(made) })
+}
+
+#[test]
+fn a_dma_buffer_is_mapped_where_the_kernel_makes_one() {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(rustix::fs::memfd_create(c"udmabuf", flags).unwrap());
+    file.set_len(2 * PAGE).unwrap();
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+    let Some(buffer) = udmabuf(&file, 2 * PAGE) else {
+        println!("not tried: there is no /dev/udmabuf");
+        return;
+    };
+    let bench = Bench::new();
+    let (_, mut port, ioas, device) = bench.one_device();
+    let pages = Pages::of_file(buffer, 0, 2 * PAGE, true);
+    ioas.map_pages(Some(Iova(0x10_0000)), &pages, 0, 2 * PAGE, Access::all()).unwrap();
+    device.attach(None, ioas.id().0.get()).unwrap();
+    port.write(Iova(0x10_0ffe), &[1, 2, 3, 4]).unwrap();
+    let mut found = [0; 4];
+    file.read_exact_at(&mut found, PAGE - 2).unwrap();
+    assert_eq!(found, [1, 2, 3, 4]);
 }
 
 #[test]

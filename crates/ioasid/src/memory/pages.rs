@@ -106,7 +106,8 @@ impl Pages {
     }
 
     /// `length` bytes of `file` at `start`, both multiples of the page size. The file is a memfd, or another that lies in
-    /// memory only (tmpfs, hugetlbfs), as no page of it may be written back and change its place.
+    /// memory only (tmpfs, hugetlbfs), as no page of it may be written back and change its place; or a DMA buffer that can be
+    /// mapped.
     #[must_use]
     pub fn of_file(file: File, start: u64, length: u64, writable: bool) -> Arc<Self> {
         let source = move |offset: u64, length: u64| {
@@ -211,10 +212,13 @@ fn part_of(segments: &[Segment], offset: u64, length: u64) -> Vec<Segment> {
     segments.iter().filter_map(part).collect()
 }
 
+/// `DMA_BUF_MAGIC` of Linux `include/uapi/linux/magic.h`.
+const DMA_BUF_MAGIC: libc::c_long = 0x444d_4142;
+
 /// Whether a file lies in memory only.
 fn is_memory(file: &File) -> io::Result<bool> {
     let kind = rustix::fs::fstatfs(file)?.f_type;
-    Ok(kind == libc::TMPFS_MAGIC || kind == libc::HUGETLBFS_MAGIC)
+    Ok([libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC, DMA_BUF_MAGIC].contains(&kind))
 }
 
 fn check(segments: &[Segment], length: u64, writable: bool) -> Result<(), PinError> {
