@@ -56,7 +56,7 @@ fn get_sized<T: FromBytes + IntoBytes>(caller: &dyn Caller, address: u64, size: 
         let mut rest = [0; 4096];
         let rest = &mut rest[..(size - at).min(4096)];
         caller.read(address.wrapping_add(at as u64), rest)?;
-        if rest.iter().any(|&byte| byte != 0) {
+        if *rest != [0; 4096][..rest.len()] {
             return Err(Errno::TOOBIG);
         }
         at += rest.len();

@@ -3,8 +3,6 @@
 //! Whatever fails, nothing is changed and nothing is kept; and when nothing fails any more, the request does exactly what
 //! it does where nothing ever failed.
 
-use std::sync::Arc;
-
 use ioasid_uapi::iommufd as uapi;
 use ioasid_uapi::iommufd::selftest::{self as test, TestCmd, command, data};
 use ioasid_uapi::vfio::container as vfio;
@@ -16,9 +14,9 @@ use super::setup::{ARGUMENT, DATA, IOVA, MAPPED, PAGE, Setup, State};
 /// Makes what has to be there, and returns the request's number and its argument.
 type Make = dyn Fn(&Setup) -> (u32, Vec<u8>);
 
-struct Case {
-    name: &'static str,
-    make: Box<Make>,
+pub struct Case {
+    pub name: &'static str,
+    pub make: Box<Make>,
 }
 
 fn case<T: IntoBytes + Immutable>(name: &'static str, number: u32, make: impl Fn(&Setup) -> T + 'static) -> Case {
@@ -40,7 +38,7 @@ fn test_case<T: IntoBytes + Immutable>(
 
 /// Puts `value` where requests find what their arguments point to.
 fn put<T: IntoBytes + Immutable>(setup: &Setup, value: &T) {
-    setup.program.put(DATA, value.as_bytes());
+    setup.put_data(value.as_bytes());
 }
 
 /// A file in which nothing needs what is mapped, with one more area.
@@ -311,23 +309,13 @@ fn left(setup: &Setup, result: Result<i64, Errno>) -> Left {
     (result, [ARGUMENT, DATA].map(|address| setup.program.get(address, 256)), setup.state())
 }
 
-/// Drops all of it, and sees to it that nothing is left anywhere.
-fn dispose(name: &str, setup: Setup) {
-    let Setup { iommu, file, program, .. } = setup;
-    drop(program);
-    drop(file);
-    assert_eq!(iommu.resources(), (0, 0), "{name}: windows or pages are left");
-    assert!(iommu.view().is_empty(), "{name}: requesters are left");
-    assert_eq!(Arc::strong_count(&iommu), 1, "{name}: something that was made is left");
-}
-
 /// The request where nothing fails, and in how many ways it can.
 fn points(Case { name, make }: &Case) -> u32 {
     let clean = Setup::new();
     let (number, bytes) = make(&clean);
     let expected = clean.raw(number, &bytes);
     let expected = left(&clean, expected);
-    dispose(name, clean);
+    clean.dispose(name);
 
     let mut setup = Setup::new();
     let (mut number, mut bytes) = make(&setup);
@@ -337,7 +325,7 @@ fn points(Case { name, make }: &Case) -> u32 {
         let (result, unused) = ioasid_inject::failing(nth, || setup.file.ioctl(number, ARGUMENT, &setup.program));
         if unused > 0 {
             assert_eq!(left(&setup, result), expected, "{name}, after failures");
-            dispose(name, setup);
+            setup.dispose(name);
             return nth - 1;
         }
         match result {
@@ -348,7 +336,7 @@ fn points(Case { name, make }: &Case) -> u32 {
             // It could do without: nothing else may be different.
             Ok(_) => {
                 assert_eq!(left(&setup, result), expected, "{name}, without what failure {nth} was");
-                dispose(name, setup);
+                setup.dispose(name);
                 setup = Setup::new();
                 (number, bytes) = make(&setup);
             }
@@ -357,11 +345,14 @@ fn points(Case { name, make }: &Case) -> u32 {
     unreachable!()
 }
 
+/// All of them.
+pub fn cases() -> Vec<Case> {
+    [address_spaces(), page_tables(), virtual_iommus(), old_requests(), devices()].into_iter().flatten().collect()
+}
+
 #[test]
 fn whatever_fails_in_a_request_nothing_is_changed_and_nothing_leaks() {
-    let cases: Vec<Case> =
-        [address_spaces(), page_tables(), virtual_iommus(), old_requests(), devices()].into_iter().flatten().collect();
-    let mut all = 0;
+    let (cases, mut all) = (cases(), 0);
     for case in &cases {
         let points = points(case);
         // The argument at least is read.

@@ -3,7 +3,9 @@
 #![allow(unreachable_pub, reason = "files of one test program")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod corpus;
 mod errno;
 mod failing;
 mod program;
+mod sequence;
 mod setup;

@@ -41,6 +41,16 @@ impl Program {
         self.given.lock().unwrap().retain(|_, file| file.is_some());
     }
 
+    /// Closes one of its descriptors, counted from the first that it was given.
+    pub fn close(&self, which: u8) {
+        let number = self.descriptors().get(usize::from(which)).copied();
+        if let Some(number) = number {
+            // Dropped without the lock.
+            let file = self.given.lock().unwrap().remove(&number);
+            drop(file);
+        }
+    }
+
     pub fn put(&self, address: u64, data: &[u8]) {
         self.memory.write_all_at(data, Self::offset(address, data.len()).unwrap()).unwrap();
     }

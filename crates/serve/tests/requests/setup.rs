@@ -1,5 +1,6 @@
 //! An open `/dev/iommu` with an object of every kind in it, and a request of every number that would succeed.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use ioasid::{AreaView, Iommu, Silent};
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::program::{MEMORY, MEMORY_FILE, Program};
+use super::sequence;
 
 pub const PAGE: u64 = 4096;
 /// Where in the program's memory arguments are, data that they point to, and what is mapped.
@@ -66,6 +68,8 @@ pub struct Setup {
     pub file: IommuFile,
     pub program: Program,
     pub objects: Objects,
+    /// What was asked so far, for a fuzzer to begin with.
+    pub log: RefCell<Vec<u8>>,
 }
 
 /// What a request must leave as it was if it fails.
@@ -83,15 +87,27 @@ pub struct State {
 
 impl Setup {
     pub fn new() -> Self {
-        let iommu = Iommu::new(Arc::new(Silent));
-        let file = IommuFile::new(&iommu, true);
-        let mut setup = Self { iommu, file, program: Program::new(), objects: Objects::default() };
+        let mut setup = Self::empty();
         setup.fill();
         setup
     }
 
+    /// A file with nothing in it.
+    pub fn empty() -> Self {
+        let iommu = Iommu::new(Arc::new(Silent));
+        let file = IommuFile::new(&iommu, true);
+        Self { iommu, file, program: Program::new(), objects: Objects::default(), log: RefCell::default() }
+    }
+
+    /// Puts `bytes` where requests find what their arguments point to.
+    pub fn put_data(&self, bytes: &[u8]) {
+        self.log.borrow_mut().extend(sequence::data(bytes));
+        self.program.put(DATA, bytes);
+    }
+
     /// Makes a request with these bytes as its argument.
     pub fn raw(&self, number: u32, bytes: &[u8]) -> Result<i64, Errno> {
+        self.log.borrow_mut().extend(sequence::request(number, bytes));
         self.program.put(ARGUMENT, bytes);
         self.file.ioctl(number, ARGUMENT, &self.program)
     }
@@ -211,6 +227,16 @@ impl Setup {
             length: PAGE,
             ..Default::default()
         }
+    }
+
+    /// Drops all of it, and sees to it that nothing is left anywhere.
+    pub fn dispose(self, name: &str) {
+        let Self { iommu, file, program, .. } = self;
+        drop(program);
+        drop(file);
+        assert_eq!(iommu.resources(), (0, 0), "{name}: windows or pages are left");
+        assert!(iommu.view().is_empty(), "{name}: requesters are left");
+        assert_eq!(Arc::strong_count(&iommu), 1, "{name}: something that was made is left");
     }
 
     pub fn state(&self) -> State {

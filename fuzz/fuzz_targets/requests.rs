@@ -1,0 +1,12 @@
+//! Sequences of requests on `/dev/iommu`, by a program that may make up all of it.
+#![no_main]
+#![allow(dead_code, unreachable_pub, reason = "files of a test program, of which this needs a part")]
+
+#[path = "../../crates/serve/tests/requests/program.rs"]
+mod program;
+#[path = "../../crates/serve/tests/requests/sequence.rs"]
+mod sequence;
+#[path = "../../crates/serve/tests/requests/setup.rs"]
+mod setup;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| sequence::perform(bytes));

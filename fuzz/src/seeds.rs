@@ -1,0 +1,30 @@
+//! Writes what the fuzzer begins with to `corpus/requests`: every request that the tests know to succeed, after what has
+//! to be there for it.
+#![allow(dead_code, unreachable_pub, reason = "files of a test program, of which this needs a part")]
+
+#[path = "../../crates/serve/tests/requests/failing.rs"]
+mod failing;
+#[path = "../../crates/serve/tests/requests/program.rs"]
+mod program;
+#[path = "../../crates/serve/tests/requests/sequence.rs"]
+mod sequence;
+#[path = "../../crates/serve/tests/requests/setup.rs"]
+mod setup;
+
+use std::path::Path;
+
+fn main() -> std::io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/requests");
+    std::fs::create_dir_all(&folder)?;
+    let cases = failing::cases();
+    for case in &cases {
+        let setup = setup::Setup::new();
+        let (number, bytes) = (case.make)(&setup);
+        // What a fuzzer begins with may fail, too.
+        let _ = setup.raw(number, &bytes);
+        let name = case.name.to_lowercase().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+        std::fs::write(folder.join(name), setup.log.take())?;
+    }
+    println!("{} inputs in {}", cases.len(), folder.display());
+    Ok(())
+}
