@@ -16,44 +16,45 @@
 //!
 //! Models: [`ioat::Ioat`], Intel I/OAT CBDMA 3.2.
 
-use ioasid::{DmaPort, Iova};
-use thiserror::Error;
+use std::sync::Arc;
+
+use ioasid::{BusAddress, DmaPort, Endpoint, PageGroup};
 
 pub mod ioat;
 
-/// A device's way to memory: one I/O address space, addressed with bus addresses (IOVAs).
+pub use ioasid::DmaError;
+
+/// A device's way to memory, addressed as transactions on the bus are: by IOVA, with a PASID or without.
 ///
 /// Ranges are `[iova, iova + length)` and never wrap: a range that passes the end of the address space is refused. An
 /// access may span any number of pages. One that is refused may have moved a part of its bytes, as on a real bus.
 /// Implementations do not panic; they may block (on a page request, say), and the models hold no lock meanwhile.
 pub trait Dma: Send {
-    /// Reads `data.len()` bytes at `iova`.
+    /// Reads `data.len()` bytes at `at`.
     ///
     /// # Errors
     /// The first address of the range that may not be read.
-    fn read(&mut self, iova: u64, data: &mut [u8]) -> Result<(), DmaError>;
+    fn read(&mut self, at: BusAddress, data: &mut [u8]) -> Result<(), DmaError>;
 
-    /// Writes `data` at `iova`. Eight aligned bytes are written at once: nobody sees half of them.
+    /// Writes `data` at `at`. Eight aligned bytes are written at once: nobody sees half of them.
     ///
     /// # Errors
     /// The first address of the range that may not be written.
-    fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), DmaError>;
+    fn write(&mut self, at: BusAddress, data: &[u8]) -> Result<(), DmaError>;
 
-    /// Moves `len` bytes from one IOVA to another: forward, page by page, in one step where the memory allows it.
+    /// Moves `len` bytes from one address to another: forward, page by page, in one step where the memory allows it.
     ///
     /// # Errors
     /// The first address that was refused. [`DmaError::write`] tells source from destination.
-    fn copy(&mut self, from: u64, to: u64, len: u64) -> Result<(), DmaError>;
+    fn copy(&mut self, from: BusAddress, to: BusAddress, len: u64) -> Result<(), DmaError>;
 }
 
-/// An access that the I/O address space refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("DMA {} at {iova:#x} was refused", if *.write { "write" } else { "read" })]
-pub struct DmaError {
-    /// The address that was refused.
-    pub iova: u64,
-    /// Whether it was a write.
-    pub write: bool,
+/// Where a device asks for pages (PCIe Base Specification 6.0, 10.4), if it can wait for them.
+///
+/// Called with no lock of the model held. The answer comes once, from any thread, perhaps before the call returns.
+pub trait PageRequests: Send + Sync {
+    /// Asks for pages; the group says who is told the answer.
+    fn request(&self, group: PageGroup);
 }
 
 /// Where a device's interrupts go.
@@ -71,22 +72,22 @@ pub trait Interrupts: Send + Sync {
 }
 
 impl Dma for DmaPort {
-    fn read(&mut self, iova: u64, data: &mut [u8]) -> Result<(), DmaError> {
-        Ok(DmaPort::read(self, Iova(iova), data)?)
+    fn read(&mut self, at: BusAddress, data: &mut [u8]) -> Result<(), DmaError> {
+        DmaPort::read(self, at, data)
     }
 
-    fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), DmaError> {
-        Ok(DmaPort::write(self, Iova(iova), data)?)
+    fn write(&mut self, at: BusAddress, data: &[u8]) -> Result<(), DmaError> {
+        DmaPort::write(self, at, data)
     }
 
-    fn copy(&mut self, from: u64, to: u64, len: u64) -> Result<(), DmaError> {
-        Ok(DmaPort::copy(self, Iova(from), Iova(to), len)?)
+    fn copy(&mut self, from: BusAddress, to: BusAddress, len: u64) -> Result<(), DmaError> {
+        DmaPort::copy(self, from, to, len)
     }
 }
 
-impl From<ioasid::DmaError> for DmaError {
-    fn from(error: ioasid::DmaError) -> Self {
-        Self { iova: error.at.iova.0, write: error.write }
+impl PageRequests for Arc<Endpoint> {
+    fn request(&self, group: PageGroup) {
+        self.request_pages(group);
     }
 }
 

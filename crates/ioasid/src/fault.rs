@@ -52,6 +52,8 @@ pub enum PageResponse {
     Success,
     /// It cannot have them: it shall give up.
     Invalid,
+    /// Nobody could be asked, or nobody answered: it shall give up on this, and may ask for other pages.
+    Failure,
 }
 
 /// Pages that a device asks for together.

@@ -99,7 +99,7 @@ fn an_atomic_that_cannot_be_is_a_named_error_and_changes_nothing() {
         (u64::MAX - 7, FaultReason::NotMapped),
     ];
     for (at, reason) in cases {
-        let refused = Err(DmaError { at: Iova(at).into(), write: true, reason });
+        let refused = Err(DmaError::new(Iova(at).into(), true, reason));
         assert_eq!(port.fetch_add(Iova(at), 1), refused);
         assert_eq!(port.compare_and_swap(Iova(at), 0, 1), refused);
     }

@@ -18,6 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use ioasid::Iova;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::channel::{Channel, Finished, Job, Outcome, Step};
@@ -104,7 +105,7 @@ impl Engine {
             Ok(finished) => return Outcome::Completed(finished),
             Err(error) => (Outcome::Halted(error), self.channel.halt(job, error)),
         };
-        match report.map(|(at, status)| self.dma.write(at, &status.0.to_le_bytes())) {
+        match report.map(|(at, status)| self.dma.write(Iova(at).into(), &status.0.to_le_bytes())) {
             Some(Err(_)) => Outcome::Failed(ChannelError::COMPLETION_ADDRESS),
             Some(Ok(())) | None => outcome,
         }
@@ -115,7 +116,7 @@ impl Engine {
             return Err(job.wrong);
         }
         let mut descriptor = Descriptor::new_zeroed();
-        self.dma.read(job.descriptor, descriptor.as_mut_bytes()).map_err(|_| job.unreadable)?;
+        self.dma.read(Iova(job.descriptor).into(), descriptor.as_mut_bytes()).map_err(|_| job.unreadable)?;
         let (operation, control) = descriptor.decode()?;
         match operation {
             Operation::Null => Ok(()),
@@ -135,7 +136,7 @@ impl Engine {
         let mut moved = 0;
         while moved < len && !self.channel.is_void(job) {
             let piece = (len - moved).min(PIECE);
-            self.dma.copy(from + moved, to + moved, piece)?;
+            self.dma.copy(Iova(from + moved).into(), Iova(to + moved).into(), piece)?;
             moved += piece;
         }
         Ok(())
@@ -151,7 +152,7 @@ impl Engine {
         let mut filled = 0;
         while filled < len && !self.channel.is_void(job) {
             let piece = (len - filled).min(FILL_BLOCK as u64);
-            self.dma.write(to + filled, &block[..piece as usize])?;
+            self.dma.write(Iova(to + filled).into(), &block[..piece as usize])?;
             filled += piece;
         }
         Ok(())

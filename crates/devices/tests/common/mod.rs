@@ -5,6 +5,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use ioasid::{BusAddress, FaultReason, Iova};
 use ioasid_devices::ioat::Ioat;
 use ioasid_devices::ioat::spec::descriptor::{Control, Descriptor, OP_COPY, OP_FILL};
 use ioasid_devices::ioat::spec::registers::{ChannelError, State, Status};
@@ -77,11 +78,11 @@ impl Memory {
     fn place(iova: u64, len: u64, write: bool) -> Result<usize, DmaError> {
         let end = if write { READ_ONLY } else { WRITE_ONLY };
         let mut at = iova;
-        let last = iova.checked_add(len.max(1) - 1).ok_or(DmaError { iova, write })?;
+        let last = iova.checked_add(len.max(1) - 1).ok_or(refused(iova, write))?;
         loop {
             let ok = (RAM..end).contains(&at) || (write && (WRITE_ONLY..WRITE_ONLY + PAGE as u64).contains(&at));
             if !ok {
-                return Err(DmaError { iova: at, write });
+                return Err(refused(at, write));
             }
             match (at | 0xFFF) + 1 {
                 next if next > last => return Ok((iova - RAM) as usize),
@@ -142,8 +143,13 @@ impl Memory {
     }
 }
 
+fn refused(iova: u64, write: bool) -> DmaError {
+    DmaError::new(Iova(iova).into(), write, FaultReason::NotMapped)
+}
+
 impl Dma for Memory {
-    fn read(&mut self, iova: u64, data: &mut [u8]) -> Result<(), DmaError> {
+    fn read(&mut self, at: BusAddress, data: &mut [u8]) -> Result<(), DmaError> {
+        let iova = at.iova.0;
         let mut inside = self.0.0.lock().unwrap();
         inside.accesses += 1;
         let at = Self::place(iova, data.len() as u64, false)?;
@@ -151,7 +157,8 @@ impl Dma for Memory {
         Ok(())
     }
 
-    fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), DmaError> {
+    fn write(&mut self, at: BusAddress, data: &[u8]) -> Result<(), DmaError> {
+        let iova = at.iova.0;
         let (inside, changed) = &*self.0;
         let mut inside = inside.lock().unwrap();
         inside.accesses += 1;
@@ -166,7 +173,7 @@ impl Dma for Memory {
         Ok(())
     }
 
-    fn copy(&mut self, from: u64, to: u64, len: u64) -> Result<(), DmaError> {
+    fn copy(&mut self, from: BusAddress, to: BusAddress, len: u64) -> Result<(), DmaError> {
         let (inside, changed) = &*self.0;
         let mut inside = inside.lock().unwrap();
         inside.held += 1;
@@ -174,8 +181,8 @@ impl Dma for Memory {
         inside = changed.wait_while(inside, |inside| inside.hold).unwrap();
         inside.held -= 1;
         inside.accesses += 1;
-        let source = Self::place(from, len, false)?;
-        let destination = Self::place(to, len, true)?;
+        let source = Self::place(from.iova.0, len, false)?;
+        let destination = Self::place(to.iova.0, len, true)?;
         inside.bytes.copy_within(source..source + len as usize, destination);
         Ok(())
     }

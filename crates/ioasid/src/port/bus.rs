@@ -64,7 +64,7 @@ impl Bus {
     /// Tells the observer; where slices are held, inside the gate.
     #[cold]
     pub(crate) fn fault(&self, error: DmaError) -> DmaError {
-        let DmaError { at, write, reason } = error;
+        let DmaError { at, write, reason, .. } = error;
         let ioas = self.endpoint.with_attachment(at.pasid, |table| table.ioas().serial());
         let rid = self.endpoint.rid();
         self.iommu.observer().fault(&Fault { rid, pasid: at.pasid, iova: at.iova, write, reason, ioas });

@@ -74,6 +74,17 @@ pub struct DmaError {
     pub write: bool,
     /// Why.
     pub reason: FaultReason,
+    /// Whether it may succeed after the device has asked for the page (see [`Endpoint::request_pages`]). The observer is told of
+    /// such a refusal only if the answer is no.
+    pub recoverable: bool,
+}
+
+impl DmaError {
+    /// A refusal for good.
+    #[must_use]
+    pub fn new(at: BusAddress, write: bool, reason: FaultReason) -> Self {
+        Self { at, write, reason, recoverable: false }
+    }
 }
 
 /// What a device model holds to reach memory. One thread uses it at a time.
@@ -226,7 +237,7 @@ impl DmaPort {
         drop(inside);
         moved.map_err(|(side, reason)| {
             let (at, write) = if side == Side::Source { (from, false) } else { (to, true) };
-            self.bus.fault(DmaError { at, write, reason })
+            self.bus.fault(DmaError::new(at, write, reason))
         })
     }
 
@@ -251,15 +262,14 @@ impl DmaPort {
 
     fn atomic(&mut self, at: BusAddress, operation: impl Fn(&AtomicU64) -> u64) -> Result<u64, DmaError> {
         if !at.iova.0.is_multiple_of(8) {
-            return Err(self.bus.fault(DmaError { at, write: true, reason: FaultReason::Misaligned }));
+            return Err(self.bus.fault(DmaError::new(at, true, FaultReason::Misaligned)));
         }
         let mut before = Some(0);
         self.piece(at, 0, Access::all(), 8, |place, _| {
             before = transfer::atomic(place, &operation);
             Ok(())
         })?;
-        let before =
-            before.ok_or_else(|| self.bus.fault(DmaError { at, write: true, reason: FaultReason::NotLocal }))?;
+        let before = before.ok_or_else(|| self.bus.fault(DmaError::new(at, true, FaultReason::NotLocal)))?;
         self.bus.requester.count_read(8);
         self.bus.requester.count_written(8);
         Ok(before)
@@ -339,7 +349,7 @@ impl DmaPort {
                 .and_then(|span| piece_at(span, left, translator, &mut transfer)),
         };
         drop(inside);
-        moved.map_err(|reason| bus.fault(DmaError { at, write, reason }))
+        moved.map_err(|reason| bus.fault(DmaError::new(at, write, reason)))
     }
 }
 
@@ -387,7 +397,7 @@ fn copy_between(
 /// `done` bytes after `at`; a transaction that wraps ends at the top of the space, where nothing is mapped.
 #[inline]
 fn address(at: BusAddress, done: u64, write: bool) -> Result<BusAddress, DmaError> {
-    at.offset(done).ok_or(DmaError { at, write, reason: FaultReason::NotMapped })
+    at.offset(done).ok_or(DmaError::new(at, write, FaultReason::NotMapped))
 }
 
 impl Drop for DmaPort {

@@ -137,7 +137,7 @@ impl<'p> Slices<'p> {
         while done < length {
             let span = address(at, done, write).and_then(|at| {
                 let span = self.translator.translate_here(self.bus, self.held.inside(), at, access);
-                span.map_err(|reason| DmaError { at, write, reason })
+                span.map_err(|reason| DmaError::new(at, write, reason))
             });
             match span {
                 Ok((start, there)) => {
@@ -172,7 +172,7 @@ impl<'p> Slices<'p> {
         drop(self);
         lost.map_or(Ok(()), |reason| {
             let at = BusAddress { pasid, iova: Iova(0) };
-            Err(bus.fault(DmaError { at, write: access.contains(Access::WRITE), reason }))
+            Err(bus.fault(DmaError::new(at, access.contains(Access::WRITE), reason)))
         })
     }
 }

@@ -175,7 +175,7 @@ impl PortMemory {
     /// Tells the observer, and makes an error of it that vm-memory knows.
     #[cold]
     fn refuse(&self, iova: u64, access: Access, reason: FaultReason) -> GuestMemoryError {
-        let error = DmaError { at: self.at(iova), write: access.contains(Access::WRITE), reason };
+        let error = DmaError::new(self.at(iova), access.contains(Access::WRITE), reason);
         let error = self.bus.fault(error);
         match reason {
             FaultReason::NotMapped => GuestMemoryError::InvalidGuestAddress(GuestAddress(iova)),
