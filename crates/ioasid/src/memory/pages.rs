@@ -32,8 +32,22 @@ pub enum PinError {
     PhysicalSpace(#[from] OutOfPhysicalSpace),
 }
 
-/// Where memory comes from when somebody needs it: so many bytes from an offset on, both multiples of the page size.
-type Source = Box<dyn Fn(u64, u64) -> Result<Vec<Segment>, ImportError> + Send + Sync>;
+/// Where memory comes from when somebody needs it.
+enum Source {
+    /// It is there already.
+    Segments(Vec<Segment>),
+    /// Asked for so many bytes from an offset on, both multiples of the page size.
+    OnDemand(Box<dyn Fn(u64, u64) -> Result<Vec<Segment>, ImportError> + Send + Sync>),
+}
+
+impl Source {
+    fn get(&self, offset: u64, length: u64) -> Result<Vec<Segment>, ImportError> {
+        match self {
+            Self::Segments(segments) => Ok(part_of(segments, offset, length)),
+            Self::OnDemand(bring) => bring(offset, length),
+        }
+    }
+}
 
 /// A range of backing memory. It is brought in (pinned) when a device or somebody else first needs it, exists once however
 /// often it is mapped, and is let go when nobody needs it any more. Devices need all of it; who needs a part pins that.
@@ -44,7 +58,7 @@ pub struct Pages {
     source: Source,
     /// Whether they are pages of a file, and of no process.
     of_file: bool,
-    ledger: Arc<Ledger>,
+    ledger: Ledger,
     pinned: Mutex<Pinned>,
 }
 
@@ -75,18 +89,18 @@ impl Pages {
         writable: bool,
         source: impl Fn(u64, u64) -> Result<Vec<Segment>, ImportError> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        Arc::new(Self::made(address, length, writable, Box::new(source), false))
+        Arc::new(Self::made(address, length, writable, Source::OnDemand(Box::new(source)), false))
     }
 
     fn made(address: u64, length: u64, writable: bool, source: Source, of_file: bool) -> Self {
-        Self { address, length, writable, source, of_file, ledger: Arc::default(), pinned: Mutex::default() }
+        Self { address, length, writable, source, of_file, ledger: Ledger::default(), pinned: Mutex::default() }
     }
 
     /// Has `account` answer for what is pinned, from the first pin on.
     #[must_use]
     pub fn charged_to(mut self: Arc<Self>, account: Arc<dyn Account>) -> Arc<Self> {
         if let Some(pages) = Arc::get_mut(&mut self) {
-            pages.ledger = Arc::new(Ledger::new(Some(account)));
+            pages.ledger = Ledger::new(Some(account));
         }
         self
     }
@@ -122,7 +136,7 @@ impl Pages {
                 Err(error) => Err(error.into()),
             }
         };
-        Arc::new(Self::made(start, length, writable, Box::new(source), true))
+        Arc::new(Self::made(start, length, writable, Source::OnDemand(Box::new(source)), true))
     }
 
     /// Memory that is there already.
@@ -131,7 +145,7 @@ impl Pages {
     /// [`PinError`], if the segments are not `length` bytes of whole pages, or with `writable` cannot be written.
     pub(crate) fn of(segments: Vec<Segment>, length: u64, writable: bool) -> Result<Arc<Self>, PinError> {
         check(&segments, length, writable)?;
-        Ok(Self::new(0, length, writable, move |offset, length| Ok(part_of(&segments, offset, length))))
+        Ok(Arc::new(Self::made(0, length, writable, Source::Segments(segments), false)))
     }
 
     /// Where they come from.
@@ -153,7 +167,7 @@ impl Pages {
     }
 
     /// Brings the memory in, if nobody has yet. What is `offset` bytes from its beginning is going to be mapped at `iova`.
-    pub(crate) fn pin(&self, space: &Arc<PhysSpace>, iova: u64, offset: u64) -> Result<Pin, PinError> {
+    pub(crate) fn pin(self: &Arc<Self>, space: &Arc<PhysSpace>, iova: u64, offset: u64) -> Result<Pin, PinError> {
         let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(windows) = pinned.whole.upgrade() {
             return Ok(Pin(windows));
@@ -164,7 +178,12 @@ impl Pages {
     }
 
     /// Brings in the pages that `length` bytes from `offset` on lie in, if nobody has yet. Not for devices.
-    pub(crate) fn pin_part(&self, space: &Arc<PhysSpace>, offset: u64, length: u64) -> Result<Pin, PinError> {
+    pub(crate) fn pin_part(
+        self: &Arc<Self>,
+        space: &Arc<PhysSpace>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Pin, PinError> {
         let end = (offset + length).next_multiple_of(PAGE_SIZE);
         let offset = offset & !(PAGE_SIZE - 1);
         let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
@@ -178,18 +197,23 @@ impl Pages {
     }
 
     /// Windows of `length` bytes from `offset` on, of which the first is going to be mapped at `iova`.
-    fn bring_in(&self, space: &Arc<PhysSpace>, offset: u64, length: u64, iova: u64) -> Result<Windows, PinError> {
+    fn bring_in(
+        self: &Arc<Self>,
+        space: &Arc<PhysSpace>,
+        offset: u64,
+        length: u64,
+        iova: u64,
+    ) -> Result<Windows, PinError> {
         self.ledger.charge(length)?;
         // From here on, dropping it undoes what was done.
-        let (space_of, ledger) = (space.clone(), self.ledger.clone());
-        let mut windows = Windows { space: space_of, ledger, offset, length, windows: Vec::new() };
+        let mut windows = Windows { space: space.clone(), pages: self.clone(), offset, length, windows: Vec::new() };
         if ioasid_inject::fails() {
             return Err(ImportError::System(io::ErrorKind::OutOfMemory.into()).into());
         }
-        let segments = (self.source)(offset, length)?;
+        let segments = self.source.get(offset, length)?;
         check(&segments, length, self.writable)?;
-        let owner = std::ptr::from_ref(self).addr();
-        windows.windows.reserve(segments.len());
+        let owner = Arc::as_ptr(self).addr();
+        windows.windows.reserve_exact(segments.len());
         let mut at = iova;
         for segment in segments {
             windows.windows.push(space.insert(segment.backing, segment.length, at, owner)?);
@@ -239,7 +263,7 @@ fn check(segments: &[Segment], length: u64, writable: bool) -> Result<(), PinErr
 /// The windows of pinned memory in the physical space, in a row: `length` bytes of some pages from `offset` on.
 struct Windows {
     space: Arc<PhysSpace>,
-    ledger: Arc<Ledger>,
+    pages: Arc<Pages>,
     offset: u64,
     length: u64,
     windows: Vec<Arc<Window>>,
@@ -250,7 +274,7 @@ impl Drop for Windows {
         for window in &self.windows {
             self.space.remove(window);
         }
-        self.ledger.release(self.length);
+        self.pages.ledger.release(self.length);
     }
 }
 
