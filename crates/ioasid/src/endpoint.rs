@@ -12,15 +12,18 @@
 use std::any::Any;
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
 
+use crate::fault::Recovery;
 use crate::gate::{Gate, check_holds_nothing, quiesce};
 use crate::group::Group;
 use crate::hwpt::{IommuKind, Table};
 use crate::invalidation::Invalidation;
 use crate::iommu::Iommu;
+use crate::mediate::{Part, Parts};
 use crate::port::{DmaPort, Requester};
-use crate::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, RwLock};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 use crate::types::{GroupId, HoldsSlices, IovaRange, Pasid, Rid};
 use crate::viommu::VirtualDevice;
+use crate::virtual_pasids::VirtualPasids;
 
 /// Where message-signalled interrupts go on x86: a write there is not a memory access (Intel SDM 3, 12.11).
 const MSI_WINDOW: IovaRange = IovaRange { start: 0xfee0_0000, last: 0xfeef_ffff };
@@ -39,12 +42,21 @@ pub struct EndpointOptions {
     pub pasid_bits: u32,
     /// Whether its IOMMU can track what it writes.
     pub dirty_tracking: bool,
+    /// What it can do about a page that is not there.
+    pub recovery: Recovery,
 }
 
 impl Default for EndpointOptions {
-    /// A PCI function behind VT-d, whose writes from 0xfee00000 to 0xfeefffff are interrupts.
+    /// A PCI function behind VT-d, whose writes from 0xfee00000 to 0xfeefffff are interrupts, and whose transactions can wait for
+    /// a page.
     fn default() -> Self {
-        Self { iommu: IommuKind::default(), reserved: vec![MSI_WINDOW], pasid_bits: 20, dirty_tracking: true }
+        Self {
+            iommu: IommuKind::default(),
+            reserved: vec![MSI_WINDOW],
+            pasid_bits: 20,
+            dirty_tracking: true,
+            recovery: Recovery::Stall,
+        }
     }
 }
 
@@ -57,6 +69,16 @@ pub struct Endpoint {
     bus_master: AtomicBool,
     /// The id of the [`crate::Device`] that has it in its context, [`BEING_BOUND`], or 0 if none has.
     pub(crate) bound: AtomicU32,
+    /// Whether it is on no bus: its refusals are its maker's affair, and nobody else's.
+    software: bool,
+    /// If it is a part of another: its transactions are the other's.
+    pub(crate) part: Option<Part>,
+    /// If others are parts of it.
+    pub(crate) parts: Parts,
+    /// Whether any were: it is bound as a whole no more.
+    pub(crate) mediated: AtomicBool,
+    /// Accesses that were refused because what they went to had been destroyed.
+    parked_faults: AtomicU64,
     /// What a guest knows it as. Locked before a virtual IOMMU and ids.
     virtual_device: Mutex<Option<Arc<VirtualDevice>>>,
     attachments: RwLock<Attachments>,
@@ -77,7 +99,13 @@ struct Ports {
 }
 
 impl Endpoint {
-    pub(crate) fn new(rid: Rid, iommu: &Arc<Iommu>, group: Arc<Group>, options: EndpointOptions) -> Self {
+    pub(crate) fn new(
+        rid: Rid,
+        iommu: &Arc<Iommu>,
+        group: Arc<Group>,
+        options: EndpointOptions,
+        part: Option<Part>,
+    ) -> Self {
         Self {
             rid,
             iommu: Arc::downgrade(iommu),
@@ -85,11 +113,51 @@ impl Endpoint {
             options,
             bus_master: AtomicBool::new(false),
             bound: AtomicU32::new(0),
+            software: false,
+            part,
+            parts: Parts::default(),
+            mediated: AtomicBool::new(false),
+            parked_faults: AtomicU64::new(0),
             virtual_device: Mutex::default(),
             attachments: RwLock::default(),
             ports: Mutex::default(),
             extension: OnceLock::new(),
         }
+    }
+
+    /// A requester that is on no bus, for what software does in the name of the device with the id `bound`.
+    pub(crate) fn software(iommu: &Arc<Iommu>, bound: u32) -> Self {
+        let options = EndpointOptions { reserved: Vec::new(), ..EndpointOptions::default() };
+        let group = Arc::new(Group::new(GroupId(u32::MAX)));
+        let endpoint = Self { software: true, ..Self::new(Rid::SOFTWARE, iommu, group, options, None) };
+        endpoint.bound.store(bound, Ordering::Relaxed);
+        endpoint.bus_master.store(true, Ordering::Release);
+        endpoint
+    }
+
+    /// Whether it is on no bus.
+    pub(crate) fn is_software(&self) -> bool {
+        self.software
+    }
+
+    pub(crate) fn iommu(&self) -> Option<Arc<Iommu>> {
+        self.iommu.upgrade()
+    }
+
+    /// What it can do about a page that is not there.
+    #[must_use]
+    pub fn recovery(&self) -> Recovery {
+        self.options.recovery
+    }
+
+    /// How many of its accesses were refused because what they went to had been destroyed, or the PASID freed.
+    #[must_use]
+    pub fn parked_faults(&self) -> u64 {
+        self.parked_faults.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_parked_fault(&self) {
+        self.parked_faults.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Keeps something with it, for whoever made it. Only the first call counts.
@@ -194,7 +262,13 @@ impl Endpoint {
         }
         check_holds_nothing()?;
         self.bus_master.store(false, Ordering::Release);
-        quiesce(|each| self.gates(each), Invalidation::All);
+        match &self.part {
+            None => {
+                self.cancel_requests();
+                quiesce(|each| self.gates(each), Invalidation::All);
+            }
+            Some(part) => part.stop(),
+        }
         Ok(())
     }
 
@@ -202,6 +276,26 @@ impl Endpoint {
     #[must_use]
     pub fn is_bus_master(&self) -> bool {
         self.bus_master.load(Ordering::Acquire)
+    }
+
+    /// Whether transactions with `pasid` may be made: the device may do DMA, and so may the part of it that they belong to.
+    pub(crate) fn may_dma(&self, pasid: Option<Pasid>) -> bool {
+        let part = || self.mediated.load(Ordering::Acquire).then(|| self.parts.find(pasid)).flatten();
+        self.is_bus_master() && part().is_none_or(|(part, _)| part.is_bus_master())
+    }
+
+    /// What its numbers for PASIDs mean on the bus, if it is a part of another.
+    #[must_use]
+    pub fn virtual_pasids(&self) -> Option<&Arc<VirtualPasids>> {
+        self.part.as_ref().map(|part| &part.table)
+    }
+
+    /// Who makes its transactions with `pasid`, and with which PASID on the bus; `None` if it has none there.
+    pub(crate) fn on_bus(self: &Arc<Self>, pasid: Option<Pasid>) -> Option<(Arc<Self>, Option<Pasid>)> {
+        match &self.part {
+            None => Some((self.clone(), pasid)),
+            Some(part) => Some((part.parent.clone(), Some(part.physical(pasid)?))),
+        }
     }
 
     /// Bytes read and written by DMA so far.
@@ -230,6 +324,22 @@ impl Endpoint {
     pub(crate) fn with_attachment<T>(&self, pasid: Option<Pasid>, use_it: impl FnOnce(&Table) -> T) -> Option<T> {
         let attachments = self.attachments.read().unwrap_or_else(PoisonError::into_inner);
         find(&attachments, pasid).ok().map(|at| use_it(&attachments[at].1))
+    }
+
+    /// The attachment that a transaction goes by: that of its PASID, or that without one, where a guest owns the PASIDs.
+    pub(crate) fn route(&self, pasid: Option<Pasid>) -> Option<(Option<Pasid>, Table)> {
+        self.route_or(pasid, Table::owns_pasids)
+    }
+
+    /// As [`Endpoint::route`], for a page request, which a guest may make of any PASID where a table is its own.
+    pub(crate) fn route_request(&self, pasid: Option<Pasid>) -> Option<(Option<Pasid>, Table)> {
+        self.route_or(pasid, |table| matches!(table, Table::Nested(_)))
+    }
+
+    fn route_or(&self, pasid: Option<Pasid>, shared: fn(&Table) -> bool) -> Option<(Option<Pasid>, Table)> {
+        let attachments = self.attachments.read().unwrap_or_else(PoisonError::into_inner);
+        let by = |key: Option<Pasid>| find(&attachments, key).ok().map(|at| (key, attachments[at].1.clone()));
+        by(pasid).or_else(|| by(None).filter(|(_, table)| shared(table)))
     }
 
     /// Goes through all attachments, in order of PASID, as long as `each` gives nothing.

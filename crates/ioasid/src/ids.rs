@@ -42,6 +42,8 @@ enum Slot<T> {
     },
     /// The object went with another, and who made it may not know: the id is not used again.
     Buried,
+    /// The object is gone, and so many know its id still: it is free when they have let go.
+    Parked(usize),
 }
 
 /// Why an object was not removed.
@@ -94,7 +96,7 @@ impl<T: Clone> Ids<T> {
     pub(crate) fn get(&self, id: ObjectId) -> Option<T> {
         match self.lock().get(&id.0.get())? {
             Slot::Ready { object, .. } => Some(object.clone()),
-            Slot::Reserved | Slot::Buried => None,
+            Slot::Reserved | Slot::Buried | Slot::Parked(_) => None,
         }
     }
 
@@ -102,7 +104,7 @@ impl<T: Clone> Ids<T> {
     pub(crate) fn all<R>(&self, of_each: impl Fn(&T) -> Option<R>) -> Vec<R> {
         let ready = |slot: &Slot<T>| match slot {
             Slot::Ready { object, .. } => of_each(object),
-            Slot::Reserved | Slot::Buried => None,
+            Slot::Reserved | Slot::Buried | Slot::Parked(_) => None,
         };
         self.lock().values().filter_map(ready).collect()
     }
@@ -123,7 +125,7 @@ impl<T: Clone> Ids<T> {
     pub(crate) fn hold_if<R, E>(&self, id: ObjectId, fits: impl FnOnce(&T) -> Result<R, E>) -> Option<Result<R, E>> {
         match self.lock().get_mut(&id.0.get())? {
             Slot::Ready { object, users, .. } => Some(fits(object).inspect(|_| *users += 1)),
-            Slot::Reserved | Slot::Buried => None,
+            Slot::Reserved | Slot::Buried | Slot::Parked(_) => None,
         }
     }
 
@@ -147,7 +149,7 @@ impl<T: Clone> Ids<T> {
     fn remove_leaving(&self, id: ObjectId, left: Option<Slot<T>>) -> Result<T, RemoveError> {
         let mut slots = self.lock();
         match slots.get(&id.0.get()) {
-            None | Some(Slot::Reserved | Slot::Buried) => Err(RemoveError::Missing),
+            None | Some(Slot::Reserved | Slot::Buried | Slot::Parked(_)) => Err(RemoveError::Missing),
             Some(Slot::Ready { users: 1.., .. }) => Err(RemoveError::InUse),
             Some(Slot::Ready { users: 0, .. }) => {
                 let object = take(&mut slots, id).ok_or(RemoveError::Missing)?;
@@ -155,6 +157,22 @@ impl<T: Clone> Ids<T> {
                 Ok(object)
             }
         }
+    }
+
+    /// Takes the object of `id` out, although others may hold it, and keeps the id from being used again until they have let go.
+    /// An object that another was made on stays.
+    pub(crate) fn park(&self, id: ObjectId) -> Result<T, RemoveError> {
+        let mut slots = self.lock();
+        let Some(Slot::Ready { users, .. }) = slots.get(&id.0.get()) else { return Err(RemoveError::Missing) };
+        let users = *users;
+        if slots.values().any(|slot| matches!(slot, Slot::Ready { holds, .. } if holds.contains(&id))) {
+            return Err(RemoveError::InUse);
+        }
+        let object = take(&mut slots, id).ok_or(RemoveError::Missing)?;
+        if users > 0 {
+            slots.insert(id.0.get(), Slot::Parked(users));
+        }
+        Ok(object)
     }
 
     /// Removes `id` if nobody uses it, and keeps the id from being used again.
@@ -168,7 +186,7 @@ impl<T: Clone> Ids<T> {
         let mut slots = self.lock();
         let mut ready = slots.iter().filter_map(|(id, slot)| match slot {
             Slot::Ready { users, .. } => Some((*users, *id)),
-            Slot::Reserved | Slot::Buried => None,
+            Slot::Reserved | Slot::Buried | Slot::Parked(_) => None,
         });
         let first = ready.next()?;
         let (_, id) = if first.0 == 0 { first } else { ready.find(|(users, _)| *users == 0).unwrap_or(first) };
@@ -181,7 +199,8 @@ type Slots<T> = BTreeMap<u32, Slot<T>>;
 
 fn release<T>(slots: &mut Slots<T>, id: ObjectId) {
     match slots.get_mut(&id.0.get()) {
-        Some(Slot::Ready { users: users @ 1.., .. }) => *users -= 1,
+        Some(Slot::Ready { users: users @ 1.., .. } | Slot::Parked(users @ 2..)) => *users -= 1,
+        Some(Slot::Parked(1)) => drop(slots.remove(&id.0.get())),
         _ => debug_assert!(false, "object {id} was not held"),
     }
 }
@@ -193,7 +212,7 @@ fn take<T>(slots: &mut Slots<T>, id: ObjectId) -> Option<T> {
             holds.into_iter().for_each(|held| release(slots, held));
             Some(object)
         }
-        Slot::Reserved | Slot::Buried => None,
+        Slot::Reserved | Slot::Buried | Slot::Parked(_) => None,
     }
 }
 
@@ -278,6 +297,27 @@ mod tests {
         assert_eq!(ids.remove(hwpt), Ok("hwpt"));
         assert_eq!(ids.take_leaf(), Some((ioas, "ioas")));
         assert_eq!(ids.take_leaf(), None);
+    }
+
+    #[test]
+    fn the_id_of_what_is_parked_is_free_when_the_last_has_let_go() {
+        let ids = Ids::new();
+        let parent = ids.reserve().unwrap().finalize("parent", 0, vec![]);
+        ids.hold(parent).unwrap();
+        let nested = ids.reserve().unwrap().finalize("nested", 0, vec![parent]);
+        ids.hold(nested).unwrap();
+        ids.hold(nested).unwrap();
+        assert_eq!(ids.park(parent), Err(RemoveError::InUse));
+        assert_eq!(ids.park(nested), Ok("nested"));
+        assert_eq!((ids.get(nested), ids.hold(nested), ids.remove(nested)), (None, None, Err(RemoveError::Missing)));
+        assert_eq!(ids.park(nested), Err(RemoveError::Missing));
+        assert_eq!(ids.park(parent), Ok("parent"), "what it held is let go");
+        assert_eq!(ids.reserve().unwrap().id(), parent);
+        ids.release(nested);
+        assert_ne!(ids.reserve().unwrap().finalize("other", 0, vec![]), nested);
+        assert_ne!(ids.reserve().unwrap().id(), nested);
+        ids.release(nested);
+        assert_eq!(ids.reserve().unwrap().id(), nested);
     }
 
     #[test]

@@ -27,6 +27,8 @@ impl TableId {
 pub(crate) enum Invalidation {
     /// Translations of addresses in a range of one page table.
     Range(TableId, IovaRange),
+    /// Where a PASID, or transactions without one, go by a guest's own table of PASIDs.
+    Pasid(TableId, Option<Pasid>),
     /// What a PASID, or transactions without one, are attached to.
     Attachment(Option<Pasid>),
     /// Everything.

@@ -8,12 +8,15 @@ use iopt::Arena;
 
 use crate::context::Context;
 use crate::endpoint::{BEING_BOUND, Endpoint, EndpointOptions};
+use crate::fault::Deadlines;
 use crate::group::Group;
 use crate::hwpt::Table;
 use crate::ids::ObjectId;
 use crate::ioas::AreaView;
+use crate::mediate::Part;
 use crate::memory::{PhysSpace, Pinned, TableSpace};
 use crate::observe::Observer;
+use crate::pasid::PasidSpace;
 use crate::sync::RwLock;
 use crate::types::{GroupId, Pasid, Rid};
 
@@ -29,6 +32,9 @@ pub struct Iommu {
     endpoints: RwLock<BTreeMap<Rid, Arc<Endpoint>>>,
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     serial: AtomicU64,
+    /// Of page requests.
+    pub(crate) deadlines: Deadlines,
+    pub(crate) pasids: Arc<PasidSpace>,
 }
 
 /// A picture of one endpoint: see [`Iommu::view`].
@@ -51,8 +57,8 @@ pub struct AttachmentView {
     pub pasid: Option<Pasid>,
     /// The page table.
     pub hwpt: ObjectId,
-    /// The address space.
-    pub ioas: ObjectId,
+    /// The address space, if it is of one.
+    pub ioas: Option<ObjectId>,
     /// What is mapped in it, in order of IOVA; for a nested table, of the guest's physical address.
     pub areas: Vec<AreaView>,
 }
@@ -80,6 +86,8 @@ impl Iommu {
             endpoints: RwLock::default(),
             groups: RwLock::default(),
             serial: AtomicU64::new(1),
+            deadlines: Deadlines::default(),
+            pasids: Arc::default(),
         })
     }
 
@@ -95,6 +103,16 @@ impl Iommu {
         group: GroupId,
         options: EndpointOptions,
     ) -> Option<Arc<Endpoint>> {
+        self.add_requester(rid, group, options, None)
+    }
+
+    pub(crate) fn add_requester(
+        self: &Arc<Self>,
+        rid: Rid,
+        group: GroupId,
+        options: EndpointOptions,
+        part: Option<Part>,
+    ) -> Option<Arc<Endpoint>> {
         let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
         if endpoints.contains_key(&rid) {
             return None;
@@ -103,7 +121,7 @@ impl Iommu {
             let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
             groups.entry(group).or_insert_with(|| Arc::new(Group::new(group))).clone()
         };
-        let endpoint = Arc::new(Endpoint::new(rid, self, group, options));
+        let endpoint = Arc::new(Endpoint::new(rid, self, group, options, part));
         endpoints.insert(rid, endpoint.clone());
         Some(endpoint)
     }
@@ -113,7 +131,9 @@ impl Iommu {
         let endpoints = self.endpoints.read().unwrap_or_else(PoisonError::into_inner);
         let others =
             endpoints.values().filter(|other| other.group() == endpoint.group() && other.rid() != endpoint.rid());
-        let elsewhere = |other: &Table| !table.is_some_and(|table| table.is(other));
+        let is_same = |other: &Table| table.is_some_and(|table| table.is(other));
+        // What is parked translates nothing.
+        let elsewhere = |other: &Table| !matches!(other, Table::Parked(_)) && !is_same(other);
         others.into_iter().any(|other| other.with_attachment(pasid, elsewhere) == Some(true))
     }
 
@@ -146,8 +166,8 @@ impl Iommu {
                         .map(|(pasid, table)| AttachmentView {
                             pasid,
                             hwpt: table.id(),
-                            ioas: table.ioas().id(),
-                            areas: table.ioas().areas(),
+                            ioas: table.ioas().map(|ioas| ioas.id()),
+                            areas: table.ioas().map(|ioas| ioas.areas()).unwrap_or_default(),
                         })
                         .collect(),
                 }
@@ -159,6 +179,12 @@ impl Iommu {
     #[must_use]
     pub fn resources(&self) -> (usize, usize) {
         (self.phys.windows(), self.arena.in_use())
+    }
+
+    /// Number of PASIDs that are not free: allocated, parked, or chosen for a device that is attached with one.
+    #[must_use]
+    pub fn pasids_in_use(&self) -> usize {
+        self.pasids.in_use()
     }
 
     pub(crate) fn has_endpoint(&self, endpoint: &Arc<Endpoint>) -> bool {

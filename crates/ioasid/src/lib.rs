@@ -42,6 +42,7 @@
 pub mod memory;
 
 mod access;
+mod attach;
 mod context;
 mod device;
 mod dirty;
@@ -54,33 +55,44 @@ mod ids;
 mod invalidation;
 mod ioas;
 mod iommu;
+mod mediate;
 mod observe;
+mod pasid;
 mod port;
 mod ranges;
+mod software;
 mod sync;
 mod types;
 mod viommu;
+mod virtual_pasids;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
 
 pub use access::{AccessAttachError, IoasAccess, PinnedRange};
+pub use attach::AttachError;
 pub use context::{Context, DestroyError, External, Held, HwptError};
-pub use device::{AttachError, BindError, Device};
+pub use device::{BindError, Device};
 pub use dirty::DirtyError;
 pub use endpoint::{Endpoint, EndpointOptions};
 pub use fault::{
-    FaultQueue, GroupTooLarge, PageGroup, PageRequest, PageResponse, RequestedAccess, TakenGroup, UnknownCookie,
+    FaultQueue, FaultQueueOptions, GroupTooLarge, OnMiss, PageGroup, PageRequest, PageRequestError,
+    PageRequestInterface, PageResponse, QueueCounts, Recovery, RequestedAccess, TakenGroup, UnknownCookie,
 };
 pub use hwpt::{
-    GuestFormat, GuestTable, Hwpt, HwptOptions, InvalidateError, IommuKind, NestedHwpt, NestedOptions, TableFormat,
-    UnalignedRoot,
+    BadGuestStage, BadPasidTable, GuestFormat, GuestPasidFormat, GuestPasidTable, GuestStage, GuestTable, Hwpt,
+    HwptOptions, InvalidateError, IommuKind, NestedHwpt, NestedOptions, SvaError, SvaHwpt, TableFormat, UnalignedRoot,
+    WithoutPasid,
 };
 pub use ids::ObjectId;
-pub use ioas::{AccessError, AreaView, CutError, Ioas, MapError, Placement, RuleError, UnmapError};
+pub use ioas::{AccessError, AreaView, CutError, Ioas, MapError, Placement, PresenceError, RuleError, UnmapError};
 pub use iommu::{AttachmentView, EndpointView, Iommu};
 pub use iopt::Access;
+pub use mediate::{MediateError, PartPasids};
 pub use observe::{Fault, FaultReason, Leftover, Observer, Silent};
+pub use pasid::{PasidError, PasidHold};
 pub use port::{BusAddress, DmaError, DmaPort, DmaSlice, Slices};
 pub use ranges::Ranges;
+pub use software::{CopyError, Reach};
 pub use types::{GroupId, HoldsSlices, Iova, IovaRange, ParseRidError, Pasid, PhysAddr, Rid};
 pub use viommu::{Event, EventQueue, HwQueue, HwQueueError, HwQueueOptions, Viommu, ViommuError, VirtualDevice};
+pub use virtual_pasids::VirtualPasids;

@@ -15,8 +15,13 @@ pub enum FaultReason {
     NotBusMaster,
     /// The device, or this PASID of it, is attached to nothing.
     NotAttached,
+    /// What the device, or this PASID of it, was attached to has been destroyed. Not told to an [`Observer`], as nobody did
+    /// anything wrong, but counted ([`crate::Endpoint::parked_faults`]).
+    Parked,
     /// Nothing is mapped at the address.
     NotMapped,
+    /// Something is mapped there, and is not present.
+    NotPresent,
     /// The mapping does not allow this access.
     NotPermitted,
     /// An entry of the guest's page table is not in memory that the parent maps.
@@ -35,7 +40,9 @@ impl fmt::Display for FaultReason {
         f.write_str(match self {
             Self::NotBusMaster => "the device is not bus master",
             Self::NotAttached => "the device is attached to no address space",
+            Self::Parked => "what the device was attached to has been destroyed",
             Self::NotMapped => "nothing is mapped there",
+            Self::NotPresent => "what is mapped there is not present",
             Self::NotPermitted => "the mapping does not allow it",
             Self::GuestTable => "the guest's page table leads outside of the guest's memory",
             Self::MemoryGone => "the memory behind the mapping is gone",
@@ -83,8 +90,8 @@ pub enum Leftover {
         pasid: Option<Pasid>,
         /// To this page table.
         hwpt: ObjectId,
-        /// Of this address space.
-        ioas: ObjectId,
+        /// Of this address space, if of one.
+        ioas: Option<ObjectId>,
     },
 }
 

@@ -112,6 +112,9 @@ pub struct Rid {
 }
 
 impl Rid {
+    /// That of requesters which are on no bus.
+    pub(crate) const SOFTWARE: Self = Self { segment: u16::MAX, bus: u8::MAX, devfn: u8::MAX };
+
     /// `None` if `device` is above 31 or `function` above 7.
     #[must_use]
     pub fn new(segment: u16, bus: u8, device: u8, function: u8) -> Option<Self> {

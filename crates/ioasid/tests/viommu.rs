@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use ioasid::{
     Access, AttachError, Context, DestroyError, Device, Endpoint, Event, GroupTooLarge, GuestFormat, GuestTable,
-    HwQueueError, HwQueueOptions, HwptError, HwptOptions, Ioas, Iova, NestedOptions, ObjectId, PageGroup, PageRequest,
-    PageResponse, Pasid, Placement, RequestedAccess, UnknownCookie, UnmapError, Viommu, ViommuError,
+    HwQueueError, HwQueueOptions, HwptError, HwptOptions, Ioas, Iova, NestedOptions, ObjectId, OnMiss, PageGroup,
+    PageRequest, PageResponse, Pasid, Placement, RequestedAccess, UnknownCookie, UnmapError, Viommu, ViommuError,
 };
 
 use common::{Bench, PAGE, PARENT, map, range};
@@ -40,7 +40,8 @@ impl Guest {
 
     fn nested(&self, on: ObjectId, fault_queue: Option<ObjectId>) -> Result<ObjectId, HwptError> {
         let table = GuestTable { format: GuestFormat::X86_64, root: 0 };
-        let options = NestedOptions { fault_queue: fault_queue.map(u32::from), ..table.into() };
+        let on_miss = fault_queue.map_or(OnMiss::Abort, |queue| OnMiss::Queue(queue.into()));
+        let options = NestedOptions { on_miss, ..table.into() };
         Ok(self.context.hwpt_alloc_nested(on.into(), options)?.id())
     }
 }
@@ -64,7 +65,7 @@ fn page_requests_are_taken_in_groups_and_answered_by_cookie() {
     queue.on_arrival(Arc::new(move || {
         count.fetch_add(1, Ordering::Relaxed);
     }));
-    let options = HwptOptions { fault_queue: Some(queue.id().into()), ..HwptOptions::default() };
+    let options = HwptOptions { on_miss: OnMiss::Queue(queue.id().into()), ..HwptOptions::default() };
     let hwpt = guest.context.hwpt_alloc(guest.device.id().into(), guest.ioas.id().into(), options).unwrap();
     guest.device.attach(None, hwpt.id().into()).unwrap();
 

@@ -69,7 +69,7 @@ fn translates_and_marks<F: Format>(maps: &[Map], accesses: &[(usize, u64, bool)]
         let expected = table.walk(iova);
         let before = guest.marks;
         let Some(GuestTranslation { found, cachable }) =
-            walk_guest::<F, _>(&mut guest, table.root(), iova, access).unwrap()
+            walk_guest::<F, _>(&mut guest, table.root(), F::iova_bits(), iova, access).unwrap()
         else {
             assert_eq!(expected, None);
             continue;
@@ -137,7 +137,7 @@ fn a_guest_that_keeps_changing_an_entry_is_given_up() {
         }
     }
     let mut memory = Changing(0);
-    assert_eq!(walk_guest::<X86_64, _>(&mut memory, TableAddr(0), 0x1000, Access::READ), Ok(None));
+    assert_eq!(walk_guest::<X86_64, _>(&mut memory, TableAddr(0), 47, 0x1000, Access::READ), Ok(None));
     assert!((2..1000).contains(&memory.0), "{} attempts", memory.0);
 }
 
@@ -155,7 +155,7 @@ fn what_cannot_be_reached_is_said() {
     }
     // Near the end of the space, too.
     let root = TableAddr(!0xfff);
-    let at = walk_guest::<X86_64, _>(&mut Nothing, root, 511 << 39 >> 1, Access::READ).unwrap_err();
+    let at = walk_guest::<X86_64, _>(&mut Nothing, root, 47, 511 << 39 >> 1, Access::READ).unwrap_err();
     assert_eq!(at, root.0 + 8 * 255);
-    assert_eq!(walk_guest::<X86_64, _>(&mut Nothing, root, 1 << 47, Access::READ), Ok(None));
+    assert_eq!(walk_guest::<X86_64, _>(&mut Nothing, root, 47, 1 << 47, Access::READ), Ok(None));
 }

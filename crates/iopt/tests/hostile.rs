@@ -53,7 +53,7 @@ fn walks_end<F: Format>(pattern: &[u64], root: u64, iovas: &[u64]) {
         let coalesced = view.walk_coalesced(iova);
         assert_eq!(coalesced.map(|page| (page.pa, page.access)), found.map(|page| (page.pa, page.access)));
         assert_eq!(view.upper(iova).is_some(), found.is_some());
-        let guest = walk_guest::<F, _>(&mut Guest(&entries), TableAddr(root), iova, Access::READ);
+        let guest = walk_guest::<F, _>(&mut Guest(&entries), TableAddr(root), F::iova_bits(), iova, Access::READ);
         if found.is_some() {
             assert_eq!(guest.map(|guest| guest.map(|guest| guest.found)), Ok(found));
         }

@@ -21,7 +21,8 @@ pub fn picture(view: &[EndpointView]) -> String {
         }
         for AttachmentView { pasid, hwpt, ioas, areas } in attachments {
             let pasid = pasid.map(|pasid| format!(" PASID {pasid}")).unwrap_or_default();
-            let path = format!("  device {rid}{pasid} ── group {group} ── HWPT {} ── IOAS {} ─", hwpt.0, ioas.0);
+            let ioas = ioas.map(|ioas| format!(" ── IOAS {ioas}")).unwrap_or_default();
+            let path = format!("  device {rid}{pasid} ── group {group} ── HWPT {hwpt}{ioas} ─");
             if areas.is_empty() {
                 let _ = writeln!(text, "{path} nothing mapped");
             } else {
@@ -84,12 +85,12 @@ mod tests {
     use super::*;
 
     fn area(start: u64, bytes: u64, access: Access) -> AreaView {
-        AreaView { range: IovaRange::new(start, bytes).unwrap(), access }
+        AreaView { range: IovaRange::new(start, bytes).unwrap(), access, absent: false }
     }
 
     fn endpoint(areas: Option<Vec<AreaView>>) -> EndpointView {
         let id = |number| ObjectId(NonZeroU32::new(number).unwrap());
-        let attachment = |areas| AttachmentView { pasid: None, hwpt: id(3), ioas: id(2), areas };
+        let attachment = |areas| AttachmentView { pasid: None, hwpt: id(3), ioas: Some(id(2)), areas };
         EndpointView {
             rid: "0001:00:01.0".parse().unwrap(),
             group: GroupId(0),

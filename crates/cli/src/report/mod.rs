@@ -91,7 +91,7 @@ pub enum Finding {
     /// An object was never destroyed.
     ObjectLeaked { object: &'static str, id: u32, mappings: usize, bytes: u64 },
     /// A device was closed without being detached.
-    DeviceLeftAttached { device: String, pasid: Option<u32>, ioas: u32, hwpt: u32 },
+    DeviceLeftAttached { device: String, pasid: Option<u32>, ioas: Option<u32>, hwpt: u32 },
     /// An interrupt was signalled, and nobody read the eventfd.
     InterruptUnread { device: String, interrupt: &'static str, vector: u16, sent: u64, unread: u64 },
     /// More of the same than is kept.
@@ -266,6 +266,8 @@ fn fault_finding(key: &FaultKey, entry: &FaultEntry) -> Finding {
                 FaultReason::NotBusMaster => "not-bus-master",
                 FaultReason::NotAttached => "not-attached",
                 FaultReason::NotMapped => "not-mapped",
+                FaultReason::NotPresent => "not-present",
+                FaultReason::GuestTable => "guest-table",
                 FaultReason::NotPermitted => "not-permitted",
                 FaultReason::MemoryGone => "memory-gone",
                 FaultReason::NotLocal => "not-local",
@@ -282,7 +284,7 @@ fn leftover_finding(what: &Leftover) -> Finding {
         Leftover::Attachment { rid, pasid, hwpt, ioas } => Finding::DeviceLeftAttached {
             device: rid.to_string(),
             pasid: pasid.map(Pasid::get),
-            ioas: ioas.0.get(),
+            ioas: ioas.map(|id| id.0.get()),
             hwpt: hwpt.0.get(),
         },
         Leftover::Ioas { id, areas, bytes } => {

@@ -101,10 +101,10 @@ fn row(finding: &Finding) -> [String; 4] {
                 if *mappings == 1 { "" } else { "s" }
             ),
         ],
-        Finding::DeviceLeftAttached { device: rid, pasid, ioas, .. } => [
+        Finding::DeviceLeftAttached { device: rid, pasid, ioas, hwpt } => [
             "left attached".into(),
             device(rid, *pasid),
-            format!("IOAS {ioas}"),
+            ioas.map_or(format!("page table {hwpt}"), |ioas| format!("IOAS {ioas}")),
             "closed without VFIO_DEVICE_DETACH_IOMMUFD_PT".into(),
         ],
         Finding::InterruptUnread { device, interrupt, vector, sent, unread } => [
@@ -122,6 +122,8 @@ fn explain(reason: &str) -> &str {
         "not-bus-master" => "bus mastering is off in the device's command register",
         "not-attached" => "the device is attached to no address space",
         "not-mapped" => "nothing is mapped there",
+        "not-present" => "what is mapped there is not present",
+        "guest-table" => "the guest's page table leads outside of the guest's memory",
         "not-permitted" => "the mapping does not allow it",
         "memory-gone" => "the memory behind the mapping is gone",
         other => other,

@@ -1,6 +1,7 @@
 //! A context: what one open of `/dev/iommu` owns.
 
 mod object;
+mod parking;
 mod tables;
 
 use std::num::NonZeroU32;
@@ -10,14 +11,14 @@ use thiserror::Error;
 
 use crate::device::{BindError, Device};
 use crate::endpoint::Endpoint;
-use crate::fault::FaultQueue;
+use crate::fault::{FaultQueue, FaultQueueOptions};
 use crate::gate::check_holds_nothing;
-use crate::hwpt::{Hwpt, NestedHwpt, Table};
+use crate::hwpt::{Hwpt, NestedHwpt, SvaHwpt, Table};
 use crate::ids::{Ids, ObjectId, RemoveError};
 use crate::ioas::Ioas;
 use crate::iommu::Iommu;
 use crate::observe::Leftover;
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, Mutex};
 use crate::types::{HoldsSlices, IovaRange};
 
 pub use object::External;
@@ -48,12 +49,14 @@ pub struct Context {
     ids: Ids<Object>,
     /// Held while attachments change.
     pub(crate) attach: Mutex<()>,
+    /// Whether nothing is made or attached in it any more.
+    closed: AtomicBool,
 }
 
 impl Context {
     pub(crate) fn new(iommu: Arc<Iommu>) -> Arc<Self> {
         let serial = iommu.serial();
-        Arc::new(Self { iommu, serial, ids: Ids::new(), attach: Mutex::default() })
+        Arc::new(Self { iommu, serial, ids: Ids::new(), attach: Mutex::default(), closed: AtomicBool::new(false) })
     }
 
     /// The machine that it is of.
@@ -136,10 +139,24 @@ impl Context {
         self.get(id).is_some()
     }
 
+    /// The SVA page table with this id.
+    #[must_use]
+    pub fn sva_hwpt(&self, id: impl Into<u32>) -> Option<Arc<SvaHwpt>> {
+        match self.get(id.into())? {
+            Object::Hwpt(Table::Sva(sva)) => Some(sva),
+            _ => None,
+        }
+    }
+
     /// Makes a queue for page requests, or returns `None` when the context has 2^31 objects.
     pub fn fault_queue_alloc(&self) -> Option<Arc<FaultQueue>> {
+        self.fault_queue_alloc_with(FaultQueueOptions::default())
+    }
+
+    /// As [`Context::fault_queue_alloc`], with another depth, or another time that is waited for answers.
+    pub fn fault_queue_alloc_with(&self, options: FaultQueueOptions) -> Option<Arc<FaultQueue>> {
         let reserved = self.ids.reserve()?;
-        let queue = Arc::new(FaultQueue::new(reserved.id()));
+        let queue = Arc::new(FaultQueue::new(reserved.id(), options, self.iommu.deadlines.clone()));
         reserved.finalize(Object::FaultQueue(queue.clone()), 0, vec![]);
         Some(queue)
     }
@@ -236,7 +253,7 @@ fn tear_down(object: Object) {
         }
         // The address space has a reference to it, and it one to the address space.
         Object::Hwpt(Table::Paging(hwpt)) => hwpt.ioas().remove_table(&hwpt),
-        Object::Hwpt(Table::Nested(_)) | Object::Device(_) | Object::Access | Object::Viommu(_) => {}
+        Object::Hwpt(_) | Object::Device(_) | Object::Access | Object::Viommu(_) => {}
         Object::FaultQueue(queue) => queue.close(),
         Object::VirtualDevice(device) => device.remove(),
         Object::EventQueue(queue) => queue.remove(),
@@ -255,5 +272,7 @@ impl Drop for Context {
             }
             tear_down(object);
         }
+        let pasids = &self.iommu.pasids;
+        pasids.all_of(self.serial).into_iter().for_each(|pasid| pasids.free(pasid, self.serial));
     }
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::{Context, Object};
-use crate::fault::FaultQueue;
+use crate::fault::{Disposition, OnMiss};
 use crate::gate::check_holds_nothing;
-use crate::hwpt::{Hwpt, HwptOptions, NestedHwpt, NestedOptions, Table, TableFormat, UnalignedRoot};
+use crate::hwpt::{BadGuestStage, Hwpt, HwptOptions, NestedHwpt, NestedOptions, SvaError, SvaHwpt, Table, TableFormat};
 use crate::ioas::ConnectError;
-use crate::memory::PinError;
+use crate::memory::{PinError, Process};
 use crate::types::{HoldsSlices, IovaRange};
 
 /// Why no page table was made. Nothing is changed.
@@ -41,7 +41,7 @@ pub enum HwptError {
     NoDirtyTracking,
     /// The guest's table is not where it can be.
     #[error(transparent)]
-    Unaligned(#[from] UnalignedRoot),
+    Guest(#[from] BadGuestStage),
     /// The context has 2^31 objects.
     #[error("the context has no free ids")]
     NoIds,
@@ -95,11 +95,11 @@ impl Context {
             _ => Err(HwptError::NotAnIoas(ioas)),
         };
         self.on_held(ioas, HwptError::Missing, owner, |owner| {
-            self.with_queue(options.fault_queue, |queue| {
+            self.with_queue(options.on_miss, |on_miss| {
                 let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
                 let arena = self.iommu.arena.clone();
-                let holds = queue.iter().map(|queue| queue.id()).chain([owner.id()]).collect();
-                let hwpt = Arc::new(Hwpt::new(reserved.id(), format, Some(options), queue, owner.clone(), arena)?);
+                let holds = on_miss.queue().map(|queue| queue.id()).into_iter().chain([owner.id()]).collect();
+                let hwpt = Arc::new(Hwpt::new(reserved.id(), format, Some(options), on_miss, owner.clone(), arena)?);
                 owner.add_table(hwpt.clone(), None)?;
                 reserved.finalize(Object::Hwpt(Table::Paging(hwpt.clone())), 0, holds);
                 Ok(hwpt)
@@ -118,7 +118,7 @@ impl Context {
         options: impl Into<NestedOptions>,
     ) -> Result<Arc<NestedHwpt>, HwptError> {
         let options = options.into();
-        options.table.check()?;
+        options.stage.check()?;
         let below = |object: &Object| match object {
             Object::Hwpt(Table::Paging(hwpt)) if hwpt.is_nest_parent() => Ok((hwpt.id(), hwpt.clone(), None)),
             Object::Viommu(viommu) => Ok((viommu.id(), viommu.parent().clone(), Some(viommu.clone()))),
@@ -126,27 +126,43 @@ impl Context {
             _ => Err(HwptError::NotAPageTable(parent)),
         };
         self.on_held(parent, HwptError::Missing, below, |(below, hwpt, viommu)| {
-            self.with_queue(options.fault_queue, |queue| {
+            self.with_queue(options.on_miss, |on_miss| {
                 let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
-                let holds = queue.iter().map(|queue| queue.id()).chain([below]).collect();
-                let nested = Arc::new(NestedHwpt::new(reserved.id(), hwpt, viommu, queue, options));
+                let holds = on_miss.queue().map(|queue| queue.id()).into_iter().chain([below]).collect();
+                let nested = Arc::new(NestedHwpt::new(reserved.id(), hwpt, viommu, on_miss, options));
                 reserved.finalize(Object::Hwpt(Table::Nested(nested.clone())), 0, holds);
                 Ok(nested)
             })
         })
     }
 
-    /// Makes something with a fault queue, if there is to be one, and holds that from then on.
+    /// Makes a page table of a process's address space ([`Process::open_for_sva`](crate::memory::Process::open_for_sva)). It
+    /// stays until it is destroyed; when the process has ended, nothing is reached by it.
+    ///
+    /// # Errors
+    /// See [`SvaError`].
+    pub fn hwpt_alloc_sva(&self, process: Process) -> Result<Arc<SvaHwpt>, SvaError> {
+        let reserved = self.ids.reserve().ok_or(SvaError::NoIds)?;
+        let sva = Arc::new(SvaHwpt::new(reserved.id(), process)?);
+        reserved.finalize(Object::Hwpt(Table::Sva(sva.clone())), 0, vec![]);
+        Ok(sva)
+    }
+
+    /// Makes something with what happens on a miss, and holds a fault queue, if there is to be one, from then on.
     fn with_queue<T>(
         &self,
-        id: Option<u32>,
-        make: impl FnOnce(Option<Arc<FaultQueue>>) -> Result<T, HwptError>,
+        on_miss: OnMiss,
+        make: impl FnOnce(Disposition) -> Result<T, HwptError>,
     ) -> Result<T, HwptError> {
-        let Some(id) = id else { return make(None) };
+        let id = match on_miss {
+            OnMiss::Abort => return make(Disposition::Abort),
+            OnMiss::Resolve => return make(Disposition::Resolve),
+            OnMiss::Queue(id) => id,
+        };
         let queue = |object: &Object| match object {
             Object::FaultQueue(queue) => Ok(queue.clone()),
             _ => Err(HwptError::NotAFaultQueue(id)),
         };
-        self.on_held(id, HwptError::NotAFaultQueue, queue, |queue| make(Some(queue)))
+        self.on_held(id, HwptError::NotAFaultQueue, queue, |queue| make(Disposition::Queue(queue)))
     }
 }

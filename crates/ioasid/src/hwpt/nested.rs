@@ -7,129 +7,81 @@
 use std::any::Any;
 use std::sync::{Arc, PoisonError};
 
-use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, X86_64, X86_64FiveLevels};
-use iopt::{Access, Format, GuestMemory, GuestTranslation, TableAddr, walk_guest};
 use thiserror::Error;
 
+use super::guest::{GuestTable, UnalignedRoot};
+use super::guest_pasids::{BadPasidTable, GuestPasidTable};
 use super::{Hwpt, Users};
 use crate::endpoint::Endpoint;
-use crate::fault::FaultQueue;
+use crate::fault::{Disposition, OnMiss};
 use crate::gate::check_holds_nothing;
 use crate::ids::ObjectId;
 use crate::invalidation::{Invalidation, TableId};
 use crate::sync::{Mutex, MutexGuard};
-use crate::types::{HoldsSlices, IovaRange};
+use crate::types::{HoldsSlices, IovaRange, Pasid};
 use crate::viommu::Viommu;
 
-/// The format of a guest's page table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum GuestFormat {
-    /// x86-64 with four levels, 47 bits of IOVA: VT-d's and AMD's first stage.
-    X86_64,
-    /// x86-64 with five levels, 56 bits.
-    X86_64FiveLevels,
-    /// Armv8 stage 1 with pages of 4 KiB, 48 bits: SMMUv3's first stage.
-    Armv8Pages4K,
-    /// Armv8 stage 1 with pages of 16 KiB, 48 bits.
-    Armv8Pages16K,
-    /// Armv8 stage 1 with pages of 64 KiB, 48 bits.
-    Armv8Pages64K,
-    /// RISC-V with three levels, 38 bits.
-    Sv39,
-    /// RISC-V with four levels, 47 bits.
-    Sv48,
-    /// RISC-V with five levels, 56 bits.
-    Sv57,
-    /// That of the mock IOMMU in Linux's own tests, which has none: nothing is translated.
-    Mock,
+/// What is the guest's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestStage {
+    /// One page table, for every attachment.
+    Table(GuestTable),
+    /// A table of PASIDs, with a page table for each: attached once, without a PASID.
+    Pasids(GuestPasidTable),
 }
 
-impl GuestFormat {
-    /// Every format that translates, for who wants to try them all.
-    pub const ALL: [Self; 8] = [
-        Self::X86_64,
-        Self::X86_64FiveLevels,
-        Self::Armv8Pages4K,
-        Self::Armv8Pages16K,
-        Self::Armv8Pages64K,
-        Self::Sv39,
-        Self::Sv48,
-        Self::Sv57,
-    ];
-
-    /// Bytes that the root has, and that its address is a multiple of.
-    fn root_size(self) -> u64 {
-        fn size<F: Format>() -> u64 {
-            // Arm's roots with few entries are aligned to 64 bytes at least.
-            (8 << F::index_bits(F::LEVELS - 1)).max(64)
-        }
-        match self {
-            Self::Armv8Pages16K => size::<Armv8Stage1<14>>(),
-            Self::Armv8Pages64K => size::<Armv8Stage1<16>>(),
-            // The processor reads no lower bits, even where the lower half has half of the entries.
-            _ => 4096,
-        }
+impl From<GuestTable> for GuestStage {
+    fn from(table: GuestTable) -> Self {
+        Self::Table(table)
     }
 }
 
-/// A guest's page table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GuestTable {
-    /// What its entries look like.
-    pub format: GuestFormat,
-    /// The guest's physical address of its root, a multiple of the root's size.
-    pub root: u64,
+impl From<GuestPasidTable> for GuestStage {
+    fn from(table: GuestPasidTable) -> Self {
+        Self::Pasids(table)
+    }
 }
 
-/// The root of a guest's table is not where its format can have one.
+/// What is the guest's own is not as hardware could read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("a root of this format begins at a multiple of {1:#x}, and {0:#x} is none")]
-pub struct UnalignedRoot(pub u64, pub u64);
+pub enum BadGuestStage {
+    /// Its page table.
+    #[error(transparent)]
+    Root(#[from] UnalignedRoot),
+    /// Its table of PASIDs.
+    #[error(transparent)]
+    Pasids(#[from] BadPasidTable),
+}
+
+impl GuestStage {
+    pub(crate) fn check(&self) -> Result<(), BadGuestStage> {
+        match self {
+            Self::Table(table) => Ok(table.check()?),
+            Self::Pasids(pasids) => Ok(pasids.check()?),
+        }
+    }
+
+    pub(crate) fn owns_pasids(&self) -> bool {
+        matches!(self, Self::Pasids(_))
+    }
+}
 
 /// What a nested page table is to be.
 pub struct NestedOptions {
-    /// The guest's table.
-    pub table: GuestTable,
+    /// What is the guest's own.
+    pub stage: GuestStage,
     /// It can be attached to PASIDs, and to a device that has PASIDs attached.
     pub pasids: bool,
-    /// The fault queue that page requests go to.
-    pub fault_queue: Option<u32>,
+    /// What happens when a device finds nothing in the guest's table. What it then finds missing in the parent is the
+    /// parent's affair.
+    pub on_miss: OnMiss,
     /// What its maker wants to find with it.
     pub extension: Option<Box<dyn Any + Send + Sync>>,
 }
 
-impl From<GuestTable> for NestedOptions {
-    fn from(table: GuestTable) -> Self {
-        Self { table, pasids: true, fault_queue: None, extension: None }
-    }
-}
-
-impl GuestTable {
-    pub(crate) fn check(self) -> Result<(), UnalignedRoot> {
-        let size = self.format.root_size();
-        if self.root.is_multiple_of(size) { Ok(()) } else { Err(UnalignedRoot(self.root, size)) }
-    }
-
-    /// See [`walk_guest`].
-    pub(crate) fn walk<M: GuestMemory>(
-        self,
-        memory: &mut M,
-        iova: u64,
-        access: Access,
-    ) -> Result<Option<GuestTranslation>, M::Error> {
-        let root = TableAddr(self.root);
-        match self.format {
-            GuestFormat::X86_64 => walk_guest::<X86_64, M>(memory, root, iova, access),
-            GuestFormat::X86_64FiveLevels => walk_guest::<X86_64FiveLevels, M>(memory, root, iova, access),
-            GuestFormat::Armv8Pages4K => walk_guest::<Armv8Stage1<12>, M>(memory, root, iova, access),
-            GuestFormat::Armv8Pages16K => walk_guest::<Armv8Stage1<14>, M>(memory, root, iova, access),
-            GuestFormat::Armv8Pages64K => walk_guest::<Armv8Stage1<16>, M>(memory, root, iova, access),
-            GuestFormat::Sv39 => walk_guest::<Sv39, M>(memory, root, iova, access),
-            GuestFormat::Sv48 => walk_guest::<Sv48, M>(memory, root, iova, access),
-            GuestFormat::Sv57 => walk_guest::<Sv57, M>(memory, root, iova, access),
-            GuestFormat::Mock => Ok(None),
-        }
+impl<T: Into<GuestStage>> From<T> for NestedOptions {
+    fn from(stage: T) -> Self {
+        Self { stage: stage.into(), pasids: true, on_miss: OnMiss::Abort, extension: None }
     }
 }
 
@@ -153,9 +105,9 @@ pub struct NestedHwpt {
     id: ObjectId,
     parent: Arc<Hwpt>,
     viommu: Option<Arc<Viommu>>,
-    pub(super) fault_queue: Option<Arc<FaultQueue>>,
+    pub(crate) on_miss: Disposition,
     options: NestedOptions,
-    users: Users,
+    pub(super) users: Users,
     /// Held to invalidate and to change who uses it.
     change: Mutex<()>,
 }
@@ -165,10 +117,10 @@ impl NestedHwpt {
         id: ObjectId,
         parent: Arc<Hwpt>,
         viommu: Option<Arc<Viommu>>,
-        fault_queue: Option<Arc<FaultQueue>>,
+        on_miss: Disposition,
         options: NestedOptions,
     ) -> Self {
-        Self { id, parent, viommu, fault_queue, options, users: Users::default(), change: Mutex::default() }
+        Self { id, parent, viommu, on_miss, options, users: Users::default(), change: Mutex::default() }
     }
 
     /// Its id in its context.
@@ -189,10 +141,10 @@ impl NestedHwpt {
         self.viommu.as_ref()
     }
 
-    /// The guest's table.
+    /// What is the guest's own.
     #[must_use]
-    pub fn table(&self) -> GuestTable {
-        self.options.table
+    pub fn stage(&self) -> &GuestStage {
+        &self.options.stage
     }
 
     /// What its maker keeps with it, if that is a `T`.
@@ -231,6 +183,18 @@ impl NestedHwpt {
         check_holds_nothing()?;
         let _change = self.change();
         self.users.quiesce(Invalidation::Range(TableId::of(self), range));
+        Ok(())
+    }
+
+    /// As [`NestedHwpt::invalidate`], for a guest that changed which table `pasid`, or transactions without one, go to: all of
+    /// that is forgotten, and nothing else.
+    ///
+    /// # Errors
+    /// See [`InvalidateError`].
+    pub fn invalidate_pasid(&self, pasid: Option<Pasid>) -> Result<(), InvalidateError> {
+        check_holds_nothing()?;
+        let _change = self.change();
+        self.users.quiesce(Invalidation::Pasid(TableId::of(self), pasid));
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use iopt::{Access, Arena, EmptyTables, Format, Leaves, Translation, Upper};
 use super::Users;
 use super::format::{PagingTable, TableFormat};
 use crate::dirty::Granule;
-use crate::fault::FaultQueue;
+use crate::fault::{Disposition, OnMiss};
 use crate::gate::check_holds_nothing;
 use crate::ids::ObjectId;
 use crate::invalidation::{Invalidation, TableId};
@@ -31,8 +31,8 @@ pub struct HwptOptions {
     pub dirty_tracking: bool,
     /// It can be attached to PASIDs, and to a device that has PASIDs attached.
     pub pasids: bool,
-    /// The fault queue that page requests go to.
-    pub fault_queue: Option<u32>,
+    /// What happens when a device finds nothing there.
+    pub on_miss: OnMiss,
 }
 
 /// A paging HWPT: what an address space maps, in the format that an IOMMU walks.
@@ -42,7 +42,7 @@ pub struct Hwpt {
     /// As it was asked for; if nobody did, it was made for a device that was attached to the address space, and goes with the
     /// last one.
     options: Option<HwptOptions>,
-    pub(super) fault_queue: Option<Arc<FaultQueue>>,
+    pub(crate) on_miss: Disposition,
     ioas: Arc<Ioas>,
     pub(crate) table: PagingTable,
     /// Whether writes are marked, and how finely.
@@ -56,12 +56,12 @@ impl Hwpt {
         id: ObjectId,
         format: TableFormat,
         options: Option<HwptOptions>,
-        fault_queue: Option<Arc<FaultQueue>>,
+        on_miss: Disposition,
         ioas: Arc<Ioas>,
         arena: Arc<Arena<TableSpace>>,
     ) -> Result<Self, iopt::MapError> {
         let table = PagingTable::new(format, arena)?;
-        Ok(Self { id, format, options, fault_queue, ioas, table, granule: Granule::none(), users: Users::default() })
+        Ok(Self { id, format, options, on_miss, ioas, table, granule: Granule::none(), users: Users::default() })
     }
 
     /// Its id in its context.

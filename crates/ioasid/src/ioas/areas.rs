@@ -67,9 +67,21 @@ enum State {
     Coming,
     /// Its pages are in every page table.
     Mapped(Backed),
+    /// It is mapped, and its pages are in no page table: a device that finds that faults.
+    Absent(Backed),
     /// It is being taken out of the page tables; until that is done, DMA to its pages may be in flight.
     #[allow(dead_code, reason = "the pages are kept there, and nothing else is done with them")]
     Leaving(Backed),
+}
+
+impl State {
+    /// Of what is mapped, and not being mapped or unmapped at this moment.
+    fn backed(&self) -> Option<&Backed> {
+        match self {
+            Self::Mapped(backed) | Self::Absent(backed) => Some(backed),
+            Self::Coming | Self::Leaving(_) => None,
+        }
+    }
 }
 
 /// What an area is backed by.
@@ -80,6 +92,13 @@ pub(crate) struct Backed {
     pub(crate) offset: u64,
     /// As long as there is a page table.
     pub(crate) pin: Option<Pin>,
+}
+
+/// Whether devices find what is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    Present,
+    Absent,
 }
 
 /// An area whose pages are in the page tables, as far as there are any.
@@ -107,15 +126,77 @@ pub(super) struct Areas {
 impl Areas {
     /// The areas whose pages are in the page tables, in order.
     pub(super) fn mapped(&self) -> impl Iterator<Item = Mapped<'_>> + '_ {
-        self.mapped_in(IovaRange::ALL)
+        self.in_or_around(IovaRange::ALL).filter_map(|(range, area)| match &area.state {
+            State::Mapped(backed) => Some(Mapped { range, access: area.access, backed }),
+            State::Coming | State::Absent(_) | State::Leaving(_) => None,
+        })
     }
 
-    /// Those of [`Areas::mapped`] that have something in common with `range`.
-    pub(super) fn mapped_in(&self, range: IovaRange) -> impl Iterator<Item = Mapped<'_>> + '_ {
-        self.in_or_around(range).filter_map(|(range, area)| match &area.state {
-            State::Mapped(backed) => Some(Mapped { range, access: area.access, backed }),
-            State::Coming | State::Leaving(_) => None,
+    /// What is mapped, whether devices find it or fault, in order: its range and access, and whether it is absent.
+    pub(super) fn all(&self) -> impl Iterator<Item = (IovaRange, Access, bool)> + '_ {
+        self.in_or_around(IovaRange::ALL).filter_map(|(range, area)| {
+            area.state.backed().map(|_| (range, area.access, matches!(area.state, State::Absent(_))))
         })
+    }
+
+    /// The ranges of [`Areas::all`] that have something in common with `range`.
+    pub(super) fn all_in(&self, range: IovaRange) -> impl Iterator<Item = IovaRange> + '_ {
+        self.in_or_around(range).filter_map(|(range, area)| area.state.backed().map(|_| range))
+    }
+
+    /// The pages of what is mapped, whether devices find it or fault, in order.
+    pub(super) fn pages(&self) -> impl Iterator<Item = &Arc<Pages>> + '_ {
+        self.areas.values().filter_map(|area| Some(&area.state.backed()?.pages))
+    }
+
+    /// What is absent in `range`, as far as it lies there, and that allows `access`.
+    pub(super) fn absent_in(&self, range: IovaRange, access: Access) -> Vec<(IovaRange, Backed)> {
+        let absent = self.in_or_around(range).filter_map(|(area, each)| match &each.state {
+            State::Absent(backed) if each.access.contains(access) => {
+                let part = IovaRange { start: area.start.max(range.start), last: area.last.min(range.last) };
+                Some((part, Backed { offset: backed.offset + (part.start - area.start), ..backed.clone() }))
+            }
+            _ => None,
+        });
+        absent.collect()
+    }
+
+    /// What devices find at `iova`.
+    pub(super) fn presence(&self, iova: u64) -> Option<(Access, Presence)> {
+        let (_, area) = self.in_or_around(IovaRange { start: iova, last: iova }).next()?;
+        match area.state {
+            State::Mapped(_) => Some((area.access, Presence::Present)),
+            State::Absent(_) => Some((area.access, Presence::Absent)),
+            State::Coming | State::Leaving(_) => None,
+        }
+    }
+
+    /// Fails if something in `range` is being mapped or unmapped.
+    pub(super) fn check_settled(&self, range: IovaRange) -> Result<(), IovaRange> {
+        let unsettled = self.in_or_around(range).find(|(_, area)| area.state.backed().is_none());
+        unsettled.map_or(Ok(()), |(area, _)| Err(area))
+    }
+
+    /// Makes absent what lies in `range`, which cuts no area and is in no page table any more, and gives back what held its
+    /// memory.
+    pub(super) fn make_absent(&mut self, range: IovaRange) -> Vec<Pin> {
+        let mut pins = Vec::new();
+        for (_, area) in self.areas.range_mut(range.start..=range.last) {
+            if let State::Mapped(backed) = &mut area.state {
+                pins.extend(backed.pin.take());
+                area.state = State::Absent(backed.clone());
+            }
+        }
+        pins
+    }
+
+    /// Makes present what is absent in `range`, which is an area as a whole and now is in every page table.
+    pub(super) fn make_present(&mut self, range: IovaRange, pin: Option<Pin>) {
+        if let Some(area) = self.areas.get_mut(&range.start)
+            && let State::Absent(backed) = &area.state
+        {
+            area.state = State::Mapped(Backed { pin, ..backed.clone() });
+        }
     }
 
     fn in_or_around(&self, range: IovaRange) -> impl Iterator<Item = (IovaRange, &Area)> + '_ {
@@ -142,7 +223,10 @@ impl Areas {
 
     /// Fails if some area is not made of pages of `alignment` bytes.
     pub(super) fn check_alignment(&self, alignment: u64) -> Result<(), ConnectError> {
-        match self.mapped().find(|area| !area.is_aligned(alignment)) {
+        let mut settled = self.in_or_around(IovaRange::ALL).filter_map(|(range, area)| {
+            area.state.backed().map(|backed| Mapped { range, access: area.access, backed })
+        });
+        match settled.find(|area| !area.is_aligned(alignment)) {
             Some(area) => Err(ConnectError::Misaligned(area.range, alignment)),
             None => Ok(()),
         }
@@ -192,7 +276,7 @@ impl Areas {
         let mut pieces = Vec::new();
         let mut next = Some(range.start);
         for (area, Area { access: allowed, state, holds, .. }) in self.in_or_around(range) {
-            let State::Mapped(backed) = state else { break };
+            let Some(backed) = state.backed() else { break };
             let Some(start) = next.filter(|&start| area.start <= start) else { break };
             let last = area.last.min(range.last);
             next = last.checked_add(1).filter(|_| last < range.last);
@@ -261,7 +345,8 @@ impl Areas {
             return Ok(());
         };
         let holds = &area.holds;
-        let State::Mapped(backed) = &area.state else { return Err(CutError::Busy(iova)) };
+        let Some(backed) = area.state.backed() else { return Err(CutError::Busy(iova)) };
+        let absent = matches!(area.state, State::Absent(_));
         if holds.pins > 0 || holds.locks > 0 || holds.told {
             return Err(CutError::Busy(iova));
         }
@@ -269,13 +354,14 @@ impl Areas {
         if !(iova | offset).is_multiple_of(alignment) {
             return Err(CutError::Unaligned(iova, alignment));
         }
-        if large_pages {
+        if large_pages && !absent {
             return Err(CutError::LargePages(iova));
         }
         let (upper, access) = (Backed { offset, ..backed.clone() }, area.access);
         let range = IovaRange { start: iova, last: area.last };
         area.last = iova - 1;
-        self.publish(range, access, upper);
+        let state = if absent { State::Absent(upper) } else { State::Mapped(upper) };
+        self.insert(range, access, state);
         Ok(())
     }
 
@@ -284,7 +370,7 @@ impl Areas {
     pub(super) fn let_go(&mut self, range: IovaRange) -> Result<u64, NotNow> {
         let (mut bytes, mut pinned) = (0u64, None);
         for (area, Area { state, holds, .. }) in self.in_or_around(range) {
-            if !matches!(state, State::Mapped(_)) {
+            if state.backed().is_none() {
                 return Err(UnmapError::Busy(area).into());
             }
             if holds.locks > 0 {
@@ -306,7 +392,7 @@ impl Areas {
             return Err(NotNow::Pinned(pinned));
         }
         for (_, area) in self.areas.range_mut(range.start..=range.last) {
-            if let State::Mapped(backed) = std::mem::replace(&mut area.state, State::Coming) {
+            if let State::Mapped(backed) | State::Absent(backed) = std::mem::replace(&mut area.state, State::Coming) {
                 area.state = State::Leaving(backed);
             }
         }

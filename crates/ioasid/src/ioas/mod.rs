@@ -15,6 +15,7 @@
 
 mod areas;
 mod holes;
+mod presence;
 mod software;
 mod space;
 
@@ -35,6 +36,7 @@ use crate::types::{HoldsSlices, Iova, IovaRange};
 
 use areas::{Areas, NotNow};
 pub(crate) use areas::{Backed, Hold};
+pub use presence::PresenceError;
 pub use software::AccessError;
 pub(crate) use software::Accessor;
 pub(crate) use space::Space;
@@ -182,6 +184,8 @@ pub struct AreaView {
     pub range: IovaRange,
     /// What devices may do.
     pub access: Access,
+    /// Whether devices fault there ([`Ioas::make_fault`]).
+    pub absent: bool,
 }
 
 /// Part of some pages, in bytes.
@@ -341,22 +345,22 @@ impl Ioas {
     /// What is mapped, in order of IOVA.
     #[must_use]
     pub fn areas(&self) -> Vec<AreaView> {
-        self.locked_areas().mapped().map(|area| AreaView { range: area.range, access: area.access }).collect()
+        self.locked_areas().all().map(|(range, access, absent)| AreaView { range, access, absent }).collect()
     }
 
     /// How many areas are mapped, and how many bytes they have together.
     #[must_use]
     pub fn size(&self) -> (usize, u64) {
         let areas = self.locked_areas();
-        areas.mapped().fold((0, 0), |(areas, bytes), area| (areas + 1, bytes + area.range.len_minus_one() + 1))
+        areas.all().fold((0, 0), |(areas, bytes), (range, ..)| (areas + 1, bytes + range.len_minus_one() + 1))
     }
 
     /// How many bytes the areas have that lie in `range` as a whole: those that [`Ioas::unmap`] would unmap.
     #[must_use]
     pub fn bytes_in(&self, range: IovaRange) -> u64 {
         let areas = self.locked_areas();
-        let whole = areas.mapped_in(range).filter(|area| range.contains(&area.range));
-        whole.fold(0, |bytes, area| bytes.saturating_add(area.range.len_minus_one().saturating_add(1)))
+        let whole = areas.all_in(range).filter(|area| range.contains(area));
+        whole.fold(0, |bytes, area| bytes.saturating_add(area.len_minus_one().saturating_add(1)))
     }
 
     /// Maps `length` bytes of `memory`, which begins with a page, and returns where.
@@ -517,7 +521,7 @@ impl Ioas {
     /// The pages that are mapped, each once for every area.
     #[must_use]
     pub fn pages(&self) -> Vec<Arc<Pages>> {
-        self.locked_areas().mapped().map(|area| area.backed.pages.clone()).collect()
+        self.locked_areas().pages().cloned().collect()
     }
 
     /// Unmaps every area in `range`, which must not cut one, and returns the number of bytes that were mapped.

@@ -1,5 +1,6 @@
 //! Backing memory, however often it is mapped.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -66,13 +67,21 @@ pub struct Pages {
 #[derive(Default)]
 struct Pinned {
     whole: Weak<Windows>,
-    parts: Vec<Weak<Windows>>,
+    /// By where they begin, and how many bytes they have.
+    parts: BTreeMap<(u64, u64), Weak<Windows>>,
+    /// When there are as many parts, those that nobody has any more are taken out.
+    crowded: usize,
 }
+
+/// How many parts that begin before another are looked at, whether they have all of it.
+const PARTS_BEFORE: usize = 8;
 
 impl Pinned {
     /// What is pinned and has `length` bytes from `offset` on.
     fn find(&self, offset: u64, length: u64) -> Option<Pin> {
-        let pinned = std::iter::once(&self.whole).chain(&self.parts).filter_map(Weak::upgrade);
+        let exact = self.parts.get(&(offset, length));
+        let before = self.parts.range(..(offset + 1, 0)).rev().take(PARTS_BEFORE).map(|(_, part)| part);
+        let pinned = std::iter::once(&self.whole).chain(exact).chain(before).filter_map(Weak::upgrade);
         let covers =
             |windows: &Arc<Windows>| windows.offset <= offset && offset + length <= windows.offset + windows.length;
         pinned.into_iter().find(covers).map(Pin)
@@ -191,8 +200,11 @@ impl Pages {
             return Ok(pin);
         }
         let windows = Arc::new(self.bring_in(space, offset, end - offset, offset)?);
-        pinned.parts.retain(|part| part.strong_count() > 0);
-        pinned.parts.push(Arc::downgrade(&windows));
+        if pinned.parts.len() >= pinned.crowded {
+            pinned.parts.retain(|_, part| part.strong_count() > 0);
+            pinned.crowded = (2 * pinned.parts.len()).max(16);
+        }
+        pinned.parts.insert((offset, end - offset), Arc::downgrade(&windows));
         Ok(Pin(windows))
     }
 

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use iopt::Access;
 use thiserror::Error;
 
+use super::PAGE_SIZE;
 use super::identity::Identity;
 use super::segment::{RemoteMemory, Segment};
 use super::vma::{Vma, VmaQuery};
@@ -46,7 +47,12 @@ struct ProcessMemory {
     pid: u32,
     memory: File,
     vmas: VmaQuery,
+    /// `/proc/PID/pagemap`, for who wants to know which pages are present.
+    pages: Option<File>,
 }
+
+/// In `/proc/PID/pagemap`: the page is in memory (Linux `Documentation/admin-guide/mm/pagemap.rst`).
+const PRESENT: u64 = 1 << 63;
 
 impl ProcessMemory {
     fn is_current(&self) -> bool {
@@ -76,8 +82,37 @@ impl Process {
     /// # Errors
     /// If there is no such process, or this one may not trace it (ptrace(2), "access mode checking").
     pub fn open(pid: u32) -> io::Result<Self> {
+        Self::open_with(pid, None)
+    }
+
+    /// As [`Process::open`], for a page table that is the address space itself: which pages are present can be told, too.
+    ///
+    /// # Errors
+    /// As [`Process::open`].
+    pub fn open_for_sva(pid: u32) -> io::Result<Self> {
+        Self::open_with(pid, Some(File::open(format!("/proc/{pid}/pagemap"))?))
+    }
+
+    fn open_with(pid: u32, pages: Option<File>) -> io::Result<Self> {
         let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
-        Ok(Self(Arc::new(ProcessMemory { pid, memory, vmas: VmaQuery::new(pid)? })))
+        Ok(Self(Arc::new(ProcessMemory { pid, memory, vmas: VmaQuery::new(pid)?, pages })))
+    }
+
+    pub(crate) fn shows_presence(&self) -> bool {
+        self.0.pages.is_some()
+    }
+
+    /// Whether the page at `address` is in memory.
+    pub(crate) fn is_present(&self, address: u64) -> io::Result<bool> {
+        let pages = self.0.pages.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let mut entry = [0; 8];
+        pages.read_exact_at(&mut entry, address / PAGE_SIZE * 8)?;
+        Ok(u64::from_ne_bytes(entry) & PRESENT != 0)
+    }
+
+    /// Its memory, by address.
+    pub(crate) fn memory(&self) -> &dyn RemoteMemory {
+        &*self.0
     }
 
     /// Whether the process still has the address space that was opened.

@@ -8,7 +8,7 @@ use iopt::Access;
 use crate::endpoint::Endpoint;
 use crate::gate::Gate;
 use crate::iommu::Iommu;
-use crate::observe::Fault;
+use crate::observe::{Fault, FaultReason};
 
 use super::DmaError;
 
@@ -65,9 +65,20 @@ impl Bus {
     #[cold]
     pub(crate) fn fault(&self, error: DmaError) -> DmaError {
         let DmaError { at, write, reason, .. } = error;
-        let ioas = self.endpoint.with_attachment(at.pasid, |table| table.ioas().serial());
-        let rid = self.endpoint.rid();
-        self.iommu.observer().fault(&Fault { rid, pasid: at.pasid, iova: at.iova, write, reason, ioas });
+        if reason == FaultReason::Parked {
+            self.endpoint.count_parked_fault();
+            return error;
+        }
+        if self.endpoint.is_software() {
+            return error;
+        }
+        let ioas = self.endpoint.with_attachment(at.pasid, |table| table.ioas().map(|ioas| ioas.serial())).flatten();
+        // Who uses a part of a device knows it by another name.
+        let (rid, pasid) = match self.endpoint.parts.find(at.pasid) {
+            Some((part, own)) => (part.rid(), own),
+            None => (self.endpoint.rid(), at.pasid),
+        };
+        self.iommu.observer().fault(&Fault { rid, pasid, iova: at.iova, write, reason, ioas });
         error
     }
 }

@@ -11,7 +11,7 @@
 
 use std::ptr::NonNull;
 
-use crate::hwpt::{Hwpt, NestedHwpt, Table};
+use crate::hwpt::{Hwpt, NestedHwpt, Stage1, SvaHwpt, Table};
 use crate::invalidation::TableId;
 use crate::types::Pasid;
 
@@ -28,16 +28,20 @@ const DOMAIN_SPREAD: u64 = 0x2c5;
 pub(super) enum Attached {
     Paging(NonNull<Hwpt>),
     Nested { table: NonNull<NestedHwpt>, parent: TableId },
+    Sva(NonNull<SvaHwpt>),
 }
 
 impl Attached {
-    pub(super) fn to(table: &Table) -> Self {
-        match table {
+    /// `None` to what is parked.
+    pub(super) fn to(table: &Table) -> Option<Self> {
+        Some(match table {
             Table::Paging(hwpt) => Self::Paging(NonNull::from(&**hwpt)),
             Table::Nested(nested) => {
                 Self::Nested { table: NonNull::from(&**nested), parent: TableId::of(&**nested.parent()) }
             }
-        }
+            Table::Sva(sva) => Self::Sva(NonNull::from(&**sva)),
+            Table::Parked(_) => return None,
+        })
     }
 }
 
@@ -46,8 +50,12 @@ impl Attached {
 pub(super) struct Context {
     pub(super) table: Attached,
     pub(super) domain: u64,
-    /// The domain of the guest-physical addresses that the parent translates; of a paging table, its own again.
+    /// The domain of the guest-physical addresses that the parent translates; of other tables, its own again.
     pub(super) parent_domain: u64,
+    /// Of a nested table, once it was looked up: what the guest translates by.
+    pub(super) stage1: Option<Stage1>,
+    /// Of a PASID: whether it goes by the attachment without one, as a guest owns the PASIDs.
+    pub(super) inherited: bool,
 }
 
 impl Context {
@@ -55,6 +63,7 @@ impl Context {
         let address = match self.table {
             Attached::Paging(hwpt) => hwpt.addr(),
             Attached::Nested { table, .. } => table.addr(),
+            Attached::Sva(sva) => sva.addr(),
         };
         TableId::of_address(address) == table
     }
@@ -99,13 +108,19 @@ impl Contexts {
     }
 
     /// Notes an attachment, with a new domain; `None` if there is no domain left, and everything has to be forgotten first.
-    pub(super) fn insert(&mut self, pasid: Option<Pasid>, table: Attached) -> Option<Context> {
+    pub(super) fn insert(&mut self, pasid: Option<Pasid>, table: Attached, inherited: bool) -> Option<Context> {
         let domain = self.new_domain()?;
         let parent_domain = match table {
-            Attached::Paging(_) => domain,
+            Attached::Paging(_) | Attached::Sva(_) => domain,
             Attached::Nested { .. } => self.new_domain()?,
         };
-        let context = Context { table, domain, parent_domain };
+        let context = Context { table, domain, parent_domain, stage1: None, inherited };
+        self.put(pasid, context);
+        Some(context)
+    }
+
+    /// Notes what was found out about an attachment.
+    pub(super) fn put(&mut self, pasid: Option<Pasid>, context: Context) {
         match pasid {
             None => self.plain = Some(context),
             Some(pasid) => {
@@ -114,7 +129,6 @@ impl Contexts {
                 }
             }
         }
-        Some(context)
     }
 
     fn new_domain(&mut self) -> Option<u64> {
@@ -132,10 +146,13 @@ impl Contexts {
         self.plain.iter().chain(pasids).filter(move |context| context.is_of(table)).map(|context| context.domain)
     }
 
-    /// Forgets one attachment.
+    /// Forgets one attachment, and what goes by it.
     pub(super) fn forget(&mut self, pasid: Option<Pasid>) {
         match pasid {
-            None => self.plain = None,
+            None => {
+                self.plain = None;
+                self.forget_where(|context| context.inherited);
+            }
             Some(pasid) => {
                 if let Some(slot) = self.pasids.as_mut().map(|pasids| &mut pasids[slot(pasid)]) {
                     slot.take_if(|(found, _)| *found == pasid);
@@ -147,6 +164,16 @@ impl Contexts {
     /// Forgets the attachments to tables that are nested on `parent`: by which addresses they got there is not known.
     pub(super) fn forget_over(&mut self, parent: TableId) {
         self.forget_where(|context| context.is_over(parent));
+    }
+
+    /// Forgets where a PASID goes by a guest's table.
+    pub(super) fn forget_pasid(&mut self, table: TableId, pasid: Option<Pasid>) {
+        if self.find(pasid).is_some_and(|context| context.is_of(table)) {
+            match pasid {
+                None => self.plain = None,
+                Some(_) => self.forget(pasid),
+            }
+        }
     }
 
     /// Forgets the attachments to a page table.
@@ -207,7 +234,7 @@ mod tests {
         let pasids = [None, Pasid::new(5), Pasid::new(5 + PASIDS as u32)];
         for pasid in pasids {
             contexts.prepare();
-            let made = contexts.insert(pasid, hwpt(1)).unwrap();
+            let made = contexts.insert(pasid, hwpt(1), false).unwrap();
             assert_eq!(contexts.find(pasid).unwrap().domain, made.domain);
         }
         assert!(contexts.find(pasids[1]).is_none(), "pushed out");
@@ -227,7 +254,7 @@ mod tests {
         let fill = |contexts: &mut Contexts| {
             let made = [hwpt(1), nested(2, 1), nested(3, 1), nested(4, 9)];
             for (pasid, table) in pasids.into_iter().zip(made) {
-                let context = contexts.insert(pasid, table).unwrap();
+                let context = contexts.insert(pasid, table, false).unwrap();
                 assert_eq!(context.domain == context.parent_domain, matches!(table, Attached::Paging(_)));
             }
         };
@@ -244,16 +271,39 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_by_the_attachment_without_a_pasid_is_forgotten_with_it_and_by_itself() {
+        let mut contexts = Contexts::default();
+        contexts.prepare();
+        let pasids = [None, Pasid::new(1), Pasid::new(2), Pasid::new(3)];
+        let fill = |contexts: &mut Contexts| {
+            for (pasid, inherited) in pasids.into_iter().zip([false, true, true, false]) {
+                contexts.insert(pasid, nested(2, 1), inherited).unwrap();
+            }
+        };
+        let known = |contexts: &Contexts| pasids.map(|pasid| contexts.find(pasid).is_some());
+        fill(&mut contexts);
+        contexts.forget(None);
+        assert_eq!(known(&contexts), [false, false, false, true]);
+        fill(&mut contexts);
+        contexts.forget_pasid(id(2), pasids[1]);
+        assert_eq!(known(&contexts), [true, false, true, true]);
+        contexts.forget_pasid(id(2), None);
+        assert_eq!(known(&contexts), [false, false, true, true]);
+        contexts.forget_pasid(id(9), pasids[2]);
+        assert_eq!(known(&contexts), [false, false, true, true], "another table");
+    }
+
+    #[test]
     fn no_domain_is_given_twice_before_a_restart() {
         let mut contexts = Contexts::default();
         let mut given = std::collections::BTreeSet::new();
         for _ in 1..=LAST_DOMAIN {
-            let domain = contexts.insert(None, hwpt(1)).unwrap().domain;
+            let domain = contexts.insert(None, hwpt(1), false).unwrap().domain;
             assert!((1..=LAST_DOMAIN).contains(&domain) && given.insert(domain));
             contexts.forget(None);
         }
-        assert!(contexts.insert(None, hwpt(1)).is_none());
+        assert!(contexts.insert(None, hwpt(1), false).is_none());
         contexts.restart();
-        assert!(contexts.insert(None, hwpt(1)).is_some());
+        assert!(contexts.insert(None, hwpt(1), false).is_some());
     }
 }

@@ -10,6 +10,7 @@ mod iotlb;
 mod nested;
 #[cfg(feature = "vm-memory")]
 mod place;
+mod recover;
 mod slices;
 mod transfer;
 mod translate;
@@ -37,6 +38,7 @@ pub use slices::{DmaSlice, Slices};
 use bus::Bus;
 use slices::Scratch;
 use transfer::Side;
+pub(crate) use translate::Refused;
 use translate::{Place, Span, Translator};
 
 /// The longest piece of a transaction, in bytes: how long an unmap may have to wait.
@@ -228,16 +230,17 @@ impl DmaPort {
         translator.refresh(&inside);
         let moved = translator
             .translate(bus, &inside, from, Access::READ)
-            .map_err(|reason| (Side::Source, reason))
+            .map_err(|refused| (Side::Source, refused))
             .and_then(|source| {
                 let target = translator.translate(bus, &inside, to, Access::WRITE);
-                let target = target.map_err(|reason| (Side::Target, reason))?;
-                copy_between(source, target, PIECE.min(left), bounce, translator)
+                let target = target.map_err(|refused| (Side::Target, refused))?;
+                let moved = copy_between(source, target, PIECE.min(left), bounce, translator);
+                moved.map_err(|(side, reason)| (side, reason.into()))
             });
         drop(inside);
-        moved.map_err(|(side, reason)| {
-            let (at, write) = if side == Side::Source { (from, false) } else { (to, true) };
-            self.bus.fault(DmaError::new(at, write, reason))
+        moved.or_else(|(side, refused)| {
+            let (at, access) = if side == Side::Source { (from, Access::READ) } else { (to, Access::WRITE) };
+            self.bus.recover(at, access, refused).map(|()| 0)
         })
     }
 
@@ -265,10 +268,13 @@ impl DmaPort {
             return Err(self.bus.fault(DmaError::new(at, true, FaultReason::Misaligned)));
         }
         let mut before = Some(0);
-        self.piece(at, 0, Access::all(), 8, |place, _| {
-            before = transfer::atomic(place, &operation);
-            Ok(())
-        })?;
+        let mut done = 0;
+        while done == 0 {
+            done = self.piece(at, 0, Access::all(), 8, |place, _| {
+                before = transfer::atomic(place, &operation);
+                Ok(())
+            })?;
+        }
         let before = before.ok_or_else(|| self.bus.fault(DmaError::new(at, true, FaultReason::NotLocal)))?;
         self.bus.requester.count_read(8);
         self.bus.requester.count_written(8);
@@ -326,7 +332,16 @@ impl DmaPort {
         Ok(slices)
     }
 
-    /// Does one piece of a transaction and returns its length: up to `left` bytes, `done` bytes after `at`.
+    /// What an access to `at` would find, without it.
+    pub(crate) fn look(&mut self, at: BusAddress, access: Access) -> Result<(), Refused> {
+        self.translator.prepare(at.pasid);
+        let inside = self.bus.requester.gate.enter();
+        self.translator.refresh(&inside);
+        self.translator.translate(&self.bus, &inside, at, access).map(drop)
+    }
+
+    /// Does one piece of a transaction and returns its length: up to `left` bytes, `done` bytes after `at`. Zero, if something was
+    /// missing that is there now: it is to be tried again.
     #[inline]
     fn piece(
         &mut self,
@@ -349,7 +364,7 @@ impl DmaPort {
                 .and_then(|span| piece_at(span, left, translator, &mut transfer)),
         };
         drop(inside);
-        moved.map_err(|reason| bus.fault(DmaError::new(at, write, reason)))
+        moved.or_else(|refused| bus.recover(at, access, refused).map(|()| 0))
     }
 }
 
@@ -360,7 +375,7 @@ fn piece_at(
     left: u64,
     translator: &Translator,
     transfer: &mut impl FnMut(Place<'_>, usize) -> Result<(), ()>,
-) -> Result<usize, FaultReason> {
+) -> Result<usize, Refused> {
     let length = PIECE.min(left).min(span.length);
     transfer(span.place, length as usize).map_err(|()| FaultReason::MemoryGone)?;
     if translator.lost_memory() {

@@ -18,14 +18,15 @@ use std::sync::atomic::Ordering;
 use iopt::{Access, GuestMemory, GuestTranslation};
 
 use crate::gate::Inside;
-use crate::hwpt::{Hwpt, NestedHwpt};
+use crate::hwpt::{GuestStage, Hwpt, NestedHwpt, Stage1};
 use crate::observe::FaultReason;
+use crate::types::Pasid;
 
 use super::bus::Bus;
 use super::context::Context;
 use super::iotlb::Page;
-use super::transfer;
-use super::translate::{Place, Span, Translator};
+use super::translate::{Place, Refused, Span, Translator};
+use super::{BusAddress, transfer};
 
 /// The guest's memory, as the parent maps it.
 struct Guest<'t, 'i> {
@@ -38,28 +39,46 @@ struct Guest<'t, 'i> {
 
 impl<'i> Guest<'_, 'i> {
     /// Where a guest-physical address leads.
-    fn place(&mut self, address: u64, access: Access) -> Result<Span<'i>, FaultReason> {
+    fn place(&mut self, address: u64, access: Access) -> Result<Span<'i>, Refused> {
         match self.translator.iotlb.lookup(self.domain, address, access) {
             Some((start, length)) => Ok(Span::here(start, length)),
-            None => self.translator.walk(self.bus, self.inside, self.parent, self.domain, address, access),
+            None => {
+                let found = self.translator.walk(self.bus, self.inside, self.parent, self.domain, address, access);
+                found.map_err(|reason| Refused { reason, below: Some(address) })
+            }
         }
     }
 
     /// What was just found at `place` is an entry, unless the memory it is in was lost.
-    fn is_there<T>(&self, place: Place<'_>, found: T) -> Result<T, FaultReason> {
+    fn is_there<T>(&self, place: Place<'_>, found: T) -> Result<T, Refused> {
         if self.translator.lost_memory() {
             place.check(8)?;
         }
         Ok(found)
     }
 
+    /// What the guest translates by, which is looked up once.
+    fn stage1(&mut self, nested: &NestedHwpt, context: Context, pasid: Option<Pasid>) -> Result<Stage1, Refused> {
+        if let Some(known) = context.stage1 {
+            return Ok(known);
+        }
+        let found = match nested.stage() {
+            GuestStage::Table(table) => Stage1::Root(table.into_root()),
+            GuestStage::Pasids(pasids) => pasids.find(self, pasid)?.ok_or(FaultReason::NotAttached)?,
+        };
+        self.translator.contexts.put(pasid, Context { stage1: Some(found), ..context });
+        Ok(found)
+    }
+
     /// Where the guest keeps an entry.
-    fn entry(&mut self, address: u64, access: Access) -> Result<Place<'i>, FaultReason> {
+    fn entry(&mut self, address: u64, access: Access) -> Result<Place<'i>, Refused> {
         match self.place(address, access) {
             // An entry is aligned, so a page has all of it.
             Ok(span) => Ok(span.place),
-            Err(FaultReason::NotMapped | FaultReason::NotPermitted) => Err(FaultReason::GuestTable),
-            Err(reason) => Err(reason),
+            Err(Refused { reason: FaultReason::NotMapped | FaultReason::NotPermitted, below }) => {
+                Err(Refused { reason: FaultReason::GuestTable, below })
+            }
+            Err(refused) => Err(refused),
         }
     }
 
@@ -71,16 +90,16 @@ impl<'i> Guest<'_, 'i> {
 }
 
 impl GuestMemory for Guest<'_, '_> {
-    type Error = FaultReason;
+    type Error = Refused;
 
-    fn load(&mut self, address: u64) -> Result<u64, FaultReason> {
+    fn load(&mut self, address: u64) -> Result<u64, Refused> {
         let mut entry = [0; 8];
         let place = self.entry(address, Access::READ)?;
         transfer::read(place, &mut entry).map_err(|()| FaultReason::MemoryGone)?;
         self.is_there(place, u64::from_le_bytes(entry))
     }
 
-    fn compare_exchange(&mut self, address: u64, current: u64, new: u64) -> Result<bool, FaultReason> {
+    fn compare_exchange(&mut self, address: u64, current: u64, new: u64) -> Result<bool, Refused> {
         let place = self.entry(address, Access::all())?;
         let (current, new) = (current.to_le(), new.to_le());
         let found = transfer::atomic(place, |word| {
@@ -98,15 +117,20 @@ impl Translator {
         inside: &'i Inside<'i>,
         nested: &NestedHwpt,
         context: Context,
-        iova: u64,
+        at: BusAddress,
         access: Access,
-    ) -> Result<Span<'i>, FaultReason> {
-        let (parent, domain) = (&**nested.parent(), context.parent_domain);
+    ) -> Result<Span<'i>, Refused> {
+        let (parent, domain, iova) = (&**nested.parent(), context.parent_domain, at.iova.0);
         let mut guest = Guest { translator: self, bus, inside, parent, domain };
+        let root = match guest.stage1(nested, context, at.pasid)? {
+            Stage1::Root(root) => root,
+            // Cached as what the parent translates.
+            Stage1::Bypass => return guest.place(iova, access),
+        };
         let GuestTranslation { found, cachable } =
-            nested.table().walk(&mut guest, iova, access)?.ok_or(FaultReason::NotMapped)?;
+            root.walk(&mut guest, iova, access)?.ok_or(FaultReason::NotMapped)?;
         if !found.access.contains(access) {
-            return Err(FaultReason::NotPermitted);
+            return Err(FaultReason::NotPermitted.into());
         }
         let Span { place, length } = guest.place(found.pa, access)?;
         // The page of the parent's that it is in, if it is in this process: the last that was found or cached.

@@ -3,10 +3,10 @@
 use iopt::Access;
 
 use crate::gate::{Held, Inside};
-use crate::observe::FaultReason;
 use crate::types::Pasid;
 
 use super::bus::Bus;
+use super::translate::Refused;
 use super::{BusAddress, DmaPort};
 
 impl DmaPort {
@@ -40,13 +40,8 @@ impl DmaPort {
     /// As [`DmaPort::hit`], cached or not.
     ///
     /// # Errors
-    /// The reason for a fault, which nobody was told yet.
-    pub(crate) fn place(
-        &mut self,
-        held: &Held<'_>,
-        at: BusAddress,
-        access: Access,
-    ) -> Result<(*mut u8, u64), FaultReason> {
+    /// What nobody was told yet.
+    pub(crate) fn place(&mut self, held: &Held<'_>, at: BusAddress, access: Access) -> Result<(*mut u8, u64), Refused> {
         self.translator.translate_here(&self.bus, held.inside(), at, access)
     }
 }

@@ -137,7 +137,7 @@ impl<'p> Slices<'p> {
         while done < length {
             let span = address(at, done, write).and_then(|at| {
                 let span = self.translator.translate_here(self.bus, self.held.inside(), at, access);
-                span.map_err(|reason| DmaError::new(at, write, reason))
+                span.map_err(|refused| self.bus.refusal(at, access, refused))
             });
             match span {
                 Ok((start, there)) => {
@@ -151,7 +151,7 @@ impl<'p> Slices<'p> {
                 }
                 Err(refused) => {
                     self.scratch.slices.truncate(before);
-                    return Err(self.bus.fault(refused));
+                    return Err(refused);
                 }
             }
         }

@@ -19,7 +19,7 @@ use iopt::{Access, Translation, Upper};
 
 use crate::endpoint::Endpoint;
 use crate::gate::{Gate, Inside};
-use crate::hwpt::{Hwpt, LOWEST_SPAN_BITS, NestedHwpt};
+use crate::hwpt::{Hwpt, LOWEST_SPAN_BITS, NestedHwpt, SvaHwpt};
 use crate::invalidation::Invalidation;
 use crate::memory::{Backing, RemoteMemory, Window, lost_at, memory_lost};
 use crate::observe::FaultReason;
@@ -40,6 +40,20 @@ pub(super) enum Place<'a> {
     Elsewhere(&'a dyn RemoteMemory, u64),
 }
 
+/// Why an access was refused, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) reason: FaultReason,
+    /// The address that the parent of a nested table has nothing for, if it was not the table itself.
+    pub(crate) below: Option<u64>,
+}
+
+impl From<FaultReason> for Refused {
+    fn from(reason: FaultReason) -> Self {
+        Self { reason, below: None }
+    }
+}
+
 /// A place, and how many bytes from there on it goes on.
 #[derive(Clone, Copy)]
 pub(super) struct Span<'a> {
@@ -56,7 +70,7 @@ impl Span<'_> {
 
 pub(super) struct Translator {
     pub(super) iotlb: Iotlb,
-    contexts: Contexts,
+    pub(super) contexts: Contexts,
     uppers: UpperCache<Upper>,
     /// How much of what was posted at the gate is dealt with.
     posted: u64,
@@ -114,6 +128,7 @@ impl Translator {
                     uppers.invalidate(domain, range);
                 }
             }
+            Invalidation::Pasid(table, pasid) => contexts.forget_pasid(table, pasid),
             Invalidation::Attachment(pasid) => contexts.forget(pasid),
             Invalidation::All => contexts.clear(),
         });
@@ -144,7 +159,7 @@ impl Translator {
         inside: &'a Inside<'_>,
         at: BusAddress,
         access: Access,
-    ) -> Result<Span<'a>, FaultReason> {
+    ) -> Result<Span<'a>, Refused> {
         let hit = match self.contexts.find(at.pasid) {
             Some(context) => self.iotlb.lookup(context.domain, at.iova.0, access),
             None => None,
@@ -162,10 +177,10 @@ impl Translator {
         inside: &Inside<'_>,
         at: BusAddress,
         access: Access,
-    ) -> Result<(*mut u8, u64), FaultReason> {
+    ) -> Result<(*mut u8, u64), Refused> {
         match self.translate(bus, inside, at, access)? {
             Span { place: Place::Here(start), length } => Ok((start, length)),
-            Span { place: Place::Elsewhere(..), .. } => Err(FaultReason::NotLocal),
+            Span { place: Place::Elsewhere(..), .. } => Err(FaultReason::NotLocal.into()),
         }
     }
 
@@ -175,9 +190,9 @@ impl Translator {
         inside: &'a Inside<'_>,
         at: BusAddress,
         access: Access,
-    ) -> Result<Span<'a>, FaultReason> {
-        if !bus.endpoint.is_bus_master() {
-            return Err(FaultReason::NotBusMaster);
+    ) -> Result<Span<'a>, Refused> {
+        if !bus.endpoint.may_dma(at.pasid) {
+            return Err(FaultReason::NotBusMaster.into());
         }
         let context = match self.contexts.find(at.pasid) {
             Some(context) => context,
@@ -188,12 +203,18 @@ impl Translator {
                 // SAFETY: attached when the context was cached. Who detaches posts that and waits at the gate before the page
                 // table can go; the context was found after this port had gone in and looked at what was posted.
                 let hwpt: &'a Hwpt = unsafe { hwpt.as_ref() };
-                self.walk(bus, inside, hwpt, context.domain, at.iova.0, access)
+                Ok(self.walk(bus, inside, hwpt, context.domain, at.iova.0, access)?)
             }
             Attached::Nested { table, .. } => {
                 // SAFETY: as above.
                 let nested: &'a NestedHwpt = unsafe { table.as_ref() };
-                self.walk_nested(bus, inside, nested, context, at.iova.0, access)
+                self.walk_nested(bus, inside, nested, context, at, access)
+            }
+            Attached::Sva(sva) => {
+                // SAFETY: as above.
+                let sva: &'a SvaHwpt = unsafe { sva.as_ref() };
+                let length = sva.translate(at.iova.0, access)?;
+                Ok(Span { place: Place::Elsewhere(sva.memory(), at.iova.0), length })
             }
         }
     }
@@ -240,15 +261,18 @@ impl Translator {
 
     /// Looks an attachment up in the stream table.
     fn attach(&mut self, endpoint: &Endpoint, pasid: Option<Pasid>) -> Result<Context, FaultReason> {
-        let table = endpoint.with_attachment(pasid, Attached::to).ok_or(FaultReason::NotAttached)?;
-        if let Some(context) = self.contexts.insert(pasid, table) {
+        let own = endpoint.with_attachment(pasid, Attached::to);
+        let inherited = own.is_none();
+        let shared = || endpoint.with_attachment(None, |table| table.owns_pasids().then(|| Attached::to(table)))?;
+        let table = own.or_else(shared).ok_or(FaultReason::NotAttached)?.ok_or(FaultReason::Parked)?;
+        if let Some(context) = self.contexts.insert(pasid, table, inherited) {
             return Ok(context);
         }
         // Two thousand attachments later, the domains have to be given out again.
         self.iotlb.flush();
         self.uppers.flush();
         self.contexts.restart();
-        self.contexts.insert(pasid, table).ok_or(FaultReason::NotAttached)
+        self.contexts.insert(pasid, table, inherited).ok_or(FaultReason::NotAttached)
     }
 
     /// After bytes were moved: whether memory of any mapping was lost meanwhile. [`Place::check`] tells of which.

@@ -83,7 +83,7 @@ use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryResult, Permissions, VolatileSlice};
 
 use crate::observe::FaultReason;
-use crate::port::{Bus, BusAddress, DmaError, DmaPort};
+use crate::port::{Bus, BusAddress, DmaError, DmaPort, Refused};
 use crate::types::{Iova, Pasid};
 
 use absent::{NoBackend, NoBitmap};
@@ -120,7 +120,7 @@ impl PortMemory {
 
     /// Translates `iova`: what keeps the place there, the place, and how many bytes go on from it.
     #[inline(always)]
-    fn place(&self, iova: u64, access: Access) -> Result<(Hold<'_>, *mut u8, u64), FaultReason> {
+    fn place(&self, iova: u64, access: Access) -> Result<(Hold<'_>, *mut u8, u64), Refused> {
         // SAFETY: see `port`.
         let port = unsafe { &mut *self.port.get() };
         let hold = self.holds.hold(|inside| port.refresh(inside));
@@ -133,12 +133,7 @@ impl PortMemory {
     /// [`PortMemory::place`] of what is not cached.
     #[cold]
     #[inline(never)]
-    fn miss<'a>(
-        &'a self,
-        mut hold: Hold<'a>,
-        iova: u64,
-        access: Access,
-    ) -> Result<(Hold<'a>, *mut u8, u64), FaultReason> {
+    fn miss<'a>(&'a self, mut hold: Hold<'a>, iova: u64, access: Access) -> Result<(Hold<'a>, *mut u8, u64), Refused> {
         // SAFETY: see `port`.
         let port = unsafe { &mut *self.port.get() };
         if port.is_crowded() && hold.is_only() {
@@ -162,7 +157,7 @@ impl PortMemory {
                 // them is prepared for a device to change them (see `Segment::local`).
                 Ok(unsafe { VolatileSlice::with_bitmap(start, length, hold, None) })
             }
-            Err(reason) => Err(self.refuse(iova, access, reason)),
+            Err(refused) => self.recover(iova, most, access, refused),
         }
     }
 
@@ -172,17 +167,28 @@ impl PortMemory {
         self.borrow(iova, most, access)
     }
 
-    /// Tells the observer, and makes an error of it that vm-memory knows.
+    /// Waits for what is missing, if that can be, and borrows it then; or makes an error of it that vm-memory knows.
     #[cold]
-    fn refuse(&self, iova: u64, access: Access, reason: FaultReason) -> GuestMemoryError {
-        let error = DmaError::new(self.at(iova), access.contains(Access::WRITE), reason);
-        let error = self.bus.fault(error);
-        match reason {
-            FaultReason::NotMapped => GuestMemoryError::InvalidGuestAddress(GuestAddress(iova)),
-            FaultReason::NotPermitted => io_error(io::ErrorKind::PermissionDenied, error),
-            FaultReason::NotLocal => io_error(io::ErrorKind::Unsupported, error),
-            _ => io_error(io::ErrorKind::Other, error),
+    fn recover(
+        &self,
+        iova: u64,
+        most: usize,
+        access: Access,
+        refused: Refused,
+    ) -> GuestMemoryResult<VolatileSlice<'_, Hold<'_>>> {
+        match self.bus.recover(self.at(iova), access, refused) {
+            Ok(()) => self.borrow_more(iova, most, access),
+            Err(error) => Err(refusal(iova, error)),
         }
+    }
+}
+
+fn refusal(iova: u64, error: DmaError) -> GuestMemoryError {
+    match error.reason {
+        FaultReason::NotMapped => GuestMemoryError::InvalidGuestAddress(GuestAddress(iova)),
+        FaultReason::NotPermitted => io_error(io::ErrorKind::PermissionDenied, error),
+        FaultReason::NotLocal => io_error(io::ErrorKind::Unsupported, error),
+        _ => io_error(io::ErrorKind::Other, error),
     }
 }
 

@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex};
 use ioasid::memory::Segment;
 use ioasid::{
     Access, Device, DmaPort, Endpoint, Fault, GroupId, HwptOptions, Ioas, Iommu, Iova, IovaRange, Leftover, MapError,
-    Observer, Placement, Rid,
+    Observer, OnMiss, Placement, Rid,
 };
 
 pub const PAGE: u64 = 4096;
 
 /// A page table that nested ones can be made on, and attached to PASIDs too.
 pub const PARENT: HwptOptions =
-    HwptOptions { format: None, nest_parent: true, dirty_tracking: false, pasids: true, fault_queue: None };
+    HwptOptions { format: None, nest_parent: true, dirty_tracking: false, pasids: true, on_miss: OnMiss::Abort };
 
 #[derive(Default)]
 pub struct Log {

@@ -35,8 +35,9 @@ pub struct GuestTranslation {
     pub cachable: Access,
 }
 
-/// Translates `iova`, for a device that wants `access`, in the table of format `F` whose root is at `root` of `memory`.
-/// `None` if nothing is mapped.
+/// Translates `iova`, for a device that wants `access`, in the table of format `F` whose root is at `root` of `memory` and which
+/// has IOVAs of `bits`: more than an offset in the smallest page has, and no more than [`Format::iova_bits`]. With fewer, walks
+/// begin at a lower level. `None` if nothing is mapped.
 ///
 /// Tables on the way are marked as accessed, and so is the page if `access` is allowed, and as written if it is a write: as far
 /// as the format has such marks, and before anybody has asked where the page leads. A mark too many is what processors make, too. The contents of `memory` may be anything: there are no more steps than levels, but for a few more if entries
@@ -47,13 +48,15 @@ pub struct GuestTranslation {
 pub fn walk_guest<F: Format, M: GuestMemory>(
     memory: &mut M,
     root: TableAddr,
+    bits: u32,
     iova: u64,
     access: Access,
 ) -> Result<Option<GuestTranslation>, M::Error> {
-    if iova >> F::iova_bits() != 0 {
+    if iova >> bits != 0 {
         return Ok(None);
     }
-    let (mut table, mut level, mut above, mut retries) = (root, F::LEVELS - 1, Access::all(), 0);
+    let top = bits.saturating_sub(F::PAGE_SHIFT + 1) / F::INDEX_BITS;
+    let (mut table, mut level, mut above, mut retries) = (root, top as u8, Access::all(), 0);
     loop {
         let address = table.0.wrapping_add(8 * index::<F>(iova, level) as u64) & !7;
         let bits = memory.load(address)?;

@@ -148,7 +148,12 @@ impl ToErrno for AttachError {
             | Self::NoDirtyTracking(_)
             | Self::PasidTooWide(..)
             | Self::NotForPasids
+            | Self::OwnsPasids(_)
             | Self::GroupElsewhere(_) => Errno::INVAL,
+            Self::CannotWait(_) => Errno::OPNOTSUPP,
+            Self::PasidElsewhere(_) => Errno::BUSY,
+            Self::Closed => Errno::NODEV,
+            Self::NoPasids => Errno::NOSPC,
             Self::Conflict(_) | Self::Misaligned(..) => Errno::ADDRINUSE,
             Self::Pages(error) => error.errno(),
             Self::NoIds => Errno::NOMEM,
@@ -163,7 +168,7 @@ impl ToErrno for HwptError {
     fn errno(&self) -> Errno {
         match self {
             Self::Missing(_) | Self::NotADevice(_) | Self::NotAFaultQueue(_) => Errno::NOENT,
-            Self::NotAnIoas(_) | Self::NotAPageTable(_) | Self::NotAParent(_) | Self::Unaligned(_) => Errno::INVAL,
+            Self::NotAnIoas(_) | Self::NotAPageTable(_) | Self::NotAParent(_) | Self::Guest(_) => Errno::INVAL,
             Self::WrongFormat(_) | Self::NoDirtyTracking => Errno::OPNOTSUPP,
             Self::NoIds => Errno::NOMEM,
             Self::Conflict(_) | Self::Misaligned(..) => Errno::ADDRINUSE,

@@ -1,6 +1,6 @@
 //! Requests on page tables.
 
-use ioasid::{HwptOptions, IommuKind};
+use ioasid::{HwptOptions, IommuKind, OnMiss};
 use ioasid_uapi::iommufd as uapi;
 use rustix::io::Errno;
 
@@ -26,7 +26,7 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     let data =
         Data { caller: call.caller, kind: request.data_type, address: request.data_uptr, length: request.data_len };
     let has = |flag| request.flags & flag != 0;
-    let fault_queue = has(uapi::HWPT_FAULT_ID_VALID).then_some(request.fault_id);
+    let on_miss = if has(uapi::HWPT_FAULT_ID_VALID) { OnMiss::Queue(request.fault_id) } else { OnMiss::Abort };
     let id = if context.ioas(request.pt_id).is_some() {
         let known = uapi::HWPT_ALLOC_NEST_PARENT
             | uapi::HWPT_ALLOC_DIRTY_TRACKING
@@ -41,7 +41,7 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
             nest_parent: has(uapi::HWPT_ALLOC_NEST_PARENT),
             dirty_tracking: has(uapi::HWPT_ALLOC_DIRTY_TRACKING),
             pasids: has(uapi::HWPT_ALLOC_PASID),
-            fault_queue,
+            on_miss,
         };
         let made = context.hwpt_alloc(request.dev_id, request.pt_id, options);
         made.map_err(|error| error.errno())?.id()
@@ -55,7 +55,7 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
         }
         let mut options = hardware.nested(&data)?;
         options.pasids = has(uapi::HWPT_ALLOC_PASID);
-        options.fault_queue = fault_queue;
+        options.on_miss = on_miss;
         let made = context.hwpt_alloc_nested(request.pt_id, options);
         made.map_err(|error| error.errno())?.id()
     } else {

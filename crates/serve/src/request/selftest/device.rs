@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ioasid::{
     Context, Device, Endpoint, EndpointOptions, External, GroupId, Iommu, IommuKind, ObjectId, PageGroup, PageRequest,
-    Pasid, RequestedAccess, Rid,
+    Pasid, Recovery, RequestedAccess, Rid,
 };
 use ioasid_uapi::iommufd::selftest::{self as uapi, command, data};
 use rustix::io::Errno;
@@ -91,6 +91,7 @@ impl Slot {
             reserved: Vec::new(),
             pasid_bits: if flags & uapi::MOCK_FLAGS_DEVICE_PASID != 0 { uapi::MOCK_PASID_WIDTH } else { 0 },
             dirty_tracking: flags & uapi::MOCK_FLAGS_DEVICE_NO_DIRTY == 0,
+            recovery: Recovery::PageRequests,
         };
         (0..=u16::MAX).find_map(|number| {
             let [bus, devfn] = number.to_be_bytes();

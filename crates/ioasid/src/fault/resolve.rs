@@ -1,0 +1,137 @@
+//! Where page requests go, and how a page is brought in.
+//!
+//! A miss belongs to the table that has nothing there: a guest's own table is the guest's affair, and what is missing below
+//! it is the affair of who maps the guest's memory.
+
+use std::sync::Arc;
+
+use iopt::Access;
+
+use super::queue::Pending;
+use super::{Disposition, PageGroup, PageRequest, PageResponse, Recovery, RequestedAccess};
+use crate::endpoint::Endpoint;
+use crate::hwpt::Table;
+use crate::observe::{Fault, FaultReason};
+use crate::software::SoftwareAccess;
+use crate::types::{Iova, Pasid};
+
+impl PageRequest {
+    fn dma_access(&self) -> Access {
+        if self.access.contains(RequestedAccess::WRITE) { Access::WRITE } else { Access::READ }
+    }
+}
+
+impl Endpoint {
+    /// Asks for pages. Who answers is up to the page table that the device is attached to ([`super::OnMiss`]); without an
+    /// attachment, or where misses are refused, the answer is [`PageResponse::Invalid`], before this returns. An answer that is
+    /// not [`PageResponse::Success`] is told to the observer, as a refused DMA.
+    pub fn request_pages(self: &Arc<Self>, mut group: PageGroup) {
+        if let Some(first) = group.requests.first().copied() {
+            let (endpoint, answer) = (self.clone(), group.answer);
+            group.answer = Box::new(move |response| {
+                if response != PageResponse::Success {
+                    endpoint.report(first);
+                }
+                answer(response);
+            });
+        }
+        let asked = group.requests.first().and_then(|request| request.pasid);
+        let Some((pasid, table)) = self.route_request(asked) else { return (group.answer)(PageResponse::Invalid) };
+        match self.below(&table, &group.requests) {
+            Some(requests) => self.dispose(pasid, &table, true, PageGroup { requests, ..group }),
+            None => self.dispose(pasid, &table, false, group),
+        }
+    }
+
+    /// As [`Endpoint::request_pages`] of one page, when it is known in which table it is missing: at `below` of the parent, if
+    /// not in the table itself. The caller tells the observer.
+    pub(crate) fn request_page(
+        self: &Arc<Self>,
+        request: PageRequest,
+        below: Option<u64>,
+        answer: Box<dyn FnOnce(PageResponse) + Send>,
+    ) {
+        let Some((pasid, table)) = self.route(request.pasid) else { return answer(PageResponse::Invalid) };
+        let request = below.map_or(request, |iova| PageRequest { pasid: None, iova, ..request });
+        self.dispose(pasid, &table, below.is_some(), PageGroup { number: 0, requests: vec![request], answer });
+    }
+
+    /// If nothing is missing in a nested table itself, what of its parent's is asked for.
+    fn below(self: &Arc<Self>, table: &Table, requests: &[PageRequest]) -> Option<Vec<PageRequest>> {
+        let Table::Nested(nested) = table else { return None };
+        if nested.parent().on_miss.is_abort() {
+            return None;
+        }
+        let mut access = SoftwareAccess::new(self, table, requests.first()?.pasid).ok()?;
+        let mut below = Vec::with_capacity(requests.len());
+        for request in requests {
+            if let Some(missing) = access.missing(request.iova, request.dma_access()) {
+                below.push(PageRequest { pasid: None, iova: missing?, ..*request });
+            }
+        }
+        Some(below)
+    }
+
+    /// Does what a table, or with `below` its parent, has done about misses.
+    fn dispose(self: &Arc<Self>, pasid: Option<Pasid>, table: &Table, below: bool, group: PageGroup) {
+        let disposition = match table {
+            Table::Nested(nested) if below => &nested.parent().on_miss,
+            _ => table.on_miss(),
+        };
+        match disposition {
+            Disposition::Abort => (group.answer)(PageResponse::Invalid),
+            Disposition::Resolve => {
+                let all = group.requests.iter().all(|request| bring_in(table, below, request));
+                (group.answer)(if all { PageResponse::Success } else { PageResponse::Invalid });
+            }
+            Disposition::Queue(queue) => {
+                let mut pending = Some(Pending { endpoint: self.clone(), pasid, device: self.bound_as(), group });
+                let mut refused = None;
+                // Who detaches waits for this look at the attachment, and then finds the group.
+                let queued = self.with_attachment(pasid, |now| {
+                    now.is(table)
+                        && pending
+                            .take()
+                            .is_some_and(|taken| queue.push(taken).map_err(|back| refused = Some(back)).is_ok())
+                });
+                if queued == Some(true) {
+                    queue.tell();
+                }
+                refused.into_iter().for_each(|full| (full.group.answer)(PageResponse::Failure));
+                pending.into_iter().for_each(|gone| (gone.group.answer)(PageResponse::Invalid));
+            }
+        }
+    }
+
+    /// Gives up on everything that the device asked for.
+    pub(crate) fn cancel_requests(&self) {
+        let mut queues = Vec::new();
+        self.find_attachment(|(_, table)| {
+            queues.extend(table.dispositions().filter_map(Disposition::queue).cloned());
+            None::<()>
+        });
+        queues.iter().for_each(|queue| queue.dismiss_endpoint(self));
+    }
+
+    fn report(&self, request: PageRequest) {
+        if self.recovery() == Recovery::PageRequests
+            && let Some(iommu) = self.iommu()
+        {
+            let ioas = self.with_attachment(request.pasid, |table| table.ioas().map(|ioas| ioas.serial())).flatten();
+            let write = request.access.contains(RequestedAccess::WRITE);
+            let (rid, pasid, iova) = (self.rid(), request.pasid, Iova(request.iova));
+            iommu.observer().fault(&Fault { rid, pasid, iova, write, reason: FaultReason::NotMapped, ioas });
+        }
+    }
+}
+
+/// Brings a page in. False if nothing is there that may be accessed like that.
+fn bring_in(table: &Table, below: bool, request: &PageRequest) -> bool {
+    let access = request.dma_access();
+    match table {
+        Table::Paging(hwpt) => hwpt.ioas().bring_in(request.iova, access),
+        Table::Nested(nested) if below => nested.parent().ioas().bring_in(request.iova, access),
+        Table::Sva(sva) => sva.bring_in(request.iova, access).is_ok(),
+        Table::Nested(_) | Table::Parked(_) => false,
+    }
+}

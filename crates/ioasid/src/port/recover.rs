@@ -1,0 +1,138 @@
+//! What becomes of an access that found nothing: outside of the gate, so that nobody who unmaps waits for it.
+//!
+//! ```text
+//!   miss ──► the table's (or its parent's) disposition
+//!              abort ────────────────────────────────► refused, and told
+//!              queue, resolve ─┬─ the device asks ───► refused as recoverable, and not told
+//!                              ├─ its IOMMU stalls ──► asked here; Success: try again, else refused, and told
+//!                              └─ neither ───────────► refused, and told
+//! ```
+
+use std::hint;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::{self, Thread};
+
+use iopt::Access;
+
+use crate::fault::{PageRequest, PageResponse, Recovery, RequestedAccess};
+use crate::gate::check_holds_nothing;
+use crate::hwpt::Table;
+use crate::observe::FaultReason;
+
+use super::bus::Bus;
+use super::translate::Refused;
+use super::{BusAddress, DmaError};
+
+/// How often a stalled access looks for its answer before it sleeps: some ten microseconds.
+const SPINS: u32 = 4000;
+
+impl Bus {
+    /// Returns when an access that was refused is worth another try.
+    ///
+    /// # Errors
+    /// If it is not.
+    #[cold]
+    pub(crate) fn recover(&self, at: BusAddress, access: Access, refused: Refused) -> Result<(), DmaError> {
+        let error = self.explain(at, access, refused);
+        if !self.is_recoverable(at, error.reason, refused) {
+            return Err(self.fault(error));
+        }
+        match self.endpoint.recovery() {
+            Recovery::PageRequests => Err(DmaError { recoverable: true, ..error }),
+            // Who unmaps waits for the slices, and whoever is asked may want to unmap.
+            Recovery::Stall if check_holds_nothing().is_ok() => match self.stall(at, access, refused) {
+                PageResponse::Success => Ok(()),
+                PageResponse::Invalid | PageResponse::Failure => Err(self.fault(error)),
+            },
+            Recovery::Stall | Recovery::None => Err(self.fault(error)),
+        }
+    }
+
+    /// As [`Bus::recover`], for who cannot wait here: the device may ask, whatever it can do otherwise.
+    #[cold]
+    pub(crate) fn refusal(&self, at: BusAddress, access: Access, refused: Refused) -> DmaError {
+        let error = self.explain(at, access, refused);
+        if self.is_recoverable(at, error.reason, refused) && self.endpoint.recovery() != Recovery::None {
+            DmaError { recoverable: true, ..error }
+        } else {
+            self.fault(error)
+        }
+    }
+
+    /// What is mapped and made to fault is not present, where others would say that nothing is mapped.
+    fn explain(&self, at: BusAddress, access: Access, refused: Refused) -> DmaError {
+        let absent = || {
+            let (_, table) = self.endpoint.route(at.pasid)?;
+            match (&table, refused.below) {
+                (Table::Nested(_), None) => None,
+                _ => Some(table.ioas()?.is_absent(refused.below.unwrap_or(at.iova.0))),
+            }
+        };
+        let reason = match refused.reason {
+            FaultReason::NotMapped if absent() == Some(true) => FaultReason::NotPresent,
+            reason => reason,
+        };
+        DmaError::new(at, access.contains(Access::WRITE), reason)
+    }
+
+    /// Whether somebody can be asked about it.
+    fn is_recoverable(&self, at: BusAddress, reason: FaultReason, refused: Refused) -> bool {
+        use FaultReason::{GuestTable, NotMapped, NotPermitted, NotPresent};
+        if !matches!(reason, NotMapped | NotPermitted | NotPresent | GuestTable) {
+            return false;
+        }
+        let Some((_, table)) = self.endpoint.route(at.pasid) else { return false };
+        match (&table, refused.below) {
+            (Table::Nested(nested), Some(_)) => !nested.parent().on_miss.is_abort(),
+            // Nothing can be brought in but what is there and not present.
+            (Table::Sva(_), _) => reason == NotPresent,
+            _ => !table.on_miss().is_abort(),
+        }
+    }
+
+    fn stall(&self, at: BusAddress, access: Access, refused: Refused) -> PageResponse {
+        let mut requested = RequestedAccess::empty();
+        requested.set(RequestedAccess::READ, access.contains(Access::READ));
+        requested.set(RequestedAccess::WRITE, access.contains(Access::WRITE));
+        let request = PageRequest { pasid: at.pasid, iova: at.iova.0, access: requested };
+        let answer = Arc::new(Answer { code: AtomicU8::new(WAITING), asker: thread::current() });
+        let told = answer.clone();
+        self.endpoint.request_page(request, refused.below, Box::new(move |response| told.give(response)));
+        answer.wait()
+    }
+}
+
+/// [`Answer::code`] before there is an answer.
+const WAITING: u8 = 0;
+
+/// The answer that one thread waits for.
+struct Answer {
+    code: AtomicU8,
+    asker: Thread,
+}
+
+impl Answer {
+    fn give(&self, response: PageResponse) {
+        let code = match response {
+            PageResponse::Success => 1,
+            PageResponse::Invalid => 2,
+            PageResponse::Failure => 3,
+        };
+        self.code.store(code, Ordering::Release);
+        self.asker.unpark();
+    }
+
+    fn wait(&self) -> PageResponse {
+        for round in 0.. {
+            match self.code.load(Ordering::Acquire) {
+                1 => return PageResponse::Success,
+                2 => return PageResponse::Invalid,
+                3 => return PageResponse::Failure,
+                _ if round < SPINS => hint::spin_loop(),
+                _ => thread::park(),
+            }
+        }
+        PageResponse::Failure
+    }
+}
