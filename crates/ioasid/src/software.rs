@@ -41,7 +41,8 @@ pub enum CopyError {
     /// The device is attached to nothing, with this PASID or without one.
     #[error("device {0} is attached to nothing with this PASID, or without")]
     NotAttached(u32),
-    /// The first address that could not be read or written. What lies before it was copied.
+    /// The first address that could not be read or written. What lies before it was copied. If that is recoverable, it is
+    /// whoever reads the page table's fault queue who has to bring it in: nobody is asked, and nobody waits.
     #[error(transparent)]
     Refused(#[from] DmaError),
     /// It would have to wait for DMA that this thread itself holds up.

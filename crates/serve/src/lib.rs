@@ -19,10 +19,11 @@
 
 mod accounts;
 mod ask;
+mod enqcmd;
 mod failures;
-
 pub mod filter;
 pub mod listen;
+mod permission;
 mod processes;
 pub mod request;
 mod server;

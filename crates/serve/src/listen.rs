@@ -16,8 +16,8 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ioasid::memory::{Account, Identity, ImportError, PAGE_SIZE, Pages};
-use ioasid::{Access, Context};
+use ioasid::memory::{Account, Identity, ImportError, PAGE_SIZE, Pages, Process};
+use ioasid::{Access, Context, Pasid, PasidHold};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
@@ -25,6 +25,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pi
 use crate::accounts::{Both, Whose};
 use crate::ask::Question;
 use crate::failures;
+use crate::permission::may_reach;
 use crate::request::given::GivenFile;
 use crate::request::vfio::VfioFile;
 use crate::request::{Caller, Capability};
@@ -334,8 +335,16 @@ fn has_capability(tid: u32, capability: Capability) -> bool {
     got == 0 && effective >> capability as u32 & 1 != 0
 }
 
+/// Whether the process that a pidfd is has not ended.
+fn is_running(pidfd: &OwnedFd) -> bool {
+    // SAFETY: signal 0 is none, and no information goes with it.
+    unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, std::ptr::null::<libc::siginfo_t>(), 0) == 0
+    }
+}
+
 /// The process that a thread belongs to.
-fn process_of(tid: Pid) -> Option<Pid> {
+pub(crate) fn process_of(tid: Pid) -> Option<Pid> {
     let status = fs::read_to_string(format!("/proc/{}/status", tid.as_raw_nonzero())).ok()?;
     let number = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())?;
     Pid::from_raw(number)
@@ -447,6 +456,34 @@ impl Caller for Calling<'_> {
     fn install(&self, number: i32, file: Arc<dyn GivenFile>) -> Result<(), Errno> {
         fail_for(Errno::NFILE)?;
         self.listener.server.give(file, &*self.listener.descriptor, self.id, number)
+    }
+
+    fn process(&self, pidfd: i32) -> Result<Process, Errno> {
+        let pidfd = self.descriptor(pidfd)?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).map_err(|_| Errno::INVAL)?;
+        let number = info.lines().find_map(|line| line.strip_prefix("Pid:")).ok_or(Errno::INVAL)?;
+        let pid = number.trim().parse::<u32>().map_err(|_| Errno::SRCH)?;
+        if !may_reach(self.tid, pid) {
+            return Err(Errno::PERM);
+        }
+        let process =
+            Process::open_for_sva(pid).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::SRCH))?;
+        // What was opened by the number was opened of the process that the pidfd is.
+        if !is_running(&pidfd) {
+            return Err(Errno::SRCH);
+        }
+        self.still_there()?;
+        Ok(process)
+    }
+
+    fn bind_enqcmd(&self, bound: Option<(Pasid, PasidHold)>) -> Result<(), Errno> {
+        let server = &self.listener.server;
+        let tid = Pid::from_raw(self.tid as i32).ok_or(Errno::SRCH)?;
+        let pid = process_of(tid).ok_or(Errno::SRCH)?.as_raw_nonzero().get() as u32;
+        let process = server.process(self.tid).map_err(|_| Errno::SRCH)?;
+        self.still_there()?;
+        server.enqcmd().bind(pid, process, bound);
+        Ok(())
     }
 
     fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError> {

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use crate::accounts::{Accounts, Whose};
 use crate::ask::{Asker, Question, add_descriptor};
+use crate::enqcmd::Enqcmd;
 use crate::failures::Failures;
 use crate::processes::Processes;
 use crate::request::given::GivenFile;
@@ -103,6 +104,7 @@ pub struct Server {
     memlock: Option<u64>,
     accounts: Accounts,
     processes: Processes,
+    enqcmd: Enqcmd,
     failures: Failures,
     devices: Vec<Arc<PciDevice>>,
     watcher: Arc<dyn Watcher>,
@@ -166,6 +168,7 @@ impl Server {
             memlock: options.memlock,
             accounts,
             processes: Processes::default(),
+            enqcmd: Enqcmd::default(),
             failures: Failures::default(),
             devices: devices.into_iter().map(Arc::new).collect(),
             watcher,
@@ -324,8 +327,14 @@ impl Server {
         true
     }
 
+    /// What ENQCMD of each process puts on the bus.
+    pub(crate) fn enqcmd(&self) -> &Enqcmd {
+        &self.enqcmd
+    }
+
     /// The last descriptor and mapping of an open file are gone. Waits for nothing.
     pub(crate) fn released(&self, inode: u64) {
+        self.enqcmd.forget_ended();
         let mut files = self.files.lock();
         let Some(file) = files.open.remove(&inode) else { return };
         files.closing += 1;

@@ -2,12 +2,14 @@
 //! `tests/header.rs` does.
 
 /// Every header of which something is here.
-pub const HEADERS: &[Header] = &[crate::iommufd::HEADER, crate::vfio::HEADER, crate::iommufd::selftest::HEADER];
+pub const HEADERS: &[Header] =
+    &[crate::iommufd::HEADER, crate::vfio::HEADER, crate::iommufd::selftest::HEADER, crate::ioasid::HEADER];
 
 /// What of a header of Linux is here.
 #[derive(Debug, Clone, Copy)]
 pub struct Header {
-    /// Where it is: in the folder of headers for programs, or, for a header that is not for them, in Linux's sources.
+    /// Where it is: in the folder of headers for programs; for a header that is not for them, in Linux's sources; our own, in
+    /// this crate.
     pub path: &'static str,
     /// Its structures, file by file.
     pub layouts: &'static [&'static [Layout]],

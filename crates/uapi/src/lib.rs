@@ -1,4 +1,4 @@
-//! The structures of Linux's iommufd and VFIO interfaces, as plain data.
+//! The structures of Linux's iommufd and VFIO interfaces, and of our own requests beside them, as plain data.
 //!
 //! Sizes and offsets are those of `include/uapi/linux/iommufd.h` and `include/uapi/linux/vfio.h` of Linux 7.3; they
 //! are asserted beside each structure. Every field is an integer of fixed size, every bit pattern is a value, and there
@@ -7,6 +7,7 @@
 //! Which values make sense is not decided here.
 
 pub mod description;
+pub mod ioasid;
 pub mod iommufd;
 pub mod vfio;
 

@@ -42,6 +42,26 @@ fn what_is_here_of_iommufd_test_h_is_as_linux_has_it() {
     assert!(compared.contains("iommu_test_cmd"), "the header has no complete struct iommu_test_cmd");
 }
 
+#[test]
+fn what_is_here_of_our_own_header_is_all_of_it() {
+    let Some(compared) = compare("include/ioasid.h") else { return };
+    let text = std::fs::read_to_string(own("include/ioasid.h")).unwrap();
+    let words = || text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    let structures = text.lines().filter_map(|line| line.strip_prefix("struct ")?.strip_suffix(" {"));
+    let requests =
+        text.lines().filter_map(|line| line.strip_prefix("#define ")?.split_once(" _IO(")).map(|(name, _)| name);
+    let missing: Vec<_> = structures.chain(requests).filter(|name| !compared.contains(*name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    let values = words().filter(|word| word.starts_with("IOASID_") && !word.starts_with("IOASID_CMD_"));
+    let missing: Vec<_> = values.filter(|name| !compared.contains(*name)).collect();
+    assert!(missing.iter().all(|name| ["IOASID_H", "IOASID_TYPE"].contains(name)), "{missing:?}");
+}
+
+/// A file of this crate.
+fn own(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
 /// One line of C for the compiler to judge.
 struct Claim {
     /// The structure or constant that it is about.
@@ -132,7 +152,7 @@ fn c_fields(layout: &Layout, field: &'static str) -> Vec<&'static str> {
     match (layout.c_name, field) {
         ("iommu_hw_info", "data_type") => vec!["in_data_type", "out_data_type"],
         ("iommu_test_cmd", "body") => vec!["add_reserved"],
-        (_, "kind") => vec!["type"],
+        (name, "kind") if !name.starts_with("ioasid_") => vec!["type"],
         ("vfio_iommu_type1_info_cap_iova_range", "reserved") => vec!["reserved"],
         (_, "reserved") => vec!["__reserved"],
         (_, "reserved2") => vec!["__reserved2"],
@@ -155,6 +175,8 @@ impl Compiler {
         let folder = named.clone().unwrap_or_else(|| PathBuf::from("/usr/include"));
         let (path, named) = if header.path.starts_with("linux/") {
             (folder.join(header.path), named)
+        } else if header.path.starts_with("include/") {
+            (own(header.path), named)
         } else {
             let Some(sources) = env::var_os("IOASID_KERNEL_SOURCE").map(PathBuf::from) else {
                 say(&format!("{}: not compared, as IOASID_KERNEL_SOURCE is not set", header.path));

@@ -148,6 +148,15 @@ impl Context {
         }
     }
 
+    /// The fault queue with this id.
+    #[must_use]
+    pub fn fault_queue(&self, id: u32) -> Option<Arc<FaultQueue>> {
+        match self.get(id)? {
+            Object::FaultQueue(queue) => Some(queue),
+            _ => None,
+        }
+    }
+
     /// Makes a queue for page requests, or returns `None` when the context has 2^31 objects.
     pub fn fault_queue_alloc(&self) -> Option<Arc<FaultQueue>> {
         self.fault_queue_alloc_with(FaultQueueOptions::default())

@@ -38,6 +38,10 @@ impl Bus {
         if !self.is_recoverable(at, error.reason, refused) {
             return Err(self.fault(error));
         }
+        // Software does not wait for whoever reads a queue, who may be waiting for it.
+        if self.endpoint.is_software() && self.is_queued(at, refused) {
+            return Err(DmaError { recoverable: true, ..error });
+        }
         match self.endpoint.recovery() {
             Recovery::PageRequests => Err(DmaError { recoverable: true, ..error }),
             // Who unmaps waits for the slices, and whoever is asked may want to unmap.
@@ -88,6 +92,15 @@ impl Bus {
             // Nothing can be brought in but what is there and not present.
             (Table::Sva(_), _) => reason == NotPresent,
             _ => !table.on_miss().is_abort(),
+        }
+    }
+
+    /// Whether somebody reads a queue of such misses.
+    fn is_queued(&self, at: BusAddress, refused: Refused) -> bool {
+        let Some((_, table)) = self.endpoint.route(at.pasid) else { return false };
+        match (&table, refused.below) {
+            (Table::Nested(nested), Some(_)) => nested.parent().on_miss.queue().is_some(),
+            _ => table.on_miss().queue().is_some(),
         }
     }
 

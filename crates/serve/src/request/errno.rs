@@ -2,8 +2,9 @@
 
 use ioasid::memory::{ImportError, PinError};
 use ioasid::{
-    AccessAttachError, AccessError, AttachError, BindError, CutError, DestroyError, DirtyError, HoldsSlices,
-    HwQueueError, HwptError, InvalidateError, MapError, RuleError, UnmapError, ViommuError,
+    AccessAttachError, AccessError, AttachError, BindError, CopyError, CutError, DestroyError, DirtyError, HoldsSlices,
+    HwQueueError, HwptError, InvalidateError, MapError, PasidError, PresenceError, RuleError, SvaError, UnmapError,
+    ViommuError,
 };
 use ioasid_vfio::BarError;
 use ioasid_vfio::device::InUse;
@@ -175,6 +176,53 @@ impl ToErrno for HwptError {
             Self::Pages(error) => error.errno(),
             Self::HoldsSlices(error) => error.errno(),
             Self::Table(error) => error.errno(),
+        }
+    }
+}
+
+impl ToErrno for SvaError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Gone => Errno::SRCH,
+            Self::NotForSva => Errno::INVAL,
+            Self::NoIds => Errno::NOMEM,
+        }
+    }
+}
+
+impl ToErrno for PasidError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Full(..) => Errno::NOSPC,
+            Self::Range(..) => Errno::INVAL,
+            Self::NotAllocated(_) => Errno::NOENT,
+            Self::Elsewhere(_) => Errno::BUSY,
+            Self::HoldsSlices(error) => error.errno(),
+        }
+    }
+}
+
+impl ToErrno for PresenceError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Empty(_) => Errno::NOENT,
+            Self::Unaligned(..) => Errno::INVAL,
+            Self::Busy(_) => Errno::BUSY,
+            Self::Cut(error) => error.errno(),
+            Self::Pages(error) => error.errno(),
+            Self::HoldsSlices(error) => error.errno(),
+            Self::Table(error) => error.errno(),
+        }
+    }
+}
+
+impl ToErrno for CopyError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Missing(_) | Self::WrongKind(_) | Self::NotAttached(_) => Errno::NOENT,
+            Self::Refused(error) if error.recoverable => Errno::AGAIN,
+            Self::Refused(_) => Errno::FAULT,
+            Self::HoldsSlices(error) => error.errno(),
         }
     }
 }

@@ -16,8 +16,8 @@ pub use errno::ToErrno;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ioasid::Context;
-use ioasid::memory::{Account, Identity, ImportError, Pages};
+use ioasid::memory::{Account, Identity, ImportError, Pages, Process};
+use ioasid::{Context, Pasid, PasidHold};
 use rustix::io::Errno;
 
 use given::GivenFile;
@@ -81,6 +81,20 @@ pub trait Caller {
     /// # Errors
     /// `ENFILE` and the like.
     fn install(&self, number: i32, file: Arc<dyn GivenFile>) -> Result<(), Errno>;
+
+    /// The process that one of its descriptors names, whose memory it may reach.
+    ///
+    /// # Errors
+    /// `EBADF`, if it has none of this number; `EINVAL`, if it is no pidfd; `ESRCH`, if the process has ended; `EPERM`, if this
+    /// one may not trace that one.
+    fn process(&self, pidfd: i32) -> Result<Process, Errno>;
+
+    /// Has ENQCMD of its process put the PASID that is held on the bus, which the process knows by this number, in place of what
+    /// it did; or, with `None`, fault as on a processor whose IA32_PASID is not valid.
+    ///
+    /// # Errors
+    /// `ESRCH`, if the process has ended.
+    fn bind_enqcmd(&self, bound: Option<(Pasid, PasidHold)>) -> Result<(), Errno>;
 
     /// Its memory at `address`, `length` bytes (both multiples of the page size), for devices to read, and with `writable`
     /// to write. Whether it is there turns out when somebody needs it.

@@ -33,6 +33,8 @@ pub struct VfioFile {
 struct Bound {
     session: Session,
     device: Device,
+    /// Of the device's PASIDs; 0 if it has none.
+    pasid_bits: u32,
 }
 
 /// The end of a field: the shortest form of a structure that a request accepts.
@@ -162,7 +164,7 @@ impl VfioFile {
         let device = context.bind(&self.device.endpoint).map_err(|error| error.errno())?;
         let at = address.wrapping_add(offset_of!(uapi::BindIommufd, out_devid) as u64);
         caller.write(at, device.id().0.get().as_bytes())?;
-        *bound = Some(Bound { session, device });
+        *bound = Some(Bound { session, device, pasid_bits: self.device.endpoint.pasid_bits() });
         Ok(())
     }
 }
@@ -178,10 +180,25 @@ where
 }
 
 impl Bound {
+    /// The PASID that a request is about, fetched with `fetch` if its flag is set.
+    fn pasid(&self, flags: u32, flag: u32, fetch: impl FnOnce() -> Result<u32, Errno>) -> Result<Option<Pasid>, Errno> {
+        match flags {
+            0 => Ok(None),
+            _ if flags != flag => Err(Errno::INVAL),
+            _ => {
+                let number = fetch()?;
+                if self.pasid_bits == 0 {
+                    return Err(Errno::OPNOTSUPP);
+                }
+                Pasid::new(number).map(Some).ok_or(Errno::INVAL)
+            }
+        }
+    }
+
     fn attach(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
         let short = through!(AttachIommufdPt.pt_id: u32);
         let (request, argsz) = get::<uapi::AttachIommufdPt>(address, caller, short)?;
-        let pasid = pasid(request.flags, uapi::ATTACH_PASID, || {
+        let pasid = self.pasid(request.flags, uapi::ATTACH_PASID, || {
             let long = size_of::<uapi::AttachIommufdPt>();
             if (argsz as usize) < long {
                 return Err(Errno::INVAL);
@@ -197,7 +214,7 @@ impl Bound {
     fn detach(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
         let short = through!(DetachIommufdPt.flags: u32);
         let (request, argsz) = get::<uapi::DetachIommufdPt>(address, caller, short)?;
-        let pasid = pasid(request.flags, uapi::DETACH_PASID, || {
+        let pasid = self.pasid(request.flags, uapi::DETACH_PASID, || {
             let long = size_of::<uapi::DetachIommufdPt>();
             if (argsz as usize) < long {
                 return Err(Errno::INVAL);
@@ -292,14 +309,4 @@ where
     data.resize(length, T::new_zeroed());
     caller.read(address, data.as_mut_slice().as_mut_bytes())?;
     Ok(data)
-}
-
-/// The PASID that a request is about, fetched with `fetch` if its flag is set.
-fn pasid(flags: u32, flag: u32, fetch: impl FnOnce() -> Result<u32, Errno>) -> Result<Option<Pasid>, Errno> {
-    match flags {
-        0 => Ok(None),
-        // No device of this machine has the PASID capability.
-        _ if flags == flag => fetch().and(Err(Errno::OPNOTSUPP)),
-        _ => Err(Errno::INVAL),
-    }
 }

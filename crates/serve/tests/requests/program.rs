@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex};
 
-use ioasid::Context;
-use ioasid::memory::{Account, Identity, ImportError, Pages, Segment};
+use ioasid::memory::{Account, Identity, ImportError, Pages, Process, Segment};
+use ioasid::{Context, Pasid, PasidHold};
 use ioasid_serve::request::given::GivenFile;
 use ioasid_serve::request::{Caller, Capability};
 use rustix::io::Errno;
@@ -17,18 +17,20 @@ pub const MEMORY: u64 = 0x10_0000;
 pub const SIZE: u64 = 1 << 20;
 /// Where nothing is.
 pub const NOWHERE: u64 = 0x1000;
-/// The number of its memory as a file.
+/// The number of its memory as a file, and that of a pidfd of this process.
 pub const MEMORY_FILE: i32 = 3;
+pub const PIDFD: i32 = 4;
 
 pub struct Program {
     memory: File,
     given: Mutex<BTreeMap<i32, Option<Arc<dyn GivenFile>>>>,
+    bound: Mutex<Option<(Pasid, PasidHold)>>,
 }
 
 impl Program {
     pub fn new() -> Self {
         let memory = Segment::memfd(SIZE).unwrap().1;
-        Self { memory, given: Mutex::default() }
+        Self { memory, given: Mutex::default(), bound: Mutex::default() }
     }
 
     /// The descriptors that it was given, and did not close.
@@ -122,6 +124,22 @@ impl Caller for Program {
     fn install(&self, number: i32, file: Arc<dyn GivenFile>) -> Result<(), Errno> {
         Self::fail_for(Errno::NFILE)?;
         self.given.lock().unwrap().insert(number, Some(file));
+        Ok(())
+    }
+
+    fn process(&self, pidfd: i32) -> Result<Process, Errno> {
+        Self::fail_for(Errno::MFILE)?;
+        match pidfd {
+            PIDFD => Process::open_for_sva(std::process::id()).map_err(|_| Errno::SRCH),
+            MEMORY_FILE => Err(Errno::INVAL),
+            _ => Err(Errno::BADF),
+        }
+    }
+
+    fn bind_enqcmd(&self, bound: Option<(Pasid, PasidHold)>) -> Result<(), Errno> {
+        Self::fail_for(Errno::SRCH)?;
+        let before = std::mem::replace(&mut *self.bound.lock().unwrap(), bound);
+        drop(before);
         Ok(())
     }
 

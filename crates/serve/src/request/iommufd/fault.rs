@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ioasid::{FaultQueue, Held, PageResponse, TakenGroup};
+use ioasid::{FaultQueue, FaultQueueOptions, Held, PageResponse, TakenGroup};
 use ioasid_uapi::iommufd as uapi;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
@@ -15,18 +15,23 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     if request.flags != 0 {
         return Err(Errno::OPNOTSUPP);
     }
+    let (id, file) = make(call, FaultQueueOptions::default())?;
+    request.out_fault_id = id;
+    call.give(request, file, |request, number| request.out_fault_fd = number).inspect_err(|_| {
+        // Unless the program has the descriptor.
+        let _ = call.context().destroy(id);
+    })
+}
+
+/// A new queue's id, and the file that it is read and answered through.
+pub(super) fn make(call: &Call<'_>, options: FaultQueueOptions) -> Result<(u32, Arc<dyn GivenFile>), Errno> {
     let context = call.context();
-    let queue = context.fault_queue_alloc().ok_or(Errno::NOMEM)?;
-    request.out_fault_id = queue.id().into();
-    let held = context.hold(queue.id()).ok_or(Errno::NOENT)?;
+    let queue = context.fault_queue_alloc_with(options).ok_or(Errno::NOMEM)?;
+    let (id, held) = (queue.id(), context.hold(queue.id()).ok_or(Errno::NOENT)?);
     let waiters = Arc::new(Waiters::default());
     let told = waiters.clone();
     queue.on_arrival(Arc::new(move || told.wake()));
-    let file = Arc::new(FaultFile { queue, waiters, _held: held });
-    call.give(request, file, |request, number| request.out_fault_fd = number).inspect_err(|_| {
-        // Unless the program has the descriptor.
-        let _ = context.destroy(request.out_fault_id);
-    })
+    Ok((id.into(), Arc::new(FaultFile { queue, waiters, _held: held })))
 }
 
 /// The descriptor of a fault queue. The queue cannot be destroyed before it is closed.

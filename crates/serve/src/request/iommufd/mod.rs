@@ -5,6 +5,7 @@
 mod compat;
 mod device;
 mod dirty;
+mod extra;
 mod fault;
 mod hwpt;
 mod ioas;
@@ -127,7 +128,8 @@ impl IommuFile {
         if let Some(mock) = self.mock.as_ref().filter(|_| number == TEST_CMD) {
             return selftest::perform(mock, &call(size_of::<TestCmd>())?);
         }
-        let Some((_, minimum, handler)) = REQUESTS.iter().find(|(known, ..)| *known == number) else {
+        let Some((_, minimum, handler)) = REQUESTS.iter().chain(extra::REQUESTS).find(|(known, ..)| *known == number)
+        else {
             return compat::ioctl(self, number, address, caller);
         };
         handler(&call(*minimum)?).map(|()| 0)
@@ -182,7 +184,7 @@ macro_rules! through {
     };
 }
 
-/// Number, shortest argument, handler.
+/// Those that Linux has, too: number, shortest argument, handler.
 const REQUESTS: &[(u32, usize, Handler)] = &[
     (uapi::DESTROY, through!(Destroy.id: u32), destroy),
     (uapi::FAULT_QUEUE_ALLOC, through!(FaultAlloc.out_fault_fd: u32), fault::alloc),

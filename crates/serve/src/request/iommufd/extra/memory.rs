@@ -1,0 +1,67 @@
+//! Memory that makes devices fault, and software's way to what they reach.
+
+use ioasid::{Iova, IovaRange, Reach};
+use ioasid_uapi::ioasid as uapi;
+use rustix::io::Errno;
+
+use super::{Call, ToErrno, check, pasid_of};
+
+/// The most bytes of one copy, and how many are under way at a time.
+const LONGEST: u64 = 1 << 20;
+const PIECE: u64 = 64 << 10;
+
+pub(super) fn presence(call: &Call<'_>) -> Result<(), Errno> {
+    let mut request: uapi::IoasPresence = call.get()?;
+    check(0, 0, request.reserved)?;
+    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    if request.length == 0 {
+        return Err(Errno::INVAL);
+    }
+    let range = IovaRange::new(request.iova, request.length).ok_or(Errno::OVERFLOW)?;
+    match request.op {
+        uapi::PRESENCE_FAULT => ioas.make_fault(range).map_err(|error| error.errno()),
+        uapi::PRESENCE_POPULATE => {
+            request.out_length = 0;
+            // Whom nothing can be told is told so before.
+            call.put(&request)?;
+            request.out_length = ioas.populate(range).map_err(|error| error.errno())?;
+            call.put(&request)
+        }
+        _ => Err(Errno::OPNOTSUPP),
+    }
+}
+
+pub(super) fn copy(call: &Call<'_>) -> Result<(), Errno> {
+    let request: uapi::Copy = call.get()?;
+    let has = |flag| request.flags & flag != 0;
+    check(request.flags, uapi::COPY_TO | uapi::COPY_DEVICE | uapi::COPY_PASID, 0)?;
+    let by_pasid = has(uapi::COPY_PASID);
+    if (by_pasid && !has(uapi::COPY_DEVICE)) || (!by_pasid && request.pasid != 0) || request.length == 0 {
+        return Err(Errno::INVAL);
+    }
+    if request.length > LONGEST {
+        return Err(Errno::MSGSIZE);
+    }
+    IovaRange::new(request.iova, request.length).ok_or(Errno::OVERFLOW)?;
+    let reach = if has(uapi::COPY_DEVICE) {
+        let pasid = by_pasid.then(|| pasid_of(request.pasid)).transpose()?;
+        Reach::Device(request.id, pasid)
+    } else {
+        Reach::Hwpt(request.id)
+    };
+    let mut done = 0;
+    let mut buffer = vec![0; request.length.min(PIECE) as usize];
+    while done < request.length {
+        let piece = &mut buffer[..(request.length - done).min(PIECE) as usize];
+        let (iova, address) = (Iova(request.iova + done), request.user_va.wrapping_add(done));
+        if has(uapi::COPY_TO) {
+            call.caller.read(address, piece)?;
+            call.context().copy_to(reach, iova, piece).map_err(|error| error.errno())?;
+        } else {
+            call.context().copy_from(reach, iova, piece).map_err(|error| error.errno())?;
+            call.caller.write(address, piece)?;
+        }
+        done += piece.len() as u64;
+    }
+    Ok(())
+}
