@@ -24,6 +24,16 @@ pub trait Model: Send + Sync {
     /// Writes a register, as [`Model::read`].
     fn write(&self, bar: u8, offset: u64, data: &[u8]);
 
+    /// Takes a command of 64 bytes that a processor sent by a deferrable write (ENQCMD, ENQCMDS; PCIe Base Specification
+    /// 6.0, 6.32) to byte `offset` of BAR `bar`, a multiple of 64. Its first doubleword holds the PASID in bits 19 to 0
+    /// and the privilege in bit 31, as the processor put them there.
+    ///
+    /// Returns whether it was accepted; if not, the processor shall try again. `None` where nothing takes such writes.
+    fn enqueue(&self, bar: u8, offset: u64, command: &[u8; 64]) -> Option<bool> {
+        let _ = (bar, offset, command);
+        None
+    }
+
     /// Reads a device-specific register in configuration space: 1, 2 or 4 bytes, naturally aligned, outside the
     /// header and the capabilities. Returns false if there is no register, which then reads as zero.
     fn config_read(&self, offset: u16, data: &mut [u8]) -> bool {
