@@ -14,12 +14,13 @@
 //! bus-master enable (a port that is not bus master refuses every access). The model says what these look like, as
 //! data: an [`ioasid_vfio::Spec`].
 //!
-//! Models: [`ioat::Ioat`], Intel I/OAT CBDMA 3.2.
+//! Models: [`ioat::Ioat`], Intel I/OAT CBDMA 3.2; [`dsa::Dsa`], Intel DSA 1.0.
 
 use std::sync::Arc;
 
 use ioasid::{BusAddress, DmaPort, Endpoint, PageGroup};
 
+pub mod dsa;
 pub mod ioat;
 
 pub use ioasid::DmaError;

@@ -1,0 +1,5 @@
+//! The DSA model, driven as drivers drive it.
+
+mod bench;
+mod commands;
+mod registers;
