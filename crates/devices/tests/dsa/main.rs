@@ -2,4 +2,6 @@
 
 mod bench;
 mod commands;
+mod faults;
+mod operations;
 mod registers;
