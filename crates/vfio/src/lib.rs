@@ -66,6 +66,7 @@
 //!     interrupt_pin: 0,
 //!     pcie: PcieKind::RootComplexIntegrated,
 //!     no_soft_reset: true,
+//!     translation: Default::default(),
 //! };
 //! let interrupts = Interrupts::new(&spec);
 //! let function = Function::new(spec, 0xe000_0000, interrupts, Arc::new(Counter::default()), Arc::new(NoIommu))?;
@@ -90,7 +91,7 @@ pub use device::{Session, VfioDevice};
 pub use eventfd::EventFd;
 pub use model::{BusMaster, Model};
 pub use pci::{BarError, Function, Interrupts, IrqIndex, Unconsumed};
-pub use spec::{BarKind, BarSpec, MsixSpec, PcieKind, Spec, SpecError};
+pub use spec::{BarKind, BarSpec, MsixSpec, PasidSpec, PcieKind, Spec, SpecError, TranslationSpec};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -29,6 +29,28 @@ pub struct Spec {
     pub pcie: PcieKind,
     /// No_Soft_Reset (PCI PM 1.2, 3.2.4): going from D3hot to D0 keeps the function's state.
     pub no_soft_reset: bool,
+    /// What the function does with translations.
+    pub translation: TranslationSpec,
+}
+
+/// What a function does with translations, each shown as an extended capability that the host has enabled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TranslationSpec {
+    /// It asks for translations, and keeps them.
+    pub ats: bool,
+    /// It asks for pages, and has at most so many requests outstanding.
+    pub page_requests: Option<u32>,
+    /// Its transactions may have a PASID.
+    pub pasid: Option<PasidSpec>,
+}
+
+/// PASIDs in a function's transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PasidSpec {
+    /// Number of bits, up to 20.
+    pub width: u8,
+    /// Transactions with a PASID may be privileged.
+    pub privileged: bool,
 }
 
 /// One base address register.
@@ -124,6 +146,9 @@ pub enum SpecError {
     /// Not a class code.
     #[error("class {0:#x} has more than 24 bits")]
     Class(u32),
+    /// Too wide for a PASID.
+    #[error("a PASID of {0} bits: up to 20 are possible")]
+    PasidWidth(u8),
 }
 
 impl Spec {
@@ -154,6 +179,9 @@ impl Spec {
         }
         if self.class >> 24 != 0 {
             return Err(SpecError::Class(self.class));
+        }
+        if let Some(pasid) = self.translation.pasid.filter(|pasid| pasid.width > 20) {
+            return Err(SpecError::PasidWidth(pasid.width));
         }
         Ok(())
     }
@@ -242,5 +270,14 @@ mod tests {
         let msix = spec.msix.as_mut().unwrap();
         msix.pba_offset = msix.table_offset + 8;
         assert_eq!(spec.check(), Err(SpecError::MsixPlacement("pending bit array")));
+    }
+
+    #[test]
+    fn a_pasid_has_20_bits_at_the_most() {
+        let mut spec = spec();
+        spec.translation.pasid = Some(PasidSpec { width: 20, privileged: false });
+        assert_eq!(spec.check(), Ok(()));
+        spec.translation.pasid = Some(PasidSpec { width: 21, privileged: false });
+        assert_eq!(spec.check(), Err(SpecError::PasidWidth(21)));
     }
 }

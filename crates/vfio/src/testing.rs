@@ -30,6 +30,7 @@ pub(crate) fn spec() -> Spec {
         interrupt_pin: 1,
         pcie: PcieKind::Endpoint { speed: 3, width: 8 },
         no_soft_reset: true,
+        translation: crate::TranslationSpec::default(),
     }
 }
 

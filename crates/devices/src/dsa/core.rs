@@ -44,6 +44,9 @@ const IN_FLIGHT: usize = 64;
 /// Most members of a batch in flight.
 pub(super) const MEMBERS: u32 = 32;
 
+/// Most page requests that the submissions of a queue have outstanding.
+pub(super) const MAX_PAGE_REQUESTS: u32 = IN_FLIGHT as u32 * MEMBERS;
+
 /// The device, shared by its functions and engines.
 pub(super) struct Core {
     pub(super) options: DsaOptions,

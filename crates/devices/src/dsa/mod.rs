@@ -32,7 +32,7 @@
 use std::sync::Arc;
 
 use ioasid::Pasid;
-use ioasid_vfio::{BarKind, BarSpec, Model, MsixSpec, PcieKind, Spec};
+use ioasid_vfio::{BarKind, BarSpec, Model, MsixSpec, PasidSpec, PcieKind, Spec, TranslationSpec};
 use zerocopy::FromBytes;
 
 use crate::{Dma, Interrupts, PageRequests};
@@ -48,7 +48,7 @@ mod reports;
 pub mod spec;
 mod task;
 
-use self::core::{Core, Selection, Submitted, Way};
+use self::core::{Core, MAX_PAGE_REQUESTS, Selection, Submitted, Way};
 use engine::Engines;
 use reports::Reports;
 use spec::descriptor::Descriptor;
@@ -140,6 +140,11 @@ pub fn spec(options: &DsaOptions) -> Spec {
         interrupt_pin: 0,
         pcie: PcieKind::RootComplexIntegrated,
         no_soft_reset: true,
+        translation: TranslationSpec {
+            ats: true,
+            page_requests: options.page_requests.then_some(u32::from(options.wqs) * MAX_PAGE_REQUESTS),
+            pasid: options.pasids.then_some(PasidSpec { width: 20, privileged: options.privileged }),
+        },
     }
 }
 

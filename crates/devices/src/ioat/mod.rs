@@ -26,7 +26,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use ioasid_vfio::{BarKind, BarSpec, Model, MsixSpec, PcieKind, Spec};
+use ioasid_vfio::{BarKind, BarSpec, Model, MsixSpec, PcieKind, Spec, TranslationSpec};
 
 use crate::{Dma, Interrupts};
 
@@ -61,6 +61,7 @@ pub fn spec() -> Spec {
         interrupt_pin: 1,
         pcie: PcieKind::RootComplexIntegrated,
         no_soft_reset: true,
+        translation: TranslationSpec::default(),
     }
 }
 

@@ -106,3 +106,15 @@ fn configuration_is_locked_while_it_is_in_use() {
     bench.write32(WQCFG + 32 + 8, 0x11);
     assert_eq!(bench.read32(WQCFG + 32 + 8), 0x11);
 }
+
+#[test]
+fn the_bus_shows_what_the_host_enabled_and_nothing_else() {
+    let all = dsa::spec(&DsaOptions::default()).translation;
+    assert_eq!(
+        (all.ats, all.page_requests.is_some(), all.pasid.map(|pasid| pasid.privileged)),
+        (true, true, Some(true))
+    );
+    let none = DsaOptions { pasids: false, page_requests: false, ..DsaOptions::default() };
+    let none = dsa::spec(&none).translation;
+    assert_eq!((none.page_requests, none.pasid), (None, None));
+}

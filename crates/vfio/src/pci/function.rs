@@ -18,7 +18,7 @@ use super::config::{Bits, ConfigSpace, Write, pieces};
 use super::header::{self, Command, Status};
 use super::interrupts::{Interrupts, SavedInterrupts};
 use super::pm::{self, PowerState};
-use super::{express, msi, msix};
+use super::{express, msi, msix, translation};
 use crate::lock;
 use crate::model::{BusMaster, Model};
 use crate::spec::{BarKind, MsixSpec, Spec, SpecError};
@@ -394,8 +394,7 @@ fn lay_out(spec: &Spec) -> ConfigSpace {
     }
     express::lay_out(&mut config, next_after(express::AT), spec.pcie);
     pm::lay_out(&mut config, 0, spec.no_soft_reset);
-    // The null extended capability, which ends the list.
-    config.claim(0x100, 4);
+    translation::lay_out(&mut config, &spec.translation);
     config
 }
 

@@ -1,8 +1,9 @@
 //! A PCI Express function as hardware has it.
 //!
 //! [`Function`] is the whole; [`config`] stores its registers bit by bit, and there is one file for each
-//! structure that lies in it ([`header`], [`pm`], [`express`], [`msi`], [`msix`]): the layout drawn, the bits named, and
-//! the function that lays it out. [`Interrupts`] is shared with the device model.
+//! structure that lies in it ([`header`], [`pm`], [`express`], [`msi`], [`msix`]), or several that go together
+//! ([`translation`]): the layout drawn, the bits named, and the function that lays it out. [`Interrupts`] is shared with
+//! the device model.
 //!
 //! ```text
 //!  0x000 ┌──────────────────────┐
@@ -22,8 +23,9 @@
 //!  0x0e8 ├──────────────────────┤
 //!        │ (the device's own)   │
 //!  0x100 ├──────────────────────┤
-//!        │ null extended capab. │ all zero: the list is empty (PCIe Base Specification 6.0, 7.6.2)
-//!  0x104 ├──────────────────────┤
+//!        │ ATS, PRI, PASID,     │ or a null extended capability of 4 bytes, all zero: the list is empty
+//!        │ if any               │ (PCIe Base Specification 6.0, 7.6.2)
+//!  0x120 ├──────────────────────┤
 //!        │ (the device's own)   │
 //!  0x1000└──────────────────────┘
 //! ```
@@ -37,6 +39,7 @@ mod lines;
 pub mod msi;
 pub mod msix;
 pub mod pm;
+pub mod translation;
 
 pub(crate) use function::SavedState;
 pub use function::{BarError, Function};
