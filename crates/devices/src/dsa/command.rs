@@ -23,7 +23,7 @@ use super::core::{Control, Core, Later, Selection};
 use super::reports::{Reports, SoftError};
 use super::spec::command::{ACTIVE, Command, CommandError, IMS, REQUEST_INTERRUPT, RESERVED};
 use super::spec::completion::other;
-use super::spec::registers::{DeviceState, QueueConfig, QueueState};
+use super::spec::registers::{DeviceState, QueueState};
 
 /// A face of the device: what one function shows of it.
 pub(super) struct Unit {
@@ -50,8 +50,9 @@ pub(super) struct Pending {
 }
 
 impl Unit {
-    pub(super) fn new(reports: Arc<Reports>, queues: Range<usize>) -> Self {
-        Self { reports, queues, fixed: false, state: DeviceState::Disabled, status: 0, pending: None }
+    /// At power-on; `fixed` if its driver can configure nothing.
+    pub(super) fn new(reports: Arc<Reports>, queues: Range<usize>, fixed: bool) -> Self {
+        Self { reports, queues, fixed, state: DeviceState::Disabled, status: 0, pending: None }
     }
 
     /// CMDSTS.
@@ -195,13 +196,8 @@ impl Control {
             if stops {
                 it.state = QueueState::Disabled;
             }
-            match (resets, fixed) {
-                (true, true) => it.config.0[2] &= !QueueConfig::IDENTITY,
-                (true, false) => {
-                    let size = if device { 0 } else { it.config.0[0] };
-                    it.config = QueueConfig([size, 0, 0, 0]);
-                }
-                (false, _) => {}
+            if resets {
+                it.forget(fixed, !device);
             }
         }
         if device {

@@ -209,6 +209,15 @@ impl Queue {
         self.credit = self.config.priority();
     }
 
+    /// Takes the configuration back: if the host made it, only what the driver could write; else all, or all but the size.
+    pub(super) fn forget(&mut self, fixed: bool, keeps_size: bool) {
+        match (fixed, self.config.mode()) {
+            (true, QueueMode::Dedicated) => self.config.0[2] &= !QueueConfig::IDENTITY,
+            (true, QueueMode::Shared) => {}
+            (false, _) => self.config = QueueConfig([if keeps_size { self.config.0[0] } else { 0 }, 0, 0, 0]),
+        }
+    }
+
     fn has_work(&self) -> bool {
         !self.entries.is_empty() && self.in_flight < IN_FLIGHT
     }
@@ -254,13 +263,8 @@ impl Control {
         let fixed = self.units[unit].fixed;
         self.abandon(which, later);
         for queue in self.units[unit].queues.clone() {
-            let it = &mut self.queues[queue];
-            it.state = QueueState::Disabled;
-            if fixed {
-                it.config.0[2] &= !QueueConfig::IDENTITY;
-            } else {
-                it.config = QueueConfig::default();
-            }
+            self.queues[queue].state = QueueState::Disabled;
+            self.queues[queue].forget(fixed, false);
         }
         if !fixed {
             self.general = 0;
@@ -358,7 +362,7 @@ impl Core {
     pub(super) fn new(options: DsaOptions, pages: Arc<dyn PageRequests>, reports: Arc<Reports>) -> Self {
         let queues = usize::from(options.wqs);
         let control = Control {
-            units: vec![Unit::new(reports, 0..queues)],
+            units: vec![Unit::new(reports, 0..queues, false)],
             general: 0,
             groups: vec![Group::default(); options.groups.into()],
             queues: (0..queues).map(|_| Queue::new(0)).collect(),

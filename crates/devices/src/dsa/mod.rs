@@ -45,12 +45,14 @@ mod engine;
 mod operation;
 mod registers;
 mod reports;
+mod slice;
 pub mod spec;
 mod task;
 
 use self::core::{Core, MAX_PAGE_REQUESTS, Selection, Submitted, Way};
 use engine::Engines;
 use reports::Reports;
+pub use slice::{DsaSlice, PasidTranslation, SliceError, SliceQueue};
 use spec::descriptor::Descriptor;
 use spec::registers::{BAR0_SIZE, DUMMY_PORTAL, MSIX_PENDING, MSIX_TABLE, PORTAL_SIZE, PORTALS_SIZE};
 

@@ -133,7 +133,6 @@ fn the_record_itself_waits_for_its_page_and_is_lost_without() {
     bench.world.absent(TARGET + 0x1_0000);
     bench.submit(&interrupting(far, 1));
     bench.world.answer(TARGET + 0x1_0000, PageResponse::Invalid);
-    bench.world.wait_raised(0, bench.world.raised(0).max(1));
     let error = bench.wait_soft_error();
     assert_eq!((error[0], error[2]), (0x1A01 | 0b10_1100 | 3 << 32, TARGET + 0x1_0008));
     assert_eq!(bench.read32(0x98) & 1, 1);

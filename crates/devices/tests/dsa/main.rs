@@ -5,3 +5,4 @@ mod commands;
 mod faults;
 mod operations;
 mod registers;
+mod slices;
