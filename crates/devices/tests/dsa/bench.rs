@@ -55,6 +55,8 @@ struct Inside {
     /// Groups that were not answered.
     asked: Vec<PageGroup>,
     raised: Vec<u16>,
+    /// Writes of one byte.
+    single: Vec<(u64, u8)>,
 }
 
 /// All that the device sees of the world; clones share it.
@@ -108,6 +110,34 @@ impl World {
 
     pub fn present_of(&self, pasid: u32, at: u64) {
         self.set_access(Some(pasid), at, Access::All);
+    }
+
+    pub fn set_absent(&self, pasid: Option<u32>, at: u64) {
+        self.set_access(pasid, at, Access::Absent);
+    }
+
+    pub fn set_present(&self, pasid: Option<u32>, at: u64) {
+        self.set_access(pasid, at, Access::All);
+    }
+
+    /// Answers the oldest request, if there is one; with success, the page is there then.
+    pub fn answer_any(&self, success: bool) {
+        let mut inside = self.lock();
+        if inside.asked.is_empty() {
+            return;
+        }
+        let group = inside.asked.remove(0);
+        let key = (group.requests[0].pasid.map(Pasid::get), group.requests[0].iova / PAGE);
+        if let (true, Some(page)) = (success, inside.pages.get_mut(&key)) {
+            page.access = Access::All;
+        }
+        drop(inside);
+        (group.answer)(if success { PageResponse::Success } else { PageResponse::Invalid });
+    }
+
+    /// The bytes that were written to an address by writes of one byte, in their order.
+    pub fn writes_to(&self, at: u64) -> Vec<u8> {
+        self.lock().single.iter().filter(|(place, _)| *place == at).map(|(_, byte)| *byte).collect()
     }
 
     pub fn read_only(&self, at: u64) {
@@ -234,6 +264,9 @@ impl Dma for World {
     }
 
     fn write(&mut self, at: BusAddress, data: &[u8]) -> Result<(), DmaError> {
+        if let [byte] = data {
+            self.lock().single.push((at.iova.0, *byte));
+        }
         self.access(at, data.len(), true, |bytes, done| bytes.copy_from_slice(&data[done..done + bytes.len()]))
     }
 

@@ -2,7 +2,10 @@
 
 mod bench;
 mod commands;
+mod drivers;
 mod faults;
+mod hostile;
 mod operations;
+mod portals;
 mod registers;
 mod slices;
