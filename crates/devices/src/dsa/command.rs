@@ -19,7 +19,8 @@ use std::sync::Arc;
 
 use super::DsaOptions;
 use super::config::{Group, check_device, check_queue};
-use super::core::{Control, Core, Later, Selection};
+use super::core::{Control, Core, Later};
+use super::queue::Selection;
 use super::reports::{Reports, SoftError};
 use super::spec::command::{ACTIVE, Command, CommandError, IMS, REQUEST_INTERRUPT, RESERVED};
 use super::spec::completion::other;

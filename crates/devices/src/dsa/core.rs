@@ -16,13 +16,13 @@
 //! # Locking
 //!
 //! `control` holds everything, and is never held during DMA, or while interrupts, page requests or translations of
-//! PASIDs are called. The locks of [`Reports`] nest inside it for [`Reports::reset_device`] alone. What a change of state
+//! PASIDs are called. The lock of [`Reports`] nests inside it. What a change of state
 //! has to tell is collected in [`Later`], and told when the lock is released; a reset waits for that, too.
 //!
 //! An abort takes parked tasks away at once and marks those that engines work at; they look between steps. An answer for
 //! a task that is not parked any more finds nothing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -32,6 +32,7 @@ use super::DsaOptions;
 use super::command::Unit;
 use super::config::Group;
 use super::operation::Fault;
+use super::queue::{Entry, IN_FLIGHT, Identity, Queue, Selection, Way};
 use super::reports::{Culprit, Reports, SoftError};
 use super::spec::completion::other;
 use super::spec::descriptor::Descriptor;
@@ -39,8 +40,6 @@ use super::spec::registers::{DeviceState, QueueConfig, QueueMode, QueueState, US
 use super::task::{Context, Stage, Task};
 use crate::PageRequests;
 
-/// Most submissions of a queue in flight.
-const IN_FLIGHT: usize = 64;
 /// Most members of a batch in flight.
 pub(super) const MEMBERS: u32 = 32;
 
@@ -74,42 +73,10 @@ pub(super) struct Control {
     /// Tasks that wait for what their queue has in flight before them.
     drains: VecDeque<Box<Task>>,
     next_id: u64,
-    /// Threads that tell what was collected.
-    telling: usize,
+    /// Numbers of the changes that have something to tell, and have not told it yet.
+    telling: BTreeSet<u64>,
+    changes: u64,
     quit: bool,
-}
-
-/// A work queue.
-pub(super) struct Queue {
-    /// The face that it belongs to.
-    pub(super) unit: usize,
-    /// WQCFG.
-    pub(super) config: QueueConfig,
-    pub(super) state: QueueState,
-    entries: VecDeque<Entry>,
-    in_flight: usize,
-    /// Moves when the queue is enabled.
-    epoch: u64,
-    /// What its priority still lets it dispatch.
-    credit: u8,
-}
-
-/// A descriptor in a queue.
-struct Entry {
-    /// Its number among the submissions, which ascend.
-    id: u64,
-    descriptor: Descriptor,
-    identity: Identity,
-}
-
-/// In whose name a descriptor is carried out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Identity {
-    /// In transactions.
-    pub(super) pasid: Option<Pasid>,
-    /// As the driver knows it.
-    pub(super) named: Option<u32>,
-    pub(super) privileged: bool,
 }
 
 /// A submission in flight.
@@ -140,38 +107,10 @@ enum Notice {
     Halted(Arc<Reports>),
 }
 
-/// Which submissions are meant.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Selection {
-    /// A bit for each queue.
-    pub(super) queues: u64,
-    /// Only with this PASID, as the driver knows it.
-    pub(super) pasid: Option<u32>,
-    /// Only those before.
-    pub(super) before: u64,
-}
-
-impl Selection {
-    fn has(&self, queue: usize, pasid: Option<u32>, id: u64) -> bool {
-        let right = self.pasid.is_none() || self.pasid == pasid;
-        self.queues >> queue & 1 != 0 && id < self.before && right
-    }
-}
-
 /// What an engine does next.
 pub(super) enum Next {
     Work(Box<Task>),
     Quit,
-}
-
-/// How a descriptor reaches the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// By a posted write.
-    Posted,
-    /// By a deferrable write, with the PASID and the privilege that the processor put in; through a limited portal or
-    /// not.
-    Deferrable { limited: bool },
 }
 
 /// What became of a descriptor that was submitted.
@@ -183,57 +122,6 @@ pub(super) enum Submitted {
     Refused,
     /// It is not and never will be; the reason was told.
     Failed,
-}
-
-impl Queue {
-    pub(super) fn new(unit: usize) -> Self {
-        Self {
-            unit,
-            config: QueueConfig::default(),
-            state: QueueState::Disabled,
-            entries: VecDeque::new(),
-            in_flight: 0,
-            epoch: 0,
-            credit: 0,
-        }
-    }
-
-    /// Number of descriptors in it.
-    pub(super) fn occupancy(&self) -> u16 {
-        self.entries.len() as u16
-    }
-
-    pub(super) fn enable(&mut self) {
-        self.state = QueueState::Enabled;
-        self.epoch += 1;
-        self.credit = self.config.priority();
-    }
-
-    /// Takes the configuration back: if the host made it, only what the driver could write; else all, or all but the size.
-    pub(super) fn forget(&mut self, fixed: bool, keeps_size: bool) {
-        match (fixed, self.config.mode()) {
-            (true, QueueMode::Dedicated) => self.config.0[2] &= !QueueConfig::IDENTITY,
-            (true, QueueMode::Shared) => {}
-            (false, _) => self.config = QueueConfig([if keeps_size { self.config.0[0] } else { 0 }, 0, 0, 0]),
-        }
-    }
-
-    fn has_work(&self) -> bool {
-        !self.entries.is_empty() && self.in_flight < IN_FLIGHT
-    }
-
-    /// Takes a descriptor, if there is room.
-    fn push(&mut self, way: Way, entry: Entry) -> bool {
-        let room = match way {
-            Way::Deferrable { limited: true } => self.config.threshold(),
-            Way::Deferrable { limited: false } | Way::Posted => self.config.size(),
-        };
-        let fits = self.occupancy() < room;
-        if fits {
-            self.entries.push_back(entry);
-        }
-        fits
-    }
 }
 
 impl Control {
@@ -371,7 +259,8 @@ impl Core {
             ready: (0..options.groups).map(|_| VecDeque::new()).collect(),
             drains: VecDeque::new(),
             next_id: 0,
-            telling: 0,
+            telling: BTreeSet::new(),
+            changes: 0,
             quit: false,
         };
         Self { options, pages, control: Mutex::new(control), work: Condvar::new(), settled: Condvar::new() }
@@ -384,21 +273,26 @@ impl Core {
     /// Changes the state, then does what is to be done without the lock.
     pub(super) fn change<R>(&self, change: impl FnOnce(&mut Control, &mut Later) -> R) -> R {
         let mut later = Later::default();
-        let result = {
+        let (result, number) = {
             let mut control = self.lock();
             let result = change(&mut control, &mut later);
-            control.telling += 1;
-            result
+            let number = control.changes;
+            control.changes += 1;
+            if !later.notices.is_empty() {
+                control.telling.insert(number);
+            }
+            (result, number)
         };
         self.work.notify_all();
-        for notice in later.notices {
-            match notice {
-                Notice::CommandDone(reports) => reports.command_done(),
-                Notice::Halted(reports) => reports.halted(),
+        if !later.notices.is_empty() {
+            for notice in later.notices {
+                match notice {
+                    Notice::CommandDone(reports) => reports.command_done(),
+                    Notice::Halted(reports) => reports.halted(),
+                }
             }
+            self.lock().telling.remove(&number);
         }
-        drop(later.gone);
-        self.lock().telling -= 1;
         self.settled.notify_all();
         result
     }
@@ -651,12 +545,11 @@ impl Core {
         });
     }
 
-    /// The tasks of a submission were lost.
-    pub(super) fn forget(&self, submission: u64) {
+    /// So many tasks of a submission were lost.
+    pub(super) fn forget(&self, submission: u64, tasks: u32) {
         self.change(|control, later| {
-            if let Some(it) = control.in_flight.remove(&submission) {
-                control.queues[it.queue].in_flight -= 1;
-                later.gone.extend(it.waits.map(|(task, _)| task));
+            for _ in 0..tasks {
+                control.end_task(submission);
             }
             control.settle(later);
         });
@@ -678,11 +571,15 @@ impl Core {
         });
     }
 
-    /// Waits until nothing of these queues is in flight, and everything was told.
+    /// Waits until nothing of these queues is in flight, and all that was to be told until then was.
     pub(super) fn wait_until_quiet(&self, queues: u64) {
         let everything = Selection { queues, pasid: None, before: u64::MAX };
         let mut control = self.lock();
-        while control.has_any(everything) || control.telling > 0 {
+        while control.has_any(everything) {
+            control = self.settled.wait(control).unwrap_or_else(PoisonError::into_inner);
+        }
+        let before = control.changes;
+        while control.telling.first().is_some_and(|&number| number < before) {
             control = self.settled.wait(control).unwrap_or_else(PoisonError::into_inner);
         }
     }

@@ -63,7 +63,7 @@ impl Engines {
             if wanted >> index & 1 == 0 || thread.is_some() {
                 continue;
             }
-            let mut engine = Engine { core: Arc::clone(core), index, dma: ports() };
+            let mut engine = Engine { core: Arc::clone(core), index, dma: ports(), working: 0 };
             let name = format!("dsa engine {index}");
             *thread = thread::Builder::new().name(name).spawn(move || engine.work()).ok();
             if thread.is_none() {
@@ -94,6 +94,8 @@ struct Engine {
     core: Arc<Core>,
     index: usize,
     dma: Box<dyn Dma>,
+    /// Tasks that it works at: one, or a batch and a member of it.
+    working: u32,
 }
 
 impl Engine {
@@ -103,13 +105,19 @@ impl Engine {
             // Whoever resets the device waits for the task, so it ends also if memory's implementor panics.
             if catch_unwind(AssertUnwindSafe(|| self.advance(task))).is_err() {
                 self.core.halt();
-                self.core.forget(submission);
+                self.core.forget(submission, std::mem::take(&mut self.working));
             }
         }
     }
 
     /// Works at a task until it is retired, or parked.
-    fn advance(&mut self, mut task: Box<Task>) {
+    fn advance(&mut self, task: Box<Task>) {
+        self.working += 1;
+        self.advance_on(task);
+        self.working -= 1;
+    }
+
+    fn advance_on(&mut self, mut task: Box<Task>) {
         if let Some(response) = task.answer.take() {
             task.tries += 1;
             if let (Some(fault), true) = (task.fault, response != PageResponse::Success || task.tries > MOST_TRIES) {
@@ -199,7 +207,8 @@ impl Engine {
             // The record is lost, and whoever waits for it learns it from SWERR only.
             Stage::Report(_) => {
                 let error = task.error(Status::RecordFault as u8);
-                task.context.reports.error(SoftError { fault: Some((fault.at, true)), ..error });
+                let at = task.descriptor.completion.get();
+                task.context.reports.error(SoftError { fault: Some((at, true)), ..error });
                 self.core.retire(task, false);
                 None
             }

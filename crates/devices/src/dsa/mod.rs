@@ -19,7 +19,8 @@
 //! | `spec/` | registers, commands, descriptors, completion records, as the device defines them |
 //! | `registers` | which word is what |
 //! | `command`, `config` | commands; the checks before anything is enabled |
-//! | `core` | queues, what is in flight, who is next; its lock |
+//! | `queue` | a work queue |
+//! | `core` | what is in flight, who is next; the lock |
 //! | `task`, `check` | a descriptor in flight; what is wrong with one |
 //! | `engine` | the threads |
 //! | `operation/` | what descriptors do to memory |
@@ -43,14 +44,16 @@ mod config;
 mod core;
 mod engine;
 mod operation;
+mod queue;
 mod registers;
 mod reports;
 mod slice;
 pub mod spec;
 mod task;
 
-use self::core::{Core, MAX_PAGE_REQUESTS, Selection, Submitted, Way};
+use self::core::{Core, MAX_PAGE_REQUESTS, Submitted};
 use engine::Engines;
+use queue::{Selection, Way};
 use reports::Reports;
 pub use slice::{DsaSlice, PasidTranslation, SliceError, SliceQueue};
 use spec::descriptor::Descriptor;

@@ -33,7 +33,7 @@ use super::config::{Group, check_device, check_queue};
 use super::core::Core;
 use super::reports::Reports;
 use super::spec::command::CommandError;
-use super::spec::registers::{DUMMY_PORTAL, DeviceState, PORTALS_SIZE, QueueConfig, QueueMode};
+use super::spec::registers::{DUMMY_PORTAL, DeviceState, PORTALS_SIZE, QueueConfig, QueueMode, USER_INTERRUPTS};
 use super::{Dsa, DsaOptions, registers};
 use crate::Interrupts;
 
@@ -124,6 +124,8 @@ impl Dsa {
         // It shows no queue: whatever is submitted or commanded there, finds none.
         own.queues = 0..0;
         control.groups = groups;
+        // A slice's users raise the slice's vectors, and no others.
+        control.general = USER_INTERRUPTS;
         for (index, config) in configs.into_iter().enumerate() {
             control.queues[index].config = config;
             control.queues[index].unit = NOBODY;
@@ -149,6 +151,8 @@ fn groups(queues: usize, options: &DsaOptions) -> Vec<Group> {
 }
 
 /// One work queue of a device, as a device.
+///
+/// What is said of [`Dsa`] goes for it, too. Dropping it ends the DMA of its queue, which can then be another slice.
 pub struct DsaSlice {
     parent: Arc<Dsa>,
     unit: usize,

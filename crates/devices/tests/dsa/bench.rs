@@ -55,6 +55,8 @@ struct Inside {
     /// Groups that were not answered.
     asked: Vec<PageGroup>,
     raised: Vec<u16>,
+    /// Accesses there panic.
+    fails_at: u64,
     /// Writes of one byte.
     single: Vec<(u64, u8)>,
 }
@@ -158,6 +160,11 @@ impl World {
         self.0.1.notify_all();
     }
 
+    /// Has the device's next access at `at` panic.
+    pub fn fail_at(&self, at: u64) {
+        self.lock().fails_at = at;
+    }
+
     pub fn wait_until_held(&self) {
         drop(self.wait("an access is held", |inside| inside.held > 0));
     }
@@ -226,6 +233,10 @@ impl World {
         mut each: impl FnMut(&mut [u8], usize),
     ) -> Result<(), DmaError> {
         let mut inside = self.lock();
+        if inside.fails_at == at.iova.0 {
+            drop(inside);
+            panic!("the memory fails, as the test wants it to");
+        }
         inside.held += 1;
         self.0.1.notify_all();
         inside = self.0.1.wait_while(inside, |inside| inside.hold).unwrap();

@@ -2,6 +2,7 @@
 
 use ioasid::{PageResponse, RequestedAccess};
 use ioasid_devices::dsa::DsaOptions;
+use ioasid_devices::dsa::spec::command::Command;
 use ioasid_devices::dsa::spec::descriptor::{Descriptor, Flags, Operation};
 use ioasid_vfio::Model;
 use zerocopy::IntoBytes;
@@ -134,7 +135,7 @@ fn the_record_itself_waits_for_its_page_and_is_lost_without() {
     bench.submit(&interrupting(far, 1));
     bench.world.answer(TARGET + 0x1_0000, PageResponse::Invalid);
     let error = bench.wait_soft_error();
-    assert_eq!((error[0], error[2]), (0x1A01 | 0b10_1100 | 3 << 32, TARGET + 0x1_0008));
+    assert_eq!((error[0], error[2]), (0x1A01 | 0b10_1100 | 3 << 32, TARGET + 0x1_0000));
     assert_eq!(bench.read32(0x98) & 1, 1);
     assert_eq!(bench.world.raised(1), 0);
 }
@@ -211,4 +212,25 @@ fn a_reset_waits_for_the_access_that_is_under_way() {
         assert_eq!(bench.world.accesses(), accesses);
     });
     assert_eq!(bench.record(0).status, 0);
+}
+
+#[test]
+fn memory_that_fails_halts_the_device_until_it_is_reset() {
+    let bench = Bench::ready(Queue::DEDICATED);
+    bench.write32(0x88, 2);
+    let list = TARGET + 0x2_0000;
+    for index in 0..2 {
+        bench.world.set(list + 64 * index, copy(1 + index, SOURCE, TARGET, 64).as_bytes());
+    }
+    bench.world.fail_at(SOURCE);
+    bench.submit(&batch(0, list, 2));
+    bench.world.wait_raised(0, 3);
+    assert_eq!((bench.states(), bench.read32(0x98) & 0x10), ((3, 0), 0x10));
+    assert_eq!(bench.command(Command::EnableDevice, 0), 5);
+    bench.world.fail_at(0);
+    assert_eq!(bench.command(Command::ResetDevice, 0), 0);
+    bench.configure(&[Queue::DEDICATED], 1);
+    bench.enable(1);
+    assert_eq!(bench.run(&copy(0, SOURCE, TARGET, 64)).status, 1);
+    bench.device.reset();
 }

@@ -139,8 +139,7 @@ fn descriptors_have_the_physical_pasid_and_interrupts_go_to_their_slice() {
     slice.model.write(0, 0x408, &(8_u32 | 1 << 12).to_le_bytes());
     bench.world.set_of(Some(5), SOURCE, &pattern(64, 1));
     bench.world.set_of(Some(6), SOURCE, &pattern(64, 2));
-    let privileged = 1 << 31;
-    assert!(slice.enqueue(1 | privileged, &interrupting(copy(0, SOURCE, TARGET, 64), 1)));
+    assert!(slice.enqueue(1, &interrupting(copy(0, SOURCE, TARGET, 64), 1)));
     assert!(other.enqueue(1, &copy(0, SOURCE, TARGET, 64)));
     for (pasid, seed) in [(5, 1), (6, 2)] {
         assert_eq!(bench.wait_of(Some(pasid), 0).status, 1);
