@@ -1,10 +1,12 @@
 //! The machine that a command line describes: `--device MODEL[,key=value…]`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ioasid::{Endpoint, GroupId, Iommu, Rid};
+use ioasid::{Endpoint, EndpointOptions, GroupId, Iommu, PartPasids, Pasid, Recovery, Rid, VirtualPasids};
+use ioasid_devices::dsa::spec::registers::QueueMode;
+use ioasid_devices::dsa::{self, Dsa, DsaOptions, DsaSlice, PasidTranslation, SliceQueue};
 use ioasid_devices::ioat::{self, Ioat};
 use ioasid_serve::PciDevice;
 use ioasid_vfio::{BusMaster, Function, Interrupts, Model, Spec, VfioDevice};
@@ -16,17 +18,48 @@ pub struct ModelEntry {
     pub name: &'static str,
     /// What it is.
     pub about: &'static str,
-    spec: fn() -> Spec,
-    make: fn(&Arc<Endpoint>, Arc<Interrupts>) -> Arc<dyn Model>,
+    /// Its own options, each with the numbers that it takes.
+    pub options: &'static [NumberOption],
+    kind: Kind,
+}
+
+/// An option of a model that is a number.
+pub struct NumberOption {
+    /// As on the command line.
+    pub name: &'static str,
+    /// What it is.
+    pub about: &'static str,
+    least: u32,
+    most: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ioat,
+    Dsa,
 }
 
 /// Every model there is.
-pub const MODELS: &[ModelEntry] = &[ModelEntry {
-    name: "ioat",
-    about: "Intel I/OAT DMA engine, CBDMA 3.2 (8086:2021)",
-    spec: ioat::spec,
-    make: |endpoint, interrupts| Ioat::new(Box::new(endpoint.port()), interrupts),
-}];
+pub const MODELS: &[ModelEntry] = &[
+    ModelEntry { name: "ioat", about: "Intel I/OAT DMA engine, CBDMA 3.2 (8086:2021)", options: &[], kind: Kind::Ioat },
+    ModelEntry {
+        name: "dsa",
+        about: "Intel Data Streaming Accelerator 1.0 (8086:0b25)",
+        options: &[
+            NumberOption { name: WQS, about: "work queues (8)", least: 1, most: 8 },
+            NumberOption {
+                name: SLICES,
+                about: "as so many mediated devices, of one shared work queue each",
+                least: 1,
+                most: 8,
+            },
+        ],
+        kind: Kind::Dsa,
+    },
+];
+
+const WQS: &str = "wqs";
+const SLICES: &str = "slices";
 
 /// One `--device`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +67,19 @@ pub struct DeviceOption {
     model: usize,
     bdf: Option<Rid>,
     group: Option<GroupId>,
+    /// The model's own, by name.
+    numbers: BTreeMap<&'static str, u32>,
+}
+
+impl DeviceOption {
+    fn number(&self, name: &str) -> Option<u32> {
+        self.numbers.get(name).copied()
+    }
+
+    /// How many functions it is on the bus.
+    fn functions(&self) -> usize {
+        self.number(SLICES).unwrap_or(1) as usize
+    }
 }
 
 /// What is wrong with a `--device`, or with several together.
@@ -41,8 +87,12 @@ pub struct DeviceOption {
 pub enum DeviceError {
     #[error("there is no device model `{0}`; there is: {known}", known = names())]
     UnknownModel(String),
-    #[error("device option `{0}` is unknown; there are bdf=0000:00:01.0 and group=N")]
-    UnknownKey(String),
+    #[error("device option `{0}` is unknown; there are bdf=0000:00:01.0, group=N{1}")]
+    UnknownKey(String, String),
+    #[error("device option {0} takes a number from {1} to {2}, and `{3}` is none")]
+    Number(&'static str, u32, u32, String),
+    #[error("{0} slices are as many devices, and have no bdf= or group= together")]
+    SlicesAtOnePlace(u32),
     #[error("device option `{0}` has no value: write {0}=VALUE")]
     NoValue(String),
     #[error("device option `{0}` is given twice")]
@@ -69,7 +119,8 @@ impl FromStr for DeviceOption {
         let name = parts.next().unwrap_or_default();
         let model = MODELS.iter().position(|model| model.name == name);
         let model = model.ok_or_else(|| DeviceError::UnknownModel(name.to_owned()))?;
-        let (mut bdf, mut group) = (None, None);
+        let own = MODELS[model].options;
+        let (mut bdf, mut group, mut numbers) = (None, None, BTreeMap::new());
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             match key {
@@ -82,10 +133,24 @@ impl FromStr for DeviceOption {
                     }
                 }
                 "bdf" => {}
-                _ => return Err(DeviceError::UnknownKey(key.to_owned())),
+                _ => {
+                    let Some(NumberOption { name, least, most, .. }) = own.iter().find(|option| option.name == key)
+                    else {
+                        let known = own.iter().map(|option| format!(", {}=N", option.name)).collect();
+                        return Err(DeviceError::UnknownKey(key.to_owned(), known));
+                    };
+                    let number = value.parse().ok().filter(|number| (least..=most).contains(&number));
+                    let number = number.ok_or_else(|| DeviceError::Number(name, *least, *most, value.to_owned()))?;
+                    if numbers.insert(*name, number).is_some() {
+                        return Err(DeviceError::Twice(name));
+                    }
+                }
             }
         }
-        Ok(Self { model, bdf, group })
+        if let Some(slices) = numbers.get(SLICES).filter(|&&slices| slices > 1 && (bdf.is_some() || group.is_some())) {
+            return Err(DeviceError::SlicesAtOnePlace(*slices));
+        }
+        Ok(Self { model, bdf, group, numbers })
     }
 }
 
@@ -118,9 +183,10 @@ pub fn build(iommu: &Arc<Iommu>, options: &[DeviceOption]) -> Result<Vec<PciDevi
         }
     }
     let mut groups: BTreeSet<GroupId> = options.iter().filter_map(|option| option.group).collect();
-    let mut devices = Vec::with_capacity(options.len());
-    for (number, option) in (0u64..).zip(options) {
-        let model = &MODELS[option.model];
+    let functions = options.iter().flat_map(|option| std::iter::repeat_n(option, option.functions()));
+    let mut devices: Vec<PciDevice> = Vec::with_capacity(options.len());
+    let mut parent: Option<(&DeviceOption, Parent)> = None;
+    for (number, option) in (0u64..).zip(functions) {
         let rid = match option.bdf {
             Some(rid) => rid,
             None => {
@@ -138,16 +204,121 @@ pub fn build(iommu: &Arc<Iommu>, options: &[DeviceOption]) -> Result<Vec<PciDevi
             groups.insert(free);
             free
         });
-        let endpoint = iommu.add_endpoint(rid, group).ok_or(DeviceError::SamePlace(rid))?;
-        let spec = (model.spec)();
-        let interrupts = Interrupts::new(&spec);
-        let device = (model.make)(&endpoint, interrupts.clone());
+        let made = match (MODELS[option.model].kind, option.number(SLICES)) {
+            (Kind::Ioat, _) => ioat(iommu, rid, group),
+            (Kind::Dsa, None) => whole_dsa(iommu, rid, group, option.number(WQS)),
+            (Kind::Dsa, Some(slices)) => {
+                // One parent for all slices of one option.
+                if parent.as_ref().is_none_or(|(of, parent)| !std::ptr::eq(*of, option) || parent.next == slices) {
+                    parent = Some((option, Parent::new(iommu, number, slices)?));
+                }
+                let Some((_, parent)) = &mut parent else { continue };
+                parent.slice(iommu, rid, group)
+            }
+        };
+        let Made { endpoint, spec, interrupts, device } = made.ok_or(DeviceError::SamePlace(rid))?;
         let window = BAR_WINDOW + number * BAR_WINDOW_OF_ONE;
         let function = Function::new(spec, window, interrupts, device, Arc::new(Switch(endpoint.clone())))
             .expect("the specs of our own models are sound, and few enough devices fit above the window");
         devices.push(PciDevice { rid, endpoint, vfio: VfioDevice::new(Arc::new(function)) });
     }
     Ok(devices)
+}
+
+/// A device, before it is a function on the bus.
+struct Made {
+    endpoint: Arc<Endpoint>,
+    spec: Spec,
+    interrupts: Arc<Interrupts>,
+    device: Arc<dyn Model>,
+}
+
+/// `None` if the place is taken.
+fn ioat(iommu: &Arc<Iommu>, rid: Rid, group: GroupId) -> Option<Made> {
+    // It has no PASID capability.
+    let options = EndpointOptions { pasid_bits: 0, ..EndpointOptions::default() };
+    let endpoint = iommu.add_endpoint_with(rid, group, options)?;
+    let spec = ioat::spec();
+    let interrupts = Interrupts::new(&spec);
+    let device = Ioat::new(Box::new(endpoint.port()), interrupts.clone());
+    Some(Made { endpoint, spec, interrupts, device })
+}
+
+/// It asks for pages that it does not find.
+fn dsa_endpoint() -> EndpointOptions {
+    EndpointOptions { pasid_bits: 20, recovery: Recovery::PageRequests, ..EndpointOptions::default() }
+}
+
+fn dsa(endpoint: &Arc<Endpoint>, options: DsaOptions, interrupts: Arc<Interrupts>) -> Arc<Dsa> {
+    let ports = endpoint.clone();
+    let port = Box::new(move || -> Box<dyn ioasid_devices::Dma> { Box::new(ports.port()) });
+    Dsa::new(options, port, Arc::new(endpoint.clone()), interrupts)
+}
+
+fn whole_dsa(iommu: &Arc<Iommu>, rid: Rid, group: GroupId, wqs: Option<u32>) -> Option<Made> {
+    let endpoint = iommu.add_endpoint_with(rid, group, dsa_endpoint())?;
+    let defaults = DsaOptions::default();
+    let options = DsaOptions { wqs: wqs.map_or(defaults.wqs, |wqs| wqs as u8), ..defaults };
+    let spec = dsa::spec(&options);
+    let interrupts = Interrupts::new(&spec);
+    let device = dsa(&endpoint, options, interrupts.clone());
+    Some(Made { endpoint, spec, interrupts, device })
+}
+
+/// A device that no program gets, of which the slices are parts.
+struct Parent {
+    endpoint: Arc<Endpoint>,
+    device: Arc<Dsa>,
+    /// The next slice.
+    next: u32,
+}
+
+/// The PCI segment of such parents, and their first group.
+const PARENT_SEGMENT: u16 = 0xfffe;
+const PARENT_GROUP: u32 = 1 << 30;
+
+/// What the owner of a slice calls its PASIDs, and what they are on the bus.
+struct Translation(Arc<VirtualPasids>);
+
+impl PasidTranslation for Translation {
+    fn physical(&self, pasid: Option<Pasid>) -> Option<Pasid> {
+        self.0.physical(pasid)
+    }
+}
+
+impl Parent {
+    fn new(iommu: &Arc<Iommu>, number: u64, slices: u32) -> Result<Self, DeviceError> {
+        let rid = Rid::new(PARENT_SEGMENT, number as u8, 0, 0).ok_or(DeviceError::BusFull)?;
+        let group = GroupId(PARENT_GROUP + number as u32);
+        let endpoint = iommu.add_endpoint_with(rid, group, dsa_endpoint()).ok_or(DeviceError::SamePlace(rid))?;
+        // The host drives it.
+        let _ = endpoint.set_bus_master(true);
+        let options = DsaOptions { wqs: slices as u8, ..DsaOptions::default() };
+        let interrupts = Interrupts::new(&dsa::spec(&options));
+        let device = dsa(&endpoint, options, interrupts);
+        let queue = SliceQueue {
+            mode: QueueMode::Shared,
+            size: 128 / slices as u16,
+            threshold: 128 / slices as u16,
+            priority: 8,
+            block_on_fault: true,
+            transfer_shift: 31,
+            batch_shift: 10,
+        };
+        let queues = vec![queue; slices as usize];
+        device.configure_slices(&queues).expect("as many queues as it has, with as many entries together");
+        Ok(Self { endpoint, device, next: 0 })
+    }
+
+    fn slice(&mut self, iommu: &Arc<Iommu>, rid: Rid, group: GroupId) -> Option<Made> {
+        let endpoint = iommu.add_part(&self.endpoint, rid, group, PartPasids::Translated).ok()?;
+        let translation = Arc::new(Translation(endpoint.virtual_pasids()?.clone()));
+        let spec = dsa::slice_spec(&self.device);
+        let interrupts = Interrupts::new(&spec);
+        let device = DsaSlice::new(&self.device, self.next as u8, translation, interrupts.clone())?;
+        self.next += 1;
+        Some(Made { endpoint, spec, interrupts, device })
+    }
 }
 
 fn on_this_machine(directory: &str, name: impl std::fmt::Display) -> bool {
@@ -184,8 +355,14 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (texts, part) in [
-            (&["nvme"][..], "there is: ioat"),
+            (&["nvme"][..], "there is: ioat, dsa"),
             (&["ioat,colour=red"], "bdf="),
+            (&["ioat,wqs=2"], "unknown"),
+            (&["dsa,colour=red"], "wqs=N, slices=N"),
+            (&["dsa,wqs=9"], "from 1 to 8"),
+            (&["dsa,wqs=many"], "from 1 to 8"),
+            (&["dsa,wqs=1,wqs=2"], "twice"),
+            (&["dsa,slices=2,bdf=0:0:1.0"], "slices"),
             (&["ioat,bdf=zz"], "0000:00:01.0"),
             (&["ioat,bdf="], "bdf=VALUE"),
             (&["ioat,group=-1"], "number"),
@@ -196,6 +373,14 @@ mod tests {
             let error = machine(texts).unwrap_err().to_string();
             assert!(error.contains(part), "{texts:?}: {error}");
         }
+    }
+
+    #[test]
+    fn slices_are_devices_with_groups_of_their_own() {
+        let five = machine(&["dsa,slices=2", "dsa,wqs=4", "dsa,slices=2"]).unwrap();
+        let places: BTreeSet<_> = five.iter().map(|(rid, _)| rid.clone()).collect();
+        let groups: BTreeSet<_> = five.iter().map(|(_, group)| *group).collect();
+        assert_eq!((places.len(), groups.len()), (5, 5));
     }
 
     #[test]

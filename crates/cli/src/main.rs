@@ -54,7 +54,7 @@ enum Command {
 
 #[derive(Args)]
 struct RunArgs {
-    /// Put a device on the bus: MODEL[,bdf=0000:00:01.0][,group=N]; `ioasid devices` lists the models
+    /// Put a device on the bus: MODEL[,bdf=0000:00:01.0][,group=N][,…]; `ioasid devices` lists the models and their options
     #[arg(long = "device", value_name = "MODEL[,key=value…]")]
     devices: Vec<DeviceOption>,
     /// Exit with status 99 if there is a finding
@@ -104,6 +104,9 @@ fn main() -> ExitCode {
         Command::Devices => {
             for model in MODELS {
                 println!("{:<8} {}", model.name, model.about);
+                for option in model.options {
+                    println!("{:<8}   {}=N  {}", "", option.name, option.about);
+                }
             }
             ExitCode::SUCCESS
         }

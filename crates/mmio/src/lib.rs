@@ -164,6 +164,28 @@ pub enum Error {
     NoVectorState,
 }
 
+/// An instruction that a processor may not have, or not be set up for, and which [`step`] performs as if it were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submission {
+    /// MOVDIR64B: 64 bytes in one store. A processor without it raises #UD.
+    Movdir64b,
+    /// ENQCMD: 64 bytes in a deferrable store with the thread's PASID. A processor without it raises #UD, and one that has no
+    /// valid PASID #GP.
+    Enqcmd,
+}
+
+impl Submission {
+    /// What begins at `code[0]`, if it is one of them.
+    #[must_use]
+    pub fn at(code: &[u8]) -> Option<Self> {
+        match Decoder::new(64, code, DecoderOptions::NONE).decode().mnemonic() {
+            iced_x86::Mnemonic::Movdir64b => Some(Self::Movdir64b),
+            iced_x86::Mnemonic::Enqcmd => Some(Self::Enqcmd),
+            _ => None,
+        }
+    }
+}
+
 /// Performs the instruction that begins at `code[0]` and at `regs.rip`.
 ///
 /// `code` holds the bytes at RIP, as many as can be read up to 15, the longest instruction; more are ignored.

@@ -88,6 +88,18 @@ impl OpenFile {
         }
     }
 
+    /// One deferrable write to what is mapped of it, at a file offset: whether it was accepted, or `None` where nothing takes such
+    /// writes.
+    ///
+    /// # Errors
+    /// As [`OpenFile::load`].
+    pub(crate) fn enqueue(&self, offset: u64, command: &[u8; 64]) -> Result<Option<bool>, Errno> {
+        match self {
+            Self::Vfio(file) => file.enqueue(offset, command),
+            Self::Iommu(_) | Self::Given(_) => Ok(None),
+        }
+    }
+
     fn close(self, watcher: &dyn Watcher) {
         if let Self::Vfio(file) = &self {
             file.close(watcher);

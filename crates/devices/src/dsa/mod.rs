@@ -55,7 +55,7 @@ use self::core::{Core, MAX_PAGE_REQUESTS, Submitted};
 use engine::Engines;
 use queue::{Selection, Way};
 use reports::Reports;
-pub use slice::{DsaSlice, PasidTranslation, SliceError, SliceQueue};
+pub use slice::{DsaSlice, PasidTranslation, SliceError, SliceQueue, slice_spec};
 use spec::descriptor::Descriptor;
 use spec::registers::{BAR0_SIZE, DUMMY_PORTAL, MSIX_PENDING, MSIX_TABLE, PORTAL_SIZE, PORTALS_SIZE};
 

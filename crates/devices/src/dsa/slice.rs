@@ -186,28 +186,30 @@ impl DsaSlice {
         Some(Arc::new(Self { parent: Arc::clone(parent), unit, translation }))
     }
 
-    /// What the slice's function looks like on the bus: the device's, with the portals of one queue and two vectors.
+    /// See [`slice_spec`].
     #[must_use]
     pub fn spec(&self) -> Spec {
-        let mut spec = super::spec(&slice_options(self.core_options()));
-        for bar in spec.bars.iter_mut().filter(|bar| bar.index == 2) {
-            *bar = BarSpec { size: PORTALS_SIZE, ..*bar };
-        }
-        spec
+        slice_spec(&self.parent)
     }
 
     fn core(&self) -> &Core {
         &self.parent.core
     }
 
-    fn core_options(&self) -> &DsaOptions {
-        &self.core().options
-    }
-
     fn submit(&self, offset: u64, deferrable: bool, command: &[u8; 64]) -> bool {
         let authorise = |pasid| self.translation.physical(pasid).map(Some);
         self.parent.submit(self.unit, offset, deferrable, command, authorise)
     }
+}
+
+/// What the function of a slice looks like on the bus: the device's, with the portals of one queue and two vectors.
+#[must_use]
+pub fn slice_spec(parent: &Dsa) -> Spec {
+    let mut spec = super::spec(&slice_options(&parent.core.options));
+    for bar in spec.bars.iter_mut().filter(|bar| bar.index == 2) {
+        *bar = BarSpec { size: PORTALS_SIZE, ..*bar };
+    }
+    spec
 }
 
 fn slice_options(parent: &DsaOptions) -> DsaOptions {

@@ -18,9 +18,9 @@ fn the_function_is_a_possible_one_whatever_the_options() {
         spec.check().unwrap();
         assert!(spec.bar(2).unwrap().size >= PORTALS_SIZE * u64::from(wqs.clamp(1, 8)));
         let bench = Bench::with(options);
-        assert_eq!(bench.read64(WQCAP) >> 16 & 0xFF, wqs.clamp(1, 8).into());
-        assert_eq!(bench.read64(ENGCAP), engines.clamp(1, 8).into());
-        assert_eq!(bench.read64(GRPCAP), groups.clamp(1, 8).into());
+        assert_eq!(bench.read64(WQCAP) >> 16 & 0xFF, u64::from(wqs.clamp(1, 8)));
+        assert_eq!(bench.read64(ENGCAP), u64::from(engines.clamp(1, 8)));
+        assert_eq!(bench.read64(GRPCAP), u64::from(groups.clamp(1, 8)));
     }
 }
 
@@ -52,7 +52,7 @@ fn accesses_of_any_size_see_their_own_bytes() {
     let bench = Bench::new();
     let whole = bench.read64(GENCAP).to_le_bytes();
     for (at, byte) in (0..).zip(whole) {
-        assert_eq!(bench.read(GENCAP + at, 1), byte.into());
+        assert_eq!(bench.read(GENCAP + at, 1), u64::from(byte));
     }
     let mut wide = [0xAA; 64];
     bench.device.read(0, GENCAP - 3, &mut wide);

@@ -121,6 +121,15 @@ impl VfioFile {
         self.with_bound(|bound| bound.session.mapped_write(offset, data).map_err(|error| error.errno()))
     }
 
+    /// Sends a command of 64 bytes by a deferrable write to what is mapped at a file offset: whether it was accepted, or `None`
+    /// where nothing takes such writes.
+    ///
+    /// # Errors
+    /// As [`VfioFile::read`].
+    pub fn enqueue(&self, offset: u64, command: &[u8; 64]) -> Result<Option<bool>, Errno> {
+        self.with_bound(|bound| bound.session.mapped_enqueue(offset, command).map_err(|error| error.errno()))
+    }
+
     /// Performs request `number` with its argument at `address`.
     ///
     /// # Errors

@@ -9,6 +9,10 @@
 //!   listener: mmap of a device file ──TraceHandle::trace──► Tracer (on the runner's main thread): PTRACE_SEIZE
 //!   program: load or store ──SIGBUS──► Tracer::stopped ──► ioasid-mmio ──► VfioFile::load, store
 //! ```
+//! Two instructions that hand work to a device, MOVDIR64B and ENQCMD, are performed here, too, for processors that have none: the
+//! illegal instruction is taken back. ENQCMD goes with the PASID that the process has asked for ([`crate::enqcmd`]); without one
+//! it stays the general protection fault that it is on hardware.
+//!
 //! A process that never maps registers is never traced, and one that execs or ends is let go: the mapping is gone.
 //!
 //! Only the thread that traces may ask the kernel about a traced thread. So [`Tracer`] stays on one thread, which also
@@ -24,10 +28,11 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ioasid::memory::VmaQuery;
-use ioasid_mmio::{AccessFault, Memory, XstateLayout, step};
+use ioasid_mmio::{AccessFault, Memory, Submission, XstateLayout, step};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::Pid;
 
-use crate::listen::{Tracing, copy_from_process, copy_to_process};
+use crate::listen::{Tracing, copy_from_process, copy_to_process, process_of};
 use crate::server::{OpenFile, Server};
 use ptrace::{Stop, ThreadVectors};
 
@@ -171,6 +176,7 @@ impl Tracer {
             Stop::Exit => return self.let_go(tid),
             Stop::Event => 0,
             Stop::Signal(libc::SIGBUS) if self.perform(tid) => 0,
+            Stop::Signal(signal @ (libc::SIGILL | libc::SIGSEGV)) => self.submit(tid, signal),
             Stop::Signal(signal) => signal,
         };
         ptrace::go_on(tid, signal);
@@ -187,34 +193,67 @@ impl Tracer {
     /// Performs the instruction that a thread stopped at with SIGBUS; false if the signal is the program's own affair.
     fn perform(&mut self, tid: u32) -> bool {
         let Some(address) = ptrace::bus_error_address(tid) else { return false };
-        if let std::collections::hash_map::Entry::Vacant(entry) = self.mappings.entry(tid) {
-            let Ok(query) = VmaQuery::new(tid) else { return false };
-            entry.insert(query);
-        }
-        let Some(mappings) = self.mappings.get(&tid) else { return false };
-        let mut memory = ProgramMemory { tid, server: &self.server, mappings };
+        let Some(memory) = self.memory(tid) else { return false };
         if memory.register(address, 1).is_none() {
             return false;
         }
-        let Some(mut registers) = ptrace::registers(tid) else { return false };
-        let mut general = registers.general();
-        let mut code = [0; LONGEST_INSTRUCTION];
-        let code = fetch_code(tid, general.rip, &mut code);
-        let mut vectors = ThreadVectors::new(tid, self.layout);
-        match step(&mut general, &mut vectors, &mut memory, code) {
-            Ok(()) => {
-                registers.set_general(&general);
-                vectors.put_back() && ptrace::set_registers(tid, &registers)
-            }
+        let Some(registers) = ptrace::registers(tid) else { return false };
+        let at = registers.general().rip;
+        match self.step(tid, registers) {
+            Ok(done) => done,
             Err(error) => {
                 let _ = writeln!(
                     io::stderr(),
-                    "ioasid: thread {tid}: register access at {address:#x}, instruction at {:#x}: {error}",
-                    general.rip
+                    "ioasid: thread {tid}: register access at {address:#x}, instruction at {at:#x}: {error}",
                 );
                 false
             }
         }
+    }
+
+    /// Performs a submission to a device that a thread stopped at because its processor has no such instruction (SIGILL), or
+    /// has no PASID for it (SIGSEGV). Returns the signal that it is to get, or 0.
+    fn submit(&mut self, tid: u32, signal: i32) -> i32 {
+        let Some(registers) = ptrace::registers(tid) else { return signal };
+        let mut code = [0; LONGEST_INSTRUCTION];
+        let submission = Submission::at(fetch_code(tid, registers.general().rip, &mut code));
+        let missing = match submission {
+            Some(Submission::Movdir64b) => signal == libc::SIGILL,
+            Some(Submission::Enqcmd) => true,
+            None => false,
+        };
+        if !missing || !ptrace::is_raised_by_kernel(tid) {
+            return signal;
+        }
+        match self.step(tid, registers) {
+            Ok(true) => 0,
+            Ok(false) => signal,
+            // A general protection or page fault, as a processor that has the instruction raises.
+            Err(_) => {
+                ptrace::set_general_protection(tid);
+                libc::SIGSEGV
+            }
+        }
+    }
+
+    /// The memory of a thread's process.
+    fn memory(&mut self, tid: u32) -> Option<ProgramMemory<'_>> {
+        if let std::collections::hash_map::Entry::Vacant(entry) = self.mappings.entry(tid) {
+            entry.insert(VmaQuery::new(tid).ok()?);
+        }
+        Some(ProgramMemory { tid, server: &self.server, mappings: self.mappings.get(&tid)? })
+    }
+
+    /// Performs the instruction that a thread stopped at; false if the thread is gone.
+    fn step(&mut self, tid: u32, mut registers: ptrace::ThreadRegisters) -> Result<bool, ioasid_mmio::Error> {
+        let mut vectors = ThreadVectors::new(tid, self.layout);
+        let Some(mut memory) = self.memory(tid) else { return Ok(false) };
+        let mut general = registers.general();
+        let mut code = [0; LONGEST_INSTRUCTION];
+        let code = fetch_code(tid, general.rip, &mut code);
+        step(&mut general, &mut vectors, &mut memory, code)?;
+        registers.set_general(&general);
+        Ok(vectors.put_back() && ptrace::set_registers(tid, &registers))
     }
 }
 
@@ -261,5 +300,15 @@ impl Memory for ProgramMemory<'_> {
             None => copy_to_process(self.tid, address, bytes),
         };
         done.map_err(|_| AccessFault)
+    }
+
+    /// With the PASID that the process asked for; a processor faults if there is none.
+    fn enqueue(&mut self, address: u64, command: &[u8; 64]) -> Result<bool, AccessFault> {
+        let process = Pid::from_raw(self.tid as i32).and_then(process_of).ok_or(AccessFault)?;
+        let pasid = self.server.enqcmd().physical(process.as_raw_nonzero().get() as u32).ok_or(AccessFault)?;
+        let (file, offset) = self.register(address, command.len()).ok_or(AccessFault)?;
+        let mut command = *command;
+        command[..4].copy_from_slice(&pasid.get().to_le_bytes());
+        file.enqueue(offset, &command).map_err(|_| AccessFault)?.ok_or(AccessFault)
     }
 }

@@ -106,6 +106,28 @@ pub(super) fn bus_error_address(tid: u32) -> Option<u64> {
     (info.si_code == libc::BUS_ADRERR).then(|| unsafe { info.si_addr() } as u64)
 }
 
+/// Whether the thread's pending signal is an exception of its own.
+pub(super) fn is_raised_by_kernel(tid: u32) -> bool {
+    // SAFETY: plain data.
+    let mut info: libc::siginfo_t = unsafe { zeroed() };
+    // SAFETY: the request fills in a siginfo.
+    let got = unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, tid, 0usize, &mut info) } != -1;
+    got && info.si_code > 0
+}
+
+/// Makes the thread's pending signal that of a general protection fault.
+pub(super) fn set_general_protection(tid: u32) {
+    // SAFETY: plain data.
+    let mut info: libc::siginfo_t = unsafe { zeroed() };
+    info.si_signo = libc::SIGSEGV;
+    info.si_code = SI_KERNEL;
+    // SAFETY: the request reads a siginfo. It fails only if the thread was killed.
+    unsafe { libc::ptrace(libc::PTRACE_SETSIGINFO, tid, 0usize, &info) };
+}
+
+/// In a siginfo: the kernel, for no reason that it names (`include/uapi/asm-generic/siginfo.h`).
+const SI_KERNEL: libc::c_int = 0x80;
+
 /// A thread's general registers, with those that no instruction names.
 pub(super) struct ThreadRegisters(libc::user_regs_struct);
 

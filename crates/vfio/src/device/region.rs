@@ -211,6 +211,16 @@ impl Session {
         self.function().bar_write(bar, offset, &data[..inside])
     }
 
+    /// Sends a command by a deferrable write through a mapping of a BAR (ENQCMD): whether it was accepted, or `None` where
+    /// nothing takes such writes.
+    ///
+    /// # Errors
+    /// [`BarError`], upon which Linux raises SIGBUS.
+    pub fn mapped_enqueue(&self, file_offset: u64, command: &[u8; 64]) -> Result<Option<bool>, BarError> {
+        let (bar, offset, inside) = self.mapped(file_offset, command.len())?;
+        if inside < command.len() { Ok(None) } else { self.function().bar_enqueue(bar, offset, command) }
+    }
+
     fn bar_size(&self, index: u32) -> u64 {
         u8::try_from(index).ok().and_then(|index| self.function().spec().bar(index)).map_or(0, |bar| bar.size)
     }

@@ -331,6 +331,18 @@ impl Function {
         Ok(())
     }
 
+    /// Sends a command of 64 bytes by a deferrable write: see [`Model::enqueue`].
+    ///
+    /// # Errors
+    /// As [`Function::bar_read`].
+    pub fn bar_enqueue(&self, bar: u8, offset: u64, command: &[u8; 64]) -> Result<Option<bool>, BarError> {
+        self.check_bar(bar, offset, command.len())?;
+        Ok(match self.place(bar, offset, command.len()) {
+            (Place::Model, 64) => self.model.enqueue(bar, offset, command),
+            _ => None,
+        })
+    }
+
     fn check_bar(&self, bar: u8, offset: u64, len: usize) -> Result<(), BarError> {
         let size = self.spec.bar(bar).map_or(0, |bar| bar.size);
         if offset.checked_add(len as u64).is_none_or(|end| end > size) {
