@@ -102,7 +102,8 @@ fn a_drain_command_waits_for_what_came_before_and_a_second_one_is_an_error() {
     bench.world.absent(SOURCE);
     bench.submit(&blocking(copy(0, SOURCE, TARGET, 64)));
     bench.world.requests(1);
-    assert_eq!(bench.begin(Command::DrainQueue, 1), ACTIVE);
+    let told = bench.world.raised(0);
+    assert_eq!(bench.begin(Command::DrainQueue, 1 | REQUEST_INTERRUPT), ACTIVE);
     bench.write32(0xA0, (Command::EnableDevice as u32) << 20);
     assert_eq!(bench.soft_error()[0], 0x5201);
     assert_eq!(bench.read32(0xA8), ACTIVE);
@@ -112,6 +113,8 @@ fn a_drain_command_waits_for_what_came_before_and_a_second_one_is_an_error() {
     bench.world.requests(2);
     bench.world.answer(SOURCE, ioasid::PageResponse::Success);
     assert_eq!(bench.wait(0).status, 1);
+    bench.world.wait_raised(0, told + 1);
+    assert_eq!((bench.read32(0xA8), bench.record(1).status), (0, 0));
     bench.world.answer(SOURCE + PAGE, ioasid::PageResponse::Success);
     bench.wait(1);
     bench.drain();

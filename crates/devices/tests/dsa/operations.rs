@@ -190,6 +190,9 @@ fn data_integrity_fields_are_inserted_checked_replaced_and_stripped() {
         assert_eq!((record.status, record.result, record.completed.get()), (9, result, 520));
         bench.world.set(TARGET + at, &[byte]);
     }
+    // Bits of the application tag that are masked are not looked at.
+    let masked = specific(Operation::DifCheck, TARGET, 0, 1040, &[(48, &[9, 0, 0, 0, 0, 0xFF, 0x34, 0x56])]);
+    assert_eq!(bench.run(&masked).status, 1);
     assert_eq!(bench.run(&specific(Operation::DifCheck, TARGET, 0, 1041, &[])).status, 0x13);
 }
 

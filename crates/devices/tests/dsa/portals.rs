@@ -135,6 +135,15 @@ fn an_ignored_vector_is_not_raised() {
 }
 
 #[test]
+fn a_vector_of_a_pasid_is_not_for_descriptors_without() {
+    let bench = Bench::ready(Queue::DEDICATED);
+    bench.write32(MSIXPERM + 16, 8);
+    assert_eq!(bench.run(&interrupting(copy(0, SOURCE, TARGET, 64), 2)).status, 0x19);
+    bench.drain();
+    assert_eq!(bench.world.raised(2), 0);
+}
+
+#[test]
 fn handles_that_were_not_asked_for_raise_nothing() {
     let bench = Bench::with(DsaOptions { interrupt_handles: true, ..DsaOptions::default() });
     bench.configure(&[Queue::DEDICATED], 1);
