@@ -2,6 +2,10 @@
 //! to be there for it.
 #![allow(dead_code, unreachable_pub, reason = "files of a test program, of which this needs a part")]
 
+#[path = "../../crates/serve/tests/requests/errno.rs"]
+mod errno;
+#[path = "../../crates/serve/tests/requests/extra.rs"]
+mod extra;
 #[path = "../../crates/serve/tests/requests/failing.rs"]
 mod failing;
 #[path = "../../crates/serve/tests/requests/program.rs"]

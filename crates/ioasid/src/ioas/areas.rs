@@ -340,13 +340,28 @@ impl Areas {
 
     /// Makes two areas of the one that `iova` lies in, if it does not begin there.
     pub(super) fn cut(&mut self, iova: u64, alignment: u64, large_pages: bool) -> Result<(), CutError> {
+        self.check_cut(iova, alignment, large_pages)?;
         let Some((&start, area)) = self.areas.range_mut(..iova).next_back().filter(|(_, area)| area.last >= iova)
         else {
             return Ok(());
         };
+        let absent = matches!(area.state, State::Absent(_));
+        let Some(backed) = area.state.backed() else { return Ok(()) };
+        let (upper, access) = (Backed { offset: backed.offset + (iova - start), ..backed.clone() }, area.access);
+        let range = IovaRange { start: iova, last: area.last };
+        area.last = iova - 1;
+        let state = if absent { State::Absent(upper) } else { State::Mapped(upper) };
+        self.insert(range, access, state);
+        Ok(())
+    }
+
+    /// Whether [`Areas::cut`] can.
+    pub(super) fn check_cut(&self, iova: u64, alignment: u64, large_pages: bool) -> Result<(), CutError> {
+        let Some((&start, area)) = self.areas.range(..iova).next_back().filter(|(_, area)| area.last >= iova) else {
+            return Ok(());
+        };
         let holds = &area.holds;
         let Some(backed) = area.state.backed() else { return Err(CutError::Busy(iova)) };
-        let absent = matches!(area.state, State::Absent(_));
         if holds.pins > 0 || holds.locks > 0 || holds.told {
             return Err(CutError::Busy(iova));
         }
@@ -354,14 +369,10 @@ impl Areas {
         if !(iova | offset).is_multiple_of(alignment) {
             return Err(CutError::Unaligned(iova, alignment));
         }
-        if large_pages && !absent {
+        // What is in no table is in no large page.
+        if large_pages && matches!(area.state, State::Mapped(_)) {
             return Err(CutError::LargePages(iova));
         }
-        let (upper, access) = (Backed { offset, ..backed.clone() }, area.access);
-        let range = IovaRange { start: iova, last: area.last };
-        area.last = iova - 1;
-        let state = if absent { State::Absent(upper) } else { State::Mapped(upper) };
-        self.insert(range, access, state);
         Ok(())
     }
 

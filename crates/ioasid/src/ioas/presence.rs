@@ -14,7 +14,7 @@ use iopt::Access;
 use thiserror::Error;
 
 use super::areas::Presence;
-use super::{Backed, CutError, Ioas};
+use super::{Backed, CutError, Ioas, Space};
 use crate::gate::check_holds_nothing;
 use crate::hwpt::Hwpt;
 use crate::memory::{PAGE_SIZE, PinError};
@@ -23,7 +23,7 @@ use crate::types::{HoldsSlices, Iova, IovaRange};
 /// Bytes that are brought in on a fault, if as many are absent around it.
 const AROUND: u64 = 64 << 10;
 
-/// Why nothing was made to fault, or not all was brought in. What is mapped is as it was; it may consist of smaller areas.
+/// Why nothing was made to fault, or brought in. What is mapped is as it was.
 #[derive(Debug, Error)]
 pub enum PresenceError {
     /// Nothing is mapped in the range.
@@ -70,7 +70,9 @@ impl Ioas {
             let first = areas.all_in(range).next().ok_or(PresenceError::Empty(range))?;
             let last = areas.all_in(range).last().unwrap_or(first);
             let (low, high) = (first.start < range.start, last.last > range.last);
-            [low.then_some(range.start), high.then_some(range.last.wrapping_add(1))]
+            let cuts = [low.then_some(range.start), high.then_some(range.last.wrapping_add(1))];
+            cuts.into_iter().flatten().try_for_each(|cut| areas.check_cut(cut, alignment, false))?;
+            cuts
         };
         // Large pages that a cut would go through become small ones first.
         for cut in cuts.into_iter().flatten() {
@@ -123,49 +125,61 @@ impl Ioas {
         matches!(self.locked_areas().presence(iova), Some((_, Presence::Absent)))
     }
 
-    /// Brings in what is absent in `range` and allows `access`.
+    /// How many bytes are absent in `range`.
+    #[must_use]
+    pub fn absent_bytes(&self, range: IovaRange) -> u64 {
+        let absent = self.locked_areas().absent_in(range, Access::empty());
+        absent.iter().map(|(part, _)| part.len_minus_one() + 1).sum()
+    }
+
+    /// Brings in what is absent in `range` and allows `access`: all of it or, on an error, nothing.
     fn populate_for(&self, range: IovaRange, access: Access) -> Result<u64, PresenceError> {
-        let mut bytes = 0;
         loop {
             // Memory is brought in without a lock, so it is looked again afterwards whether it is absent still.
             let mut wanted = self.locked_areas().absent_in(range, access);
-            if wanted.is_empty() {
-                return Ok(bytes);
-            }
             for (part, backed) in &mut wanted {
                 let length = part.len_minus_one() + 1;
                 backed.pin = Some(backed.pages.pin_part(&self.iommu().phys, backed.offset, length)?);
             }
             let space = self.exclusive();
-            for (part, mut backed) in wanted {
-                let still = self.locked_areas().absent_in(part, access);
-                let same = |(range, now): &(IovaRange, Backed)| {
-                    *range == part && Arc::ptr_eq(&now.pages, &backed.pages) && now.offset == backed.offset
-                };
-                if !matches!(&still[..], [one] if same(one)) {
-                    continue;
-                }
-                let allowed = {
-                    let mut areas = self.locked_areas();
-                    areas.cut(part.start, PAGE_SIZE.min(space.alignment()), false)?;
-                    if let Some(after) = part.last.checked_add(1) {
-                        areas.cut(after, PAGE_SIZE.min(space.alignment()), false)?;
-                    }
-                    areas.presence(part.start).map_or(Access::empty(), |(allowed, _)| allowed)
-                };
-                if space.tables.is_empty() {
-                    backed.pin = None;
-                }
-                for (done, hwpt) in space.tables.iter().enumerate() {
-                    if let Err(error) = hwpt.map(part, allowed, &backed, space.largest_page()) {
-                        space.tables[..done].iter().for_each(|hwpt| hwpt.take_back(std::iter::once(part)));
-                        return Err(error.into());
-                    }
-                }
-                self.locked_areas().make_present(part, backed.pin);
-                bytes += part.len_minus_one() + 1;
+            let now = self.locked_areas().absent_in(range, access);
+            let is_same = |((range, backed), (part, wanted)): (&(IovaRange, Backed), &(IovaRange, Backed))| {
+                range == part && Arc::ptr_eq(&backed.pages, &wanted.pages) && backed.offset == wanted.offset
+            };
+            if now.len() == wanted.len() && now.iter().zip(&wanted).all(is_same) {
+                return self.make_present(&space, wanted);
             }
         }
+    }
+
+    /// Puts what is absent, and brought in, into every page table.
+    fn make_present(&self, space: &Space, parts: Vec<(IovaRange, Backed)>) -> Result<u64, PresenceError> {
+        let alignment = PAGE_SIZE.min(space.alignment());
+        let ends = |part: &IovaRange| [Some(part.start), part.last.checked_add(1)].into_iter().flatten();
+        let allowed =
+            |part: &IovaRange| self.locked_areas().presence(part.start).map_or(Access::empty(), |(allowed, _)| allowed);
+        // What can fail comes first.
+        for (part, _) in &parts {
+            ends(part).try_for_each(|end| self.locked_areas().check_cut(end, alignment, false))?;
+        }
+        let mut mapped: Vec<(&Hwpt, IovaRange)> = Vec::new();
+        for hwpt in &space.tables {
+            for (part, backed) in &parts {
+                if let Err(error) = hwpt.map(*part, allowed(part), backed, space.largest_page()) {
+                    mapped.into_iter().for_each(|(hwpt, part)| hwpt.take_back(std::iter::once(part)));
+                    return Err(error.into());
+                }
+                mapped.push((hwpt, *part));
+            }
+        }
+        let mut bytes = 0;
+        let mut areas = self.locked_areas();
+        for (part, backed) in parts {
+            ends(&part).try_for_each(|end| areas.cut(end, alignment, false))?;
+            areas.make_present(part, backed.pin.filter(|_| !space.tables.is_empty()));
+            bytes += part.len_minus_one() + 1;
+        }
+        Ok(bytes)
     }
 
     /// Whether what is mapped at `iova` is absent: devices fault there. `None` if nothing is mapped.

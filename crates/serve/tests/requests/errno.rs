@@ -11,7 +11,7 @@ use super::program::{MEMORY, NOWHERE, SIZE};
 use super::setup::{ARGUMENT, DATA, IOVA, Objects, PAGE, Setup};
 
 /// A request that would succeed, or fail only by what it is about, and what of it can be wrong.
-struct Request {
+pub struct Request {
     name: &'static str,
     number: u32,
     bytes: Vec<u8>,
@@ -21,36 +21,36 @@ struct Request {
     flags: Option<(usize, u32)>,
     /// Offsets of what has to be 0, each of so many bytes.
     reserved: &'static [(usize, usize)],
-    ids: Vec<Id>,
+    pub ids: Vec<Id>,
 }
 
 /// The id of an object in a request.
-struct Id {
+pub struct Id {
     offset: usize,
     /// What there is no object for.
-    missing: Errno,
+    pub missing: Errno,
     /// Which objects are right, or wrong in another way than by their kind.
     right: Vec<u32>,
     /// What others get.
-    wrong: Errno,
+    pub wrong: Errno,
 }
 
-fn request<T: IntoBytes + Immutable>(name: &'static str, number: u32, value: T, minimum: usize) -> Request {
+pub fn request<T: IntoBytes + Immutable>(name: &'static str, number: u32, value: T, minimum: usize) -> Request {
     Request { name, number, bytes: value.as_bytes().to_vec(), minimum, flags: None, reserved: &[], ids: Vec::new() }
 }
 
 impl Request {
-    fn flags(mut self, offset: usize, known: u32) -> Self {
+    pub fn flags(mut self, offset: usize, known: u32) -> Self {
         self.flags = Some((offset, known));
         self
     }
 
-    fn reserved(mut self, reserved: &'static [(usize, usize)]) -> Self {
+    pub fn reserved(mut self, reserved: &'static [(usize, usize)]) -> Self {
         self.reserved = reserved;
         self
     }
 
-    fn id(mut self, offset: usize, errno: Errno, right: &[u32]) -> Self {
+    pub fn id(mut self, offset: usize, errno: Errno, right: &[u32]) -> Self {
         self.ids.push(Id { offset, missing: errno, right: right.to_vec(), wrong: errno });
         self
     }
@@ -198,13 +198,13 @@ fn requests(setup: &Setup) -> Vec<Request> {
 }
 
 /// Asks, and sees to it that nothing is another than before.
-struct Asker<'a> {
-    setup: &'a Setup,
-    rows: usize,
+pub struct Asker<'a> {
+    pub setup: &'a Setup,
+    pub rows: usize,
 }
 
 impl Asker<'_> {
-    fn row(&mut self, what: &str, number: u32, bytes: &[u8], errno: Errno) {
+    pub fn row(&mut self, what: &str, number: u32, bytes: &[u8], errno: Errno) {
         let before = self.setup.state();
         let got = self.setup.raw(number, bytes);
         assert_eq!(got, Err(errno), "{what}");
@@ -230,7 +230,7 @@ fn what_is_wrong_with_a_request_gets_linuxs_errno_and_changes_nothing() {
 }
 
 /// Sizes, tails and addresses.
-fn forms(asker: &mut Asker<'_>, request: &Request) {
+pub fn forms(asker: &mut Asker<'_>, request: &Request) {
     let Request { name, number, bytes, minimum, .. } = request;
     for size in [0, 4, minimum - 1] {
         let short = request.with(0, &(size as u32).to_ne_bytes());
@@ -252,7 +252,7 @@ fn forms(asker: &mut Asker<'_>, request: &Request) {
 }
 
 /// Flags, reserved fields and ids.
-fn fields(asker: &mut Asker<'_>, request: &Request) {
+pub fn fields(asker: &mut Asker<'_>, request: &Request) {
     let Request { name, number, .. } = request;
     if let Some((offset, known)) = request.flags {
         for bit in [known.trailing_ones(), 16, 31] {

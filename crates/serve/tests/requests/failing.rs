@@ -9,6 +9,7 @@ use ioasid_uapi::vfio::container as vfio;
 use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
 
+use super::extra;
 use super::setup::{ARGUMENT, DATA, IOVA, MAPPED, PAGE, Setup, State};
 
 /// Makes what has to be there, and returns the request's number and its argument.
@@ -19,7 +20,7 @@ pub struct Case {
     pub make: Box<Make>,
 }
 
-fn case<T: IntoBytes + Immutable>(name: &'static str, number: u32, make: impl Fn(&Setup) -> T + 'static) -> Case {
+pub fn case<T: IntoBytes + Immutable>(name: &'static str, number: u32, make: impl Fn(&Setup) -> T + 'static) -> Case {
     Case { name, make: Box::new(move |setup| (number, make(setup).as_bytes().to_vec())) }
 }
 
@@ -347,7 +348,10 @@ fn points(Case { name, make }: &Case) -> u32 {
 
 /// All of them.
 pub fn cases() -> Vec<Case> {
-    [address_spaces(), page_tables(), virtual_iommus(), old_requests(), devices()].into_iter().flatten().collect()
+    [address_spaces(), page_tables(), virtual_iommus(), old_requests(), devices(), extra::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod corpus;
 mod errno;
+mod extra;
 mod failing;
 mod program;
 mod sequence;

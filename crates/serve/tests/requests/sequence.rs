@@ -7,13 +7,14 @@
 //! are not there, mean something, too.
 
 use ioasid_serve::request::given::GivenFile;
+use ioasid_uapi::ioasid as own;
 use ioasid_uapi::iommufd as uapi;
 use ioasid_uapi::vfio::container as vfio;
 use rustix::io::Errno;
 
 use super::setup::{ARGUMENT, DATA, Setup};
 
-/// The requests, which are the first kinds.
+/// Linux's requests, which are the first kinds.
 const REQUESTS: [u32; 29] = [
     uapi::DESTROY,
     uapi::IOAS_ALLOC,
@@ -56,7 +57,21 @@ const READ: u8 = FIRST_OTHER + 2;
 const WRITE: u8 = FIRST_OTHER + 3;
 const POLL: u8 = FIRST_OTHER + 4;
 const CLOSE: u8 = FIRST_OTHER + 5;
-const KINDS: u8 = FIRST_OTHER + 6;
+/// Our own requests are the last kinds, so that what was found before means what it meant.
+const FIRST_OWN: u8 = FIRST_OTHER + 6;
+const OWN: [u32; 10] = [
+    own::PASID_ALLOC,
+    own::PASID_FREE,
+    own::PARK,
+    own::HWPT_ALLOC,
+    own::HWPT_INVALIDATE,
+    own::FAULT_QUEUE_ALLOC,
+    own::FAULT_QUEUE_GET,
+    own::IOAS_PRESENCE,
+    own::COPY,
+    own::ENQCMD,
+];
+const KINDS: u8 = FIRST_OWN + OWN.len() as u8;
 /// Most steps, so that no input takes long.
 const MOST_STEPS: usize = 200;
 
@@ -66,8 +81,9 @@ fn step(kind: u8, bytes: &[u8]) -> Vec<u8> {
 
 /// The bytes that mean a request with this argument.
 pub fn request(number: u32, argument: &[u8]) -> Vec<u8> {
-    let kind = REQUESTS.iter().position(|&known| known == number).unwrap();
-    step(kind as u8, argument)
+    let at = |requests: &[u32]| requests.iter().position(|&known| known == number);
+    let kind = at(&REQUESTS).or_else(|| Some(usize::from(FIRST_OWN) + at(&OWN)?));
+    step(kind.unwrap() as u8, argument)
 }
 
 /// The bytes that mean that these are put where arguments point.
@@ -91,7 +107,11 @@ pub fn perform(mut bytes: &[u8]) {
             WRITE => drop(given(&setup, first).map(|file| file.write(argument.get(1..).unwrap_or_default()))),
             POLL => drop(given(&setup, first).map(|file| file.poll(Some(Box::new(|| {}))))),
             CLOSE => setup.program.close(first),
-            kind => ask(&setup, REQUESTS[kind as usize], argument, std::mem::take(&mut fail)),
+            kind => {
+                let own = kind.checked_sub(FIRST_OWN).map(|own| OWN[usize::from(own)]);
+                let number = own.unwrap_or_else(|| REQUESTS[usize::from(kind)]);
+                ask(&setup, number, argument, std::mem::take(&mut fail));
+            }
         }
     }
     setup.dispose("a sequence");

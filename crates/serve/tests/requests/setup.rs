@@ -83,6 +83,7 @@ pub struct State {
     resources: (usize, usize),
     descriptors: Vec<i32>,
     requesters: usize,
+    pasids: usize,
 }
 
 impl Setup {
@@ -236,6 +237,7 @@ impl Setup {
         drop(file);
         assert_eq!(iommu.resources(), (0, 0), "{name}: windows or pages are left");
         assert!(iommu.view().is_empty(), "{name}: requesters are left");
+        assert_eq!(iommu.pasids_in_use(), 0, "{name}: PASIDs are left");
         assert_eq!(Arc::strong_count(&iommu), 1, "{name}: something that was made is left");
     }
 
@@ -256,6 +258,7 @@ impl Setup {
             resources: self.iommu.resources(),
             descriptors: self.program.descriptors(),
             requesters: self.iommu.view().len(),
+            pasids: self.iommu.pasids_in_use(),
         }
     }
 }

@@ -21,11 +21,21 @@ pub(super) fn presence(call: &Call<'_>) -> Result<(), Errno> {
     match request.op {
         uapi::PRESENCE_FAULT => ioas.make_fault(range).map_err(|error| error.errno()),
         uapi::PRESENCE_POPULATE => {
-            request.out_length = 0;
-            // Whom nothing can be told is told so before.
+            // It is told before, as nothing is undone for one that cannot be told.
+            let (said, expected) = (request.out_length, ioas.absent_bytes(range));
+            request.out_length = expected;
             call.put(&request)?;
-            request.out_length = ioas.populate(range).map_err(|error| error.errno())?;
-            call.put(&request)
+            let populated = ioas.populate(range).map_err(|error| error.errno());
+            match populated {
+                Ok(bytes) if bytes == expected => Ok(()),
+                // A device needed some of it meanwhile, or somebody else made more of it fault.
+                Ok(bytes) => call.put(&uapi::IoasPresence { out_length: bytes, ..request }),
+                Err(errno) => {
+                    // It was told a moment ago; whoever took the memory away since does not look at it.
+                    let _ = call.put(&uapi::IoasPresence { out_length: said, ..request });
+                    Err(errno)
+                }
+            }
         }
         _ => Err(Errno::OPNOTSUPP),
     }
