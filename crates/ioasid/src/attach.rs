@@ -277,16 +277,24 @@ impl Attachment<'_> {
         self.let_go(table);
     }
 
-    /// Drops one claim of the endpoint on a page table, and an automatic table with the last claim.
     fn let_go(&self, table: &Table) {
-        let ids = self.context.ids();
-        let unused = table.disconnect(self.endpoint);
-        match table.paging() {
-            Some(hwpt) if unused && hwpt.is_automatic() => {
-                hwpt.ioas().remove_table(hwpt);
-                ids.release_last(hwpt.id());
-            }
-            _ => ids.release(table.id()),
-        }
+        let_go(self.context, self.endpoint, table);
+    }
+}
+
+/// Drops one claim of an endpoint on a page table, and an automatic table with the last claim of somebody who uses it. (An
+/// attachment that is parked has a claim on the id alone.)
+pub(crate) fn let_go(context: &Context, endpoint: &Arc<Endpoint>, table: &Table) {
+    let unused = table.disconnect(endpoint);
+    drop_automatic(context, table, unused);
+    context.ids().release(table.id());
+}
+
+/// Takes an automatic table away that is `unused`; its id stays as long as it is held.
+pub(crate) fn drop_automatic(context: &Context, table: &Table, unused: bool) {
+    if let Some(hwpt) = table.paging().filter(|hwpt| unused && hwpt.is_automatic()) {
+        hwpt.ioas().remove_table(hwpt);
+        let parked = context.ids().park(hwpt.id());
+        debug_assert!(parked.is_ok(), "nothing is made on an automatic table");
     }
 }

@@ -22,7 +22,7 @@ use crate::gate::quiesce;
 use crate::invalidation::Invalidation;
 use crate::iommu::Iommu;
 use crate::pasid::{PasidError, PasidHold};
-use crate::sync::{Ordering, RwLock};
+use crate::sync::{Mutex, MutexGuard, Ordering, RwLock};
 use crate::types::{GroupId, Pasid, Rid};
 use crate::virtual_pasids::VirtualPasids;
 
@@ -62,6 +62,8 @@ pub(crate) struct Part {
     pub(crate) table: Arc<VirtualPasids>,
     /// Whose PASIDs those are that the part was given: nobody's who could attach with them.
     owner: u64,
+    /// Of the owner's own numbers, those that its context has allocated: they end with that.
+    named: Mutex<Vec<PasidHold>>,
 }
 
 /// The parts of a parent, by physical PASID: whose it is, and as what.
@@ -122,11 +124,14 @@ impl Part {
         };
         self.parent.parts.add(hold.pasid(), part, pasid);
         self.table.set(pasid, hold);
+        let named = pasid.and_then(|own| context.hold_pasid(own).ok());
+        self.named().extend(named);
         Ok(true)
     }
 
     /// Undoes [`Part::prepare`]: nothing is attached with it any more.
     pub(crate) fn forget(&self, pasid: Option<Pasid>) {
+        self.named().retain(|named| Some(named.pasid()) != pasid);
         if let Some(hold) = self.table.remove(pasid) {
             self.parent.parts.remove(hold.pasid());
             if let Some(iommu) = self.parent.iommu() {
@@ -134,6 +139,10 @@ impl Part {
                 iommu.pasids.free(hold.pasid(), self.owner);
             }
         }
+    }
+
+    fn named(&self) -> MutexGuard<'_, Vec<PasidHold>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The part does no DMA from now on, or does again.
@@ -178,7 +187,8 @@ impl Iommu {
             dirty_tracking: parent.tracks_dirty(),
             recovery: parent.recovery(),
         };
-        let part = Part { parent: parent.clone(), pasids, table: Arc::default(), owner: self.serial() };
+        let (table, named) = (Arc::default(), Mutex::default());
+        let part = Part { parent: parent.clone(), pasids, table, owner: self.serial(), named };
         self.add_requester(rid, group, options, Some(part)).ok_or(MediateError::Taken(rid))
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError};
 use iopt::Access;
 use thiserror::Error;
 
+use crate::attach::drop_automatic;
 use crate::context::{Context, Object};
 use crate::endpoint::Endpoint;
 use crate::gate::check_holds_nothing;
@@ -94,12 +95,17 @@ impl SoftwareAccess {
     }
 }
 
+impl SoftwareAccess {
+    /// Ends it. Returns whether nobody uses the table that mirrors an address space any more.
+    fn end(&self) -> bool {
+        // It may have been parked meanwhile, which disconnected it.
+        self.endpoint.detach(None).is_some_and(|table| table.is(&self.table) && self.table.disconnect(&self.endpoint))
+    }
+}
+
 impl Drop for SoftwareAccess {
     fn drop(&mut self) {
-        // It may have been parked meanwhile, which disconnected it.
-        if self.endpoint.detach(None).is_some_and(|table| table.is(&self.table)) {
-            self.table.disconnect(&self.endpoint);
-        }
+        self.end();
     }
 }
 
@@ -153,11 +159,17 @@ impl Context {
             let access = SoftwareAccess::new(&like, &table, pasid);
             (access, held)
         };
-        let result = match access {
-            Ok(mut access) => copy(&mut access).map_err(CopyError::from),
-            Err(reason) => Err(DmaError::new(Iova(0).into(), false, reason).into()),
+        let mut access = access.map_err(|reason| DmaError::new(Iova(0).into(), false, reason));
+        let result = match &mut access {
+            Ok(access) => copy(access),
+            Err(error) => Err(*error),
         };
+        // Whoever detached meanwhile has left an automatic table to this.
+        let _attach = self.attach.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(access) = access {
+            drop_automatic(self, &access.table, access.end());
+        }
         self.ids().release(held);
-        result
+        Ok(result?)
     }
 }

@@ -13,7 +13,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::{Context, DestroyError, Object, tear_down};
-use crate::attach::dismiss;
+use crate::attach::{dismiss, drop_automatic};
 use crate::endpoint::Endpoint;
 use crate::gate::check_holds_nothing;
 use crate::hwpt::Table;
@@ -80,22 +80,17 @@ impl Context {
 
     fn stop_pasid(&self, pasid: Pasid) {
         for endpoint in self.endpoints() {
-            // Not what a part of a device calls by this number, and is another on the bus.
-            let on_bus = endpoint.on_bus(Some(pasid)).filter(|(_, physical)| *physical == Some(pasid));
-            let Some((endpoint, _)) = on_bus else { continue };
-            if let Some(table) = endpoint.with_attachment(Some(pasid), Table::clone) {
+            let Some((endpoint, pasid)) = endpoint.on_bus(Some(pasid)) else { continue };
+            if let Some(table) = endpoint.with_attachment(pasid, Table::clone) {
                 self.stop_and_let_go(&endpoint, pasid, &table);
             }
         }
     }
 
     /// Ends what an attachment can reach. It keeps the id of its page table; an automatic one goes if it was the last.
-    fn stop_and_let_go(&self, endpoint: &Arc<Endpoint>, pasid: Pasid, table: &Table) {
-        let unused = stop(endpoint, Some(pasid), table);
-        if let Some(hwpt) = table.paging().filter(|hwpt| unused && hwpt.is_automatic()) {
-            hwpt.ioas().remove_table(hwpt);
-            let _ = self.ids.park(hwpt.id());
-        }
+    fn stop_and_let_go(&self, endpoint: &Arc<Endpoint>, pasid: Option<Pasid>, table: &Table) {
+        let unused = stop(endpoint, pasid, table);
+        drop_automatic(self, table, unused);
     }
 
     /// Keeps a PASID of this context from being used for something else until the result is dropped, also when it is freed.

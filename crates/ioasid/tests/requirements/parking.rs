@@ -126,3 +126,23 @@ fn a19_a_context_that_is_closed_ends_what_its_devices_reach_in_any_order() {
         assert!(bench.iommu.context().bind(&endpoint).is_ok());
     }
 }
+
+#[test]
+fn a19_an_automatic_table_goes_with_the_last_who_uses_it_and_its_id_with_the_last_who_is_parked() {
+    let bench = Bench::new();
+    let (_, mut port, ioas, device) = bench.one_device();
+    let context = device.context();
+    map(&ioas, 0x1000, 1).unwrap();
+    let freed = context.pasid_alloc(1, 9).unwrap();
+    let hwpt = device.attach(Some(freed), ioas.id().0.get()).unwrap();
+    assert_eq!(device.attach(None, ioas.id().0.get()).unwrap(), hwpt);
+    context.pasid_free(freed).unwrap();
+    assert_eq!((write(&mut port, Some(freed)), write(&mut port, None)), (Err(FaultReason::Parked), Ok(())));
+    device.detach(None).unwrap();
+    assert_eq!(bench.iommu.resources(), (0, 0), "nobody uses it");
+    assert!(!context.has(hwpt.0.get()));
+    assert_ne!(device.attach(None, ioas.id().0.get()).unwrap(), hwpt, "the id is held");
+    device.detach(Some(freed)).unwrap();
+    device.detach(None).unwrap();
+    assert_eq!(device.attach(None, ioas.id().0.get()).unwrap(), hwpt);
+}

@@ -111,10 +111,15 @@ fn a22_identity_and_translated_beside_whole_devices_in_one_context() {
     write(&mut own, Some(allocated), 3).unwrap();
     let found = [read(&mut port, Some(allocated)), read(&mut port, Some(physical)), read(&mut own, Some(allocated))];
     assert_eq!(found, [Ok(1), Ok(2), Ok(3)]);
-    // Freed, it ends where it is the same on the bus, and not what another calls by that number.
+    // A number that nobody allocated, which the second's owner chose.
+    devices[1].attach(pasid(7), spaces[1].id().0.get()).unwrap();
+    let chosen = translated.virtual_pasids().unwrap().physical(pasid(7)).unwrap();
+    // Freed, it ends wherever it was attached, whatever it is on the bus.
     context.pasid_free(allocated).unwrap();
     let found = [read(&mut port, Some(allocated)), read(&mut port, Some(physical)), read(&mut own, Some(allocated))];
-    assert_eq!(found, [Err(FaultReason::Parked), Ok(2), Err(FaultReason::Parked)]);
+    assert_eq!(found, [Err(FaultReason::Parked); 3]);
+    assert_eq!(read(&mut port, Some(chosen)), Ok(2));
+    assert!(context.pasid_alloc(allocated.get(), allocated.get()).is_err(), "they hold it");
     drop(devices);
     assert_eq!(bench.iommu.pasids_in_use(), 0);
 }
