@@ -13,6 +13,7 @@ mod killed;
 mod process;
 mod program;
 mod requests;
+mod sva;
 mod unprivileged;
 
 use std::ffi::OsStr;
@@ -30,7 +31,16 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut trials = Vec::new();
-    for group in [process::TESTS, bugs::TESTS, requests::TESTS, isolation::TESTS, killed::TESTS, unprivileged::TESTS] {
+    let groups = [
+        process::TESTS,
+        bugs::TESTS,
+        requests::TESTS,
+        isolation::TESTS,
+        killed::TESTS,
+        unprivileged::TESTS,
+        sva::TESTS,
+    ];
+    for group in groups {
         for &(name, test) in group {
             trials.push(Trial::test(name, move || {
                 test();

@@ -39,7 +39,14 @@ fn shell_as_user(line: &str, fuse_mode: &str) -> std::process::Output {
 
 #[track_caller]
 fn as_user(program: &str, status: i32, part: &str) {
-    let output = shell_as_user(&format!("\"$ioasid\" run --device ioat --check -- \"$self\" program {program}"), "666");
+    as_user_with("ioat", program, status, part);
+}
+
+/// Runs a program with this device as an ordinary user: its exit status, and part of what is said of it.
+#[track_caller]
+pub fn as_user_with(device: &str, program: &str, status: i32, part: &str) {
+    let line = format!("\"$ioasid\" run --device {device} --check -- \"$self\" program {program}");
+    let output = shell_as_user(&line, "666");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(status) && text.contains(part), "{program}: {} {text}", output.status);
 }

@@ -292,14 +292,14 @@ pub fn cases() -> Vec<Case> {
         case("IOASID_PASID_ALLOC", uapi::PASID_ALLOC, |_| pasid_alloc()),
         case("IOASID_PASID_FREE", uapi::PASID_FREE, |setup| uapi::PasidFree { size: 8, pasid: a_pasid(setup) }),
         case("IOASID_PARK", uapi::PARK, |setup| uapi::Park { size: 8, id: setup.objects.automatic }),
-        alloc("IOASID_HWPT_ALLOC", |objects| paging(objects)),
+        alloc("IOASID_HWPT_ALLOC", paging),
         alloc("IOASID_HWPT_ALLOC with a queue", |objects| uapi::HwptAlloc {
             on_miss: uapi::ON_MISS_QUEUE,
             fault_id: objects.fault_queue,
             ..paging(objects)
         }),
-        alloc("IOASID_HWPT_ALLOC of a guest", |objects| nested(objects)),
-        alloc("IOASID_HWPT_ALLOC of a guest's PASIDs", |objects| guest_pasids(objects)),
+        alloc("IOASID_HWPT_ALLOC of a guest", nested),
+        alloc("IOASID_HWPT_ALLOC of a guest's PASIDs", guest_pasids),
         alloc("IOASID_HWPT_ALLOC of a process", |_| sva()),
         case("IOASID_HWPT_INVALIDATE", uapi::HWPT_INVALIDATE, |setup| invalidate(setup.objects.nested)),
         case("IOASID_HWPT_INVALIDATE of a PASID", uapi::HWPT_INVALIDATE, |setup| uapi::HwptInvalidate {

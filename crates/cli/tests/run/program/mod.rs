@@ -51,6 +51,8 @@ pub fn run(name: &str, arguments: &[String]) {
         "many-areas" => many_areas(),
         "isolation" => sharing::isolation(),
         "groups" => sharing::groups(),
+        "sva" => ioasid_example_dsa::run(64).unwrap(),
+        "sva-of-another" => sharing::sva_of_another(),
         other => panic!("there is no program {other}"),
     }
 }

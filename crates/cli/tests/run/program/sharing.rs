@@ -3,8 +3,10 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+use ioasid_uapi::{ioasid as extra, iommufd};
+
 use super::{LENGTH, RING, SOURCE, TARGET};
-use crate::driver::{Engine, Memory, Space, open};
+use crate::driver::{Engine, Memory, Space, ioctl, open};
 
 /// Runs two processes at once, each with a device, a context and memory of its own. Each tries to reach what the
 /// other has, at the same IOVAs and at the addresses where the other's memory is, and both compare their memory after.
@@ -113,13 +115,35 @@ pub fn close_then_destroy() {
         let file = open("/dev/vfio/devices/vfio0").unwrap();
         Engine::bind(&file, &space.iommu).unwrap();
         let mut attach = ioasid_uapi::vfio::AttachIommufdPt { argsz: 16, pt_id: space.ioas, ..Default::default() };
-        crate::driver::ioctl(&file, ioasid_uapi::vfio::DEVICE_ATTACH_IOMMUFD_PT, &mut attach).unwrap();
+        ioctl(&file, ioasid_uapi::vfio::DEVICE_ATTACH_IOMMUFD_PT, &mut attach).unwrap();
         let mut detach = ioasid_uapi::vfio::DetachIommufdPt { argsz: 12, ..Default::default() };
-        crate::driver::ioctl(&file, ioasid_uapi::vfio::DEVICE_DETACH_IOMMUFD_PT, &mut detach).unwrap();
+        ioctl(&file, ioasid_uapi::vfio::DEVICE_DETACH_IOMMUFD_PT, &mut detach).unwrap();
         drop(file);
         let again = open("/dev/vfio/devices/vfio0").unwrap();
         Engine::bind(&again, &space.iommu).unwrap();
         drop(again);
         space.destroy();
     }
+}
+
+/// Names a process of another user's, and its own.
+pub fn sva_of_another() {
+    let space = Space::new();
+    let alloc = |pid: i32| {
+        // SAFETY: takes numbers.
+        let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        assert!(pidfd >= 0, "pidfd_open of {pid}: {}", std::io::Error::last_os_error());
+        let mut request = extra::HwptAlloc {
+            size: size_of::<extra::HwptAlloc>() as u32,
+            kind: extra::HWPT_SVA,
+            pidfd: pidfd as i32,
+            ..Default::default()
+        };
+        ioctl(&space.iommu, extra::HWPT_ALLOC, &mut request).map(|_| request.out_hwpt_id)
+    };
+    assert_eq!(alloc(1), Err(libc::EPERM));
+    let own = alloc(std::process::id() as i32).unwrap();
+    let mut destroy = iommufd::Destroy { size: 8, id: own };
+    ioctl(&space.iommu, iommufd::DESTROY, &mut destroy).unwrap();
+    space.destroy();
 }
