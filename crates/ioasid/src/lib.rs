@@ -14,9 +14,13 @@
 //! - [`Iommu`]: one machine's worth: its endpoints, its physical address space, its page-table memory.
 //! - [`Context`]: what one open of `/dev/iommu` holds, and the security object: ids mean something only inside it.
 //! - [`Ioas`]: IOVA ranges mapped to [`memory::Pages`].
-//! - [`Hwpt`]: what an IOMMU walks, mirroring an address space; a [`NestedHwpt`] is a guest's own table over one.
-//! - [`Device`]: an endpoint bound to a context; it is attached to an address space and detached again.
+//! - [`Hwpt`]: what an IOMMU walks, mirroring an address space; a [`NestedHwpt`] is a guest's own table over one, and an
+//!   [`SvaHwpt`] the addresses of a process.
+//! - [`Device`]: an endpoint bound to a context; it is attached to an address space and detached again, with a [`Pasid`] or
+//!   without. A part of a device ([`Iommu::add_part`]) is one more, with PASIDs that it alone has.
 //! - [`DmaPort`]: what a device model holds to reach memory.
+//! - [`FaultQueue`]: where devices that can wait ask for what they miss, if their page table says so ([`OnMiss`]).
+//! - [`VirtualPasids`]: what a guest calls its PASIDs.
 //!
 //! # Features
 //!
@@ -25,16 +29,17 @@
 //!
 //! # The completion guarantee
 //!
-//! When [`Ioas::unmap`], [`Device::detach`], [`NestedHwpt::invalidate`], a replacement, the destruction of an object, or the clearing of bus
-//! mastering returns, no DMA through the old translation is in flight and none can start. The module
-//! `gate` has the protocol.
+//! When [`Ioas::unmap`], [`Device::detach`], [`NestedHwpt::invalidate`], a replacement, the destruction or parking of an
+//! object, the freeing of a PASID, or the clearing of bus mastering returns, no DMA through the old translation is in flight
+//! and none can start. The module `gate` has the protocol.
 //!
 //! # Locks
 //!
 //! Outermost first: a context's `attach`, a nested table's `change`, an address space's `unmap` and `space`, a page
-//! table's `users`, an endpoint's list of ports. By themselves, for a few instructions and with next to nothing inside: an address space's
-//! `areas`, a group's state, a context's ids, the free lists of the physical space and of the page tables, an endpoint's
-//! attachments, and a port's queue of what to forget.
+//! table's `users`, an endpoint's list of ports. By themselves, for a few instructions and with next to nothing inside: an
+//! address space's `areas`, a group's state, a context's ids, the free lists of the physical space and of the page tables,
+//! the PASIDs in use, the parts of a device, a fault queue's groups, an endpoint's attachments, and a port's queue of what to
+//! forget. A group of page requests is answered with none of these held.
 //!
 //! A port inside its gate takes the last two only: the attachments, for reading, when it meets a PASID for the first time,
 //! and its queue when something was posted. So whoever waits for ports holds neither of these, and may hold the others.
