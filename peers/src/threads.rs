@@ -27,14 +27,26 @@ impl Meeting {
     pub fn meet(&self) -> Result<()> {
         let before = self.arrived.fetch_add(1, Ordering::AcqRel);
         let all = (before / self.threads + 1) * self.threads;
-        while self.arrived.load(Ordering::Acquire) < all {
-            // Whoever left after it was here for the last time is no loss: then all have arrived.
-            if self.somebody_left.load(Ordering::Acquire) && self.arrived.load(Ordering::Acquire) < all {
+        self.wait_for(|| Ok((self.arrived.load(Ordering::Acquire) >= all).then_some(())))
+    }
+
+    /// Waits until `look` finds what another thread does before it goes.
+    ///
+    /// # Errors
+    /// Of `look`; or if the other thread will not do it, as it failed.
+    #[inline]
+    pub fn wait_for<T>(&self, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        loop {
+            // Whoever left after it had done it is no loss, so this is looked at first.
+            let somebody_left = self.somebody_left.load(Ordering::Acquire);
+            if let Some(found) = look()? {
+                return Ok(found);
+            }
+            if somebody_left {
                 bail!("another thread failed");
             }
             hint::spin_loop();
         }
-        Ok(())
     }
 }
 

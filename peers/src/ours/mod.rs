@@ -3,7 +3,10 @@
 //! - [`Space`]: an address space with a device attached to it, and its ports; what [`translate`] asks.
 //! - [`Table`]: a page table of iopt, with the arena that it lies in.
 //! - [`Tracked`]: a table that knows what was written.
+//! - [`Faulting`]: memory that a device has to ask for.
 #![allow(unsafe_code, reason = "memory of this process is given to a device")]
+
+mod faulting;
 
 use std::any::Any;
 use std::hint::black_box;
@@ -17,6 +20,7 @@ use iopt::{Arena, EmptyTables, Format, Leaves, PageTable};
 
 use crate::layout::{BASE, Layout};
 use crate::memory::Shared;
+pub use faulting::{Faulting, touch};
 
 /// An address space, and a device that is attached to it.
 pub struct Space {

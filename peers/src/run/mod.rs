@@ -6,6 +6,7 @@ mod areas_growth;
 mod copy_shared;
 mod dirty_harvest;
 mod dma;
+mod fault_resume;
 mod ioctl_round_trip;
 mod map_call;
 mod map_run;
@@ -66,6 +67,8 @@ pub const BENCHMARKS: &[Benchmark] = &[
     dma::PAGES_16,
     dma::MEGABYTE,
     dirty_harvest::BENCHMARK,
+    fault_resume::POLLED,
+    fault_resume::BLOCKING,
     virtio_blk::BENCHMARK,
     terabyte::SMALL_TIME,
     terabyte::SMALL_MEMORY,
