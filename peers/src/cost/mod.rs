@@ -2,11 +2,13 @@
 //!
 //! - [`port`]: what one port pays, which the tables have in common.
 //! - [`walk`]: what a page table alone costs.
+//! - [`nested`]: what a guest's own page table costs.
 //! - [`requests`] and [`areas`]: what requests cost, in the library and of a program under `ioasid run`.
 
 mod areas;
 mod eviction;
 mod mappings;
+mod nested;
 mod page_size;
 mod port;
 mod requests;
@@ -27,8 +29,16 @@ pub struct Table {
 }
 
 /// In the order in which they are printed.
-pub const TABLES: &[Table] =
-    &[requests::TABLE, areas::TABLE, mappings::PORT, mappings::TABLE, threads::PORT, page_size::PORT, page_size::TABLE];
+pub const TABLES: &[Table] = &[
+    requests::TABLE,
+    areas::TABLE,
+    mappings::PORT,
+    mappings::TABLE,
+    threads::PORT,
+    page_size::PORT,
+    page_size::TABLE,
+    nested::TABLE,
+];
 
 /// Samples for each number.
 const SAMPLES: usize = 11;

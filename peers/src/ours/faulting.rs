@@ -29,9 +29,7 @@ impl Faulting {
         ensure!(space.endpoint.recovery() == Recovery::Stall, "the device does not wait");
         let queue = space.context().fault_queue_alloc().context("no room for a fault queue")?;
         let options = HwptOptions { on_miss: OnMiss::Queue(queue.id().0.get()), ..HwptOptions::default() };
-        let (device, ioas) = (space.attached.id().0.get(), space.ioas.id().0.get());
-        let hwpt = space.context().hwpt_alloc(device, ioas, options)?;
-        space.attached.attach(None, hwpt.id().0.get())?;
+        space.attached.attach(None, space.hwpt_alloc(options)?.id().0.get())?;
         let range = IovaRange::new(BASE, u64::from(pages) * PAGE as u64).context("the range wraps")?;
         Ok(Self { space, queue, memory, range })
     }
@@ -78,8 +76,8 @@ impl Faulting {
     pub fn give(&self, page: u32, cookie: u32, content: &Content) -> Result<()> {
         let range = IovaRange::new(BASE + u64::from(page) * PAGE as u64, PAGE as u64).context("the range wraps")?;
         ensure!(self.range.contains(&range), "page {page} is none of ours");
-        // SAFETY: the mapping has these bytes, and nobody has references to them. The device does not read them before it is
-        // answered, as they are in no page table.
+        // SAFETY: the mapping has these bytes, and nobody has references to them. The device does not read them before
+        // it is answered, as they are in no page table.
         unsafe {
             let to = self.memory.start.byte_add(page as usize * PAGE).cast::<Content>();
             ptr::copy_nonoverlapping(content, to.as_ptr(), 1);

@@ -4,9 +4,11 @@
 //! - [`Table`]: a page table of iopt, with the arena that it lies in.
 //! - [`Tracked`]: a table that knows what was written.
 //! - [`Faulting`]: memory that a device has to ask for.
+//! - [`Stages`]: a device's pages in one stage or in two.
 #![allow(unsafe_code, reason = "memory of this process is given to a device")]
 
 mod faulting;
+mod nested;
 
 use std::any::Any;
 use std::hint::black_box;
@@ -15,12 +17,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ioasid::memory::{Segment, TableSpace};
-use ioasid::{Access, Device, DmaPort, Endpoint, GroupId, Hwpt, Ioas, Iommu, Iova, IovaRange, Placement, Rid, Silent};
+use ioasid::{
+    Access, Device, DmaPort, Endpoint, GroupId, Hwpt, HwptOptions, Ioas, Iommu, Iova, IovaRange, Placement, Rid, Silent,
+};
 use iopt::{Arena, EmptyTables, Format, Leaves, PageTable};
 
 use crate::layout::{BASE, Layout};
 use crate::memory::Shared;
 pub use faulting::{Faulting, touch};
+pub use nested::{GuestTables, Stages};
 
 /// An address space, and a device that is attached to it.
 pub struct Space {
@@ -108,6 +113,11 @@ impl Space {
     fn hwpt(&self) -> Result<Arc<Hwpt>> {
         let id = self.attached.attach(None, self.ioas.id().0.get())?;
         self.attached.context().hwpt(id).context("an attached device has a page table")
+    }
+
+    /// A new page table over it, that the device can be attached to.
+    fn hwpt_alloc(&self, options: HwptOptions) -> Result<Arc<Hwpt>> {
+        Ok(self.context().hwpt_alloc(self.attached.id().0.get(), self.ioas.id().0.get(), options)?)
     }
 
     /// A new port of the device.

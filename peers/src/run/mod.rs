@@ -10,6 +10,7 @@ mod fault_resume;
 mod ioctl_round_trip;
 mod map_call;
 mod map_run;
+mod nested_hit;
 mod register_read;
 mod run_start;
 mod runner;
@@ -52,6 +53,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
     translate_list::ENTRY,
     translate_hash::BENCHMARK,
     two_threads::BENCHMARK,
+    nested_hit::BENCHMARK,
     walk::MULTIARCH,
     walk::X86_64,
     map_run::MAP_MULTIARCH,
