@@ -161,6 +161,16 @@ impl Areas {
         absent.collect()
     }
 
+    /// What is allowed in `part`, if one absent area has all of it, and it is `backed` as [`Areas::absent_in`] said.
+    pub(super) fn absent_still(&self, part: IovaRange, backed: &Backed) -> Option<Access> {
+        let (area, each) = self.in_or_around(part).next()?;
+        let State::Absent(now) = &each.state else { return None };
+        let same = area.contains(&part)
+            && Arc::ptr_eq(&now.pages, &backed.pages)
+            && now.offset + (part.start - area.start) == backed.offset;
+        same.then_some(each.access)
+    }
+
     /// What devices find at `iova`.
     pub(super) fn presence(&self, iova: u64) -> Option<(Access, Presence)> {
         let (_, area) = self.in_or_around(IovaRange { start: iova, last: iova }).next()?;

@@ -8,7 +8,7 @@
 //! A range that is made to fault, or brought in, becomes areas of its own: what was one mapping can then be unmapped in those
 //! parts, or, as before, as a whole.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use iopt::Access;
 use thiserror::Error;
@@ -103,10 +103,11 @@ impl Ioas {
         if range.start > range.last || !(range.start | range.last.wrapping_add(1)).is_multiple_of(PAGE_SIZE) {
             return Err(PresenceError::Unaligned(range, PAGE_SIZE));
         }
-        if self.locked_areas().all_in(range).next().is_none() {
+        let bytes = self.populate_for(range, Access::empty())?;
+        if bytes == 0 && self.locked_areas().all_in(range).next().is_none() {
             return Err(PresenceError::Empty(range));
         }
-        self.populate_for(range, Access::empty())
+        Ok(bytes)
     }
 
     /// Brings in what a device needs at `iova`, and some of what is around it. False if nothing is mapped there, or not for such
@@ -142,11 +143,10 @@ impl Ioas {
                 backed.pin = Some(backed.pages.pin_part(&self.iommu().phys, backed.offset, length)?);
             }
             let space = self.exclusive();
-            let now = self.locked_areas().absent_in(range, access);
-            let is_same = |((range, backed), (part, wanted)): (&(IovaRange, Backed), &(IovaRange, Backed))| {
-                range == part && Arc::ptr_eq(&backed.pages, &wanted.pages) && backed.offset == wanted.offset
+            let is_still = |(part, backed): &(IovaRange, Backed)| {
+                self.locked_areas().absent_still(*part, backed).is_some_and(|allowed| allowed.contains(access))
             };
-            if now.len() == wanted.len() && now.iter().zip(&wanted).all(is_same) {
+            if wanted.iter().all(is_still) {
                 return self.make_present(&space, wanted);
             }
         }
@@ -158,9 +158,11 @@ impl Ioas {
         let ends = |part: &IovaRange| [Some(part.start), part.last.checked_add(1)].into_iter().flatten();
         let allowed =
             |part: &IovaRange| self.locked_areas().presence(part.start).map_or(Access::empty(), |(allowed, _)| allowed);
-        // What can fail comes first.
-        for (part, _) in &parts {
-            ends(part).try_for_each(|end| self.locked_areas().check_cut(end, alignment, false))?;
+        // They become areas of their own first: once they are mapped, it is too late to find that somebody holds on to one.
+        {
+            let mut areas = self.locked_areas();
+            parts.iter().flat_map(|(part, _)| ends(part)).try_for_each(|end| areas.check_cut(end, alignment, false))?;
+            parts.iter().flat_map(|(part, _)| ends(part)).try_for_each(|end| areas.cut(end, alignment, false))?;
         }
         let mut mapped: Vec<(&Hwpt, IovaRange)> = Vec::new();
         for hwpt in &space.tables {
@@ -175,7 +177,6 @@ impl Ioas {
         let mut bytes = 0;
         let mut areas = self.locked_areas();
         for (part, backed) in parts {
-            ends(&part).try_for_each(|end| areas.cut(end, alignment, false))?;
             areas.make_present(part, backed.pin.filter(|_| !space.tables.is_empty()));
             bytes += part.len_minus_one() + 1;
         }

@@ -80,7 +80,9 @@ impl Pinned {
     /// What is pinned and has `length` bytes from `offset` on.
     fn find(&self, offset: u64, length: u64) -> Option<Pin> {
         let exact = self.parts.get(&(offset, length));
-        let before = self.parts.range(..(offset + 1, 0)).rev().take(PARTS_BEFORE).map(|(_, part)| part);
+        let before = self.parts.range(..(offset + 1, 0)).rev().take(PARTS_BEFORE);
+        // Most end too early, and are not asked whether somebody has them still.
+        let before = before.filter(|((start, bytes), _)| offset + length <= start + bytes).map(|(_, part)| part);
         let pinned = std::iter::once(&self.whole).chain(exact).chain(before).filter_map(Weak::upgrade);
         let covers =
             |windows: &Arc<Windows>| windows.offset <= offset && offset + length <= windows.offset + windows.length;
