@@ -81,6 +81,13 @@ struct Waiting {
     deadline: Instant,
 }
 
+/// A group was put in, and nobody has been told of it yet.
+#[must_use]
+pub(super) struct Arrival {
+    /// When somebody has to look at the deadlines, if nobody does so far.
+    watch: Option<Instant>,
+}
+
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Waiting>,
@@ -162,21 +169,22 @@ impl FaultQueue {
         Ok(())
     }
 
-    /// Puts a group into the queue, if there is room; whoever does tells of it ([`FaultQueue::tell`]) when it holds no lock.
-    pub(super) fn push(&self, pending: Pending) -> Result<(), Pending> {
+    /// Puts a group into the queue, if there is room; whoever does tells of it when no lock is held.
+    pub(super) fn push(&self, pending: Pending) -> Result<Arrival, Pending> {
         let mut state = self.lock();
         if state.waiting.len() + state.taken.len() >= self.options.depth {
             state.counts.overflowed += 1;
             return Err(pending);
         }
-        state.waiting.push_back(Waiting { pending, deadline: Instant::now() + self.options.timeout });
-        Ok(())
+        let deadline = Instant::now() + self.options.timeout;
+        state.waiting.push_back(Waiting { pending, deadline });
+        let unwatched = !std::mem::replace(&mut state.watched, true);
+        Ok(Arrival { watch: unwatched.then_some(deadline) })
     }
 
     /// Tells of a group that was put in.
-    pub(super) fn tell(self: &Arc<Self>) {
-        let unwatched = !std::mem::replace(&mut self.lock().watched, true);
-        if unwatched && !self.deadlines.watch(self, Instant::now() + self.options.timeout) {
+    pub(super) fn tell(self: &Arc<Self>, Arrival { watch }: Arrival) {
+        if watch.is_some_and(|deadline| !self.deadlines.watch(self, deadline)) {
             // Nobody would see to it that it is answered.
             self.expire(None);
         }

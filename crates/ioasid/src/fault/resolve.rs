@@ -89,13 +89,11 @@ impl Endpoint {
                 let mut refused = None;
                 // Who detaches waits for this look at the attachment, and then finds the group.
                 let queued = self.with_attachment(pasid, |now| {
-                    now.is(table)
-                        && pending
-                            .take()
-                            .is_some_and(|taken| queue.push(taken).map_err(|back| refused = Some(back)).is_ok())
+                    let asked = pending.take_if(|_| now.is(table))?;
+                    queue.push(asked).map_err(|back| refused = Some(back)).ok()
                 });
-                if queued == Some(true) {
-                    queue.tell();
+                if let Some(arrival) = queued.flatten() {
+                    queue.tell(arrival);
                 }
                 refused.into_iter().for_each(|full| (full.group.answer)(PageResponse::Failure));
                 pending.into_iter().for_each(|gone| (gone.group.answer)(PageResponse::Invalid));
