@@ -34,74 +34,43 @@ impl Bus {
     /// If it is not.
     #[cold]
     pub(crate) fn recover(&self, at: BusAddress, access: Access, refused: Refused) -> Result<(), DmaError> {
-        let error = self.explain(at, access, refused);
-        if !self.is_recoverable(at, error.reason, refused) {
-            return Err(self.fault(error));
+        let table = self.table(at);
+        let explain = explanation(table.as_ref(), at, access, refused);
+        if !is_recoverable(table.as_ref(), refused) {
+            return Err(self.fault(explain()));
         }
         // Software does not wait for whoever reads a queue, who may be waiting for it.
-        if self.endpoint.is_software() && self.is_queued(at, refused) {
-            return Err(DmaError { recoverable: true, ..error });
+        if self.endpoint.is_software() && is_queued(table.as_ref(), refused) {
+            return Err(DmaError { recoverable: true, ..explain() });
         }
+        // Who waits keeps nothing.
+        drop(table);
         match self.endpoint.recovery() {
-            Recovery::PageRequests => Err(DmaError { recoverable: true, ..error }),
+            Recovery::PageRequests => Err(DmaError { recoverable: true, ..explain() }),
             // Who unmaps waits for the slices, and whoever is asked may want to unmap.
             Recovery::Stall if check_holds_nothing().is_ok() => match self.stall(at, access, refused) {
                 PageResponse::Success => Ok(()),
-                PageResponse::Invalid | PageResponse::Failure => Err(self.fault(error)),
+                PageResponse::Invalid | PageResponse::Failure => Err(self.fault(explain())),
             },
-            Recovery::Stall | Recovery::None => Err(self.fault(error)),
+            Recovery::Stall | Recovery::None => Err(self.fault(explain())),
         }
     }
 
     /// As [`Bus::recover`], for who cannot wait here: the device may ask, whatever it can do otherwise.
     #[cold]
     pub(crate) fn refusal(&self, at: BusAddress, access: Access, refused: Refused) -> DmaError {
-        let error = self.explain(at, access, refused);
-        if self.is_recoverable(at, error.reason, refused) && self.endpoint.recovery() != Recovery::None {
+        let table = self.table(at);
+        let error = explanation(table.as_ref(), at, access, refused)();
+        if is_recoverable(table.as_ref(), refused) && self.endpoint.recovery() != Recovery::None {
             DmaError { recoverable: true, ..error }
         } else {
             self.fault(error)
         }
     }
 
-    /// What is mapped and made to fault is not present, where others would say that nothing is mapped.
-    fn explain(&self, at: BusAddress, access: Access, refused: Refused) -> DmaError {
-        let absent = || {
-            let (_, table) = self.endpoint.route(at.pasid)?;
-            match (&table, refused.below) {
-                (Table::Nested(_), None) => None,
-                _ => Some(table.ioas()?.is_absent(refused.below.unwrap_or(at.iova.0))),
-            }
-        };
-        let reason = match refused.reason {
-            FaultReason::NotMapped if absent() == Some(true) => FaultReason::NotPresent,
-            reason => reason,
-        };
-        DmaError::new(at, access.contains(Access::WRITE), reason)
-    }
-
-    /// Whether somebody can be asked about it.
-    fn is_recoverable(&self, at: BusAddress, reason: FaultReason, refused: Refused) -> bool {
-        use FaultReason::{GuestTable, NotMapped, NotPermitted, NotPresent};
-        if !matches!(reason, NotMapped | NotPermitted | NotPresent | GuestTable) {
-            return false;
-        }
-        let Some((_, table)) = self.endpoint.route(at.pasid) else { return false };
-        match (&table, refused.below) {
-            (Table::Nested(nested), Some(_)) => !nested.parent().on_miss.is_abort(),
-            // Nothing can be brought in but what is there and not present.
-            (Table::Sva(_), _) => reason == NotPresent,
-            _ => !table.on_miss().is_abort(),
-        }
-    }
-
-    /// Whether somebody reads a queue of such misses.
-    fn is_queued(&self, at: BusAddress, refused: Refused) -> bool {
-        let Some((_, table)) = self.endpoint.route(at.pasid) else { return false };
-        match (&table, refused.below) {
-            (Table::Nested(nested), Some(_)) => nested.parent().on_miss.queue().is_some(),
-            _ => table.on_miss().queue().is_some(),
-        }
+    /// The page table that an access goes by now.
+    fn table(&self, at: BusAddress) -> Option<Table> {
+        self.endpoint.route(at.pasid).map(|(_, table)| table)
     }
 
     fn stall(&self, at: BusAddress, access: Access, refused: Refused) -> PageResponse {
@@ -113,6 +82,52 @@ impl Bus {
         let told = answer.clone();
         self.endpoint.request_page(request, refused.below, Box::new(move |response| told.give(response)));
         answer.wait()
+    }
+}
+
+/// What says how an access was refused, once it is: what is mapped and made to fault is not present, where others would
+/// say that nothing is mapped. Whoever brings a page in needs the lock that this takes.
+fn explanation(
+    table: Option<&Table>,
+    at: BusAddress,
+    access: Access,
+    refused: Refused,
+) -> impl FnOnce() -> DmaError + use<> {
+    let ioas = match (table, refused.below) {
+        (None, _) | (Some(Table::Nested(_)), None) => None,
+        (Some(table), _) => table.ioas().map(Arc::downgrade),
+    };
+    move || {
+        let absent = || ioas?.upgrade().map(|ioas| ioas.is_absent(refused.below.unwrap_or(at.iova.0)));
+        let reason = match refused.reason {
+            FaultReason::NotMapped if absent() == Some(true) => FaultReason::NotPresent,
+            reason => reason,
+        };
+        DmaError::new(at, access.contains(Access::WRITE), reason)
+    }
+}
+
+/// Whether somebody can be asked about it.
+fn is_recoverable(table: Option<&Table>, refused: Refused) -> bool {
+    use FaultReason::{GuestTable, NotMapped, NotPermitted, NotPresent};
+    if !matches!(refused.reason, NotMapped | NotPermitted | NotPresent | GuestTable) {
+        return false;
+    }
+    match (table, refused.below) {
+        (None, _) => false,
+        (Some(Table::Nested(nested)), Some(_)) => !nested.parent().on_miss.is_abort(),
+        // Nothing can be brought in but what is there and not present.
+        (Some(Table::Sva(_)), _) => refused.reason == NotPresent,
+        (Some(table), _) => !table.on_miss().is_abort(),
+    }
+}
+
+/// Whether somebody reads a queue of such misses.
+fn is_queued(table: Option<&Table>, refused: Refused) -> bool {
+    match (table, refused.below) {
+        (None, _) => false,
+        (Some(Table::Nested(nested)), Some(_)) => nested.parent().on_miss.queue().is_some(),
+        (Some(table), _) => table.on_miss().queue().is_some(),
     }
 }
 
