@@ -294,7 +294,7 @@ pub(crate) fn let_go(context: &Context, endpoint: &Arc<Endpoint>, table: &Table)
 pub(crate) fn drop_automatic(context: &Context, table: &Table, unused: bool) {
     if let Some(hwpt) = table.paging().filter(|hwpt| unused && hwpt.is_automatic()) {
         hwpt.ioas().remove_table(hwpt);
-        let parked = context.ids().park(hwpt.id());
+        let parked = context.ids().park(hwpt.id(), |object| object.is_table(table));
         debug_assert!(parked.is_ok(), "nothing is made on an automatic table");
     }
 }

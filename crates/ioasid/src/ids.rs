@@ -159,12 +159,14 @@ impl<T: Clone> Ids<T> {
         }
     }
 
-    /// Takes the object of `id` out, although others may hold it, and keeps the id from being used again until they have let go.
-    /// An object that another was made on stays.
-    pub(crate) fn park(&self, id: ObjectId) -> Result<T, RemoveError> {
+    /// Takes the object of `id` out if it is the one that is meant, although others may hold it, and keeps the id from being used
+    /// again until they have let go. An object that another was made on stays.
+    pub(crate) fn park(&self, id: ObjectId, is_meant: impl FnOnce(&T) -> bool) -> Result<T, RemoveError> {
         let mut slots = self.lock();
-        let Some(Slot::Ready { users, .. }) = slots.get(&id.0.get()) else { return Err(RemoveError::Missing) };
-        let users = *users;
+        let users = match slots.get(&id.0.get()) {
+            Some(Slot::Ready { users, object, .. }) if is_meant(object) => *users,
+            _ => return Err(RemoveError::Missing),
+        };
         if slots.values().any(|slot| matches!(slot, Slot::Ready { holds, .. } if holds.contains(&id))) {
             return Err(RemoveError::InUse);
         }
@@ -224,10 +226,26 @@ impl<T> Reserved<'_, T> {
     /// Publishes the object with so many users from the start: one that the caller means to hold cannot be removed
     /// before it does. What it `holds` is held already, and is released with it.
     pub(crate) fn finalize(mut self, object: T, users: usize, holds: Vec<ObjectId>) -> ObjectId {
-        self.finalized = true;
         let mut slots = self.ids.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.insert(self.id.0.get(), Slot::Ready { object, users, holds });
+        self.publish(&mut slots, Slot::Ready { object, users, holds });
         self.id
+    }
+
+    /// As [`Reserved::finalize`], unless what it holds was parked meanwhile: then there is no object, and what is held is the
+    /// caller's to release.
+    pub(crate) fn finalize_over(mut self, object: T, holds: Vec<ObjectId>) -> Option<ObjectId> {
+        let mut slots = self.ids.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_there = |id: &ObjectId| matches!(slots.get(&id.0.get()), Some(Slot::Ready { .. }));
+        if !holds.iter().all(is_there) {
+            return None;
+        }
+        self.publish(&mut slots, Slot::Ready { object, users: 0, holds });
+        Some(self.id)
+    }
+
+    fn publish(&mut self, slots: &mut Slots<T>, slot: Slot<T>) {
+        self.finalized = true;
+        slots.insert(self.id.0.get(), slot);
     }
 }
 
@@ -307,17 +325,41 @@ mod tests {
         let nested = ids.reserve().unwrap().finalize("nested", 0, vec![parent]);
         ids.hold(nested).unwrap();
         ids.hold(nested).unwrap();
-        assert_eq!(ids.park(parent), Err(RemoveError::InUse));
-        assert_eq!(ids.park(nested), Ok("nested"));
+        assert_eq!(ids.park(parent, |_| true), Err(RemoveError::InUse));
+        assert_eq!(ids.park(nested, |_| true), Ok("nested"));
         assert_eq!((ids.get(nested), ids.hold(nested), ids.remove(nested)), (None, None, Err(RemoveError::Missing)));
-        assert_eq!(ids.park(nested), Err(RemoveError::Missing));
-        assert_eq!(ids.park(parent), Ok("parent"), "what it held is let go");
+        assert_eq!(ids.park(nested, |_| true), Err(RemoveError::Missing));
+        assert_eq!(ids.park(parent, |_| true), Ok("parent"), "what it held is let go");
         assert_eq!(ids.reserve().unwrap().id(), parent);
         ids.release(nested);
         assert_ne!(ids.reserve().unwrap().finalize("other", 0, vec![]), nested);
         assert_ne!(ids.reserve().unwrap().id(), nested);
         ids.release(nested);
         assert_eq!(ids.reserve().unwrap().id(), nested);
+    }
+
+    #[test]
+    fn what_has_the_id_meanwhile_is_not_parked_in_the_stead_of_what_was_meant() {
+        let ids = Ids::new();
+        let id = ids.reserve().unwrap().finalize("table", 0, vec![]);
+        ids.remove(id).unwrap();
+        assert_eq!(ids.reserve().unwrap().finalize("ioas", 0, vec![]), id);
+        assert_eq!(ids.park(id, |object| *object == "table"), Err(RemoveError::Missing));
+        assert_eq!(ids.park(id, |object| *object == "ioas"), Ok("ioas"));
+    }
+
+    #[test]
+    fn nothing_is_made_on_what_was_parked_meanwhile() {
+        let ids = Ids::new();
+        let parent = ids.reserve().unwrap().finalize("parent", 0, vec![]);
+        ids.hold(parent).unwrap();
+        let reserved = ids.reserve().unwrap();
+        let nested = reserved.id();
+        ids.park(parent, |_| true).unwrap();
+        assert_eq!(reserved.finalize_over("nested", vec![parent]), None);
+        assert_eq!((ids.get(nested), ids.get(parent)), (None, None));
+        ids.release(parent);
+        assert!(ids.is_empty());
     }
 
     #[test]

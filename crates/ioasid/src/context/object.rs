@@ -29,3 +29,10 @@ pub(crate) enum Object {
     HwQueue(Arc<HwQueue>),
     External(Arc<dyn External>),
 }
+
+impl Object {
+    /// Whether it is this page table.
+    pub(crate) fn is_table(&self, table: &Table) -> bool {
+        matches!(self, Self::Hwpt(other) if other.is(table))
+    }
+}

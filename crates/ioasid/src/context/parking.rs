@@ -40,7 +40,7 @@ impl Context {
 
     /// [`Context::park`], for who holds the lock on attachments.
     fn park_table(&self, table: &Table) -> Result<(), RemoveError> {
-        let object = self.ids.park(table.id())?;
+        let object = self.ids.park(table.id(), |object| object.is_table(table))?;
         for endpoint in table.attached() {
             while let Some(pasid) = attached_with(&endpoint, table) {
                 stop(&endpoint, pasid, table);

@@ -130,8 +130,9 @@ impl Context {
                 let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
                 let holds = on_miss.queue().map(|queue| queue.id()).into_iter().chain([below]).collect();
                 let nested = Arc::new(NestedHwpt::new(reserved.id(), hwpt, viommu, on_miss, options));
-                reserved.finalize(Object::Hwpt(Table::Nested(nested.clone())), 0, holds);
-                Ok(nested)
+                // The parent may have been parked meanwhile, and then leads nowhere.
+                let made = reserved.finalize_over(Object::Hwpt(Table::Nested(nested.clone())), holds);
+                made.map(|_| nested).ok_or(HwptError::Missing(parent))
             })
         })
     }

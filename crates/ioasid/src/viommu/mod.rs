@@ -183,8 +183,9 @@ impl Context {
             let reserved = self.ids().reserve().ok_or(ViommuError::NoIds)?;
             let (id, holds) = (reserved.id(), vec![hwpt.id()]);
             let viommu = Arc::new(Viommu { id, parent: hwpt, extension: extend(id)?, state: Mutex::default() });
-            reserved.finalize(Object::Viommu(viommu.clone()), 0, holds);
-            Ok(viommu)
+            // The parent may have been parked meanwhile.
+            let made = reserved.finalize_over(Object::Viommu(viommu.clone()), holds);
+            made.map(|_| viommu).ok_or(ViommuError::Missing(parent).into())
         })
     }
 
