@@ -87,6 +87,28 @@ fn a19_a_pasid_that_is_freed_stops_dma_and_is_parked_until_the_last_holder_has_l
 }
 
 #[test]
+fn a19_an_automatic_page_table_that_nobody_uses_goes_and_its_id_waits_for_attachments_that_are_parked() {
+    let bench = Bench::new();
+    let (_, mut port, ioas, device) = bench.one_device();
+    let context = device.context();
+    map(&ioas, 0x1000, 1).unwrap();
+    let pasid = context.pasid_alloc(1, 1).unwrap();
+    let table = device.attach(Some(pasid), ioas.id().0.get()).unwrap();
+    assert_eq!(device.attach(None, ioas.id().0.get()).unwrap(), table, "the same for both");
+    context.pasid_free(pasid).unwrap();
+    assert_eq!(write(&mut port, None), Ok(()));
+    // The last that uses it.
+    device.detach(None).unwrap();
+    assert!(!context.has(table.0.get()));
+    assert_eq!(bench.iommu.resources(), (0, 0));
+    let next = context.fault_queue_alloc().unwrap();
+    assert_ne!(next.id(), table, "the PASID's attachment has it still");
+    device.detach(Some(pasid)).unwrap();
+    assert_eq!(context.fault_queue_alloc().unwrap().id(), table);
+    assert_eq!(context.pasid_alloc(1, 1), Ok(pasid));
+}
+
+#[test]
 fn a19_a_context_that_is_closed_ends_what_its_devices_reach_in_any_order() {
     for device_first in [true, false] {
         let bench = Bench::new();
