@@ -51,8 +51,9 @@ pub enum AttachError {
     /// All PASIDs of the device that this one is a part of are taken.
     #[error("all PASIDs of the device are taken")]
     NoPasids,
-    /// The PASID was allocated in another context, or was freed and somebody still has it.
-    #[error("PASID {0} belongs to another context, or is parked")]
+    /// The PASID was allocated in another context, or was freed and somebody still has it, or another part of the same device
+    /// is attached with it and has it on the bus.
+    #[error("PASID {0} belongs to another context or to another part of the device, or is parked")]
     PasidElsewhere(Pasid),
     /// The page table is of a virtual IOMMU that does not know the device.
     #[error("page table {0} is of a virtual IOMMU that does not know this device")]

@@ -85,6 +85,10 @@ impl Parts {
         Some((found.part.upgrade()?, found.own))
     }
 
+    fn has(&self, physical: Pasid) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).iter().any(|each| each.physical == physical)
+    }
+
     fn add(&self, physical: Pasid, part: &Arc<Endpoint>, own: Option<Pasid>) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).push(OnBus {
             physical,
@@ -118,6 +122,10 @@ impl Part {
         let hold = match (pasid, self.pasids) {
             (Some(own), PartPasids::None) => return Err(AttachError::PasidTooWide(own, 0)),
             (Some(own), PartPasids::Identity) => {
+                // It is the same on the bus for every part, and leads to one page table there.
+                if self.parent.parts.has(own) {
+                    return Err(AttachError::PasidElsewhere(own));
+                }
                 context.hold_pasid(own).map_err(|_| AttachError::PasidElsewhere(own))?
             }
             _ => allocate(iommu, self.owner, &self.parent).map_err(|_| AttachError::NoPasids)?,

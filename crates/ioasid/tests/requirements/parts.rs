@@ -125,6 +125,33 @@ fn a22_identity_and_translated_beside_whole_devices_in_one_context() {
 }
 
 #[test]
+fn a22_one_pasid_that_is_the_same_on_the_bus_is_of_one_part_at_a_time() {
+    let bench = Bench::new();
+    let parent = bench.endpoint(1, 1);
+    let context = bench.iommu.context();
+    let spaces = [(); 2].map(|()| context.ioas_alloc().unwrap());
+    for ioas in &spaces {
+        map(ioas, 0x1000, 1).unwrap();
+    }
+    let allocated = context.pasid_alloc(30, 40).unwrap();
+    let devices = [1, 2].map(|slot| context.bind(&part(&bench, &parent, slot, PartPasids::Identity)).unwrap());
+    let attach = |n: usize| devices[n].attach(Some(allocated), spaces[n].id().0.get());
+    attach(0).unwrap();
+    let mut port = parent.port();
+    write(&mut port, Some(allocated), 1).unwrap();
+    assert!(matches!(attach(1), Err(AttachError::PasidElsewhere(_))), "it would be what the other's means");
+    assert_eq!(devices[1].attached_to(Some(allocated)), None);
+    devices[1].detach(Some(allocated)).unwrap();
+    assert_eq!(read(&mut port, Some(allocated)), Ok(1));
+    devices[0].detach(Some(allocated)).unwrap();
+    attach(1).unwrap();
+    assert_eq!(read(&mut port, Some(allocated)), Ok(0));
+    context.pasid_free(allocated).unwrap();
+    drop(devices);
+    assert_eq!(bench.iommu.pasids_in_use(), 0);
+}
+
+#[test]
 fn a22_parts_of_one_device_belong_to_different_contexts_and_meet_nowhere() {
     let bench = Bench::new();
     let parent = bench.endpoint(1, 1);
