@@ -115,10 +115,16 @@ impl Part {
         pasid: Option<Pasid>,
         context: &Context,
     ) -> Result<bool, AttachError> {
-        if self.physical(pasid).is_some() {
-            return Ok(false);
-        }
         let iommu = context.iommu();
+        if self.physical(pasid).is_some() {
+            // What was freed is not revived by who has it still.
+            return match pasid {
+                Some(own) if self.pasids == PartPasids::Identity && !iommu.pasids.is_of(own, context.serial()) => {
+                    Err(AttachError::PasidElsewhere(own))
+                }
+                _ => Ok(false),
+            };
+        }
         let hold = match (pasid, self.pasids) {
             (Some(own), PartPasids::None) => return Err(AttachError::PasidTooWide(own, 0)),
             (Some(own), PartPasids::Identity) => {

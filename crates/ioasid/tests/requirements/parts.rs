@@ -147,6 +147,8 @@ fn a22_one_pasid_that_is_the_same_on_the_bus_is_of_one_part_at_a_time() {
     attach(1).unwrap();
     assert_eq!(read(&mut port, Some(allocated)), Ok(0));
     context.pasid_free(allocated).unwrap();
+    assert!(matches!(attach(1), Err(AttachError::PasidElsewhere(_))), "not revived");
+    assert_eq!(read(&mut port, Some(allocated)), Err(FaultReason::Parked));
     drop(devices);
     assert_eq!(bench.iommu.pasids_in_use(), 0);
 }
