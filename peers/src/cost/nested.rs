@@ -5,8 +5,10 @@
 //! - Parent cached: it knows these, as after the guest has invalidated its own pages, and reads the guest's tables.
 //! - A hit: it knows where the page is.
 //!
-//! One stage is the format that address spaces are mirrored in, VT-d's second stage, whatever the guest's is, with the
-//! same mappings. Cold things are measured one on each of some ports, as the clock would cost as much as one of them.
+//! One stage is the format that address spaces are mirrored in, VT-d's second stage, whatever the guest's is. Each page
+//! is mapped by a call there, and so is memory that is looked up by itself when it is cold, while the parent has all of
+//! the guest's memory in one piece. Cold things are measured one on each of some ports, as the clock would cost as much
+//! as one of them.
 
 use anyhow::{Context, Result, ensure};
 use ioasid::IovaRange;

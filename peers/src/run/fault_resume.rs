@@ -8,8 +8,9 @@
 //!   handler     FaultQueue::take ──► populate, answer        read(2) ──► UFFDIO_COPY
 //! ```
 //! Polled, both handlers look again and again. Blocking, both sleep when the access is made: ours in a park that the
-//! queue's arrival ends, theirs in `read`. How who makes the access waits is not chosen here: our device spins for a
-//! moment and then sleeps, and theirs always sleeps.
+//! queue's arrival ends, theirs in `read`. How who makes the access waits is not chosen here: theirs sleeps, always;
+//! our device spins first, for longer than it takes to wake the handler, and sleeps only if nobody answers then. So
+//! ours pays for one wake between processors, and theirs for two, or with handlers that poll for none and for one.
 //!
 //! Each page is missing as part of a large range, as after a migration. Theirs has to find memory for the page, which
 //! ours has already; both copy it. A sample is the median of a round of pages, so that a round that is disturbed counts

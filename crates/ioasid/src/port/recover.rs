@@ -24,7 +24,8 @@ use super::bus::Bus;
 use super::translate::Refused;
 use super::{BusAddress, DmaError};
 
-/// How often a stalled access looks for its answer before it sleeps: some ten microseconds.
+/// How often a stalled access looks for its answer before it sleeps: for ten to a hundred microseconds, depending on
+/// the processor, in which whoever answers can be woken. To be woken in turn would take as long again.
 const SPINS: u32 = 4000;
 
 impl Bus {
