@@ -13,7 +13,7 @@ use std::sync::PoisonError;
 use iopt::Access;
 use thiserror::Error;
 
-use super::areas::Presence;
+use super::areas::{Areas, Presence};
 use super::{Backed, CutError, Ioas, Space};
 use crate::gate::check_holds_nothing;
 use crate::hwpt::Hwpt;
@@ -158,25 +158,34 @@ impl Ioas {
         let ends = |part: &IovaRange| [Some(part.start), part.last.checked_add(1)].into_iter().flatten();
         let allowed =
             |part: &IovaRange| self.locked_areas().presence(part.start).map_or(Access::empty(), |(allowed, _)| allowed);
-        // They become areas of their own first: once they are mapped, it is too late to find that somebody holds on to one.
-        {
-            let mut areas = self.locked_areas();
-            parts.iter().flat_map(|(part, _)| ends(part)).try_for_each(|end| areas.check_cut(end, alignment, false))?;
-            parts.iter().flat_map(|(part, _)| ends(part)).try_for_each(|end| areas.cut(end, alignment, false))?;
-        }
+        // They become areas of their own.
+        let check = |areas: &Areas| {
+            parts.iter().flat_map(|(part, _)| ends(part)).try_for_each(|end| areas.check_cut(end, alignment, false))
+        };
+        check(&self.locked_areas())?;
         let mut mapped: Vec<(&Hwpt, IovaRange)> = Vec::new();
+        let take_back = |mapped: Vec<(&Hwpt, IovaRange)>| {
+            mapped.into_iter().for_each(|(hwpt, part)| hwpt.take_back(std::iter::once(part)));
+        };
         for hwpt in &space.tables {
             for (part, backed) in &parts {
                 if let Err(error) = hwpt.map(*part, allowed(part), backed, space.largest_page()) {
-                    mapped.into_iter().for_each(|(hwpt, part)| hwpt.take_back(std::iter::once(part)));
+                    take_back(mapped);
                     return Err(error.into());
                 }
                 mapped.push((hwpt, *part));
             }
         }
-        let mut bytes = 0;
         let mut areas = self.locked_areas();
+        // Somebody may hold on to one since it was looked at.
+        if let Err(error) = check(&areas) {
+            drop(areas);
+            take_back(mapped);
+            return Err(error.into());
+        }
+        let mut bytes = 0;
         for (part, backed) in parts {
+            ends(&part).try_for_each(|end| areas.cut(end, alignment, false))?;
             areas.make_present(part, backed.pin.filter(|_| !space.tables.is_empty()));
             bytes += part.len_minus_one() + 1;
         }
