@@ -297,5 +297,6 @@ pub(crate) fn drop_automatic(context: &Context, table: &Table, unused: bool) {
         hwpt.ioas().remove_table(hwpt);
         let parked = context.ids().park(hwpt.id(), |object| object.is_table(table));
         debug_assert!(parked.is_ok(), "nothing is made on an automatic table");
+        parked.into_iter().flat_map(|(_, holds)| holds).for_each(|held| context.ids().release(held));
     }
 }

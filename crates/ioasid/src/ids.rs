@@ -160,8 +160,13 @@ impl<T: Clone> Ids<T> {
     }
 
     /// Takes the object of `id` out if it is the one that is meant, although others may hold it, and keeps the id from being used
-    /// again until they have let go. An object that another was made on stays.
-    pub(crate) fn park(&self, id: ObjectId, is_meant: impl FnOnce(&T) -> bool) -> Result<T, RemoveError> {
+    /// again until they have let go. An object that another was made on stays. What it holds is the caller's to release, when
+    /// nobody gets there by way of the object any more.
+    pub(crate) fn park(
+        &self,
+        id: ObjectId,
+        is_meant: impl FnOnce(&T) -> bool,
+    ) -> Result<(T, Vec<ObjectId>), RemoveError> {
         let mut slots = self.lock();
         let users = match slots.get(&id.0.get()) {
             Some(Slot::Ready { users, object, .. }) if is_meant(object) => *users,
@@ -170,11 +175,11 @@ impl<T: Clone> Ids<T> {
         if slots.values().any(|slot| matches!(slot, Slot::Ready { holds, .. } if holds.contains(&id))) {
             return Err(RemoveError::InUse);
         }
-        let object = take(&mut slots, id).ok_or(RemoveError::Missing)?;
-        if users > 0 {
-            slots.insert(id.0.get(), Slot::Parked(users));
+        let left = if users > 0 { slots.insert(id.0.get(), Slot::Parked(users)) } else { slots.remove(&id.0.get()) };
+        match left {
+            Some(Slot::Ready { object, holds, .. }) => Ok((object, holds)),
+            _ => Err(RemoveError::Missing),
         }
-        Ok(object)
     }
 
     /// Removes `id` if nobody uses it, and keeps the id from being used again.
@@ -326,10 +331,12 @@ mod tests {
         ids.hold(nested).unwrap();
         ids.hold(nested).unwrap();
         assert_eq!(ids.park(parent, |_| true), Err(RemoveError::InUse));
-        assert_eq!(ids.park(nested, |_| true), Ok("nested"));
+        assert_eq!(ids.park(nested, |_| true), Ok(("nested", vec![parent])));
+        assert_eq!(ids.remove(parent), Err(RemoveError::InUse), "it leads there still");
+        ids.release(parent);
         assert_eq!((ids.get(nested), ids.hold(nested), ids.remove(nested)), (None, None, Err(RemoveError::Missing)));
         assert_eq!(ids.park(nested, |_| true), Err(RemoveError::Missing));
-        assert_eq!(ids.park(parent, |_| true), Ok("parent"), "what it held is let go");
+        assert_eq!(ids.park(parent, |_| true), Ok(("parent", vec![])));
         assert_eq!(ids.reserve().unwrap().id(), parent);
         ids.release(nested);
         assert_ne!(ids.reserve().unwrap().finalize("other", 0, vec![]), nested);
@@ -345,7 +352,7 @@ mod tests {
         ids.remove(id).unwrap();
         assert_eq!(ids.reserve().unwrap().finalize("ioas", 0, vec![]), id);
         assert_eq!(ids.park(id, |object| *object == "table"), Err(RemoveError::Missing));
-        assert_eq!(ids.park(id, |object| *object == "ioas"), Ok("ioas"));
+        assert_eq!(ids.park(id, |object| *object == "ioas"), Ok(("ioas", vec![])));
     }
 
     #[test]

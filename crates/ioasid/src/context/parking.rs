@@ -40,13 +40,15 @@ impl Context {
 
     /// [`Context::park`], for who holds the lock on attachments.
     fn park_table(&self, table: &Table) -> Result<(), RemoveError> {
-        let object = self.ids.park(table.id(), |object| object.is_table(table))?;
+        let (object, holds) = self.ids.park(table.id(), |object| object.is_table(table))?;
         for endpoint in table.attached() {
             while let Some(pasid) = attached_with(&endpoint, table) {
                 stop(&endpoint, pasid, table);
             }
         }
         tear_down(object);
+        // Up to here devices got to its parent by it.
+        holds.into_iter().for_each(|held| self.ids.release(held));
         Ok(())
     }
 
