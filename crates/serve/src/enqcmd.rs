@@ -35,10 +35,11 @@ impl Enqcmd {
         }
     }
 
-    /// The PASID that ENQCMD of a process puts on the bus.
-    pub(crate) fn physical(&self, pid: u32) -> Option<Pasid> {
+    /// The PASID that ENQCMD of a process puts on the bus, which now has this address space.
+    pub(crate) fn physical(&self, pid: u32, process: &Arc<Process>) -> Option<Pasid> {
         let processes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let bound = processes.get(&pid).filter(|bound| bound.process.is_current())?;
+        // What it had before an exec may live on in a child that shared it.
+        let bound = processes.get(&pid).filter(|bound| Arc::ptr_eq(&bound.process, process) && process.is_current())?;
         bound.table.physical(Some(bound.number))
     }
 
@@ -62,18 +63,21 @@ mod tests {
         let enqcmd = Enqcmd::default();
         let own = std::process::id();
         let open = |pid| Arc::new(Process::open(pid).unwrap());
+        let this = open(own);
         let bound = || Some((Pasid::new(1).unwrap(), context.hold_pasid(pasid).unwrap()));
-        assert_eq!(enqcmd.physical(own), None);
-        enqcmd.bind(own, open(own), bound());
-        assert_eq!(enqcmd.physical(own), Some(pasid));
+        assert_eq!(enqcmd.physical(own, &this), None);
+        enqcmd.bind(own, this.clone(), bound());
+        assert_eq!(enqcmd.physical(own, &this), Some(pasid));
+        assert_eq!(enqcmd.physical(own, &open(own)), None, "not another program's in its place");
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
-        assert_eq!(enqcmd.physical(child.id()), None, "not its child's");
-        enqcmd.bind(child.id(), open(child.id()), bound());
+        let childs = open(child.id());
+        assert_eq!(enqcmd.physical(child.id(), &childs), None, "not its child's");
+        enqcmd.bind(child.id(), childs.clone(), bound());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(enqcmd.physical(child.id()), None);
-        enqcmd.bind(own, open(own), None);
-        assert_eq!(enqcmd.physical(own), None);
+        assert_eq!(enqcmd.physical(child.id(), &childs), None);
+        enqcmd.bind(own, this.clone(), None);
+        assert_eq!(enqcmd.physical(own, &this), None);
         context.pasid_free(pasid).unwrap();
         assert_eq!(iommu.pasids_in_use(), 0, "nobody holds it");
     }

@@ -26,6 +26,7 @@ use crate::accounts::{Both, Whose};
 use crate::ask::Question;
 use crate::failures;
 use crate::permission::may_reach;
+use crate::processes::Purpose;
 use crate::request::given::GivenFile;
 use crate::request::vfio::VfioFile;
 use crate::request::{Caller, Capability};
@@ -422,7 +423,7 @@ impl Caller for Calling<'_> {
     }
 
     fn has_mapped(&self, offset: u64, length: u64) -> bool {
-        let Ok(process) = self.listener.server.process(self.tid) else { return false };
+        let Ok(process) = self.listener.server.process(self.tid, Purpose::Mapping) else { return false };
         let mut next = 0;
         while let Ok(Some(vma)) = process.vmas().at_or_after(next) {
             let ours = vma.inode == self.inode && self.listener.server.is_device_file(vma.dev);
@@ -458,7 +459,7 @@ impl Caller for Calling<'_> {
         self.listener.server.give(file, &*self.listener.descriptor, self.id, number)
     }
 
-    fn process(&self, pidfd: i32) -> Result<Process, Errno> {
+    fn process(&self, pidfd: i32) -> Result<Arc<Process>, Errno> {
         let pidfd = self.descriptor(pidfd)?;
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).map_err(|_| Errno::INVAL)?;
         let number = info.lines().find_map(|line| line.strip_prefix("Pid:")).ok_or(Errno::INVAL)?;
@@ -466,11 +467,14 @@ impl Caller for Calling<'_> {
         if !may_reach(self.tid, pid) {
             return Err(Errno::PERM);
         }
-        let process =
-            Process::open_for_sva(pid).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::SRCH))?;
-        // What was opened by the number was opened of the process that the pidfd is.
+        let process = self.listener.server.process(pid, Purpose::Sva);
+        let process = process.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::SRCH))?;
+        // What was opened by the number was opened of the process that the pidfd is, and of no program that it became since.
         if !is_running(&pidfd) {
             return Err(Errno::SRCH);
+        }
+        if !may_reach(self.tid, pid) {
+            return Err(Errno::PERM);
         }
         self.still_there()?;
         Ok(process)
@@ -480,7 +484,7 @@ impl Caller for Calling<'_> {
         let server = &self.listener.server;
         let tid = Pid::from_raw(self.tid as i32).ok_or(Errno::SRCH)?;
         let pid = process_of(tid).ok_or(Errno::SRCH)?.as_raw_nonzero().get() as u32;
-        let process = server.process(self.tid).map_err(|_| Errno::SRCH)?;
+        let process = server.process(pid, Purpose::Mapping).map_err(|_| Errno::SRCH)?;
         self.still_there()?;
         server.enqcmd().bind(pid, process, bound);
         Ok(())
@@ -488,7 +492,7 @@ impl Caller for Calling<'_> {
 
     fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError> {
         fail_for(Errno::NOMEM).map_err(io::Error::from)?;
-        let process = self.listener.server.process(self.tid)?;
+        let process = self.listener.server.process(self.tid, Purpose::Mapping)?;
         self.still_there().map_err(io::Error::from)?;
         let server = self.listener.server.clone();
         let access = if writable { Access::all() } else { Access::READ };
@@ -499,7 +503,7 @@ impl Caller for Calling<'_> {
     }
 
     fn identity(&self, address: u64) -> Option<Identity> {
-        let process = self.listener.server.process(self.tid).ok()?;
+        let process = self.listener.server.process(self.tid, Purpose::Mapping).ok()?;
         self.still_there().ok()?;
         process.identity(address)
     }

@@ -19,7 +19,7 @@ use crate::accounts::{Accounts, Whose};
 use crate::ask::{Asker, Question, add_descriptor};
 use crate::enqcmd::Enqcmd;
 use crate::failures::Failures;
-use crate::processes::Processes;
+use crate::processes::{Processes, Purpose};
 use crate::request::given::GivenFile;
 use crate::request::iommufd::IommuFile;
 use crate::request::vfio::VfioFile;
@@ -221,8 +221,8 @@ impl Server {
     ///
     /// # Errors
     /// As [`Process::open`].
-    pub(crate) fn process(&self, tid: u32) -> io::Result<Arc<Process>> {
-        self.processes.open(tid)
+    pub(crate) fn process(&self, tid: u32, purpose: Purpose) -> io::Result<Arc<Process>> {
+        self.processes.open(tid, purpose)
     }
 
     /// Everybody's accounts.

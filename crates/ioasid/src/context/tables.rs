@@ -142,9 +142,9 @@ impl Context {
     ///
     /// # Errors
     /// See [`SvaError`].
-    pub fn hwpt_alloc_sva(&self, process: Process) -> Result<Arc<SvaHwpt>, SvaError> {
+    pub fn hwpt_alloc_sva(&self, process: impl Into<Arc<Process>>) -> Result<Arc<SvaHwpt>, SvaError> {
         let reserved = self.ids.reserve().ok_or(SvaError::NoIds)?;
-        let sva = Arc::new(SvaHwpt::new(reserved.id(), process)?);
+        let sva = Arc::new(SvaHwpt::new(reserved.id(), process.into())?);
         reserved.finalize(Object::Hwpt(Table::Sva(sva.clone())), 0, vec![]);
         Ok(sva)
     }

@@ -12,6 +12,8 @@
 //! ```
 //! Nothing of it is cached, so nobody has to be told of a change.
 
+use std::sync::Arc;
+
 use iopt::Access;
 use thiserror::Error;
 
@@ -37,12 +39,12 @@ pub enum SvaError {
 /// An SVA page table, made by [`Context::hwpt_alloc_sva`](crate::Context::hwpt_alloc_sva).
 pub struct SvaHwpt {
     id: ObjectId,
-    process: Process,
+    process: Arc<Process>,
     pub(super) users: Users,
 }
 
 impl SvaHwpt {
-    pub(crate) fn new(id: ObjectId, process: Process) -> Result<Self, SvaError> {
+    pub(crate) fn new(id: ObjectId, process: Arc<Process>) -> Result<Self, SvaError> {
         if !process.shows_presence() {
             return Err(SvaError::NotForSva);
         }

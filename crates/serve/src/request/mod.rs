@@ -87,7 +87,7 @@ pub trait Caller {
     /// # Errors
     /// `EBADF`, if it has none of this number; `EINVAL`, if it is no pidfd; `ESRCH`, if the process has ended; `EPERM`, if this
     /// one may not trace that one.
-    fn process(&self, pidfd: i32) -> Result<Process, Errno>;
+    fn process(&self, pidfd: i32) -> Result<Arc<Process>, Errno>;
 
     /// Has ENQCMD of its process put the PASID that is held on the bus, which the process knows by this number, in place of what
     /// it did; or, with `None`, fault as on a processor whose IA32_PASID is not valid.

@@ -33,6 +33,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Pid;
 
 use crate::listen::{Tracing, copy_from_process, copy_to_process, process_of};
+use crate::processes::Purpose;
 use crate::server::{OpenFile, Server};
 use ptrace::{Stop, ThreadVectors};
 
@@ -305,7 +306,9 @@ impl Memory for ProgramMemory<'_> {
     /// With the PASID that the process asked for; a processor faults if there is none.
     fn enqueue(&mut self, address: u64, command: &[u8; 64]) -> Result<bool, AccessFault> {
         let process = Pid::from_raw(self.tid as i32).and_then(process_of).ok_or(AccessFault)?;
-        let pasid = self.server.enqcmd().physical(process.as_raw_nonzero().get() as u32).ok_or(AccessFault)?;
+        let pid = process.as_raw_nonzero().get() as u32;
+        let process = self.server.process(pid, Purpose::Mapping).map_err(|_| AccessFault)?;
+        let pasid = self.server.enqcmd().physical(pid, &process).ok_or(AccessFault)?;
         let (file, offset) = self.register(address, command.len()).ok_or(AccessFault)?;
         let mut command = *command;
         command[..4].copy_from_slice(&pasid.get().to_le_bytes());

@@ -127,10 +127,10 @@ impl Caller for Program {
         Ok(())
     }
 
-    fn process(&self, pidfd: i32) -> Result<Process, Errno> {
+    fn process(&self, pidfd: i32) -> Result<Arc<Process>, Errno> {
         Self::fail_for(Errno::MFILE)?;
         match pidfd {
-            PIDFD => Process::open_for_sva(std::process::id()).map_err(|_| Errno::SRCH),
+            PIDFD => Process::open_for_sva(std::process::id()).map(Arc::new).map_err(|_| Errno::SRCH),
             MEMORY_FILE => Err(Errno::INVAL),
             _ => Err(Errno::BADF),
         }
