@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// One mapping of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Vma {
 pub struct VmaQuery {
     maps: File,
     by_ioctl: AtomicBool,
+    /// The file has one offset.
+    reading: Mutex<()>,
 }
 
 const PROCMAP_QUERY: libc::c_ulong = 0xc068_6611;
@@ -69,7 +72,11 @@ impl VmaQuery {
     /// # Errors
     /// Of opening `/proc/PID/maps`: no such process, or none that this one may look at.
     pub fn new(pid: u32) -> io::Result<Self> {
-        Ok(Self { maps: File::open(format!("/proc/{pid}/maps"))?, by_ioctl: AtomicBool::new(true) })
+        Ok(Self {
+            maps: File::open(format!("/proc/{pid}/maps"))?,
+            by_ioctl: AtomicBool::new(true),
+            reading: Mutex::new(()),
+        })
     }
 
     /// The mapping that `address` lies in.
@@ -94,6 +101,7 @@ impl VmaQuery {
             }
         }
         let mut text = String::new();
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         let mut maps = &self.maps;
         maps.rewind()?;
         maps.read_to_string(&mut text)?;
