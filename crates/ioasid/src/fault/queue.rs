@@ -92,6 +92,8 @@ pub(super) struct Arrival {
 struct State {
     waiting: VecDeque<Waiting>,
     taken: BTreeMap<u32, Waiting>,
+    /// What was given out last.
+    last_cookie: u32,
     counts: QueueCounts,
     /// Whether somebody looks at the deadlines.
     watched: bool,
@@ -151,8 +153,12 @@ impl FaultQueue {
             state.waiting.push_front(next);
             return Err(GroupTooLarge(requests));
         }
-        let cookie = (1..).zip(state.taken.keys()).find(|(want, have)| want != *have);
-        let cookie = cookie.map_or(state.taken.len() as u32 + 1, |(want, _)| want);
+        // In turn: a late answer to a group that was given up is not taken for one to the next.
+        let mut cookie = state.last_cookie.wrapping_add(1);
+        while cookie == 0 || state.taken.contains_key(&cookie) {
+            cookie = cookie.wrapping_add(1);
+        }
+        state.last_cookie = cookie;
         let requests = group.requests.clone();
         let taken = TakenGroup { cookie, device: next.pending.device, number: group.number, requests };
         state.taken.insert(cookie, next);
@@ -196,7 +202,7 @@ impl FaultQueue {
         let late = |waiting: &Waiting| now.is_none_or(|now| waiting.deadline <= now);
         let (gone, next) = {
             let mut state = self.lock();
-            let State { waiting, taken, counts, watched } = &mut *state;
+            let State { waiting, taken, counts, watched, .. } = &mut *state;
             let mut gone: Vec<Waiting> = Vec::new();
             while waiting.front().is_some_and(late) {
                 gone.extend(waiting.pop_front());
