@@ -278,6 +278,11 @@ impl Endpoint {
         self.bus_master.load(Ordering::Acquire)
     }
 
+    /// Whose transactions with `pasid` are, and what that calls it: a part's, if it was given this one.
+    pub(crate) fn owner(self: &Arc<Self>, pasid: Option<Pasid>) -> (Arc<Self>, Option<Pasid>) {
+        self.parts.find(pasid).unwrap_or_else(|| (self.clone(), pasid))
+    }
+
     /// Whether transactions with `pasid` may be made: the device may do DMA, and so may the part of it that they belong to.
     pub(crate) fn may_dma(&self, pasid: Option<Pasid>) -> bool {
         let part = || self.mediated.load(Ordering::Acquire).then(|| self.parts.find(pasid)).flatten();

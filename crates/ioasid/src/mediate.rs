@@ -11,14 +11,16 @@
 //! ```
 //! The parent itself is nobody's: it cannot be bound, and what it does without a PASID is attached to nothing.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, Weak};
 
 use thiserror::Error;
 
-use crate::attach::AttachError;
+use crate::attach::{AttachError, dismiss};
 use crate::context::Context;
 use crate::endpoint::{BEING_BOUND, Endpoint, EndpointOptions};
 use crate::gate::quiesce;
+use crate::hwpt::Table;
 use crate::invalidation::Invalidation;
 use crate::iommu::Iommu;
 use crate::pasid::{PasidError, PasidHold};
@@ -68,12 +70,12 @@ pub(crate) struct Part {
 
 /// The parts of a parent, by physical PASID: whose it is, and as what.
 #[derive(Default)]
-pub(crate) struct Parts(RwLock<Vec<OnBus>>);
+pub(crate) struct Parts(RwLock<BTreeMap<Pasid, Owned>>);
 
-/// A PASID on the bus, the part that it belongs to, and what that calls it.
-struct OnBus {
-    physical: Pasid,
+/// What a PASID on the bus belongs to.
+struct Owned {
     part: Weak<Endpoint>,
+    /// What that calls it.
     own: Option<Pasid>,
 }
 
@@ -81,24 +83,21 @@ impl Parts {
     /// The part that a PASID on the bus belongs to, and what it is to its owner.
     pub(crate) fn find(&self, pasid: Option<Pasid>) -> Option<(Arc<Endpoint>, Option<Pasid>)> {
         let parts = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let found = parts.iter().find(|each| Some(each.physical) == pasid)?;
+        let found = parts.get(&pasid?)?;
         Some((found.part.upgrade()?, found.own))
     }
 
     fn has(&self, physical: Pasid) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).iter().any(|each| each.physical == physical)
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&physical)
     }
 
     fn add(&self, physical: Pasid, part: &Arc<Endpoint>, own: Option<Pasid>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).push(OnBus {
-            physical,
-            part: Arc::downgrade(part),
-            own,
-        });
+        let owned = Owned { part: Arc::downgrade(part), own };
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(physical, owned);
     }
 
     fn remove(&self, physical: Pasid) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|each| each.physical != physical);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&physical);
     }
 }
 
@@ -118,12 +117,9 @@ impl Part {
         let iommu = context.iommu();
         if self.physical(pasid).is_some() {
             // What was freed is not revived by who has it still.
-            return match pasid {
-                Some(own) if self.pasids == PartPasids::Identity && !iommu.pasids.is_of(own, context.serial()) => {
-                    Err(AttachError::PasidElsewhere(own))
-                }
-                _ => Ok(false),
-            };
+            let named = self.named();
+            let freed = named.iter().find(|named| Some(named.pasid()) == pasid && named.is_parked());
+            return freed.map_or(Ok(false), |freed| Err(AttachError::PasidElsewhere(freed.pasid())));
         }
         let hold = match (pasid, self.pasids) {
             (Some(own), PartPasids::None) => return Err(AttachError::PasidTooWide(own, 0)),
@@ -162,6 +158,9 @@ impl Part {
     /// The part does no DMA from now on, or does again.
     pub(crate) fn stop(&self) {
         for physical in self.table.numbers().into_iter().filter_map(|number| self.physical(number)) {
+            if let Some(table) = self.parent.with_attachment(Some(physical), Table::clone) {
+                dismiss(&self.parent, Some(physical), &table);
+            }
             quiesce(|each| self.parent.gates(each), Invalidation::Attachment(Some(physical)));
         }
     }

@@ -7,7 +7,6 @@
 use std::num::NonZeroU32;
 use std::sync::{Arc, PoisonError};
 
-use iopt::Access;
 use thiserror::Error;
 
 use crate::attach::drop_automatic;
@@ -77,13 +76,6 @@ impl SoftwareAccess {
         BusAddress { pasid: self.pasid, iova: Iova(iova) }
     }
 
-    /// What is missing for an access: `None` if nothing, `Some(None)` if something in the table itself, and otherwise at which
-    /// address of its parent.
-    pub(crate) fn missing(&mut self, iova: u64, access: Access) -> Option<Option<u64>> {
-        let at = self.at(iova);
-        self.port.look(at, access).err().map(|refused| refused.below)
-    }
-
     fn read(&mut self, iova: u64, data: &mut [u8]) -> Result<(), DmaError> {
         let at = self.at(iova);
         self.port.read(at, data)
@@ -139,7 +131,8 @@ impl Context {
                 Reach::Device(device, pasid) => {
                     let object = self.get(device).ok_or(CopyError::Missing(device))?;
                     let Object::Device(endpoint) = object else { return Err(CopyError::WrongKind(device)) };
-                    let (_, table) = endpoint.route(pasid).ok_or(CopyError::NotAttached(device))?;
+                    let (bus, on_bus) = endpoint.on_bus(pasid).ok_or(CopyError::NotAttached(device))?;
+                    let (_, table) = bus.route(on_bus).ok_or(CopyError::NotAttached(device))?;
                     let id = table.id().0.get();
                     (Some(endpoint), pasid, id)
                 }

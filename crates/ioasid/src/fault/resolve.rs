@@ -12,7 +12,7 @@ use super::{Disposition, PageGroup, PageRequest, PageResponse, Recovery, Request
 use crate::endpoint::Endpoint;
 use crate::hwpt::Table;
 use crate::observe::{Fault, FaultReason};
-use crate::software::SoftwareAccess;
+use crate::port::BusAddress;
 use crate::types::{Iova, Pasid};
 
 impl PageRequest {
@@ -37,7 +37,7 @@ impl Endpoint {
         }
         let asked = group.requests.first().and_then(|request| request.pasid);
         let Some((pasid, table)) = self.route_request(asked) else { return (group.answer)(PageResponse::Invalid) };
-        match self.below(&table, &group.requests) {
+        match self.below(pasid, &table, &group.requests) {
             Some(requests) => self.dispose(pasid, &table, true, PageGroup { requests, ..group }),
             None => self.dispose(pasid, &table, false, group),
         }
@@ -57,23 +57,31 @@ impl Endpoint {
     }
 
     /// If nothing is missing in a nested table itself, what of its parent's is asked for.
-    fn below(self: &Arc<Self>, table: &Table, requests: &[PageRequest]) -> Option<Vec<PageRequest>> {
+    fn below(
+        self: &Arc<Self>,
+        pasid: Option<Pasid>,
+        table: &Table,
+        requests: &[PageRequest],
+    ) -> Option<Vec<PageRequest>> {
         let Table::Nested(nested) = table else { return None };
         if nested.parent().on_miss.is_abort() {
             return None;
         }
-        let mut access = SoftwareAccess::new(self, table, requests.first()?.pasid).ok()?;
+        // As the device's own transactions, so that whoever detaches it waits for this, too.
+        let mut port = self.port();
+        let pasid = if table.owns_pasids() { requests.first()?.pasid } else { pasid };
         let mut below = Vec::with_capacity(requests.len());
         for request in requests {
-            if let Some(missing) = access.missing(request.iova, request.dma_access()) {
-                below.push(PageRequest { pasid: None, iova: missing?, ..*request });
+            let at = BusAddress { pasid, iova: Iova(request.iova) };
+            if let Err(refused) = port.look(at, request.dma_access()) {
+                below.push(PageRequest { pasid: None, iova: refused.below?, ..*request });
             }
         }
         Some(below)
     }
 
     /// Does what a table, or with `below` its parent, has done about misses.
-    fn dispose(self: &Arc<Self>, pasid: Option<Pasid>, table: &Table, below: bool, group: PageGroup) {
+    fn dispose(self: &Arc<Self>, pasid: Option<Pasid>, table: &Table, below: bool, mut group: PageGroup) {
         let disposition = match table {
             Table::Nested(nested) if below => &nested.parent().on_miss,
             _ => table.on_miss(),
@@ -85,7 +93,11 @@ impl Endpoint {
                 (group.answer)(if all { PageResponse::Success } else { PageResponse::Invalid });
             }
             Disposition::Queue(queue) => {
-                let mut pending = Some(Pending { endpoint: self.clone(), pasid, device: self.bound_as(), group });
+                // Who uses a part of a device knows it by other names.
+                let (owner, own) = self.owner(pasid);
+                let named = group.requests.iter_mut().filter(|request| request.pasid == pasid);
+                named.for_each(|request| request.pasid = own);
+                let mut pending = Some(Pending { endpoint: self.clone(), pasid, device: owner.bound_as(), group });
                 let mut refused = None;
                 // Who detaches waits for this look at the attachment, and then finds the group.
                 let queued = self.with_attachment(pasid, |now| {
@@ -111,13 +123,14 @@ impl Endpoint {
         queues.iter().for_each(|queue| queue.dismiss_endpoint(self));
     }
 
-    fn report(&self, request: PageRequest) {
+    fn report(self: &Arc<Self>, request: PageRequest) {
         if self.recovery() == Recovery::PageRequests
             && let Some(iommu) = self.iommu()
         {
             let ioas = self.with_attachment(request.pasid, |table| table.ioas().map(|ioas| ioas.serial())).flatten();
             let write = request.access.contains(RequestedAccess::WRITE);
-            let (rid, pasid, iova) = (self.rid(), request.pasid, Iova(request.iova));
+            let (owner, pasid) = self.owner(request.pasid);
+            let (rid, iova) = (owner.rid(), Iova(request.iova));
             iommu.observer().fault(&Fault { rid, pasid, iova, write, reason: FaultReason::NotMapped, ioas });
         }
     }

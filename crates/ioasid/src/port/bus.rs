@@ -73,12 +73,8 @@ impl Bus {
             return error;
         }
         let ioas = self.endpoint.with_attachment(at.pasid, |table| table.ioas().map(|ioas| ioas.serial())).flatten();
-        // Who uses a part of a device knows it by another name.
-        let (rid, pasid) = match self.endpoint.parts.find(at.pasid) {
-            Some((part, own)) => (part.rid(), own),
-            None => (self.endpoint.rid(), at.pasid),
-        };
-        self.iommu.observer().fault(&Fault { rid, pasid, iova: at.iova, write, reason, ioas });
+        let (owner, pasid) = self.endpoint.owner(at.pasid);
+        self.iommu.observer().fault(&Fault { rid: owner.rid(), pasid, iova: at.iova, write, reason, ioas });
         error
     }
 }

@@ -1,10 +1,11 @@
 //! A20 to A22, A26 and A27: virtual PASIDs, parts of devices, and devices of all kinds.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use ioasid::{
-    AttachError, BindError, BusAddress, DmaPort, Endpoint, EndpointOptions, FaultReason, GroupId, Iova, MediateError,
-    PartPasids, Pasid, Recovery, VirtualPasids,
+    AttachError, BindError, BusAddress, CopyError, DmaPort, Endpoint, EndpointOptions, FaultReason, GroupId,
+    HwptOptions, Iova, MediateError, OnMiss, PageGroup, PageRequest, PageResponse, PartPasids, Pasid, Reach, Recovery,
+    RequestedAccess, VirtualPasids,
 };
 
 use crate::common::{Bench, PAGE, map, range};
@@ -257,4 +258,52 @@ fn a27_whatever_it_is_a_device_is_bound_attached_and_detached_alike() {
         assert_eq!(read(&mut port, on_bus), Err(FaultReason::NotAttached));
         assert_eq!(device.attached_to(None), None);
     }
+}
+
+#[test]
+fn a22_a_parts_page_requests_carry_its_own_names_and_end_with_its_bus_mastering() {
+    let bench = Bench::new();
+    let options = EndpointOptions { recovery: Recovery::PageRequests, ..EndpointOptions::default() };
+    let parent = bench.iommu.add_endpoint_with("0000:00:05.0".parse().unwrap(), GroupId(5), options).unwrap();
+    parent.set_bus_master(true).unwrap();
+    let context = bench.iommu.context();
+    let ioas = context.ioas_alloc().unwrap();
+    let owned = part(&bench, &parent, 1, PartPasids::Translated);
+    let device = context.bind(&owned).unwrap();
+    let queue = context.fault_queue_alloc().unwrap();
+    let options = HwptOptions { on_miss: OnMiss::Queue(queue.id().into()), pasids: true, ..HwptOptions::default() };
+    let hwpt = context.hwpt_alloc(device.id().into(), ioas.id().into(), options).unwrap();
+    let answers = [None, pasid(9)].map(|own| {
+        device.attach(own, hwpt.id().into()).unwrap();
+        let on_bus = owned.virtual_pasids().unwrap().physical(own);
+        let (told, answer) = mpsc::channel();
+        let requests = vec![PageRequest { pasid: on_bus, iova: 0x1000, access: RequestedAccess::READ }];
+        let tell = Box::new(move |response| told.send(response).unwrap());
+        parent.request_pages(PageGroup { number: 3, requests, answer: tell });
+        let taken = queue.take(1).unwrap().unwrap();
+        assert_eq!((taken.device, taken.requests[0].pasid), (device.id().into(), own));
+        answer
+    });
+    owned.set_bus_master(false).unwrap();
+    assert_eq!(answers.map(|answer| answer.try_recv()), [Ok(PageResponse::Invalid); 2]);
+}
+
+#[test]
+fn a18_software_copies_by_a_part_and_its_pasids() {
+    let bench = Bench::new();
+    let context = bench.iommu.context();
+    let device = context.bind(&part(&bench, &bench.endpoint(1, 1), 1, PartPasids::Translated)).unwrap();
+    for (own, value) in [(None, 1), (pasid(9), 2)] {
+        let ioas = context.ioas_alloc().unwrap();
+        map(&ioas, 0x1000, 1).unwrap();
+        device.attach(own, ioas.id().into()).unwrap();
+        context.copy_to(Reach::Device(device.id().into(), own), Iova(0x1000), &[value]).unwrap();
+    }
+    for (own, value) in [(None, 1), (pasid(9), 2)] {
+        let mut data = [0];
+        context.copy_from(Reach::Device(device.id().into(), own), Iova(0x1000), &mut data).unwrap();
+        assert_eq!(data, [value]);
+    }
+    let other = context.copy_from(Reach::Device(device.id().into(), pasid(8)), Iova(0x1000), &mut [0]);
+    assert!(matches!(other, Err(CopyError::NotAttached(_))));
 }
