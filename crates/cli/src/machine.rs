@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ioasid::{Endpoint, EndpointOptions, GroupId, Iommu, PartPasids, Pasid, Recovery, Rid, VirtualPasids};
+use ioasid::{Endpoint, EndpointOptions, GroupId, Iommu, PartPasids, Pasid, PasidHold, Recovery, Rid, VirtualPasids};
 use ioasid_devices::dsa::spec::registers::QueueMode;
 use ioasid_devices::dsa::{self, Dsa, DsaOptions, DsaSlice, PasidTranslation, SliceQueue};
 use ioasid_devices::ioat::{self, Ioat};
@@ -281,8 +281,8 @@ const PARENT_GROUP: u32 = 1 << 30;
 struct Translation(Arc<VirtualPasids>);
 
 impl PasidTranslation for Translation {
-    fn physical(&self, pasid: Option<Pasid>) -> Option<Pasid> {
-        self.0.physical(pasid)
+    fn physical(&self, pasid: Option<Pasid>) -> Option<PasidHold> {
+        self.0.hold(pasid)
     }
 }
 

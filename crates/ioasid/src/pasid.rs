@@ -77,6 +77,14 @@ impl PasidHold {
     }
 }
 
+impl Clone for PasidHold {
+    /// Another one, which has to be let go as well.
+    fn clone(&self) -> Self {
+        self.space.hold_again(self.pasid);
+        Self { space: self.space.clone(), pasid: self.pasid }
+    }
+}
+
 impl Drop for PasidHold {
     fn drop(&mut self) {
         self.space.release(self.pasid);
@@ -119,6 +127,13 @@ impl PasidSpace {
         let entry = entries.get_mut(&pasid).filter(|entry| entry.state == State::Allocated(who));
         entry.ok_or(PasidError::NotAllocated(pasid))?.holders += 1;
         Ok(PasidHold { space: self.clone(), pasid })
+    }
+
+    /// One hold more of what is held, allocated or parked.
+    fn hold_again(&self, pasid: Pasid) {
+        if let Some(entry) = self.lock().get_mut(&pasid) {
+            entry.holders += 1;
+        }
     }
 
     /// Undoes one hold, which somebody forgot on purpose.
@@ -179,7 +194,9 @@ mod tests {
         assert!(holds[0].is_parked());
         assert_eq!(space.hold(pasid(5), 1).err(), Some(PasidError::Elsewhere(pasid(5))));
         let [first, last] = holds;
+        drop(first.clone());
         drop(first);
+        let last = last.clone();
         assert_eq!(space.alloc(1, 5, 5), Err(PasidError::Full(5, 5)));
         drop(last);
         assert_eq!(space.alloc(1, 5, 5), Ok(pasid(5)));

@@ -38,6 +38,13 @@ impl VirtualPasids {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&number).map(PasidHold::pasid)
     }
 
+    /// As [`VirtualPasids::physical`], held: for who hands on work that is done later. Until it is done, nobody else
+    /// must get the PASID, whatever `number` has come to mean.
+    #[must_use]
+    pub fn hold(&self, number: Option<Pasid>) -> Option<PasidHold> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    }
+
     /// The numbers that mean something.
     #[must_use]
     pub fn numbers(&self) -> Vec<Option<Pasid>> {

@@ -32,7 +32,7 @@ use super::DsaOptions;
 use super::command::Unit;
 use super::config::Group;
 use super::operation::Fault;
-use super::queue::{Entry, IN_FLIGHT, Identity, Queue, Selection, Way};
+use super::queue::{Entry, IN_FLIGHT, Identity, OnBus, Queue, Selection, Way};
 use super::reports::{Culprit, Reports, SoftError};
 use super::spec::completion::other;
 use super::spec::descriptor::Descriptor;
@@ -306,7 +306,7 @@ impl Core {
         queue: usize,
         way: Way,
         descriptor: &Descriptor,
-        authorise: impl Fn(Option<Pasid>) -> Option<Option<Pasid>>,
+        authorise: impl Fn(Option<Pasid>) -> Option<OnBus>,
     ) -> Submitted {
         let (reports, own_index, mode, epoch, mut identity) = {
             let control = self.lock();
@@ -316,14 +316,16 @@ impl Core {
             };
             let identity = match it.config.mode() {
                 QueueMode::Dedicated if it.config.has(QueueConfig::PASID_ENABLE) => Identity {
-                    pasid: None,
+                    pasid: OnBus::None,
                     named: Some(it.config.pasid()),
                     privileged: it.config.has(QueueConfig::PRIVILEGED),
                 },
                 QueueMode::Dedicated => Identity::default(),
-                QueueMode::Shared => {
-                    Identity { pasid: None, named: Some(descriptor.pasid()), privileged: descriptor.is_privileged() }
-                }
+                QueueMode::Shared => Identity {
+                    pasid: OnBus::None,
+                    named: Some(descriptor.pasid()),
+                    privileged: descriptor.is_privileged(),
+                },
             };
             let face = &control.units[unit];
             (Arc::clone(&face.reports), queue - face.queues.start, it.config.mode(), it.epoch, identity)
@@ -331,17 +333,13 @@ impl Core {
         if (mode == QueueMode::Dedicated) != (way == Way::Posted) {
             return Submitted::Refused;
         }
+        let (named, privileged) = (identity.named, identity.privileged);
         let error = |code| {
-            let culprit = Culprit {
-                operation: descriptor.code(),
-                pasid: identity.named.unwrap_or(0),
-                privileged: identity.privileged,
-                member: None,
-            };
+            let culprit = Culprit { operation: descriptor.code(), pasid: named.unwrap_or(0), privileged, member: None };
             reports.error(SoftError { queue: Some(own_index as u8), culprit: Some(culprit), ..SoftError::new(code) });
             Submitted::Failed
         };
-        let Some(pasid) = authorise(identity.named.and_then(Pasid::new)) else { return error(other::PASID_REFUSED) };
+        let Some(pasid) = authorise(named.and_then(Pasid::new)) else { return error(other::PASID_REFUSED) };
         identity.pasid = pasid;
         let (accepted, group) = {
             let mut control = self.lock();
@@ -391,13 +389,14 @@ impl Core {
         }
         let queue = control.turn(group)?;
         let entry = control.queues[queue].entries.pop_front()?;
+        let named = entry.identity.named;
         let context = self.context(control, queue, entry.identity);
         let it = &mut control.queues[queue];
         it.credit = it.credit.saturating_sub(1);
         it.in_flight += 1;
         let in_flight = InFlight {
             queue,
-            pasid: entry.identity.named,
+            pasid: named,
             cancelled: Arc::clone(&context.cancelled),
             tasks: 1,
             members: 0,
@@ -492,7 +491,7 @@ impl Core {
     pub(super) fn park(self: &Arc<Self>, mut task: Box<Task>, fault: Fault) {
         let mut access = if fault.write { RequestedAccess::WRITE } else { RequestedAccess::READ };
         access.set(RequestedAccess::PRIVILEGED, task.context.privileged);
-        let request = PageRequest { pasid: task.context.pasid, iova: fault.at & !0xFFF, access };
+        let request = PageRequest { pasid: task.context.pasid.pasid(), iova: fault.at & !0xFFF, access };
         let id = task.id;
         task.fault = Some(fault);
         let waits = self.change(|control, later| {

@@ -166,7 +166,7 @@ impl Engine {
 
     fn run(&mut self, mut task: Box<Task>) -> Option<Box<Task>> {
         let Stage::Run(run) = &mut task.stage else { return Some(task) };
-        match run.step(&mut Memory::new(&mut *self.dma, task.context.pasid)) {
+        match run.step(&mut Memory::new(&mut *self.dma, task.context.pasid.pasid())) {
             Ok(None) => {
                 task.tries = 0;
                 Some(task)
@@ -232,7 +232,7 @@ impl Engine {
             None => {
                 let mut member = Descriptor::new_zeroed();
                 let at = batch.list.saturating_add(u64::from(batch.next) * descriptor::SIZE as u64);
-                let mut memory = Memory::new(&mut *self.dma, task.context.pasid);
+                let mut memory = Memory::new(&mut *self.dma, task.context.pasid.pasid());
                 if let Err(fault) = memory.read(at, member.as_mut_bytes()) {
                     return self.fault(task, fault, true);
                 }
@@ -262,7 +262,7 @@ impl Engine {
         let has_place = record.is_presentable() && flags.contains(Flags::RECORD_VALID);
         if has_place && (flags.contains(Flags::REQUEST_RECORD) || !record.is_quiet()) {
             let at = task.descriptor.completion.get();
-            let mut memory = Memory::new(&mut *self.dma, task.context.pasid);
+            let mut memory = Memory::new(&mut *self.dma, task.context.pasid.pasid());
             let (first, rest) = record.as_bytes().split_at(8);
             // The status last, and with eight bytes at once: who sees it finds the rest.
             let written = memory.write(at + 8, rest).and_then(|()| memory.write(at, first));

@@ -53,7 +53,7 @@ mod task;
 
 use self::core::{Core, MAX_PAGE_REQUESTS, Submitted};
 use engine::Engines;
-use queue::{Selection, Way};
+use queue::{OnBus, Selection, Way};
 use reports::Reports;
 pub use slice::{DsaSlice, PasidTranslation, SliceError, SliceQueue, slice_spec};
 use spec::descriptor::Descriptor;
@@ -187,7 +187,7 @@ impl Dsa {
         offset: u64,
         deferrable: bool,
         command: &[u8; 64],
-        authorise: impl Fn(Option<Pasid>) -> Option<Option<Pasid>>,
+        authorise: impl Fn(Option<Pasid>) -> Option<OnBus>,
     ) -> bool {
         let (page, first) = (offset / PORTAL_SIZE, self.core.lock().units[unit].queues.start);
         // Two portals of each queue are for interrupts by IMS, which there is not.
@@ -222,6 +222,11 @@ impl Dsa {
     }
 }
 
+/// The driver of the whole device may name any PASID.
+fn authorise_all(pasid: Option<Pasid>) -> Option<OnBus> {
+    Some(OnBus::named(pasid))
+}
+
 impl Model for Dsa {
     fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
         if bar == 0 {
@@ -235,7 +240,7 @@ impl Model for Dsa {
         match (bar, <&[u8; 64]>::try_from(data)) {
             (0, _) => registers::write(&self.core, OWN, offset, data),
             (2, Ok(command)) => {
-                self.submit(OWN, offset, false, command, Some);
+                self.submit(OWN, offset, false, command, authorise_all);
             }
             _ => {}
         }
@@ -244,7 +249,7 @@ impl Model for Dsa {
     fn enqueue(&self, bar: u8, offset: u64, command: &[u8; 64]) -> Option<bool> {
         match bar {
             0 if offset >= DUMMY_PORTAL => Some(false),
-            2 => Some(self.submit(OWN, offset, true, command, Some)),
+            2 => Some(self.submit(OWN, offset, true, command, authorise_all)),
             _ => None,
         }
     }

@@ -11,8 +11,9 @@
 //! Each queue belongs to one face of the device, and takes nothing from another.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use ioasid::Pasid;
+use ioasid::{Pasid, PasidHold};
 
 use super::spec::descriptor::Descriptor;
 use super::spec::registers::{QueueConfig, QueueMode, QueueState};
@@ -43,11 +44,36 @@ pub(super) struct Entry {
     pub(super) identity: Identity,
 }
 
+/// The PASID in transactions.
+#[derive(Clone, Default)]
+pub(super) enum OnBus {
+    #[default]
+    None,
+    /// As the driver of the whole device names it.
+    Named(Pasid),
+    /// A slice's: nobody else gets it until the descriptor has left the device.
+    Held(Arc<PasidHold>),
+}
+
+impl OnBus {
+    pub(super) fn named(pasid: Option<Pasid>) -> Self {
+        pasid.map_or(Self::None, Self::Named)
+    }
+
+    pub(super) fn pasid(&self) -> Option<Pasid> {
+        match self {
+            Self::None => None,
+            Self::Named(pasid) => Some(*pasid),
+            Self::Held(hold) => Some(hold.pasid()),
+        }
+    }
+}
+
 /// In whose name a descriptor is carried out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub(super) struct Identity {
     /// In transactions.
-    pub(super) pasid: Option<Pasid>,
+    pub(super) pasid: OnBus,
     /// As the driver knows it.
     pub(super) named: Option<u32>,
     pub(super) privileged: bool,

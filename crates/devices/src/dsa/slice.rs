@@ -14,9 +14,10 @@
 //! whose configuration it can read. It enables, drains, aborts and resets that queue; a dedicated queue it gives a PASID.
 //!
 //! The program's PASIDs are names of its own. Each is translated when a descriptor is submitted, by a
-//! [`PasidTranslation`] of the host's; what comes out goes into transactions and page requests, and what is in the
-//! descriptor does not. Members of a batch have the batch's PASID, so theirs never matter. A descriptor with a PASID
-//! that is not authorised goes no further than the slice's SWERR.
+//! [`PasidTranslation`] of the host's; what comes out goes into transactions and page requests, and is held for as
+//! long as the descriptor is in the device. What is in the descriptor does not matter. Members of a batch have the
+//! batch's PASID, so theirs never matter. A descriptor with a PASID that is not authorised goes no further than the
+//! slice's SWERR.
 //!
 //! Completion interrupts, errors and command interrupts of the slice's descriptors go to the slice. Queues have their own
 //! share of what may be in flight, so pages that one program does not bring cost another nothing; they do share the
@@ -24,13 +25,14 @@
 
 use std::sync::Arc;
 
-use ioasid::Pasid;
+use ioasid::{Pasid, PasidHold};
 use ioasid_vfio::{BarSpec, Model, Spec};
 use thiserror::Error;
 
 use super::command::Unit;
 use super::config::{Group, check_device, check_queue};
 use super::core::Core;
+use super::queue::OnBus;
 use super::reports::Reports;
 use super::spec::command::CommandError;
 use super::spec::registers::{DUMMY_PORTAL, DeviceState, PORTALS_SIZE, QueueConfig, QueueMode, USER_INTERRUPTS};
@@ -41,9 +43,10 @@ use crate::Interrupts;
 ///
 /// Called with no lock of the device held, from within submissions.
 pub trait PasidTranslation: Send + Sync {
-    /// The PASID for transactions of a descriptor that the slice's driver gave `pasid`, or none. `None`: the slice may
-    /// not.
-    fn physical(&self, pasid: Option<Pasid>) -> Option<Pasid>;
+    /// The PASID for transactions of a descriptor that the slice's driver gave `pasid`, or none. `None`: the slice
+    /// may not. It is held until the descriptor has left the device, so that it does not come to mean somebody else's
+    /// memory before that.
+    fn physical(&self, pasid: Option<Pasid>) -> Option<PasidHold>;
 }
 
 /// How the host configures a queue that is to be a slice.
@@ -197,7 +200,7 @@ impl DsaSlice {
     }
 
     fn submit(&self, offset: u64, deferrable: bool, command: &[u8; 64]) -> bool {
-        let authorise = |pasid| self.translation.physical(pasid).map(Some);
+        let authorise = |pasid| self.translation.physical(pasid).map(|hold| OnBus::Held(Arc::new(hold)));
         self.parent.submit(self.unit, offset, deferrable, command, authorise)
     }
 }

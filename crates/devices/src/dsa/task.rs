@@ -13,9 +13,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ioasid::{PageResponse, Pasid};
+use ioasid::PageResponse;
 
 use super::operation::{Fault, Run};
+use super::queue::OnBus;
 use super::reports::{Culprit, Reports, SoftError};
 use super::spec::completion::{FAULT_WRITE, Record, Status};
 use super::spec::descriptor::{Descriptor, Flags};
@@ -26,7 +27,7 @@ pub(super) struct Context {
     /// The index of the queue, as its driver knows it.
     pub(super) queue: u8,
     /// In transactions.
-    pub(super) pasid: Option<Pasid>,
+    pub(super) pasid: OnBus,
     /// As the driver knows it.
     pub(super) named: Option<u32>,
     pub(super) privileged: bool,

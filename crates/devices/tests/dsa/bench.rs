@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use ioasid::{BusAddress, FaultReason, Iova, PageGroup, PageRequest, PageResponse, Pasid};
+use ioasid::{BusAddress, FaultReason, Iommu, Iova, PageGroup, PageRequest, PageResponse, Pasid, PasidHold, Silent};
 use ioasid_devices::dsa::spec::command::{ACTIVE, Command, REQUEST_INTERRUPT};
 use ioasid_devices::dsa::spec::completion::Record;
 use ioasid_devices::dsa::spec::descriptor::{Descriptor, Flags, Operation};
@@ -518,6 +518,17 @@ impl Bench {
         self.submit(descriptor);
         self.wait(0)
     }
+}
+
+/// What keeps a PASID from meaning something else, as a host has it.
+pub fn held(number: u32) -> PasidHold {
+    static HELD: Mutex<BTreeMap<u32, PasidHold>> = Mutex::new(BTreeMap::new());
+    let new = || {
+        let context = Iommu::new(Arc::new(Silent)).context();
+        let pasid = context.pasid_alloc(number, number).unwrap();
+        context.hold_pasid(pasid).unwrap()
+    };
+    HELD.lock().unwrap().entry(number).or_insert_with(new).clone()
 }
 
 /// A descriptor whose record goes to place `index`.

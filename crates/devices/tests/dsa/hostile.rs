@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ioasid::{PageResponse, Pasid};
+use ioasid::{PageResponse, Pasid, PasidHold};
 use ioasid_devices::dsa::spec::command::Command;
 use ioasid_devices::dsa::spec::descriptor::{Descriptor, Operation};
 use ioasid_devices::dsa::spec::registers::{CMD, PORTAL_SIZE, QueueMode};
@@ -131,8 +131,8 @@ fn recovers(bench: &Bench) {
 struct Only(u32);
 
 impl PasidTranslation for Only {
-    fn physical(&self, pasid: Option<Pasid>) -> Option<Pasid> {
-        pasid.filter(|pasid| pasid.get() < 4).and(Pasid::new(self.0))
+    fn physical(&self, pasid: Option<Pasid>) -> Option<PasidHold> {
+        pasid.filter(|pasid| pasid.get() < 4).map(|_| held(self.0))
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 
-use ioasid::{PageResponse, Pasid};
+use ioasid::{Iommu, PageResponse, Pasid, PasidError, PasidHold, Silent, VirtualPasids};
 use ioasid_devices::Interrupts;
 use ioasid_devices::dsa::spec::command::{Command, CommandError, REQUEST_INTERRUPT};
 use ioasid_devices::dsa::spec::descriptor::Descriptor;
@@ -33,10 +33,10 @@ const DEDICATED: SliceQueue = SliceQueue { mode: QueueMode::Dedicated, ..SHARED 
 struct Map(u32, u32);
 
 impl PasidTranslation for Map {
-    fn physical(&self, pasid: Option<Pasid>) -> Option<Pasid> {
+    fn physical(&self, pasid: Option<Pasid>) -> Option<PasidHold> {
         match pasid.map(Pasid::get) {
-            None => Pasid::new(self.1),
-            Some(1) => Pasid::new(self.0),
+            None => Some(held(self.1)),
+            Some(1) => Some(held(self.0)),
             Some(_) => None,
         }
     }
@@ -196,12 +196,12 @@ fn a_dedicated_slice_names_its_pasid_in_the_queue() {
 struct Meddler(OnceLock<Weak<DsaSlice>>);
 
 impl PasidTranslation for Meddler {
-    fn physical(&self, _pasid: Option<Pasid>) -> Option<Pasid> {
+    fn physical(&self, _pasid: Option<Pasid>) -> Option<PasidHold> {
         let slice = self.0.get().and_then(Weak::upgrade)?;
         for (command, operand) in [(Command::ResetQueue, 1), (Command::EnableQueue, 0)] {
             slice.write(0, CMD, &((command as u32) << 20 | operand).to_le_bytes());
         }
-        Pasid::new(5)
+        Some(held(5))
     }
 }
 
@@ -215,6 +215,33 @@ fn a_descriptor_is_not_for_the_queue_that_was_enabled_since() {
     slice.enable();
     assert!(!slice.enqueue(1, &copy(0, SOURCE, TARGET, 64)));
     assert_eq!(slice.command(Command::DisableQueue, 1), 0);
+}
+
+#[test]
+fn a_pasid_is_nobody_elses_until_the_last_descriptor_with_it_has_left_the_device() {
+    struct Table(VirtualPasids);
+    impl PasidTranslation for Table {
+        fn physical(&self, pasid: Option<Pasid>) -> Option<PasidHold> {
+            self.0.hold(pasid)
+        }
+    }
+    let (bench, iommu) = (Bench::new(), Iommu::new(Arc::new(Silent)));
+    let (context, other) = (iommu.context(), iommu.context());
+    bench.device.configure_slices(&[SliceQueue { size: 100, threshold: 100, ..SHARED }]).unwrap();
+    let (table, sink) = (Arc::new(Table(VirtualPasids::new())), Arc::new(Sink::default()));
+    let slice = Slice { model: DsaSlice::new(&bench.device, 0, table.clone(), sink.clone()).unwrap(), sink };
+    slice.enable();
+    bench.world.absent_of(5, SOURCE);
+    let pasid = context.pasid_alloc(5, 5).unwrap();
+    table.0.set(Pasid::new(1), context.hold_pasid(pasid).unwrap());
+    // More than can be in flight: some wait in the queue.
+    assert!((0..80).all(|_| slice.enqueue(1, &blocking(copy(0, SOURCE, TARGET, 64)))));
+    bench.world.requests(64);
+    table.0.remove(Pasid::new(1));
+    context.pasid_free(pasid).unwrap();
+    assert_eq!(other.pasid_alloc(5, 5), Err(PasidError::Full(5, 5)));
+    slice.model.reset();
+    assert_eq!(other.pasid_alloc(5, 5), Ok(pasid));
 }
 
 #[test]
