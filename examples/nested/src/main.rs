@@ -1,9 +1,9 @@
 //! Nested translation as a VMM uses it: a guest has its own page tables, in every format, and changes them at random.
 //!
-//! After each change a device reads and writes at random addresses, through a port, and each access is compared with a
-//! model that looks the address up in two lists. Now and then the guest forgets, on purpose, to say what it changed:
-//! then the device may still see what was there before, as with hardware, and this has to be seen, or the rest would
-//! show nothing.
+//! After each change a device reads and writes at random addresses, through a port, and each access is compared with
+//! a model that looks the address up in two lists. Now and then the guest forgets, on purpose, to say what it
+//! changed: then the device may still see what was there before, as with hardware, and this has to be seen, or the
+//! rest would show nothing.
 //!
 //! ```text
 //!   PASID ─► guest's table of PASIDs ─► guest's page table ─► guest-physical ─► parent page table ─► bytes of a memfd
