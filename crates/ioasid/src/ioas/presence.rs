@@ -52,7 +52,8 @@ pub enum PresenceError {
 impl Ioas {
     /// Makes devices fault in `range`, where everything stays mapped: what happens then is up to their page tables
     /// ([`OnMiss`](crate::OnMiss)). When it returns, no DMA through these mappings is in flight and none can start, and their
-    /// memory is not held for devices any more.
+    /// memory is not held for devices any more. What devices wrote and nobody has read from the dirty bitmaps is lost there, as at
+    /// an unmap.
     ///
     /// # Errors
     /// See [`PresenceError`].
