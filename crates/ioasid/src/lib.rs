@@ -39,9 +39,10 @@
 //! table's `users`, an endpoint's list of ports. By themselves, for a few instructions and with next to nothing inside: an
 //! address space's `areas`, a group's state, a context's ids, the free lists of the physical space and of the page tables,
 //! the PASIDs in use, the parts of a device, a fault queue's groups, an endpoint's attachments, and a port's queue of what to
-//! forget. A group of page requests is answered with none of these held.
+//! forget. A group of page requests is answered with none of these held, but one that is dismissed by who detaches, with
+//! `attach`.
 //!
-//! A port inside its gate takes the last two only: the attachments, for reading, when it meets a PASID for the first time,
+//! A port inside its gate takes the last two only, and the parts of its device: the attachments, for reading, when it meets a PASID for the first time,
 //! and its queue when something was posted. So whoever waits for ports holds neither of these, and may hold the others.
 
 pub mod memory;

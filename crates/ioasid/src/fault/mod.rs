@@ -80,7 +80,8 @@ pub struct PageGroup {
     pub number: u32,
     /// What it asks for; with one PASID, or none.
     pub requests: Vec<PageRequest>,
-    /// Called once, with the answer, from any thread. It must not wait for DMA.
+    /// Called once, with the answer, from any thread: also from one that detaches the device. It must not wait for DMA, nor attach
+    /// or detach anything.
     pub answer: Box<dyn FnOnce(PageResponse) + Send>,
 }
 
