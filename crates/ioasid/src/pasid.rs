@@ -194,11 +194,10 @@ mod tests {
         assert!(holds[0].is_parked());
         assert_eq!(space.hold(pasid(5), 1).err(), Some(PasidError::Elsewhere(pasid(5))));
         let [first, last] = holds;
-        drop(first.clone());
-        drop(first);
-        let last = last.clone();
+        let again = last.clone();
+        drop((first, last));
         assert_eq!(space.alloc(1, 5, 5), Err(PasidError::Full(5, 5)));
-        drop(last);
+        drop(again);
         assert_eq!(space.alloc(1, 5, 5), Ok(pasid(5)));
         space.free(pasid(6), 2);
         assert_eq!(space.in_use(), 1);

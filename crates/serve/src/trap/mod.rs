@@ -10,7 +10,7 @@
 //!   program: load or store ──SIGBUS──► Tracer::stopped ──► ioasid-mmio ──► VfioFile::load, store
 //! ```
 //! Two instructions that hand work to a device, MOVDIR64B and ENQCMD, are performed here, too, for processors that have none: the
-//! illegal instruction is taken back. ENQCMD goes with the PASID that the process has asked for ([`crate::enqcmd`]); without one
+//! illegal instruction is taken back. ENQCMD goes with the PASID that the process has asked for (`enqcmd`); without one
 //! it stays the general protection fault that it is on hardware.
 //!
 //! A process that never maps registers is never traced, and one that execs or ends is let go: the mapping is gone.
