@@ -25,7 +25,7 @@ constants! {
     pub const FAULT_QUEUE_GET: u32 = io(TYPE, 0xc6);
     /// `IOASID_IOAS_PRESENCE`: [`IoasPresence`]
     pub const IOAS_PRESENCE: u32 = io(TYPE, 0xc7);
-    /// `IOASID_COPY`: [`Copy`]
+    /// `IOASID_COPY`: [`struct@Copy`]
     pub const COPY: u32 = io(TYPE, 0xc8);
     /// `IOASID_ENQCMD`: [`Enqcmd`]
     pub const ENQCMD: u32 = io(TYPE, 0xc9);
