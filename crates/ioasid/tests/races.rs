@@ -5,7 +5,7 @@
 mod common;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use ioasid::memory::Segment;
@@ -169,4 +169,89 @@ fn a_thread_that_ends_may_drop_a_device() {
     })
     .join()
     .unwrap();
+}
+
+#[test]
+fn a_page_table_is_parked_or_another_is_nested_on_it_and_never_both() {
+    let bench = Bench::new();
+    let (_endpoint, _port, ioas, device) = bench.one_device();
+    map(&ioas, 0x1000, 1).unwrap();
+    let context = device.context();
+    let root = GuestTable { format: GuestFormat::X86_64, root: 0 };
+    let (parent, stop) = (AtomicU32::new(0), AtomicBool::new(false));
+    let (told, made) = mpsc::channel();
+    // Whoever asks for all of these keeps others waiting for ids, between their steps.
+    let _many: Vec<_> = (0..200).map(|_| context.ioas_alloc().unwrap()).collect();
+    std::thread::scope(|scope| {
+        let (parent, stop) = (&parent, &stop);
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                assert!(context.all_ioas().len() > 200);
+            }
+        });
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let id = parent.swap(0, Ordering::Relaxed);
+                if id != 0 {
+                    let nested = context.hwpt_alloc_nested(id, root);
+                    told.send(nested.map(|nested| nested.id().0.get()).ok()).unwrap();
+                }
+            }
+        });
+        let _ends = Ends(stop);
+        for round in 0..ROUNDS {
+            let id = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), PARENT).unwrap().id().0.get();
+            parent.store(id, Ordering::Relaxed);
+            // Sometimes the other is first, and sometimes this one.
+            (0..round % 64).for_each(|_| std::hint::spin_loop());
+            let parked = context.park(id);
+            match (parked, made.recv().unwrap()) {
+                (Ok(()), None) => {}
+                (Err(DestroyError::Busy(_)), Some(nested)) => {
+                    context.park(nested).unwrap();
+                    context.park(id).unwrap();
+                }
+                other => panic!("round {round}: {other:?}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn what_has_the_id_of_a_page_table_that_went_meanwhile_is_not_parked_in_its_stead() {
+    let bench = Bench::new();
+    let (_endpoint, _port, ioas, device) = bench.one_device();
+    let context = device.context();
+    let (table, stop) = (AtomicU32::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = context.park(table.load(Ordering::Relaxed));
+            }
+        });
+        // Who attaches keeps those who park waiting.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                device.attach(None, ioas.id().0.get()).unwrap();
+                device.detach(None).unwrap();
+            }
+        });
+        let _ends = Ends(&stop);
+        for _ in 0..ROUNDS {
+            let hwpt = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), HwptOptions::default()).unwrap();
+            table.store(hwpt.id().0.get(), Ordering::Relaxed);
+            let _ = context.destroy(hwpt.id().0.get());
+            // With the same id, and in use, unless the other destroys it before.
+            let next = context.ioas_alloc().unwrap();
+            let Some(held) = context.hold(next.id()) else { continue };
+            let is_there = || context.ioas(next.id().0.get()).is_some_and(|found| Arc::ptr_eq(&found, &next));
+            if is_there() {
+                std::thread::yield_now();
+                assert!(is_there(), "it was held");
+            }
+            table.store(0, Ordering::Relaxed);
+            drop(held);
+            let _ = context.destroy(next.id().0.get());
+        }
+    });
 }
