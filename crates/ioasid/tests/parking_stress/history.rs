@@ -63,9 +63,10 @@ impl History {
     pub fn open(&self, requester: usize, attachment: Attachment) -> u64 {
         let from = self.tick();
         let mut intervals = self.requesters[requester].lock().unwrap();
-        // What ended before any access that is going on began is of no use any more.
+        // What ended before any access that is going on began is of no use any more, if it is known what it was.
         let oldest = self.begun.iter().map(|begun| begun.load(Ordering::SeqCst)).min().unwrap_or(from).min(from);
-        intervals.retain(|interval| interval.to.is_none_or(|to| to >= oldest));
+        intervals
+            .retain(|interval| interval.attachment.pasid == OnBus::NotYet || interval.to.is_none_or(|to| to >= oldest));
         intervals.push(Interval { attachment, token: from, from, to: None });
         from
     }
