@@ -67,7 +67,7 @@ impl Port {
                 assert_eq!(table, memory.table());
                 self.iotlb.invalidate(DOMAIN, range);
             }
-            Invalidation::Attachment(_) | Invalidation::All => self.iotlb.flush(),
+            Invalidation::Pasid(..) | Invalidation::Attachment(_) | Invalidation::All => self.iotlb.flush(),
         });
     }
 
