@@ -32,8 +32,8 @@ pub struct Owned {
     /// What is in here, nobody has freed yet.
     pasids: Mutex<Vec<Pasid>>,
     of_machine: Arc<Pasids>,
-    /// Held to allocate, keep or attach with a PASID, and alone to free one or all: otherwise nobody could say which
-    /// came first.
+    /// Held to keep a PASID or attach with one, and alone to allocate one, to free one or all: otherwise nobody could say
+    /// which came first.
     order: RwLock<()>,
 }
 
@@ -278,7 +278,8 @@ impl<'m> Owner<'m> {
 
     fn allocate(&mut self, owned: &Arc<Owned>) {
         let some_parked = self.machine.pasids.any_parked();
-        let _order = owned.order.read().unwrap();
+        // Others of this context could attach with it by chance, before it is noted whose it is.
+        let _alone = owned.order.write().unwrap();
         match owned.context.pasid_alloc(ALLOCATED.0, ALLOCATED.1) {
             Ok(pasid) => {
                 self.machine.pasids.allocate(pasid, owned.number);
