@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ioasid::{Endpoint, EndpointOptions, GroupId, Iommu, PartPasids, Pasid, PasidHold, Recovery, Rid, VirtualPasids};
+use ioasid::{Endpoint, EndpointOptions, GroupId, Machine, PartPasids, Pasid, PasidHold, Recovery, Rid, VirtualPasids};
 use ioasid_devices::dsa::spec::registers::QueueMode;
 use ioasid_devices::dsa::{self, Dsa, DsaOptions, DsaSlice, PasidTranslation, SliceQueue};
 use ioasid_devices::ioat::{self, Ioat};
@@ -175,7 +175,7 @@ const SEGMENT: u16 = 1;
 ///
 /// # Errors
 /// If two are to be at the same place, or more than a bus holds.
-pub fn build(iommu: &Arc<Iommu>, options: &[DeviceOption]) -> Result<Vec<PciDevice>, DeviceError> {
+pub fn build(machine: &Arc<Machine>, options: &[DeviceOption]) -> Result<Vec<PciDevice>, DeviceError> {
     let mut places: BTreeSet<Rid> = BTreeSet::new();
     for bdf in options.iter().filter_map(|option| option.bdf) {
         if !places.insert(bdf) {
@@ -205,15 +205,15 @@ pub fn build(iommu: &Arc<Iommu>, options: &[DeviceOption]) -> Result<Vec<PciDevi
             free
         });
         let made = match (MODELS[option.model].kind, option.number(SLICES)) {
-            (Kind::Ioat, _) => ioat(iommu, rid, group),
-            (Kind::Dsa, None) => whole_dsa(iommu, rid, group, option.number(WQS)),
+            (Kind::Ioat, _) => ioat(machine, rid, group),
+            (Kind::Dsa, None) => whole_dsa(machine, rid, group, option.number(WQS)),
             (Kind::Dsa, Some(slices)) => {
                 // One parent for all slices of one option.
                 if parent.as_ref().is_none_or(|(of, parent)| !std::ptr::eq(*of, option) || parent.next == slices) {
-                    parent = Some((option, Parent::new(iommu, number, slices)?));
+                    parent = Some((option, Parent::new(machine, number, slices)?));
                 }
                 let Some((_, parent)) = &mut parent else { continue };
-                parent.slice(iommu, rid, group)
+                parent.slice(machine, rid, group)
             }
         };
         let Made { endpoint, spec, interrupts, device } = made.ok_or(DeviceError::SamePlace(rid))?;
@@ -234,10 +234,10 @@ struct Made {
 }
 
 /// `None` if the place is taken.
-fn ioat(iommu: &Arc<Iommu>, rid: Rid, group: GroupId) -> Option<Made> {
+fn ioat(machine: &Arc<Machine>, rid: Rid, group: GroupId) -> Option<Made> {
     // It has no PASID capability.
     let options = EndpointOptions { pasid_bits: 0, ..EndpointOptions::default() };
-    let endpoint = iommu.add_endpoint_with(rid, group, options)?;
+    let endpoint = machine.add_endpoint_with(rid, group, options)?;
     let spec = ioat::spec();
     let interrupts = Interrupts::new(&spec);
     let device = Ioat::new(Box::new(endpoint.port()), interrupts.clone());
@@ -255,8 +255,8 @@ fn dsa(endpoint: &Arc<Endpoint>, options: DsaOptions, interrupts: Arc<Interrupts
     Dsa::new(options, port, Arc::new(endpoint.clone()), interrupts)
 }
 
-fn whole_dsa(iommu: &Arc<Iommu>, rid: Rid, group: GroupId, wqs: Option<u32>) -> Option<Made> {
-    let endpoint = iommu.add_endpoint_with(rid, group, dsa_endpoint())?;
+fn whole_dsa(machine: &Arc<Machine>, rid: Rid, group: GroupId, wqs: Option<u32>) -> Option<Made> {
+    let endpoint = machine.add_endpoint_with(rid, group, dsa_endpoint())?;
     let defaults = DsaOptions::default();
     let options = DsaOptions { wqs: wqs.map_or(defaults.wqs, |wqs| wqs as u8), ..defaults };
     let spec = dsa::spec(&options);
@@ -287,10 +287,10 @@ impl PasidTranslation for Translation {
 }
 
 impl Parent {
-    fn new(iommu: &Arc<Iommu>, number: u64, slices: u32) -> Result<Self, DeviceError> {
+    fn new(machine: &Arc<Machine>, number: u64, slices: u32) -> Result<Self, DeviceError> {
         let rid = Rid::new(PARENT_SEGMENT, number as u8, 0, 0).ok_or(DeviceError::BusFull)?;
         let group = GroupId(PARENT_GROUP + number as u32);
-        let endpoint = iommu.add_endpoint_with(rid, group, dsa_endpoint()).ok_or(DeviceError::SamePlace(rid))?;
+        let endpoint = machine.add_endpoint_with(rid, group, dsa_endpoint()).ok_or(DeviceError::SamePlace(rid))?;
         // The host drives it.
         let _ = endpoint.set_bus_master(true);
         let options = DsaOptions { wqs: slices as u8, ..DsaOptions::default() };
@@ -310,8 +310,8 @@ impl Parent {
         Ok(Self { endpoint, device, next: 0 })
     }
 
-    fn slice(&mut self, iommu: &Arc<Iommu>, rid: Rid, group: GroupId) -> Option<Made> {
-        let endpoint = iommu.add_part(&self.endpoint, rid, group, PartPasids::Translated).ok()?;
+    fn slice(&mut self, machine: &Arc<Machine>, rid: Rid, group: GroupId) -> Option<Made> {
+        let endpoint = machine.add_part(&self.endpoint, rid, group, PartPasids::Translated).ok()?;
         let translation = Arc::new(Translation(endpoint.virtual_pasids()?.clone()));
         let spec = dsa::slice_spec(&self.device);
         let interrupts = Interrupts::new(&spec);
@@ -333,7 +333,7 @@ mod tests {
 
     fn machine(texts: &[&str]) -> Result<Vec<(String, u32)>, DeviceError> {
         let options = texts.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>()?;
-        let devices = build(&Iommu::new(Arc::new(Silent)), &options)?;
+        let devices = build(&Machine::new(Arc::new(Silent)), &options)?;
         Ok(devices.iter().map(|device| (device.rid.to_string(), device.endpoint.group().0)).collect())
     }
 

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use ioasid::memory::{Pages, Segment};
 use ioasid::{
-    Access, Context, Device, Endpoint, EndpointOptions, GroupId, HwptOptions, Ioas, Iommu, Iova, IovaRange, OnMiss,
+    Access, Context, Device, Endpoint, EndpointOptions, GroupId, HwptOptions, Ioas, Iova, IovaRange, Machine, OnMiss,
     PartPasids, Pasid, PasidHold, Recovery, Rid, Silent, VirtualPasids,
 };
 use ioasid_devices::dsa::spec::command::{ACTIVE, Command, REQUEST_INTERRUPT};
@@ -118,7 +118,7 @@ impl PasidTranslation for Translation {
 struct Space {
     ioas: Arc<Ioas>,
     table: u32,
-    file: File,
+    file: Arc<File>,
     pages: Arc<Pages>,
 }
 
@@ -197,15 +197,15 @@ fn virtual_pasid(space: usize) -> Option<Pasid> {
 }
 
 impl<'s> Owner<'s> {
-    fn new(iommu: &Arc<Iommu>, parent: &Parent, number: usize, shared: &'s Shared) -> Self {
+    fn new(machine: &Arc<Machine>, parent: &Parent, number: usize, shared: &'s Shared) -> Self {
         let rid = Rid::new(1, 0, number as u8 + 1, 0).unwrap();
         let group = GroupId(number as u32);
-        let endpoint = iommu.add_part(&parent.endpoint, rid, group, PartPasids::Translated).unwrap();
+        let endpoint = machine.add_part(&parent.endpoint, rid, group, PartPasids::Translated).unwrap();
         endpoint.set_bus_master(true).unwrap();
         let translation = Arc::new(Translation(endpoint.virtual_pasids().unwrap().clone()));
         let sink = Arc::new(Sink::default());
         let model = DsaSlice::new(&parent.device, number as u8, translation, sink.clone()).unwrap();
-        let context = iommu.context();
+        let context = machine.context();
         let device = context.bind(&endpoint).unwrap();
         let spaces = (0..SPACES).map(|_| Space::new(&context, &device, number)).collect();
         Self {
@@ -616,10 +616,10 @@ struct Parent {
 }
 
 impl Parent {
-    fn new(iommu: &Arc<Iommu>) -> Self {
+    fn new(machine: &Arc<Machine>) -> Self {
         let options = EndpointOptions { recovery: Recovery::PageRequests, ..EndpointOptions::default() };
         let rid = Rid::new(0, 0, 1, 0).unwrap();
-        let endpoint = iommu.add_endpoint_with(rid, GroupId(100), options).unwrap();
+        let endpoint = machine.add_endpoint_with(rid, GroupId(100), options).unwrap();
         endpoint.set_bus_master(true).unwrap();
         let ports = endpoint.clone();
         let port = Box::new(move || -> Box<dyn Dma> { Box::new(ports.port()) });
@@ -643,9 +643,9 @@ impl Parent {
 #[test]
 fn not_one_byte_crosses_between_owners_of_slices_of_one_device() {
     let seconds = std::env::var("IOASID_MEDIATED_SECONDS").map_or(LONG, |text| text.parse().unwrap());
-    let iommu = Iommu::new(Arc::new(Silent));
-    let (parent, shared) = (Parent::new(&iommu), Shared::default());
-    let owners = [0, 1].map(|number| Owner::new(&iommu, &parent, number, &shared));
+    let machine = Machine::new(Arc::new(Silent));
+    let (parent, shared) = (Parent::new(&machine), Shared::default());
+    let owners = [0, 1].map(|number| Owner::new(&machine, &parent, number, &shared));
     let counts = std::thread::scope(|scope| {
         // Whoever fails ends the other, too.
         struct Ends<'a>(&'a AtomicBool);
@@ -692,5 +692,5 @@ fn not_one_byte_crosses_between_owners_of_slices_of_one_device() {
         assert!(few.is_none(), "the test had no power: {few:?}");
     }
     drop(parent);
-    assert_eq!((iommu.resources(), iommu.pasids_in_use()), ((0, 0), 0), "nothing is left");
+    assert_eq!((machine.resources(), machine.pasids_in_use()), ((0, 0), 0), "nothing is left");
 }

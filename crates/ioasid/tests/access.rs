@@ -57,7 +57,7 @@ fn map(ioas: &Ioas, iova: u64, pages: u64, access: Access) -> Segment {
 #[test]
 fn it_reads_and_writes_what_is_mapped_across_areas_and_no_further() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let ioas = context.ioas_alloc().unwrap();
     let access = context.access(None).unwrap();
     let mut data = [0; 8];
@@ -88,13 +88,13 @@ fn it_reads_and_writes_what_is_mapped_across_areas_and_no_further() {
     assert_eq!(data, [0; 8]);
     assert!(matches!(access.pin(Iova(BASE), 1, Access::READ), Err(AccessError::CannotPin)));
     drop(device);
-    assert_eq!(bench.iommu.resources(), (0, 0));
+    assert_eq!(bench.machine.resources(), (0, 0));
 }
 
 #[test]
 fn memory_is_brought_in_as_far_as_it_is_needed() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let ioas = context.ioas_alloc().unwrap();
     let asked = Arc::new(Mutex::new(Vec::new()));
     let (log, (segment, _)) = (asked.clone(), Segment::memfd(PAGE).unwrap());
@@ -106,12 +106,12 @@ fn memory_is_brought_in_as_far_as_it_is_needed() {
     ioas.map_pages(Some(Iova(BASE)), &pages, 0, 8 * PAGE, Access::all()).unwrap();
     let mediator = Mediator::new(&context, &ioas);
     mediator.access.write(Iova(BASE + 3 * PAGE + 5), &[7]).unwrap();
-    assert_eq!(bench.iommu.resources(), (0, 0), "nobody pinned it");
+    assert_eq!(bench.machine.resources(), (0, 0), "nobody pinned it");
     mediator.pin(BASE + 3 * PAGE, 1).unwrap();
     mediator.pin(BASE + 3 * PAGE, PAGE).unwrap();
     let mut byte = [0];
     mediator.access.read(Iova(BASE + 3 * PAGE + 5), &mut byte).unwrap();
-    assert_eq!((byte, bench.iommu.resources().0), ([7], 1));
+    assert_eq!((byte, bench.machine.resources().0), ([7], 1));
     assert_eq!(*asked.lock().unwrap(), [(3 * PAGE, PAGE); 2], "what is pinned is not brought in again");
     assert!(matches!(mediator.pin(BASE + 2 * PAGE, 2 * PAGE), Err(AccessError::Pages(_))));
     // What could not be pinned does not keep it.
@@ -123,7 +123,7 @@ fn memory_is_brought_in_as_far_as_it_is_needed() {
 #[test]
 fn an_unmap_has_it_let_go_and_waits_for_that() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let ioas = context.ioas_alloc().unwrap();
     map(&ioas, BASE, 4, Access::all());
     map(&ioas, BASE + 4 * PAGE, 4, Access::all());
@@ -137,13 +137,13 @@ fn an_unmap_has_it_let_go_and_waits_for_that() {
     assert_eq!(left, [range(BASE + 6 * PAGE, PAGE)]);
     assert_eq!(ioas.unmap(IovaRange::ALL), Ok(4 * PAGE));
     assert!(matches!(mediator.pin(BASE, PAGE), Err(AccessError::NotMapped(_))));
-    assert_eq!(bench.iommu.resources(), (0, 0));
+    assert_eq!(bench.machine.resources(), (0, 0));
 }
 
 #[test]
 fn who_does_not_let_go_makes_the_unmap_fail_and_nothing_is_changed() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let ioas = context.ioas_alloc().unwrap();
     map(&ioas, BASE, 2, Access::all());
     let deaf = context.access(Some(Box::new(|_| ()))).unwrap();
@@ -161,7 +161,7 @@ fn who_does_not_let_go_makes_the_unmap_fail_and_nothing_is_changed() {
 #[test]
 fn pinning_wants_whole_pages_of_the_memory() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let (bytes, pages) = (context.ioas_alloc().unwrap(), context.ioas_alloc().unwrap());
     let (_, file) = Segment::memfd(2 * PAGE).unwrap();
     let memory = Pages::of_file(file, 0, 2 * PAGE, true);
@@ -188,7 +188,7 @@ fn pinning_wants_whole_pages_of_the_memory() {
 #[test]
 fn an_address_space_stays_as_long_as_an_access_is_attached() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let (one, other) = (context.ioas_alloc().unwrap(), context.ioas_alloc().unwrap());
     let ids = [&one, &other].map(|ioas| ioas.id().0.get());
     map(&one, BASE, 1, Access::all());
@@ -219,7 +219,7 @@ fn an_address_space_stays_as_long_as_an_access_is_attached() {
 #[test]
 fn pins_and_unmaps_at_once_leave_nothing_pinned() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let ioas = context.ioas_alloc().unwrap();
     let mediators: Vec<_> = (0..2).map(|_| Mediator::new(&context, &ioas)).collect();
     let done = AtomicBool::new(false);
@@ -253,5 +253,5 @@ fn pins_and_unmaps_at_once_leave_nothing_pinned() {
     });
     assert!(pinned > 0);
     assert!(mediators.iter().all(|mediator| mediator.pinned.lock().unwrap().is_empty()));
-    assert_eq!(bench.iommu.resources(), (0, 0));
+    assert_eq!(bench.machine.resources(), (0, 0));
 }

@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use ioasid::{Access, GroupId, Iommu, Iova, IovaRange, Observer, Rid};
+use ioasid::{Access, GroupId, Iova, IovaRange, Machine, Observer, Rid};
 
 use common::{Bench, PAGE, map, range};
 
@@ -103,7 +103,7 @@ const STOP: u64 = 0x20_0000;
 
 impl Observer for Stopper {
     fn unmapped(&self, _ioas: u64, range: IovaRange) {
-        if range.start == STOP {
+        if range.start() == STOP {
             self.reached.send(()).unwrap();
             self.go_on.lock().unwrap().recv().unwrap();
         }
@@ -113,10 +113,10 @@ impl Observer for Stopper {
 #[test]
 fn dma_waits_for_no_lock_of_who_unmaps() {
     let ((reached, is_reached), (go_on, goes_on)) = (sync_channel(1), sync_channel(1));
-    let iommu = Iommu::new(Arc::new(Stopper { reached, go_on: Mutex::new(goes_on) }));
-    let endpoint = iommu.add_endpoint(Rid::new(0, 0, 1, 0).unwrap(), GroupId(1)).unwrap();
+    let machine = Machine::new(Arc::new(Stopper { reached, go_on: Mutex::new(goes_on) }));
+    let endpoint = machine.add_endpoint(Rid::new(0, 0, 1, 0).unwrap(), GroupId(1)).unwrap();
     endpoint.set_bus_master(true).unwrap();
-    let context = iommu.context();
+    let context = machine.context();
     let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
     map(&ioas, 0x10_0000, 64).unwrap();
     map(&ioas, STOP, 1).unwrap();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ioasid::memory::{RemoteMemory, Segment, TableSpace};
 use ioasid::{
-    Access, Device, DirtyError, DmaPort, GroupId, Hwpt, Ioas, Iommu, Iova, IovaRange, Placement, Rid, Silent,
+    Access, Device, DirtyError, DmaPort, GroupId, Hwpt, Ioas, Iova, IovaRange, Machine, Placement, Rid, Silent,
 };
 use proptest::prelude::*;
 
@@ -131,9 +131,9 @@ fn large_pages_are_split_only_as_far_as_asked() {
         let (_endpoint, mut port, ioas, device) = bench.one_device();
         let hwpt = attach(&device, &ioas);
         map(&ioas, BASE, 1024).unwrap();
-        let tables = bench.iommu.resources().1;
+        let tables = bench.machine.resources().1;
         hwpt.start_dirty_tracking(granule).unwrap();
-        assert_eq!(bench.iommu.resources().1 - tables, if granule < 2 * MIB { 2 } else { 0 });
+        assert_eq!(bench.machine.resources().1 - tables, if granule < 2 * MIB { 2 } else { 0 });
         port.write(Iova(BASE + 3 * PAGE), &[1]).unwrap();
         let whole = range(BASE, 4 * MIB);
         assert_eq!(dirty(&hwpt, whole, PAGE, false), noted.collect(), "granule {granule:#x}");
@@ -171,10 +171,10 @@ fn starting_again_begins_with_nothing_and_after_the_end_nothing_is_known() {
 #[test]
 fn tracking_that_cannot_be_made_finer_goes_on_as_it_was() {
     // One chunk of tables, and more to split than it has room for.
-    let iommu = Iommu::with_tables(Arc::new(Silent), TableSpace::private(2 << 20).unwrap());
-    let endpoint = iommu.add_endpoint(Rid::new(0, 0, 1, 0).unwrap(), GroupId(1)).unwrap();
+    let machine = Machine::with_tables(Arc::new(Silent), TableSpace::private(2 << 20).unwrap());
+    let endpoint = machine.add_endpoint(Rid::new(0, 0, 1, 0).unwrap(), GroupId(1)).unwrap();
     endpoint.set_bus_master(true).unwrap();
-    let context = iommu.context();
+    let context = machine.context();
     let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
     map(&ioas, BASE, 512 * 1024).unwrap();
     let hwpt = attach(&device, &ioas);

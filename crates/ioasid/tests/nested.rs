@@ -9,10 +9,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use ioasid::memory::{Segment, TableSpace};
+use ioasid::memory::{GuestTables, Segment};
 use ioasid::{
     Access, AttachError, BusAddress, Context, DestroyError, Device, DmaPort, Endpoint, FaultReason, GuestFormat,
-    GuestTable, Hwpt, HwptError, HwptOptions, InvalidateError, Ioas, Iova, IovaRange, NestedHwpt, Pasid, Placement,
+    GuestTable, Hwpt, HwptError, HwptOptions, Ioas, Iova, IovaRange, NestedHwpt, Pasid, Placement,
 };
 use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, X86_64, X86_64FiveLevels};
 use iopt::{Arena, EmptyTables, Format, PageTable};
@@ -38,9 +38,9 @@ struct Guest {
     device: Device,
     ioas: Arc<Ioas>,
     parent: Arc<Hwpt>,
-    arena: Arc<Arena<TableSpace>>,
+    arena: Arc<Arena<GuestTables>>,
     /// All pieces, in a row.
-    data: File,
+    data: Arc<File>,
 }
 
 impl Guest {
@@ -48,8 +48,8 @@ impl Guest {
         let bench = Bench::new();
         let (endpoint, _, ioas, device) = bench.one_device();
         let context = device.context().clone();
-        let space = TableSpace::shared(TABLES as usize).unwrap();
-        let tables = Segment::file(space.file().unwrap(), 0, TABLES, true).unwrap();
+        let space = GuestTables::new(TABLES as usize).unwrap();
+        let tables = Segment::file(space.file(), 0, TABLES, true).unwrap();
         ioas.map(Placement::Fixed(Iova(0)), TABLES, Access::all(), || Ok(vec![tables])).unwrap();
         let (_, data) = Segment::memfd(PIECES * PIECE).unwrap();
         let parent = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), PARENT).unwrap();
@@ -63,7 +63,7 @@ impl Guest {
     }
 
     /// A new table of the guest's, and the nested HWPT for it.
-    fn table<F: Format>(&self, format: GuestFormat) -> (PageTable<F, TableSpace>, Arc<NestedHwpt>) {
+    fn table<F: Format>(&self, format: GuestFormat) -> (PageTable<F, GuestTables>, Arc<NestedHwpt>) {
         let table = PageTable::<F, _>::new(self.arena.clone()).unwrap();
         let root = GuestTable { format, root: table.root().0 };
         let nested = self.context.hwpt_alloc_nested(self.parent.id().0.get(), root).unwrap();
@@ -234,7 +234,7 @@ fn against_two_lists<F: Format>(format: GuestFormat, steps: &[Step]) {
                     let segment = Segment::file(&guest.data, piece * PIECE, PIECE, true).unwrap();
                     guest
                         .ioas
-                        .map(Placement::Fixed(Iova(at.start)), PIECE, Access::all(), || Ok(vec![segment]))
+                        .map(Placement::Fixed(Iova(at.start())), PIECE, Access::all(), || Ok(vec![segment]))
                         .unwrap();
                 } else {
                     guest.ioas.unmap(at).unwrap();
@@ -278,7 +278,7 @@ for_formats! {
 }
 
 /// A guest whose first page of data is at IOVA 0x1000, by a table of x86-64.
-fn one_page() -> (Guest, PageTable<X86_64, TableSpace>, Arc<NestedHwpt>, DmaPort) {
+fn one_page() -> (Guest, PageTable<X86_64, GuestTables>, Arc<NestedHwpt>, DmaPort) {
     let guest = Guest::new();
     let (table, nested) = guest.table::<X86_64>(GuestFormat::X86_64);
     table.map(0x1000, gpa(0), PAGE, Access::all(), &mut EmptyTables::none()).unwrap();
@@ -340,7 +340,7 @@ fn the_parents_dirty_log_has_the_guests_physical_addresses_and_the_marks_in_its_
     // The guest's own marks, as its processor would make them.
     let leaf = X86_64::leaf(gpa(0), X86_64::PAGE_SHIFT, Access::all(), 0) | X86_64::ACCESSED | X86_64::DIRTY;
     let mut tables = vec![0; 1 << 20];
-    guest.arena.memory().file().unwrap().read_exact_at(&mut tables, 0).unwrap();
+    guest.arena.memory().file().read_exact_at(&mut tables, 0).unwrap();
     assert!(tables.chunks(8).any(|entry| entry == leaf.to_le_bytes()), "{leaf:#x}");
 }
 
@@ -369,7 +369,7 @@ fn a_table_that_leads_nowhere_or_to_itself_is_a_fault() {
     let guest = Guest::new();
     let entry = |table: u64, level| X86_64::table(iopt::TableAddr(table), level);
     let write = |at: u64, value: u64| {
-        let file = guest.arena.memory().file().unwrap();
+        let file = guest.arena.memory().file();
         file.write_all_at(&value.to_le_bytes(), at).unwrap();
     };
     let nested = |root: u64| {
@@ -400,7 +400,7 @@ fn a_table_that_leads_nowhere_or_to_itself_is_a_fault() {
     // Tables that the device may not write cannot be marked.
     let (ioas, table) = (guest.context.ioas_alloc().unwrap(), guest.table::<X86_64>(GuestFormat::X86_64).0);
     table.map(0, gpa(0), PAGE, Access::all(), &mut EmptyTables::none()).unwrap();
-    let segment = Segment::file(guest.arena.memory().file().unwrap(), 0, TABLES, false).unwrap();
+    let segment = Segment::file(guest.arena.memory().file(), 0, TABLES, false).unwrap();
     ioas.map(Placement::Fixed(Iova(0)), TABLES, Access::READ, || Ok(vec![segment])).unwrap();
     let parent = guest.context.hwpt_alloc(guest.device.id().0.get(), ioas.id().0.get(), PARENT).unwrap();
     let root = GuestTable { format: GuestFormat::X86_64, root: table.root().0 };
@@ -408,13 +408,11 @@ fn a_table_that_leads_nowhere_or_to_itself_is_a_fault() {
 }
 
 #[test]
-fn a_table_that_is_cut_short_is_gone_and_a_reversed_range_is_refused() {
+fn a_table_that_is_cut_short_is_gone() {
     let (guest, table, nested, mut port) = one_page();
-    let reversed = IovaRange { start: 0x2000, last: 0x1000 };
-    assert_eq!(nested.invalidate(reversed), Err(InvalidateError::Reversed(reversed)));
     port.write(Iova(0x1000), &[1]).unwrap();
     nested.invalidate(IovaRange::ALL).unwrap();
-    guest.arena.memory().file().unwrap().set_len(0).unwrap();
+    guest.arena.memory().file().set_len(0).unwrap();
     for _ in 0..2 {
         assert_eq!(port.write(Iova(0x1000), &[1]).unwrap_err().reason, FaultReason::MemoryGone);
     }
@@ -459,5 +457,5 @@ fn nothing_is_left_when_a_context_goes_with_everything_in_it() {
     port.write(Iova(0x1000), &[1]).unwrap();
     let Guest { bench, context, endpoint, device, ioas, parent, arena, .. } = guest;
     drop((port, context, endpoint, ioas, parent, nested, device, table, arena));
-    assert_eq!(bench.iommu.resources(), (0, 0));
+    assert_eq!(bench.machine.resources(), (0, 0));
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use ioasid::memory::Segment;
 use ioasid::{
-    Access, Context, DestroyError, Device, DmaPort, GuestFormat, GuestTable, HoldsSlices, HwptError, HwptOptions, Ioas,
-    Iova, IovaRange, Placement, RuleError,
+    Access, Context, DestroyError, Device, DmaPort, GuestFormat, GuestTable, HwptError, HwptOptions, Ioas, Iova,
+    IovaRange, Placement, RuleError, UnmapError, WouldDeadlock,
 };
 
 use common::{Bench, PAGE, PARENT, map, range};
@@ -83,7 +83,7 @@ fn a_copy_moves_its_bytes_once_whoever_loses_memory_meanwhile() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             // Another's file, in another context, is cut short again and again.
-            let (endpoint, context) = (bench.endpoint(2, 2), bench.iommu.context());
+            let (endpoint, context) = (bench.endpoint(2, 2), bench.machine.context());
             let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
             device.attach(None, ioas.id().0.get()).unwrap();
             let mut port = endpoint.port();
@@ -135,19 +135,22 @@ fn returns(call: impl FnOnce(&Device, &Ioas) + Send + 'static) {
 fn a_holder_of_slices_is_told_instead_of_waiting_for_itself() {
     returns(|device, ioas| {
         let made = device.context().hwpt_alloc(device.id().0.get(), ioas.id().0.get(), HwptOptions::default());
-        assert!(matches!(made.map(drop), Err(HwptError::HoldsSlices(_))));
+        assert!(matches!(made.map(drop), Err(HwptError::WouldDeadlock(_))));
     });
     returns(|device, ioas| {
         let destroyed = device.context().destroy(ioas.id().0.get());
-        assert_eq!(destroyed, Err(DestroyError::HoldsSlices(HoldsSlices)));
+        assert_eq!(destroyed, Err(DestroyError::WouldDeadlock(WouldDeadlock::HoldsSlices)));
     });
-    returns(|_, ioas| assert_eq!(ioas.iova_ranges(), Err(HoldsSlices)));
-    returns(|_, ioas| assert_eq!(ioas.has_large_pages(), Err(HoldsSlices)));
+}
+
+#[test]
+fn what_waits_for_no_port_returns_while_others_do() {
     returns(|_, ioas| {
-        let refused = Err(RuleError::HoldsSlices(HoldsSlices));
-        assert_eq!(ioas.allow_iovas(&[]), refused);
-        assert_eq!(ioas.reserve(IovaRange { start: 0, last: 1 }), refused);
-        assert_eq!(ioas.set_large_pages(false), refused);
+        assert!(!ioas.iova_ranges().0.is_empty() && ioas.has_large_pages());
+        assert_eq!(ioas.allow_iovas(&[]), Ok(()));
+        assert_eq!(ioas.reserve(IovaRange::inclusive(0, 1).unwrap()), Ok(()));
+        assert_eq!(ioas.set_large_pages(false), Err(RuleError::InUse));
+        assert_eq!(ioas.unmap(range(0x8000, PAGE)), Err(UnmapError::WouldDeadlock(WouldDeadlock::HoldsSlices)));
     });
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ioasid::memory::Segment;
-use ioasid::{Access, Context, Device, Endpoint, GroupId, Ioas, Iommu, Iova, IovaRange, Placement, Rid, Silent};
+use ioasid::{Access, Context, Device, Endpoint, GroupId, Ioas, Iova, IovaRange, Machine, Placement, Rid, Silent};
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::thread;
 
@@ -45,7 +45,7 @@ impl Buffer {
 }
 
 struct Setup {
-    iommu: Arc<Iommu>,
+    machine: Arc<Machine>,
     context: Arc<Context>,
     ioas: Arc<Ioas>,
     endpoint: Arc<Endpoint>,
@@ -54,14 +54,14 @@ struct Setup {
 
 impl Setup {
     fn new() -> Self {
-        let iommu = Iommu::with_tables(Arc::new(Silent), ioasid::memory::TableSpace::private(8 << 20).unwrap());
-        let endpoint = iommu.add_endpoint("0000:00:01.0".parse::<Rid>().unwrap(), GroupId(0)).unwrap();
-        let context = iommu.context();
+        let machine = Machine::with_tables(Arc::new(Silent), ioasid::memory::TableSpace::private(8 << 20).unwrap());
+        let endpoint = machine.add_endpoint("0000:00:01.0".parse::<Rid>().unwrap(), GroupId(0)).unwrap();
+        let context = machine.context();
         let ioas = context.ioas_alloc().unwrap();
         let device = context.bind(&endpoint).unwrap();
         device.attach(None, ioas.id().0.get()).unwrap();
         endpoint.set_bus_master(true).unwrap();
-        Self { iommu, context, ioas, endpoint, device }
+        Self { machine, context, ioas, endpoint, device }
     }
 
     fn map(&self, page: u64, buffer: Buffer) {
@@ -142,7 +142,7 @@ fn no_dma_after_an_unmap_a_detach_or_the_loss_of_bus_mastering_returned() {
             }
         }
         devices.into_iter().chain([neighbour]).for_each(|thread| thread.join().unwrap());
-        assert_eq!(setup.iommu.resources().0, 0, "every window went");
+        assert_eq!(setup.machine.resources().0, 0, "every window went");
     });
 }
 

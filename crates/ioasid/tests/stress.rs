@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ioasid::memory::{Process, Segment};
-use ioasid::{Access, Device, Endpoint, GroupId, Iommu, Iova, IovaRange, Placement, Rid, Silent};
+use ioasid::{Access, Device, Endpoint, GroupId, Iova, IovaRange, Machine, Placement, Rid, Silent};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
 const LENGTH: usize = 5 * 4096;
@@ -125,9 +125,9 @@ impl Random {
 #[test]
 fn no_byte_moves_through_a_mapping_after_it_was_taken_away() {
     let seconds = std::env::var("IOASID_STRESS_SECONDS").map_or(LONG, |text| text.parse().unwrap());
-    let iommu = Iommu::new(Arc::new(Silent));
-    let endpoint = iommu.add_endpoint(Rid::new(0, 0, 1, 0).unwrap(), GroupId(0)).unwrap();
-    let context = iommu.context();
+    let machine = Machine::new(Arc::new(Silent));
+    let endpoint = machine.add_endpoint(Rid::new(0, 0, 1, 0).unwrap(), GroupId(0)).unwrap();
+    let context = machine.context();
     let (main, other) = (context.ioas_alloc().unwrap(), context.ioas_alloc().unwrap());
     let id = main.id().0.get();
     for ioas in [&main, &other] {
@@ -190,5 +190,5 @@ fn no_byte_moves_through_a_mapping_after_it_was_taken_away() {
     context.destroy(id).unwrap();
     context.destroy(other.id().0.get()).unwrap();
     drop((main, other, context));
-    assert_eq!(iommu.resources(), (0, 0), "windows and tables are all given back");
+    assert_eq!(machine.resources(), (0, 0), "windows and tables are all given back");
 }

@@ -51,14 +51,14 @@ impl Enqcmd {
 
 #[cfg(test)]
 mod tests {
-    use ioasid::{Iommu, Silent};
+    use ioasid::{Machine, Silent};
 
     use super::*;
 
     #[test]
     fn a_process_has_none_until_it_asks_and_none_when_it_has_ended() {
-        let iommu = Iommu::new(Arc::new(Silent));
-        let context = iommu.context();
+        let machine = Machine::new(Arc::new(Silent));
+        let context = machine.context();
         let pasid = context.pasid_alloc(5, 9).unwrap();
         let enqcmd = Enqcmd::default();
         let own = std::process::id();
@@ -79,6 +79,6 @@ mod tests {
         enqcmd.bind(own, this.clone(), None);
         assert_eq!(enqcmd.physical(own, &this), None);
         context.pasid_free(pasid).unwrap();
-        assert_eq!(iommu.pasids_in_use(), 0, "nobody holds it");
+        assert_eq!(machine.pasids_in_use(), 0, "nobody holds it");
     }
 }

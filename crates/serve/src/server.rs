@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ioasid::memory::{Account, OverLimit, Process};
-use ioasid::{Endpoint, Iommu, Rid};
+use ioasid::{Endpoint, Machine, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
 use rustix::event::epoll;
 use rustix::fs::{AtFlags, StatxFlags};
@@ -109,7 +109,7 @@ impl OpenFile {
 
 /// One machine, served to the programs of one run.
 pub struct Server {
-    iommu: Arc<Iommu>,
+    machine: Arc<Machine>,
     /// Whether Linux's own tests find what they need.
     selftest: bool,
     /// What may be pinned, in place of what each program may.
@@ -172,10 +172,15 @@ pub(crate) const FIRST_DEVICE_INODE: u64 = 1 << 32;
 impl Server {
     /// A server of these devices, on this machine.
     #[must_use]
-    pub fn new(iommu: Arc<Iommu>, devices: Vec<PciDevice>, watcher: Arc<dyn Watcher>, options: Options) -> Arc<Self> {
+    pub fn new(
+        machine: Arc<Machine>,
+        devices: Vec<PciDevice>,
+        watcher: Arc<dyn Watcher>,
+        options: Options,
+    ) -> Arc<Self> {
         let accounts = Accounts::new(watcher.clone());
         Arc::new(Self {
-            iommu,
+            machine,
             selftest: options.selftest,
             memlock: options.memlock,
             accounts,
@@ -197,8 +202,8 @@ impl Server {
 
     /// The machine's IOMMU.
     #[must_use]
-    pub fn iommu(&self) -> &Arc<Iommu> {
-        &self.iommu
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
     }
 
     /// Whether programs can make mock devices.
@@ -232,7 +237,7 @@ impl Server {
 
     /// A new open file of `/dev/iommu`.
     pub(crate) fn open_iommu(&self) -> OpenFile {
-        OpenFile::Iommu(Arc::new(IommuFile::new(&self.iommu, self.selftest)))
+        OpenFile::Iommu(Arc::new(IommuFile::new(&self.machine, self.selftest)))
     }
 
     /// The devices: number N is `/dev/vfio/devices/vfioN`.

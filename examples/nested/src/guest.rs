@@ -10,11 +10,11 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use ioasid::memory::TableSpace;
+use ioasid::memory::GuestTables;
 use ioasid::{GuestFormat, GuestPasidFormat, GuestPasidTable, GuestTable, IovaRange, NestedHwpt, Pasid, WithoutPasid};
 use iopt::{Format, PageTable};
 
-use crate::machine::{Machine, PASID_TABLE};
+use crate::machine::{Host, PASID_TABLE};
 use crate::model::First;
 
 /// Processes, each with a page table.
@@ -24,7 +24,7 @@ pub const IN_TABLE: usize = 3;
 
 /// A page table in the guest's memory, and the list of what is in it.
 pub struct Process<F: Format> {
-    pub table: PageTable<F, TableSpace>,
+    pub table: PageTable<F, GuestTables>,
     pub first: First,
 }
 
@@ -41,7 +41,7 @@ pub enum Invalidation {
 
 /// A guest.
 pub struct Guest<F: Format> {
-    pub machine: Machine,
+    pub machine: Host,
     pub processes: [Process<F>; PROCESSES],
     format: GuestFormat,
     /// That of the table of PASIDs, and that of the process beside it.
@@ -88,7 +88,7 @@ impl<F: Format> Guest<F> {
     /// # Errors
     /// If there is no memory.
     pub fn new(format: GuestFormat) -> Result<Self> {
-        let machine = Machine::new()?;
+        let machine = Host::new()?;
         let process = || {
             Ok::<_, anyhow::Error>(Process { table: PageTable::new(machine.arena.clone())?, first: First::default() })
         };

@@ -15,9 +15,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use ioasid::memory::{Segment, TableSpace};
+use ioasid::memory::{GuestTables, Segment};
 use ioasid::{
-    Access, BusAddress, Context, Device, DmaPort, GroupId, HwptOptions, Ioas, Iommu, Iova, IovaRange, NestedHwpt,
+    Access, BusAddress, Context, Device, DmaPort, GroupId, HwptOptions, Ioas, Iova, IovaRange, Machine, NestedHwpt,
     NestedOptions, Pasid, Placement, Rid, Silent,
 };
 use iopt::Arena;
@@ -45,15 +45,15 @@ pub const PIECES: u64 = 2 * PART / PIECE;
 const MARK: u64 = 0x6e65_7374 << 32;
 
 /// A machine with one guest.
-pub struct Machine {
+pub struct Host {
     context: Arc<Context>,
     device: Device,
     port: DmaPort,
     ioas: Arc<Ioas>,
     parent: u32,
-    memory: File,
+    memory: Arc<File>,
     /// Where the guest makes page tables.
-    pub arena: Arc<Arena<TableSpace>>,
+    pub arena: Arc<Arena<GuestTables>>,
     /// What is mapped as the guest's data.
     pub second: Second,
     stamp: u64,
@@ -64,13 +64,13 @@ pub fn gpa(data: u64) -> u64 {
     if data < PART { DATA + data } else { HIGH + (data - PART) }
 }
 
-impl Machine {
+impl Host {
     /// # Errors
     /// If there is no memory.
     pub fn new() -> Result<Self> {
         // The memory is one file. What makes page tables in it has the beginning, and does not know of the rest.
-        let space = TableSpace::shared(TABLES as usize)?;
-        let memory = space.file().context("tables in a file")?.try_clone()?;
+        let space = GuestTables::new(TABLES as usize)?;
+        let memory = space.file().clone();
         memory.set_len(DATA + 2 * PART)?;
         for piece in 0..PIECES {
             let offset = DATA + piece * PIECE;
@@ -79,10 +79,10 @@ impl Machine {
         }
 
         // What a VMM does once: an IOMMU, an endpoint for the device, and the guest's memory as an address space.
-        let iommu = Iommu::new(Arc::new(Silent));
-        let endpoint = iommu.add_endpoint("0000:00:01.0".parse::<Rid>()?, GroupId(0)).context("no endpoint")?;
+        let machine = Machine::new(Arc::new(Silent));
+        let endpoint = machine.add_endpoint("0000:00:01.0".parse::<Rid>()?, GroupId(0)).context("no endpoint")?;
         endpoint.set_bus_master(true)?;
-        let context = iommu.context();
+        let context = machine.context();
         let ioas = context.ioas_alloc().context("no address space")?;
         let low = Segment::file(&memory, 0, LOW, true)?;
         ioas.map(Placement::Fixed(Iova(0)), LOW, Access::all(), || Ok(vec![low]))?;

@@ -2,7 +2,7 @@
 //!
 //! The device ([`device`]) is written against [`vm_memory::GuestMemory`] and the crate virtio-queue, as devices of a VMM
 //! on rust-vmm are. Here it runs twice: over a `GuestMemoryMmap`, where it reaches all of the guest's memory, and over a
-//! [`PortMemory`](ioasid::vm_memory::PortMemory), where it reaches what the guest has mapped for it. The change is one of
+//! [`PortMemory`](ioasid::guest_memory::PortMemory), where it reaches what the guest has mapped for it. The change is one of
 //! type, where the device is called:
 //!
 //! ```text

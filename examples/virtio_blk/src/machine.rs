@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use ioasid::guest_memory::PortMemory;
 use ioasid::memory::{PAGE_SIZE, Segment};
-use ioasid::vm_memory::PortMemory;
-use ioasid::{Access, Device, Fault, GroupId, Iommu, Iova, Observer, Placement, Rid};
+use ioasid::{Access, Device, Fault, GroupId, Iova, Machine, Observer, Placement, Rid};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::device::{Block, ID, SECTOR, kind, status};
@@ -47,7 +47,7 @@ impl Observer for Faults {
 }
 
 /// A guest with a disk.
-pub struct Machine {
+pub struct Guest {
     guest: Arc<GuestMemoryMmap>,
     port: PortMemory,
     block: Block,
@@ -57,7 +57,7 @@ pub struct Machine {
     _device: Device,
 }
 
-impl Machine {
+impl Guest {
     /// A guest whose memory a disk of `bytes` bytes, a multiple of [`BUFFER`], can reach both ways.
     ///
     /// # Errors
@@ -67,12 +67,12 @@ impl Machine {
         let faults = Arc::new(Faults::default());
 
         // What a VMM does once: an IOMMU, and an endpoint in it for each device.
-        let iommu = Iommu::new(faults.clone());
-        let endpoint = iommu.add_endpoint("0000:00:01.0".parse::<Rid>()?, GroupId(0)).context("no endpoint")?;
+        let machine = Machine::new(faults.clone());
+        let endpoint = machine.add_endpoint("0000:00:01.0".parse::<Rid>()?, GroupId(0)).context("no endpoint")?;
         let port = PortMemory::new(endpoint.port(), None);
 
         // What the guest decides: which memory the device reaches, and where.
-        let context = iommu.context();
+        let context = machine.context();
         let ioas = context.ioas_alloc().context("no address space")?;
         ioas.map(Placement::Fixed(Iova(IOVA)), MEMORY as u64, Access::all(), || Ok(pages(&guest)))?;
         let device = context.bind(&endpoint)?;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Parser;
 use ioasid_example_virtio_blk::device::QUEUE_SIZE;
 use ioasid_example_virtio_blk::driver::BUFFER;
-use ioasid_example_virtio_blk::machine::{BATCH, LARGE, Machine, SMALL};
+use ioasid_example_virtio_blk::machine::{BATCH, Guest, LARGE, SMALL};
 use ioasid_example_virtio_blk::measure::Report;
 
 /// A virtio-blk device over plain guest memory and over a port behind the IOMMU, measured in turn.
@@ -19,7 +19,7 @@ struct Cli {
 fn main() -> Result<()> {
     let Cli { json } = Cli::parse();
     let reports = [Report::of_disk(LARGE)?, Report::of_disk(SMALL)?];
-    let refused = Machine::new(SMALL)?.buggy_driver()?;
+    let refused = Guest::new(SMALL)?.buggy_driver()?;
     if json {
         println!("{}", serde_json::to_string_pretty(&reports)?);
         return Ok(());

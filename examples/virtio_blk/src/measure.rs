@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::machine::{Machine, Path, SAMPLE};
+use crate::machine::{Guest, Path, SAMPLE};
 
 /// Pairs of samples.
 const PAIRS: usize = 101;
@@ -50,9 +50,9 @@ impl Report {
     /// it to both.
     ///
     /// # Errors
-    /// As [`Machine::sample`].
+    /// As [`Guest::sample`].
     pub fn of_disk(disk: usize) -> Result<Self> {
-        let mut machine = Machine::new(disk)?;
+        let mut machine = Guest::new(disk)?;
         machine.check_requests(Path::Direct)?;
         machine.check_requests(Path::Translated)?;
         let mut rates = [Vec::with_capacity(PAIRS), Vec::with_capacity(PAIRS)];

@@ -15,7 +15,7 @@ use ioasid::IovaRange;
 
 use super::{SAMPLES, Table};
 use crate::layout::Layout;
-use crate::ours::{GuestTables, Memory, Stages, translate};
+use crate::ours::{Memory, Stages, TableKind, translate};
 use crate::random::Random;
 use crate::run::time;
 use crate::table::{Cell, Costs, Line};
@@ -33,7 +33,7 @@ pub const TABLE: Table = Table {
             name: TABLE.name,
             by: "guest's table",
             columns: &["all cold", "parent cached", "hit", "one stage: all cold", "one stage: hit"],
-            lines: GuestTables::ALL.iter().map(line).collect::<Result<_>>()?,
+            lines: TableKind::ALL.iter().map(line).collect::<Result<_>>()?,
             note:
                 "a translation by a guest's table over its parent, 1024 of its smallest pages; by a table of one stage"
                     .into(),
@@ -41,7 +41,7 @@ pub const TABLE: Table = Table {
     },
 };
 
-fn line(tables: &GuestTables) -> Result<Line> {
+fn line(tables: &TableKind) -> Result<Line> {
     let layout = Layout::permuted(PAGES, tables.shift);
     let memory = Memory::of(&layout)?;
     let (two, one) = (Stages::two(tables, &layout, &memory)?, Stages::one(&layout, &memory)?);

@@ -18,14 +18,15 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use ioasid::memory::{Segment, TableSpace};
 use ioasid::{
-    Access, Device, DmaPort, Endpoint, GroupId, Hwpt, HwptOptions, Ioas, Iommu, Iova, IovaRange, Placement, Rid, Silent,
+    Access, Device, DmaPort, Endpoint, GroupId, Hwpt, HwptOptions, Ioas, Iova, IovaRange, Machine, Placement, Rid,
+    Silent,
 };
 use iopt::{Arena, EmptyTables, Format, Leaves, PageTable};
 
 use crate::layout::{BASE, Layout};
 use crate::memory::Shared;
 pub use faulting::{Faulting, touch};
-pub use nested::{GuestTables, Stages};
+pub use nested::{Stages, TableKind};
 
 /// An address space, and a device that is attached to it.
 pub struct Space {
@@ -40,10 +41,10 @@ impl Space {
     /// # Errors
     /// Of the crate.
     pub fn new() -> Result<Self> {
-        let iommu = Iommu::new(Arc::new(Silent));
+        let machine = Machine::new(Arc::new(Silent));
         let rid: Rid = "0000:00:01.0".parse()?;
-        let endpoint = iommu.add_endpoint(rid, GroupId(0)).context("no room for an endpoint")?;
-        let context = iommu.context();
+        let endpoint = machine.add_endpoint(rid, GroupId(0)).context("no room for an endpoint")?;
+        let context = machine.context();
         let ioas = context.ioas_alloc().context("no room for an address space")?;
         let device = context.bind(&endpoint)?;
         device.attach(None, ioas.id().0.get())?;

@@ -10,7 +10,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use ioasid::memory::{Segment, TableSpace};
+use ioasid::memory::{GuestTables, Segment};
 use ioasid::{Access, DmaPort, GuestFormat, GuestTable, HwptOptions, IovaRange, NestedHwpt, ObjectId};
 use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, X86_64, X86_64FiveLevels};
 use iopt::{Arena, EmptyTables, Format, PageTable};
@@ -24,19 +24,19 @@ const TABLES: u64 = 8 << 20;
 const DATA: u64 = 1 << 30;
 
 /// A format of guests' page tables, and how one is filled.
-pub struct GuestTables {
+pub struct TableKind {
     /// Its name.
     pub name: &'static str,
     /// log2 of the bytes of its smallest page.
     pub shift: u32,
     format: GuestFormat,
-    fill: fn(&Arc<Arena<TableSpace>>, &Layout) -> Result<Filled>,
+    fill: fn(&Arc<Arena<GuestTables>>, &Layout) -> Result<Filled>,
 }
 
 /// Where the root is, and what keeps the table.
 type Filled = (u64, Box<dyn Any>);
 
-impl GuestTables {
+impl TableKind {
     const fn of<F: Format + 'static>(name: &'static str, format: GuestFormat) -> Self {
         Self { name, shift: F::PAGE_SHIFT, format, fill: fill::<F> }
     }
@@ -56,7 +56,7 @@ impl GuestTables {
     ];
 }
 
-fn fill<F: Format + 'static>(arena: &Arc<Arena<TableSpace>>, layout: &Layout) -> Result<Filled> {
+fn fill<F: Format + 'static>(arena: &Arc<Arena<GuestTables>>, layout: &Layout) -> Result<Filled> {
     let (table, mut empty) = (PageTable::<F, _>::new(arena.clone())?, EmptyTables::none());
     for (iova, target) in layout.mappings() {
         table.map(iova, DATA + target, layout.page_length(), Access::all(), &mut empty)?;
@@ -88,10 +88,10 @@ impl Stages {
     ///
     /// # Errors
     /// Of the crate.
-    pub fn two(tables: &GuestTables, layout: &Layout, memory: &Memory) -> Result<Self> {
+    pub fn two(tables: &TableKind, layout: &Layout, memory: &Memory) -> Result<Self> {
         let space = Space::new()?;
-        let table_space = TableSpace::shared(TABLES as usize)?;
-        let file = table_space.file().context("the guest's tables are in no file")?;
+        let table_space = GuestTables::new(TABLES as usize)?;
+        let file = table_space.file();
         space.map(0, Segment::file(file, 0, TABLES, true)?)?;
         space.map(DATA, memory.segment(0, layout.memory()))?;
         let parent = space.hwpt_alloc(HwptOptions { nest_parent: true, ..HwptOptions::default() })?;
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn two_stages_lead_where_one_does_whatever_is_forgotten() {
-        for tables in &GuestTables::ALL {
+        for tables in &TableKind::ALL {
             let layout = Layout::permuted(64, tables.shift);
             let memory = Memory::of(&layout).unwrap();
             let sweep = layout.sweep(layout.addresses(), memory.start());

@@ -7,7 +7,7 @@
 use anyhow::Result;
 
 use crate::layout::Layout;
-use crate::ours::{GuestTables, Memory, Stages, translate};
+use crate::ours::{Memory, Stages, TableKind, translate};
 use crate::run::Benchmark;
 use crate::statistics::{Side, interleave};
 use crate::table::{Figure, Row, Unit};
@@ -21,7 +21,7 @@ pub const BENCHMARK: Benchmark = Benchmark { name: "nested-hit", measure: |_| me
 fn measure() -> Result<Row> {
     let layout = Layout::permuted(PAGES, 12);
     let memory = Memory::of(&layout)?;
-    let (two, one) = (Stages::two(&GuestTables::X86_64, &layout, &memory)?, Stages::one(&layout, &memory)?);
+    let (two, one) = (Stages::two(&TableKind::X86_64, &layout, &memory)?, Stages::one(&layout, &memory)?);
     let (mut two, mut one) = (two.port(), one.port());
     let sweep = layout.sweep(layout.addresses(), memory.start());
     let samples = interleave(31, |side| {

@@ -4,7 +4,7 @@
 //! memory needs a translation of its own; see `examples/virtio_blk` for what is measured and what is not.
 
 use anyhow::Result;
-use ioasid_example_virtio_blk::machine::{LARGE, Machine, Path, SAMPLE};
+use ioasid_example_virtio_blk::machine::{Guest, LARGE, Path, SAMPLE};
 
 use crate::run::Benchmark;
 use crate::statistics::{Side, interleave};
@@ -16,7 +16,7 @@ const PAIRS: usize = 51;
 pub const BENCHMARK: Benchmark = Benchmark { name: "virtio-blk", measure: |_| measure() };
 
 fn measure() -> Result<Row> {
-    let mut machine = Machine::new(LARGE)?;
+    let mut machine = Guest::new(LARGE)?;
     let samples = interleave(PAIRS, |side| {
         let path = match side {
             Side::Ours => Path::Translated,

@@ -91,7 +91,7 @@ fn run(screen: &Screen) -> Result<(Outcome, Seen)> {
     let mut watcher: Option<std::io::Result<JoinHandle<Seen>>> = None;
     let outcome = run::run(plan, false, |server| {
         let (server, screen) = (server.clone(), screen.clone());
-        let watch = move || watch::watch(server.iommu(), output, &screen, SIZE * ROUNDS);
+        let watch = move || watch::watch(server.machine(), output, &screen, SIZE * ROUNDS);
         watcher = Some(std::thread::Builder::new().name("watch".into()).spawn(watch));
     })
     .map_err(|failure| match failure {

@@ -37,11 +37,11 @@ pub fn picture(view: &[EndpointView]) -> String {
 /// One line for each mapping, in columns.
 fn branches(areas: &[AreaView]) -> String {
     let mut text = String::new();
-    let groups = areas.iter().map(|area| hex_groups(area.range.last)).max().unwrap_or(0).max(2);
+    let groups = areas.iter().map(|area| hex_groups(area.range.last())).max().unwrap_or(0).max(2);
     for (number, area) in areas.iter().enumerate() {
         let branch = if number + 1 == areas.len() { "└" } else { "├" };
-        let (start, last) = (address(area.range.start, groups), address(area.range.last, groups));
-        let bytes = (area.range.last - area.range.start).saturating_add(1);
+        let (start, last) = (address(area.range.start(), groups), address(area.range.last(), groups));
+        let bytes = (area.range.last() - area.range.start()).saturating_add(1);
         let _ = writeln!(text, "     {branch}─ {start} ─ {last}  {:>9}  {}", size(bytes), access(area.access));
     }
     text

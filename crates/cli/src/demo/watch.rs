@@ -6,7 +6,7 @@
 use std::fmt::{self, Display};
 use std::io::{IsTerminal as _, PipeReader, Read as _, Write as _, stdout};
 
-use ioasid::{EndpointView, Iommu};
+use ioasid::{EndpointView, Machine};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::picture::{picture, size};
@@ -96,13 +96,13 @@ impl Seen {
 
 /// Shows what happens until the program has closed its output. `total` is how many bytes it copies before it says
 /// anything.
-pub fn watch(iommu: &Iommu, mut output: PipeReader, screen: &Screen, total: u64) -> Seen {
+pub fn watch(machine: &Machine, mut output: PipeReader, screen: &Screen, total: u64) -> Seen {
     let mut seen = Seen::default();
     let mut spoken = false;
     let mut pending = Vec::new();
     loop {
         let ready = poll(&mut [PollFd::new(&output, PollFlags::IN)], Some(&INTERVAL));
-        let view = iommu.view();
+        let view = machine.view();
         if !seen.attached && view.iter().any(at_work) {
             seen.attached = true;
             screen.heading("What the device can reach");

@@ -205,7 +205,7 @@ impl Observer for Collector {
             state.more_faults += 1;
         } else {
             let iova = fault.iova.0;
-            let point = IovaRange { start: iova, last: iova };
+            let point = IovaRange::inclusive(iova, iova).unwrap();
             let unmapped = (fault.reason == FaultReason::NotMapped)
                 .then(|| state.unmaps.iter().rev().find(|(ioas, r, _)| Some(*ioas) == fault.ioas && r.contains(&point)))
                 .flatten()
@@ -258,7 +258,7 @@ fn fault_finding(key: &FaultKey, entry: &FaultEntry) -> Finding {
     match entry.unmapped {
         Some((range, when)) => {
             let at = Seconds(when.as_secs_f64());
-            let unmapped = Unmapped { start: Hex(range.start), last: Hex(range.last), at };
+            let unmapped = Unmapped { start: Hex(range.start()), last: Hex(range.last()), at };
             Finding::UseAfterUnmap { device, pasid, iova, access, count, first, unmapped }
         }
         None => {
@@ -340,8 +340,8 @@ mod tests {
     #[test]
     fn an_access_to_what_was_unmapped_is_told_from_one_to_nowhere() {
         let collector = Collector::new();
-        collector.unmapped(5, IovaRange { start: 0x5000, last: 0x5fff });
-        collector.unmapped(6, IovaRange { start: 0x7000, last: 0x7fff });
+        collector.unmapped(5, IovaRange::inclusive(0x5000, 0x5fff).unwrap());
+        collector.unmapped(6, IovaRange::inclusive(0x7000, 0x7fff).unwrap());
         for iova in [0x5010, 0x6000, 0x7000] {
             collector.fault(&fault(iova, FaultReason::NotMapped));
         }

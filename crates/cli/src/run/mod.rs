@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use ioasid::Iommu;
+use ioasid::Machine;
 use ioasid_serve::listen::Listener;
 use ioasid_serve::trap::Tracer;
 use ioasid_serve::{Options, Server, tree::Tree};
@@ -136,9 +136,9 @@ fn finish(outcome: &Outcome, reporting: &Reporting) -> ExitCode {
 /// Runs the program to its end. `started` is given the machine once the program runs.
 pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Result<Outcome, Failure> {
     let collector = Arc::new(Collector::new());
-    let iommu = Iommu::new(collector.clone());
-    let devices = machine::build(&iommu, &plan.devices).map_err(Failure::Devices)?;
-    let server = Server::new(iommu, devices, collector.clone(), plan.options);
+    let machine = Machine::new(collector.clone());
+    let devices = machine::build(&machine, &plan.devices).map_err(Failure::Devices)?;
+    let server = Server::new(machine, devices, collector.clone(), plan.options);
     let mut program = vec![plan.program.to_string_lossy().into_owned()];
     program.extend(plan.arguments.iter().map(|argument| argument.to_string_lossy().into_owned()));
 

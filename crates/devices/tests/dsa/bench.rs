@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use ioasid::{BusAddress, FaultReason, Iommu, Iova, PageGroup, PageRequest, PageResponse, Pasid, PasidHold, Silent};
+use ioasid::{BusAddress, FaultReason, Iova, Machine, PageGroup, PageRequest, PageResponse, Pasid, PasidHold, Silent};
 use ioasid_devices::dsa::spec::command::{ACTIVE, Command, REQUEST_INTERRUPT};
 use ioasid_devices::dsa::spec::completion::Record;
 use ioasid_devices::dsa::spec::descriptor::{Descriptor, Flags, Operation};
@@ -524,7 +524,7 @@ impl Bench {
 pub fn held(number: u32) -> PasidHold {
     static HELD: Mutex<BTreeMap<u32, PasidHold>> = Mutex::new(BTreeMap::new());
     let new = || {
-        let context = Iommu::new(Arc::new(Silent)).context();
+        let context = Machine::new(Arc::new(Silent)).context();
         let pasid = context.pasid_alloc(number, number).unwrap();
         context.hold_pasid(pasid).unwrap()
     };

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 
-use ioasid::{Iommu, PageResponse, Pasid, PasidError, PasidHold, Silent, VirtualPasids};
+use ioasid::{Machine, PageResponse, Pasid, PasidError, PasidHold, Silent, VirtualPasids};
 use ioasid_devices::Interrupts;
 use ioasid_devices::dsa::spec::command::{Command, CommandError, REQUEST_INTERRUPT};
 use ioasid_devices::dsa::spec::descriptor::Descriptor;
@@ -225,8 +225,8 @@ fn a_pasid_is_nobody_elses_until_the_last_descriptor_with_it_has_left_the_device
             self.0.hold(pasid)
         }
     }
-    let (bench, iommu) = (Bench::new(), Iommu::new(Arc::new(Silent)));
-    let (context, other) = (iommu.context(), iommu.context());
+    let (bench, machine) = (Bench::new(), Machine::new(Arc::new(Silent)));
+    let (context, other) = (machine.context(), machine.context());
     bench.device.configure_slices(&[SliceQueue { size: 100, threshold: 100, ..SHARED }]).unwrap();
     let (table, sink) = (Arc::new(Table(VirtualPasids::new())), Arc::new(Sink::default()));
     let slice = Slice { model: DsaSlice::new(&bench.device, 0, table.clone(), sink.clone()).unwrap(), sink };

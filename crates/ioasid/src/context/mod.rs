@@ -1,29 +1,34 @@
 //! A context: what one open of `/dev/iommu` owns.
 
+mod make_tables;
+mod make_viommu;
 mod object;
-mod parking;
-mod tables;
 
+use std::fmt;
 use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::device::{BindError, Device};
-use crate::endpoint::Endpoint;
-use crate::fault::{FaultQueue, FaultQueueOptions};
-use crate::gate::check_holds_nothing;
+use crate::base::ids::{Ids, ObjectId, RemoveError};
+use crate::base::lock::Mutex;
+use crate::base::observe::Leftover;
+use crate::base::sync::{AtomicBool, Ordering};
+use crate::base::types::WouldDeadlock;
+use crate::base::{callback, rank};
+use crate::bus::{Endpoint, Machine};
+use crate::fault::{Dismissed, FaultQueue, FaultQueueOptions};
+use crate::gate::check_may_wait;
 use crate::hwpt::{Hwpt, NestedHwpt, SvaHwpt, Table};
-use crate::ids::{Ids, ObjectId, RemoveError};
 use crate::ioas::Ioas;
-use crate::iommu::Iommu;
-use crate::observe::Leftover;
-use crate::sync::{AtomicBool, Mutex};
-use crate::types::{HoldsSlices, IovaRange};
+use crate::shared::Shared;
+use crate::viommu::VirtualDevice;
 
+pub use make_tables::HwptError;
+pub use make_viommu::{HwQueueError, HwQueueOptions, ViommuError};
 pub use object::External;
 pub(crate) use object::Object;
-pub use tables::HwptError;
 
 /// Why an object was not destroyed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -34,9 +39,9 @@ pub enum DestroyError {
     /// Something refers to it.
     #[error("object {0} is in use")]
     Busy(u32),
-    /// It would have to wait for DMA that this thread itself holds up.
+    /// It would have to wait for this thread.
     #[error(transparent)]
-    HoldsSlices(#[from] HoldsSlices),
+    WouldDeadlock(#[from] WouldDeadlock),
 }
 
 /// A context, the security object: whoever holds it controls what is in it, and ids mean something only inside it.
@@ -44,25 +49,91 @@ pub enum DestroyError {
 /// It goes when the last reference goes, and devices bound to it hold one: then whatever is left in it is told to the
 /// observer and torn down.
 pub struct Context {
-    iommu: Arc<Iommu>,
+    machine: Arc<Machine>,
     serial: u64,
     ids: Ids<Object>,
     /// Held while attachments change.
-    pub(crate) attach: Mutex<()>,
+    pub(crate) attach: Mutex<(), rank::Attach>,
+    /// The devices that guests know.
+    virtual_devices: Mutex<Vec<Arc<VirtualDevice>>, rank::VirtualDevices>,
     /// Whether nothing is made or attached in it any more.
     closed: AtomicBool,
 }
 
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("serial", &self.serial)
+            .field("closed", &self.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is left to do when the lock on attachments is given back, as it calls callers' code. To be made before that is taken.
+#[derive(Default)]
+pub(crate) struct Afterwards {
+    pub(crate) dismissed: Dismissed,
+    /// Address spaces that a page table was taken away from. The first has a place of its own, as a detach allocates nothing.
+    first: Option<Arc<Ioas>>,
+    more: Vec<Arc<Ioas>>,
+}
+
+impl Afterwards {
+    /// Lets go of the memory of an address space that has no mirror.
+    pub(crate) fn unpin(&mut self, ioas: &Arc<Ioas>) {
+        match &self.first {
+            None => self.first = Some(ioas.clone()),
+            Some(_) => self.more.push(ioas.clone()),
+        }
+    }
+}
+
+impl Drop for Afterwards {
+    fn drop(&mut self) {
+        self.first.iter().chain(&self.more).for_each(|ioas| ioas.unpin_unused());
+    }
+}
+
+impl Machine {
+    /// A new, empty context.
+    #[must_use]
+    pub fn context(self: &Arc<Self>) -> Arc<Context> {
+        Context::new(self.clone())
+    }
+}
+
 impl Context {
-    pub(crate) fn new(iommu: Arc<Iommu>) -> Arc<Self> {
-        let serial = iommu.serial();
-        Arc::new(Self { iommu, serial, ids: Ids::new(), attach: Mutex::default(), closed: AtomicBool::new(false) })
+    fn new(machine: Arc<Machine>) -> Arc<Self> {
+        let serial = machine.shared().serial();
+        let (attach, virtual_devices) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { machine, serial, ids: Ids::new(), attach, virtual_devices, closed: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        self.machine.shared()
+    }
+
+    /// Takes out what a guest knows a device as.
+    pub(crate) fn take_virtual_device(&self, endpoint: &Arc<Endpoint>) -> Option<Arc<VirtualDevice>> {
+        let mut known = self.virtual_devices.lock();
+        let at = known.iter().position(|known| Arc::ptr_eq(known.endpoint(), endpoint))?;
+        Some(known.swap_remove(at))
+    }
+
+    /// Whether nothing is made or attached in it any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Lets nothing be made or attached in it from now on.
+    pub(crate) fn set_closed(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
     /// The machine that it is of.
     #[must_use]
-    pub fn iommu(&self) -> &Arc<Iommu> {
-        &self.iommu
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
     }
 
     pub(crate) fn serial(&self) -> u64 {
@@ -76,7 +147,7 @@ impl Context {
     /// Makes an empty address space, or returns `None` when the context has 2^31 objects.
     pub fn ioas_alloc(&self) -> Option<Arc<Ioas>> {
         let reserved = self.ids.reserve()?;
-        let ioas = Arc::new(Ioas::new(reserved.id(), self.iommu.clone()));
+        let ioas = Arc::new(Ioas::new(reserved.id(), self.shared().clone()));
         reserved.finalize(Object::Ioas(ioas.clone()), 0, vec![]);
         Some(ioas)
     }
@@ -165,7 +236,7 @@ impl Context {
     /// As [`Context::fault_queue_alloc`], with another depth, or another time that is waited for answers.
     pub fn fault_queue_alloc_with(&self, options: FaultQueueOptions) -> Option<Arc<FaultQueue>> {
         let reserved = self.ids.reserve()?;
-        let queue = Arc::new(FaultQueue::new(reserved.id(), options, self.iommu.deadlines.clone()));
+        let queue = Arc::new(FaultQueue::new(reserved.id(), options, self.shared().deadlines.clone()));
         reserved.finalize(Object::FaultQueue(queue.clone()), 0, vec![]);
         Some(queue)
     }
@@ -192,14 +263,6 @@ impl Context {
         Some(make(reserved.id()).map(|object| reserved.finalize(Object::External(object), 0, vec![])))
     }
 
-    /// Binds a device to this context: from now on, what it reaches is decided through it.
-    ///
-    /// # Errors
-    /// See [`BindError`].
-    pub fn bind(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Result<Device, BindError> {
-        Device::bind(self.clone(), endpoint.clone())
-    }
-
     /// Makes something of an object that `fits`, which is held from then on.
     pub(crate) fn on_held<H, T, E, F>(
         &self,
@@ -209,12 +272,16 @@ impl Context {
         make: impl FnOnce(H) -> Result<T, E>,
     ) -> Result<T, E>
     where
-        E: From<F> + From<HoldsSlices>,
+        E: From<F> + From<WouldDeadlock>,
     {
-        check_holds_nothing()?;
+        check_may_wait()?;
         let held = ObjectId(NonZeroU32::new(id).ok_or_else(|| missing(id))?);
         let object = self.ids.hold_if(held, fits).ok_or_else(|| missing(id))??;
-        make(object).inspect_err(|_| self.ids.release(held))
+        // From here on, dropping it undoes what was done.
+        let hold = Unheld { context: self, id: held };
+        let made = make(object)?;
+        std::mem::forget(hold);
+        Ok(made)
     }
 
     /// Destroys an object that nothing refers to; what was mapped in an address space is unmapped.
@@ -222,14 +289,47 @@ impl Context {
     /// # Errors
     /// See [`DestroyError`]; nothing is changed then. It never fails for lack of memory.
     pub fn destroy(&self, id: u32) -> Result<(), DestroyError> {
-        check_holds_nothing()?;
+        check_may_wait()?;
         let object_id = ObjectId(NonZeroU32::new(id).ok_or(DestroyError::Missing(id))?);
         let object = self.ids.remove(object_id).map_err(|error| match error {
             RemoveError::Missing => DestroyError::Missing(id),
             RemoveError::InUse => DestroyError::Busy(id),
         })?;
-        tear_down(object);
+        self.tear_down(object, &mut Afterwards::default());
         Ok(())
+    }
+
+    /// Ends what an object did. Nothing refers to it.
+    pub(crate) fn tear_down(&self, object: Object, after: &mut Afterwards) {
+        match object {
+            Object::Ioas(ioas) => ioas.tear_down(),
+            // The address space has a reference to it, and it one to the address space.
+            Object::Hwpt(Table::Paging(hwpt)) => {
+                hwpt.ioas().remove_table(&*hwpt);
+                after.unpin(hwpt.ioas());
+            }
+            Object::Hwpt(_) | Object::Device(_) | Object::Access | Object::Viommu(_) => {}
+            Object::FaultQueue(queue) => queue.close(&mut after.dismissed),
+            Object::VirtualDevice(device) => {
+                device.remove();
+                drop(self.take_virtual_device(device.endpoint()));
+            }
+            Object::EventQueue(queue) => queue.remove(),
+            Object::HwQueue(queue) => queue.remove(),
+            Object::External(object) => callback::call(|| object.destroyed()),
+        }
+    }
+}
+
+/// A claim on an object that is given up when this is dropped.
+struct Unheld<'a> {
+    context: &'a Context,
+    id: ObjectId,
+}
+
+impl Drop for Unheld<'_> {
+    fn drop(&mut self) {
+        self.context.ids.release(self.id);
     }
 }
 
@@ -253,35 +353,19 @@ impl Drop for Held {
     }
 }
 
-/// Ends what an object did. Nothing refers to it.
-fn tear_down(object: Object) {
-    match object {
-        Object::Ioas(ioas) => {
-            // All of it cuts no area, and who is mapping something holds on to the address space.
-            let _ = ioas.unmap(IovaRange::ALL);
-        }
-        // The address space has a reference to it, and it one to the address space.
-        Object::Hwpt(Table::Paging(hwpt)) => hwpt.ioas().remove_table(&hwpt),
-        Object::Hwpt(_) | Object::Device(_) | Object::Access | Object::Viommu(_) => {}
-        Object::FaultQueue(queue) => queue.close(),
-        Object::VirtualDevice(device) => device.remove(),
-        Object::EventQueue(queue) => queue.remove(),
-        Object::HwQueue(queue) => queue.remove(),
-        Object::External(object) => object.destroyed(),
-    }
-}
-
 impl Drop for Context {
     fn drop(&mut self) {
         // Devices hold the context, so none is bound any more, and nobody is attached to a page table.
         while let Some((id, object)) = self.ids.take_leaf() {
             if let Object::Ioas(ioas) = &object {
                 let (areas, bytes) = ioas.size();
-                self.iommu.observer().left_behind(&Leftover::Ioas { id, areas, bytes });
+                let what = Leftover::Ioas { id, areas, bytes };
+                callback::call_contained(|| self.shared().observer().left_behind(&what));
             }
-            tear_down(object);
+            // A panic of a caller's code goes no further from a drop.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.tear_down(object, &mut Afterwards::default())));
         }
-        let pasids = &self.iommu.pasids;
+        let pasids = &self.shared().pasids;
         pasids.all_of(self.serial).into_iter().for_each(|pasid| pasids.free(pasid, self.serial));
     }
 }

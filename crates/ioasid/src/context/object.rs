@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::endpoint::Endpoint;
+use crate::bus::Endpoint;
 use crate::fault::FaultQueue;
-use crate::hwpt::Table;
+use crate::hwpt::{Hwpt, Table};
 use crate::ioas::Ioas;
 use crate::viommu::{EventQueue, HwQueue, Viommu, VirtualDevice};
 
@@ -31,6 +31,11 @@ pub(crate) enum Object {
 }
 
 impl Object {
+    /// Whether it is this page table, which mirrors an address space.
+    pub(crate) fn is_hwpt(&self, hwpt: &Arc<Hwpt>) -> bool {
+        matches!(self, Self::Hwpt(Table::Paging(other)) if Arc::ptr_eq(other, hwpt))
+    }
+
     /// Whether it is this page table.
     pub(crate) fn is_table(&self, table: &Table) -> bool {
         matches!(self, Self::Hwpt(other) if other.is(table))

@@ -3,10 +3,12 @@
 //! One thread for all queues of a machine, which there is only as long as something waits. A queue is on its list with the
 //! time of its first deadline, so asking and answering do not wake it.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use super::FaultQueue;
+use crate::base::lock::{Condvar, Mutex, MutexGuard};
+use crate::base::rank;
 
 #[derive(Default)]
 struct State {
@@ -16,7 +18,7 @@ struct State {
 
 #[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<State, rank::Deadlines>,
     changed: Condvar,
 }
 
@@ -25,8 +27,8 @@ struct Shared {
 pub(crate) struct Deadlines(Arc<Shared>);
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State, rank::Deadlines> {
+        self.state.lock()
     }
 
     /// Looks at each queue when it is time, until there is none.
@@ -43,7 +45,7 @@ impl Shared {
                 state.queues.extend(next.map(|next| (next, queue)));
             } else if let Some(next) = state.queues.iter().map(|(at, _)| *at).min() {
                 let wait = next.saturating_duration_since(now);
-                state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+                state = self.changed.wait_timeout(state, wait);
             } else {
                 state.running = false;
                 return;
@@ -58,7 +60,7 @@ impl Deadlines {
         let mut state = self.0.lock();
         state.queues.push((at, Arc::downgrade(queue)));
         if state.running {
-            self.0.changed.notify_one();
+            self.0.changed.notify_all();
             return true;
         }
         let shared = self.0.clone();

@@ -18,23 +18,22 @@
 //! | --- | --- |
 //! | `queue` | groups that wait for an answer |
 //! | `deadline` | who sees to it that they do not wait for ever |
-//! | `resolve` | where a request goes, and bringing pages in |
-//! | `interface` | a device's own way to ask, page by page |
+//!
+//! Where a request goes, and how a page is brought in, is in `port::ask`; a device's own way to ask, in `port::interface`.
 
 mod deadline;
-mod interface;
 mod queue;
-mod resolve;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use bitflags::bitflags;
 
-use crate::sync::Mutex;
-use crate::types::Pasid;
+use crate::base::lock::Mutex;
+use crate::base::types::Pasid;
+use crate::base::{callback, rank};
 
 pub(crate) use deadline::Deadlines;
-pub use interface::{PageRequestError, PageRequestInterface};
+pub(crate) use queue::{Dismissed, Pending};
 pub use queue::{FaultQueue, FaultQueueOptions, GroupTooLarge, QueueCounts, TakenGroup, UnknownCookie};
 
 bitflags! {
@@ -80,8 +79,7 @@ pub struct PageGroup {
     pub number: u32,
     /// What it asks for; with one PASID, or none.
     pub requests: Vec<PageRequest>,
-    /// Called once, with the answer, from any thread: also from one that detaches the device. It must not wait for DMA, nor attach
-    /// or detach anything.
+    /// Called once, with the answer, from any thread, and with no lock held: also from one that detaches the device.
     pub answer: Box<dyn FnOnce(PageResponse) + Send>,
 }
 
@@ -132,17 +130,17 @@ pub enum Recovery {
 
 /// Whoever is to be told of something.
 #[derive(Default)]
-pub(crate) struct Notify(Mutex<Option<Arc<dyn Fn() + Send + Sync>>>);
+pub(crate) struct Notify(Mutex<Option<Arc<dyn Fn() + Send + Sync>>, rank::Notify>);
 
 impl Notify {
     pub(crate) fn set(&self, tell: Arc<dyn Fn() + Send + Sync>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
+        *self.0.lock() = Some(tell);
     }
 
     pub(crate) fn tell(&self) {
-        let tell = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let tell = self.0.lock().clone();
         if let Some(tell) = tell {
-            tell();
+            callback::call(|| tell());
         }
     }
 }

@@ -1,16 +1,18 @@
 //! Fault queues: groups of page requests, until somebody answers.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::{Deadlines, Notify, PageGroup, PageRequest, PageResponse};
-use crate::endpoint::Endpoint;
-use crate::ids::ObjectId;
-use crate::sync::{Mutex, MutexGuard};
-use crate::types::Pasid;
+use crate::base::callback::{self, Each};
+use crate::base::ids::ObjectId;
+use crate::base::lock::{Mutex, MutexGuard};
+use crate::base::rank;
+use crate::base::types::Pasid;
+use crate::gate::walker::Walker;
 
 /// A group that was taken out of a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +42,8 @@ pub struct UnknownCookie(pub u32);
 pub struct FaultQueueOptions {
     /// Groups that may wait at a time, taken or not. Further ones are answered with [`PageResponse::Failure`].
     pub depth: usize,
-    /// How long a group waits for its answer, before it is answered with [`PageResponse::Failure`].
+    /// How long a group waits for its answer, before it is answered with [`PageResponse::Failure`];
+    /// [`Duration::MAX`] for as long as it takes.
     pub timeout: Duration,
 }
 
@@ -61,29 +64,30 @@ pub struct QueueCounts {
 }
 
 /// A group, and the attachment that it came by.
-pub(super) struct Pending {
-    pub(super) endpoint: Arc<Endpoint>,
+pub(crate) struct Pending {
+    pub(crate) walker: Arc<dyn Walker>,
     /// Of the attachment: a guest's own table for all PASIDs has none.
-    pub(super) pasid: Option<Pasid>,
-    pub(super) device: u32,
-    pub(super) group: PageGroup,
+    pub(crate) pasid: Option<Pasid>,
+    pub(crate) device: u32,
+    pub(crate) group: PageGroup,
 }
 
 impl Pending {
-    fn is_of(&self, endpoint: &Endpoint, pasid: Option<Pasid>) -> bool {
-        std::ptr::eq(&*self.endpoint, endpoint) && self.pasid == pasid
+    fn is_of(&self, walker: &dyn Walker) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.walker), walker)
     }
 }
 
 /// A group, and until when it waits.
 struct Waiting {
     pending: Pending,
-    deadline: Instant,
+    /// `None` if it waits for as long as it takes.
+    deadline: Option<Instant>,
 }
 
 /// A group was put in, and nobody has been told of it yet.
 #[must_use]
-pub(super) struct Arrival {
+pub(crate) struct Arrival {
     /// When somebody has to look at the deadlines, if nobody does so far.
     watch: Option<Instant>,
 }
@@ -104,7 +108,7 @@ pub struct FaultQueue {
     id: ObjectId,
     options: FaultQueueOptions,
     deadlines: Deadlines,
-    state: Mutex<State>,
+    state: Mutex<State, rank::Queue>,
     arrived: Notify,
 }
 
@@ -119,8 +123,8 @@ impl FaultQueue {
         self.id
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State, rank::Queue> {
+        self.state.lock()
     }
 
     /// Has `tell` called, by whoever asks for pages, when there is a group to be taken.
@@ -171,25 +175,25 @@ impl FaultQueue {
     /// [`UnknownCookie`], also if it was answered before, or its device does not wait any more.
     pub fn answer(&self, cookie: u32, response: PageResponse) -> Result<(), UnknownCookie> {
         let waiting = self.lock().taken.remove(&cookie).ok_or(UnknownCookie(cookie))?;
-        (waiting.pending.group.answer)(response);
+        callback::call(|| (waiting.pending.group.answer)(response));
         Ok(())
     }
 
     /// Puts a group into the queue, if there is room; whoever does tells of it when no lock is held.
-    pub(super) fn push(&self, pending: Pending) -> Result<Arrival, Pending> {
+    pub(crate) fn push(&self, pending: Pending) -> Result<Arrival, Pending> {
         let mut state = self.lock();
         if state.waiting.len() + state.taken.len() >= self.options.depth {
             state.counts.overflowed += 1;
             return Err(pending);
         }
-        let deadline = Instant::now() + self.options.timeout;
+        let deadline = Instant::now().checked_add(self.options.timeout);
         state.waiting.push_back(Waiting { pending, deadline });
-        let unwatched = !std::mem::replace(&mut state.watched, true);
-        Ok(Arrival { watch: unwatched.then_some(deadline) })
+        let watch = deadline.filter(|_| !std::mem::replace(&mut state.watched, true));
+        Ok(Arrival { watch })
     }
 
     /// Tells of a group that was put in.
-    pub(super) fn tell(self: &Arc<Self>, Arrival { watch }: Arrival) {
+    pub(crate) fn tell(self: &Arc<Self>, Arrival { watch }: Arrival) {
         if watch.is_some_and(|deadline| !self.deadlines.watch(self, deadline)) {
             // Nobody would see to it that it is answered.
             self.expire(None);
@@ -199,7 +203,7 @@ impl FaultQueue {
 
     /// Gives up on what should have been answered by `now`, or on everything, and says when to look again.
     pub(super) fn expire(&self, now: Option<Instant>) -> Option<Instant> {
-        let late = |waiting: &Waiting| now.is_none_or(|now| waiting.deadline <= now);
+        let late = |waiting: &Waiting| now.is_none_or(|now| waiting.deadline.is_some_and(|deadline| deadline <= now));
         let (gone, next) = {
             let mut state = self.lock();
             let State { waiting, taken, counts, watched, .. } = &mut *state;
@@ -209,39 +213,52 @@ impl FaultQueue {
             }
             gone.extend(taken.extract_if(.., |_, waiting| late(waiting)).map(|(_, waiting)| waiting));
             counts.timed_out += gone.len() as u64;
-            let next = waiting.iter().take(1).chain(taken.values()).map(|waiting| waiting.deadline).min();
+            let next = waiting.iter().take(1).chain(taken.values()).filter_map(|waiting| waiting.deadline).min();
             *watched = next.is_some();
             (gone, next)
         };
-        gone.into_iter().for_each(|waiting| (waiting.pending.group.answer)(PageResponse::Failure));
+        // One that panics is a bug of its model's, of which the panic hook tells: the others are answered all the same.
+        for waiting in gone {
+            callback::call_contained(|| (waiting.pending.group.answer)(PageResponse::Failure));
+        }
         next
     }
 
-    /// Gives up on everything that fits.
-    fn dismiss(&self, fits: impl Fn(&Pending) -> bool) {
-        let mut dismissed = Vec::new();
-        {
-            let State { waiting, taken, .. } = &mut *self.lock();
-            for each in std::mem::take(waiting) {
-                if fits(&each.pending) { dismissed.push(each) } else { waiting.push_back(each) }
-            }
-            dismissed.extend(taken.extract_if(.., |_, each| fits(&each.pending)).map(|(_, each)| each));
+    /// Gives up on everything that fits, and has it answered by `dismissed`.
+    fn dismiss(&self, dismissed: &mut Dismissed, fits: impl Fn(&Pending) -> bool) {
+        let State { waiting, taken, .. } = &mut *self.lock();
+        for each in std::mem::take(waiting) {
+            if fits(&each.pending) { dismissed.0.push(each) } else { waiting.push_back(each) }
         }
-        dismissed.into_iter().for_each(|each| (each.pending.group.answer)(PageResponse::Invalid));
+        dismissed.0.extend(taken.extract_if(.., |_, each| fits(&each.pending)).map(|(_, each)| each));
     }
 
     /// An attachment is gone: nobody waits for what it asked for.
-    pub(crate) fn dismiss_attachment(&self, endpoint: &Endpoint, pasid: Option<Pasid>) {
-        self.dismiss(|pending| pending.is_of(endpoint, pasid));
+    pub(crate) fn dismiss_attachment(&self, walker: &dyn Walker, pasid: Option<Pasid>, dismissed: &mut Dismissed) {
+        self.dismiss(dismissed, |pending| pending.is_of(walker) && pending.pasid == pasid);
     }
 
     /// A device gives up on all that it asked for.
-    pub(crate) fn dismiss_endpoint(&self, endpoint: &Endpoint) {
-        self.dismiss(|pending| std::ptr::eq(&*pending.endpoint, endpoint));
+    pub(crate) fn dismiss_walker(&self, walker: &dyn Walker, dismissed: &mut Dismissed) {
+        self.dismiss(dismissed, |pending| pending.is_of(walker));
     }
 
     /// Nobody answers any more.
-    pub(crate) fn close(&self) {
-        self.dismiss(|_| true);
+    pub(crate) fn close(&self, dismissed: &mut Dismissed) {
+        self.dismiss(dismissed, |_| true);
+    }
+}
+
+/// Groups that were given up, each of which is answered with [`PageResponse::Invalid`] when this is dropped: to be done when no
+/// lock is held.
+#[derive(Default)]
+pub(crate) struct Dismissed(Vec<Waiting>);
+
+impl Drop for Dismissed {
+    fn drop(&mut self) {
+        let mut each = Each::default();
+        for waiting in self.0.drain(..) {
+            each.call(|| (waiting.pending.group.answer)(PageResponse::Invalid));
+        }
     }
 }

@@ -8,7 +8,8 @@ use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Weak, atomic::AtomicUsize};
 
 use super::{Gate, HELD};
-use crate::sync::{Ordering, thread_local};
+use crate::base::callback;
+use crate::base::sync::{Ordering, thread_local};
 
 /// Numbers of threads so far. No number is used again.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -16,6 +17,8 @@ static THREADS: AtomicUsize = AtomicUsize::new(0);
 thread_local! {
     /// This thread's number, or zero before it first held anything.
     static THREAD: Cell<usize> = const { Cell::new(0) };
+    /// Accesses in which this thread runs a caller's code.
+    static INSIDE: Cell<usize> = const { Cell::new(0) };
     /// Gates that this thread may be holding.
     static GATES: RefCell<Vec<Weak<Gate>>> = const { RefCell::new(Vec::new()) };
 }
@@ -59,8 +62,25 @@ impl Holder {
     }
 }
 
+/// Runs a caller's code inside of an access: memory that only that code can reach. It must not wait for ports, as this one
+/// does not leave its gate before.
+pub(crate) fn call_inside<T>(code: impl FnOnce() -> T) -> T {
+    struct Leave;
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            INSIDE.with(|inside| inside.set(inside.get() - 1));
+        }
+    }
+    INSIDE.with(|inside| inside.set(inside.get() + 1));
+    let _leave = Leave;
+    callback::call(code)
+}
+
 /// Whether this thread holds any gate.
 pub(super) fn holds_any() -> bool {
+    if INSIDE.try_with(Cell::get).unwrap_or(0) > 0 {
+        return true;
+    }
     let thread = THREAD.with(Cell::get);
     // The gate first: if another thread holds it now, its number was there before.
     let held = |gate: &Gate| gate.inside.load(Ordering::Acquire) & HELD != 0 && gate.holder.is(thread);

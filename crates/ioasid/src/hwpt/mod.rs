@@ -8,28 +8,24 @@
 //!                    └─ parked ───── one that was, and is no more: the attachment keeps its id from being used again
 //! ```
 
-mod format;
-mod guest;
-mod guest_pasids;
+mod dirty;
+mod granule;
 mod nested;
 mod paging;
 mod sva;
+mod table;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
-use crate::endpoint::Endpoint;
+use crate::base::ids::ObjectId;
+use crate::base::types::IovaRange;
 use crate::fault::Disposition;
-use crate::gate::quiesce;
-use crate::ids::ObjectId;
-use crate::invalidation::Invalidation;
+use crate::gate::walker::Walker;
 use crate::ioas::{ConnectError, Ioas};
-use crate::sync::{Mutex, MutexGuard};
+use crate::mirror::Users;
 
-pub use format::{IommuKind, TableFormat};
-pub use guest::{GuestFormat, GuestTable, UnalignedRoot};
-pub(crate) use guest_pasids::Stage1;
-pub use guest_pasids::{BadPasidTable, GuestPasidFormat, GuestPasidTable, WithoutPasid};
-pub use nested::{BadGuestStage, GuestStage, InvalidateError, NestedHwpt, NestedOptions};
+pub use dirty::DirtyError;
+pub use nested::{BadGuestStage, GuestStage, NestedHwpt, NestedOptions};
 pub(crate) use paging::LOWEST_SPAN_BITS;
 pub use paging::{Hwpt, HwptOptions};
 pub use sva::{SvaError, SvaHwpt};
@@ -101,42 +97,42 @@ impl Table {
         std::iter::once(self.on_miss()).chain(below)
     }
 
-    /// Lets `endpoint` use it: from now on, what the endpoint reserves is nobody's.
-    pub(crate) fn connect(&self, endpoint: &Arc<Endpoint>) -> Result<(), ConnectError> {
+    /// Lets `walker` use it: from now on, what it reserves is nobody's.
+    pub(crate) fn connect(&self, walker: Arc<dyn Walker>, reserved: &[IovaRange]) -> Result<(), ConnectError> {
         if let Some(hwpt) = self.paging() {
-            hwpt.ioas().connect(endpoint, hwpt)?;
+            hwpt.ioas().connect(reserved)?;
+            hwpt.users.add(walker.clone());
         }
         match self {
-            Self::Nested(nested) => nested.connect(endpoint),
-            Self::Sva(sva) => sva.users.add(endpoint),
+            Self::Nested(nested) => nested.users.add(walker),
+            Self::Sva(sva) => sva.users.add(walker),
             Self::Paging(_) | Self::Parked(_) => {}
         }
         Ok(())
     }
 
-    /// Undoes one [`Table::connect`], after the endpoint stopped using the table. Returns whether nobody uses the one that
+    /// Undoes one [`Table::connect`], after the walker stopped using the table. Returns whether nobody uses the one that
     /// mirrors an address space any more.
-    pub(crate) fn disconnect(&self, endpoint: &Arc<Endpoint>) -> bool {
+    pub(crate) fn disconnect(&self, walker: &Arc<dyn Walker>, reserved: &[IovaRange]) -> bool {
         match self {
-            Self::Nested(nested) => nested.disconnect(endpoint),
-            Self::Sva(sva) => drop(sva.users.remove(endpoint)),
+            Self::Nested(nested) => drop(nested.users.remove(walker)),
+            Self::Sva(sva) => drop(sva.users.remove(walker)),
             Self::Paging(_) | Self::Parked(_) => {}
         }
-        self.paging().is_some_and(|hwpt| hwpt.ioas().disconnect(endpoint, hwpt))
+        self.paging().is_some_and(|hwpt| {
+            hwpt.ioas().disconnect(reserved);
+            hwpt.users.remove(walker)
+        })
     }
 
-    /// Who is attached to it, each once; of a parent, those that are attached to what is nested on it, too.
-    pub(crate) fn attached(&self) -> Vec<Arc<Endpoint>> {
-        let users = match self {
-            Self::Paging(hwpt) => &hwpt.users,
-            Self::Nested(nested) => &nested.users,
-            Self::Sva(sva) => &sva.users,
-            Self::Parked(_) => return Vec::new(),
-        };
-        let mut attached = users.lock().clone();
-        attached.sort_by_key(Arc::as_ptr);
-        attached.dedup_by(|one, other| Arc::ptr_eq(one, other));
-        attached
+    /// The walkers that are attached to it; of a parent, those that are attached to what is nested on it, too.
+    pub(crate) fn users(&self) -> Option<&Users> {
+        match self {
+            Self::Paging(hwpt) => Some(&hwpt.users),
+            Self::Nested(nested) => Some(&nested.users),
+            Self::Sva(sva) => Some(&sva.users),
+            Self::Parked(_) => None,
+        }
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {
@@ -147,35 +143,5 @@ impl Table {
             (Self::Parked(one), Self::Parked(other)) => one == other,
             _ => false,
         }
-    }
-}
-
-/// The endpoints that are attached to a table, once for each PASID: whose ports to wait for.
-#[derive(Default)]
-pub(crate) struct Users(Mutex<Vec<Arc<Endpoint>>>);
-
-impl Users {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<Arc<Endpoint>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn add(&self, endpoint: &Arc<Endpoint>) {
-        self.lock().push(endpoint.clone());
-    }
-
-    /// Undoes one [`Users::add`]. Returns whether there is nobody left.
-    pub(crate) fn remove(&self, endpoint: &Arc<Endpoint>) -> bool {
-        let mut users = self.lock();
-        if let Some(at) = users.iter().position(|other| Arc::ptr_eq(other, endpoint)) {
-            users.swap_remove(at);
-        }
-        users.is_empty()
-    }
-
-    /// Returns when no port of theirs uses what was taken away before the call and is covered by `invalidation`. Nobody is
-    /// added or removed meanwhile.
-    pub(crate) fn quiesce(&self, invalidation: Invalidation) {
-        let endpoint = |number: usize| self.lock().get(number).cloned();
-        quiesce(|each| (0..).map_while(endpoint).for_each(|endpoint| endpoint.gates(each)), invalidation);
     }
 }

@@ -5,21 +5,18 @@
 //! which are IOVAs of the parent: so a guest reaches what its parent maps, and nothing else.
 
 use std::any::Any;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::guest::{GuestTable, UnalignedRoot};
-use super::guest_pasids::{BadPasidTable, GuestPasidTable};
-use super::{Hwpt, Users};
-use crate::endpoint::Endpoint;
+use super::Hwpt;
+use crate::base::ids::ObjectId;
+use crate::base::types::{IovaRange, Pasid, WouldDeadlock};
 use crate::fault::{Disposition, OnMiss};
-use crate::gate::check_holds_nothing;
-use crate::ids::ObjectId;
-use crate::invalidation::{Invalidation, TableId};
-use crate::sync::{Mutex, MutexGuard};
-use crate::types::{HoldsSlices, IovaRange, Pasid};
-use crate::viommu::Viommu;
+use crate::gate::check_may_wait;
+use crate::gate::invalidation::{Invalidation, TableId};
+use crate::kind::{BadPasidTable, GuestPasidTable, GuestTable, UnalignedRoot, WithoutPasid};
+use crate::mirror::Users;
 
 /// What is the guest's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,17 +82,6 @@ impl<T: Into<GuestStage>> From<T> for NestedOptions {
     }
 }
 
-/// Why nothing was forgotten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum InvalidateError {
-    /// The range ends before it begins.
-    #[error("IOVA {0} ends before it begins")]
-    Reversed(IovaRange),
-    /// It would have to wait for DMA that this thread itself holds up.
-    #[error(transparent)]
-    HoldsSlices(#[from] HoldsSlices),
-}
-
 /// A nested HWPT: a guest's page table on top of what its parent maps. It is made by
 /// [`Context::hwpt_alloc_nested`](crate::Context::hwpt_alloc_nested).
 ///
@@ -104,23 +90,21 @@ pub enum InvalidateError {
 pub struct NestedHwpt {
     id: ObjectId,
     parent: Arc<Hwpt>,
-    viommu: Option<Arc<Viommu>>,
+    viommu: Option<ObjectId>,
     pub(crate) on_miss: Disposition,
     options: NestedOptions,
     pub(super) users: Users,
-    /// Held to invalidate and to change who uses it.
-    change: Mutex<()>,
 }
 
 impl NestedHwpt {
     pub(crate) fn new(
         id: ObjectId,
         parent: Arc<Hwpt>,
-        viommu: Option<Arc<Viommu>>,
+        viommu: Option<ObjectId>,
         on_miss: Disposition,
         options: NestedOptions,
     ) -> Self {
-        Self { id, parent, viommu, on_miss, options, users: Users::default(), change: Mutex::default() }
+        Self { id, parent, viommu, on_miss, options, users: Users::default() }
     }
 
     /// Its id in its context.
@@ -135,10 +119,10 @@ impl NestedHwpt {
         &self.parent
     }
 
-    /// The virtual IOMMU that it was made on, if on one.
+    /// The id of the virtual IOMMU that it was made on, if on one. It stays as long as this has its id.
     #[must_use]
-    pub fn viommu(&self) -> Option<&Arc<Viommu>> {
-        self.viommu.as_ref()
+    pub fn viommu(&self) -> Option<ObjectId> {
+        self.viommu
     }
 
     /// What is the guest's own.
@@ -157,31 +141,13 @@ impl NestedHwpt {
         self.options.pasids
     }
 
-    pub(crate) fn connect(&self, endpoint: &Arc<Endpoint>) {
-        let _change = self.change();
-        self.users.add(endpoint);
-    }
-
-    pub(crate) fn disconnect(&self, endpoint: &Arc<Endpoint>) {
-        let _change = self.change();
-        self.users.remove(endpoint);
-    }
-
-    fn change(&self) -> MutexGuard<'_, ()> {
-        self.change.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Forgets what ports have cached of `range`, for a guest that changed its table there: when it returns, no DMA through an
     /// older translation is in flight and none can start. [`IovaRange::ALL`] takes no longer than a single page.
     ///
     /// # Errors
-    /// See [`InvalidateError`].
-    pub fn invalidate(&self, range: IovaRange) -> Result<(), InvalidateError> {
-        if range.start > range.last {
-            return Err(InvalidateError::Reversed(range));
-        }
-        check_holds_nothing()?;
-        let _change = self.change();
+    /// [`WouldDeadlock`] if this thread holds slices.
+    pub fn invalidate(&self, range: IovaRange) -> Result<(), WouldDeadlock> {
+        check_may_wait()?;
         self.users.quiesce(Invalidation::Range(TableId::of(self), range));
         Ok(())
     }
@@ -190,11 +156,18 @@ impl NestedHwpt {
     /// that is forgotten, and nothing else.
     ///
     /// # Errors
-    /// See [`InvalidateError`].
-    pub fn invalidate_pasid(&self, pasid: Option<Pasid>) -> Result<(), InvalidateError> {
-        check_holds_nothing()?;
-        let _change = self.change();
+    /// [`WouldDeadlock`] if this thread holds slices.
+    pub fn invalidate_pasid(&self, pasid: Option<Pasid>) -> Result<(), WouldDeadlock> {
+        check_may_wait()?;
         self.users.quiesce(Invalidation::Pasid(TableId::of(self), pasid));
+        // One entry says what both mean, and they are cached each by itself.
+        let is_zero = |pasid: &Pasid| pasid.get() == 0;
+        let shares_entry =
+            matches!(self.stage(), GuestStage::Pasids(pasids) if pasids.without == WithoutPasid::EntryZero);
+        if shares_entry && pasid.as_ref().is_none_or(is_zero) {
+            let other = if pasid.is_none() { Pasid::new(0) } else { None };
+            self.users.quiesce(Invalidation::Pasid(TableId::of(self), other));
+        }
         Ok(())
     }
 }

@@ -1,21 +1,24 @@
 //! Paging page tables: they mirror an address space.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use iopt::format::VtdSecondStage;
 use iopt::{Access, Arena, EmptyTables, Format, Leaves, Translation, Upper};
 
-use super::Users;
-use super::format::{PagingTable, TableFormat};
-use crate::dirty::Granule;
+use super::granule::Granule;
+use super::table::PagingTable;
+use crate::base::ids::ObjectId;
+use crate::base::lock::RwLock;
+use crate::base::rank;
+use crate::base::types::{Iova, IovaRange, WouldDeadlock};
 use crate::fault::{Disposition, OnMiss};
-use crate::gate::check_holds_nothing;
-use crate::ids::ObjectId;
-use crate::invalidation::{Invalidation, TableId};
-use crate::ioas::{Backed, Ioas};
+use crate::gate::check_may_wait;
+use crate::gate::invalidation::{Invalidation, TableId};
+use crate::ioas::Ioas;
+use crate::kind::TableFormat;
 use crate::memory::{Identity, TableSpace};
-use crate::ranges::Ranges;
-use crate::types::{HoldsSlices, Iova, IovaRange};
+use crate::mirror::{Mirror, MirrorCapabilities, MirrorError, MirrorRun, Users};
 
 /// log2 of the bytes that a table of the lowest level maps, in the format of most: what a cache of upper levels holds.
 pub(crate) const LOWEST_SPAN_BITS: u32 = VtdSecondStage::PAGE_SHIFT + VtdSecondStage::INDEX_BITS;
@@ -49,6 +52,8 @@ pub struct Hwpt {
     pub(crate) granule: Granule,
     /// Who is attached, to the table itself or to one that is nested on it.
     pub(crate) users: Users,
+    /// Held to fill and to empty the table, by many at a time, and by one alone to find it as it is.
+    pub(super) fill: RwLock<(), rank::Fill>,
 }
 
 impl Hwpt {
@@ -61,7 +66,8 @@ impl Hwpt {
         arena: Arc<Arena<TableSpace>>,
     ) -> Result<Self, iopt::MapError> {
         let table = PagingTable::new(format, arena)?;
-        Ok(Self { id, format, options, on_miss, ioas, table, granule: Granule::none(), users: Users::default() })
+        let (granule, users, fill) = (Granule::none(), Users::default(), RwLock::default());
+        Ok(Self { id, format, options, on_miss, ioas, table, granule, users, fill })
     }
 
     /// Its id in its context.
@@ -74,6 +80,14 @@ impl Hwpt {
     #[must_use]
     pub fn options(&self) -> Option<HwptOptions> {
         self.options
+    }
+
+    /// The table of a format that devices get which are attached to the address space itself, if there is one.
+    pub(crate) fn automatic_of(ioas: &Ioas, format: TableFormat) -> Option<Arc<Self>> {
+        ioas.find_mirror(|mirror| {
+            let hwpt = (mirror.clone() as Arc<dyn Any + Send + Sync>).downcast::<Self>().ok()?;
+            (hwpt.is_automatic() && hwpt.format == format).then_some(hwpt)
+        })
     }
 
     pub(crate) fn is_automatic(&self) -> bool {
@@ -94,39 +108,28 @@ impl Hwpt {
         &self.ioas
     }
 
-    /// Bytes of its smallest page.
-    pub(crate) fn page_size(&self) -> u64 {
-        1 << self.format.page_shifts().0
-    }
-
     /// Its format.
     #[must_use]
     pub fn format(&self) -> TableFormat {
         self.format
     }
 
-    /// What it cannot address.
-    pub(crate) fn beyond_aperture(&self) -> impl Iterator<Item = IovaRange> + use<> {
-        Ranges::union([self.format().aperture()]).complement().iter().collect::<Vec<_>>().into_iter()
-    }
-
     /// Where IOVA `iova` leads at this moment: to which memory. `None` if nothing is mapped there, or what it is cannot be told.
     ///
     /// # Errors
-    /// [`HoldsSlices`] if this thread holds slices.
-    pub fn memory_at(&self, iova: Iova) -> Result<Option<Identity>, HoldsSlices> {
-        check_holds_nothing()?;
-        // Nobody unmaps meanwhile.
-        let _space = self.ioas.exclusive();
+    /// [`WouldDeadlock`] if this thread holds slices.
+    pub fn memory_at(&self, iova: Iova) -> Result<Option<Identity>, WouldDeadlock> {
+        check_may_wait()?;
+        // What is found stays as long as nothing is taken out of the table.
+        let _alone = self.fill.write();
         let found = || {
             let upper = self.table.upper(iova.0)?;
             self.table.walk_coalesced_below(upper, iova.0)
         };
-        Ok(found().and_then(|found| self.ioas.iommu().phys.identity(found.pa)))
+        Ok(found().and_then(|found| self.ioas.shared().phys.identity(found.pa)))
     }
 
-    /// Returns when no port uses what was taken out of `range` of the table before the call. The caller keeps the address
-    /// space's list of tables as it is, and with it who is attached.
+    /// Returns when no port uses what was taken out of `range` of the table before the call.
     pub(crate) fn quiesce(&self, range: IovaRange) {
         self.users.quiesce(Invalidation::Range(TableId::of(self), range));
     }
@@ -150,56 +153,89 @@ impl Hwpt {
         Some((found, found.access - unmarked))
     }
 
-    /// Maps what `range` is backed by, which is pinned, in pages of 2^`largest` bytes at the most; all of it, or, on an error,
-    /// nothing.
-    pub(crate) fn map(
-        &self,
-        range: IovaRange,
-        access: Access,
-        backed: &Backed,
-        largest: u32,
-    ) -> Result<(), iopt::MapError> {
-        let largest = self.granule.largest().min(largest).min(self.format.page_shifts().1);
-        let leaves = Leaves { access, largest };
+    fn take_out(&self, run: IovaRange, empty: &mut EmptyTables) {
+        let result = self.table.unmap(run.start, run.len_minus_one() + 1, empty);
+        // Areas are whole pages within the aperture, and every area was mapped by calls of its own.
+        debug_assert_eq!(result, Ok(()));
+    }
+}
+
+impl Mirror for Hwpt {
+    fn capabilities(&self) -> MirrorCapabilities {
+        let capabilities = MirrorCapabilities::default().with_aperture(self.format.aperture());
+        capabilities.with_page_sizes(self.format.page_sizes())
+    }
+
+    fn map(&self, run: &MirrorRun<'_>) -> Result<(), MirrorError> {
+        let range = run.range;
         let (mut start, mut empty) = (range.start, EmptyTables::none());
-        let mut pinned = backed.pin.iter().flat_map(|pin| pin.ranges(backed.offset, range.len_minus_one() + 1));
-        let filled = pinned.try_for_each(|(pa, length)| {
-            if ioasid_inject::fails() {
-                return Err(iopt::MapError::OutOfTables);
+        let filled = {
+            let _fill = self.fill.read();
+            let largest = self.granule.largest().min(run.largest).min(self.format.page_shifts().1);
+            let leaves = Leaves { access: run.access, largest };
+            let filled = run.physical().try_for_each(|(pa, length)| {
+                if ioasid_inject::fails() {
+                    return Err(iopt::MapError::OutOfTables);
+                }
+                self.table.map(start, pa, length, leaves, &mut empty)?;
+                start = start.wrapping_add(length);
+                Ok(())
+            });
+            if filled.is_err()
+                && let Some(last) = start.checked_sub(1).filter(|&last| last >= range.start)
+            {
+                self.take_out(IovaRange { last, ..range }, &mut empty);
             }
-            self.table.map(start, pa, length, leaves, &mut empty)?;
-            start = start.wrapping_add(length);
-            Ok(())
-        });
-        if filled.is_err()
-            && let Some(last) = start.checked_sub(1).filter(|&last| last >= range.start)
-        {
-            self.take_out(IovaRange { last, ..range }, &mut empty);
-        }
+            filled
+        };
         // A port may have met what was mapped for a moment, or a table that lost a race to be linked.
         if filled.is_err() || !empty.is_empty() {
             self.quiesce(range);
             self.table.free(empty);
         }
-        filled
+        Ok(filled?)
     }
 
-    /// Undoes [`Hwpt::map`] of some areas.
-    pub(crate) fn take_back(&self, areas: impl Iterator<Item = IovaRange>) {
-        areas.for_each(|area| self.unmap(area, std::iter::once(area)));
+    fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>) {
+        let (mut empty, mut hull) = (EmptyTables::none(), None);
+        for run in runs {
+            hull = Some(hull.map_or(run, |hull: IovaRange| IovaRange { last: run.last, ..hull }));
+            let _fill = self.fill.read();
+            self.take_out(run, &mut empty);
+        }
+        if let Some(hull) = hull {
+            self.quiesce(hull);
+            self.table.free(empty);
+        }
     }
 
-    /// Unmaps `runs`, which lie in `range` and consist of whole areas, and returns when no port uses them.
-    pub(crate) fn unmap(&self, range: IovaRange, runs: impl Iterator<Item = IovaRange>) {
-        let mut empty = EmptyTables::none();
-        runs.for_each(|run| self.take_out(run, &mut empty));
-        self.quiesce(range);
-        self.table.free(empty);
+    fn split(&self, at: Iova) -> Result<(), MirrorError> {
+        let page = 1 << self.format.page_shifts().0;
+        // What a table cannot address, it has no pages of.
+        if self.format.aperture().contains(&IovaRange { start: at.0, last: at.0 }) {
+            self.table.split(at.0 & !(page - 1), page, self.format.page_shifts().0)?;
+        }
+        Ok(())
     }
 
-    fn take_out(&self, run: IovaRange, empty: &mut EmptyTables) {
-        let result = self.table.unmap(run.start, run.len_minus_one() + 1, empty);
-        // Areas are whole pages within the aperture, and every area was mapped by calls of its own.
+    fn protect(&self, run: &MirrorRun<'_>, before: Access) -> Result<(), MirrorError> {
+        if ioasid_inject::fails() {
+            return Err(iopt::MapError::OutOfTables.into());
+        }
+        let result = self.table.protect(run.range.start, run.range.len_minus_one() + 1, run.access);
         debug_assert_eq!(result, Ok(()));
+        // What is cached is what was allowed: it is of use still where more is allowed now.
+        if !run.access.contains(before) {
+            self.quiesce(run.range);
+        }
+        Ok(())
+    }
+
+    fn tracks_dirty(&self) -> bool {
+        !self.granule.is_none()
+    }
+
+    fn read_dirty(&self, range: IovaRange, page: u64, clear: bool, bitmap: &mut [u64]) -> Result<(), MirrorError> {
+        Self::read_dirty(self, range, page, clear, bitmap).map_err(|error| MirrorError::Failed(error.into()))
     }
 }

@@ -17,10 +17,10 @@ use std::sync::Arc;
 use iopt::Access;
 use thiserror::Error;
 
-use super::Users;
-use crate::ids::ObjectId;
+use crate::base::ids::ObjectId;
+use crate::base::observe::FaultReason;
 use crate::memory::{PAGE_SIZE, Process, RemoteMemory};
-use crate::observe::FaultReason;
+use crate::mirror::Users;
 
 /// Why a process's address space was not made a page table.
 #[derive(Debug, Error)]
@@ -31,6 +31,9 @@ pub enum SvaError {
     /// Which of its pages are present cannot be seen ([`Process::open`] and not [`Process::open_for_sva`]).
     #[error("the process was not opened for SVA")]
     NotForSva,
+    /// The context was closed.
+    #[error("the context was closed")]
+    Closed,
     /// The context has 2^31 objects.
     #[error("the context has no free ids")]
     NoIds,

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use iopt::Access;
 
-use crate::memory::{PAGE_SIZE, Pages, PhysSpace, Pin, PinError};
-use crate::types::IovaRange;
+use crate::base::types::IovaRange;
+use crate::memory::{PAGE_SIZE, Pages, PagesSlice, Pin};
 
 use super::holes::Holes;
-use super::{AccessError, ConnectError, CutError, Piece, UnmapError};
+use super::{AccessError, ConnectError, CutError, ProtectError, UnmapError};
 
 /// One area. Its range is its own from the first state to the end of the last.
 pub(super) struct Area {
@@ -17,9 +17,11 @@ pub(super) struct Area {
     access: Access,
     state: State,
     holds: Holds,
+    /// Mirrors are being changed because of it, and it stays as it is meanwhile.
+    busy: bool,
 }
 
-/// Who keeps an area from being unmapped.
+/// What keeps an area from being unmapped.
 #[derive(Default)]
 struct Holds {
     /// Accesses that have something in it, and let it go when they are told.
@@ -35,7 +37,7 @@ struct Holds {
 pub(crate) enum Hold {
     /// Until the area is to be unmapped.
     Pin,
-    /// Until who holds it lets it go.
+    /// Until the holder lets it go.
     Lock,
 }
 
@@ -52,8 +54,8 @@ impl Holds {
 pub(super) enum NotNow {
     /// For good.
     Refused(UnmapError),
-    /// Until who has something in this one has let it go.
-    Pinned(IovaRange),
+    /// Until what is pinned there has been let go.
+    Pinned,
 }
 
 impl From<UnmapError> for NotNow {
@@ -70,7 +72,6 @@ enum State {
     /// It is mapped, and its pages are in no page table: a device that finds that faults.
     Absent(Backed),
     /// It is being taken out of the page tables; until that is done, DMA to its pages may be in flight.
-    #[allow(dead_code, reason = "the pages are kept there, and nothing else is done with them")]
     Leaving(Backed),
 }
 
@@ -86,12 +87,20 @@ impl State {
 
 /// What an area is backed by.
 #[derive(Clone)]
-pub(crate) struct Backed {
-    pub(crate) pages: Arc<Pages>,
+pub(super) struct Backed {
+    pub(super) pages: Arc<Pages>,
     /// Where in the pages the area begins, in bytes.
-    pub(crate) offset: u64,
-    /// As long as there is a page table.
-    pub(crate) pin: Option<Pin>,
+    pub(super) offset: u64,
+    /// Of the area's bytes, as long as there is a mirror.
+    pub(super) pin: Option<Pin>,
+}
+
+impl Backed {
+    /// What is left is `length` bytes, and the rest is returned.
+    fn split_off(&mut self, length: u64) -> Self {
+        let offset = self.offset + length;
+        Self { pages: self.pages.clone(), offset, pin: self.pin.as_mut().map(|pin| pin.split_off(offset)) }
+    }
 }
 
 /// Whether devices find what is mapped.
@@ -99,20 +108,6 @@ pub(crate) struct Backed {
 pub(super) enum Presence {
     Present,
     Absent,
-}
-
-/// An area whose pages are in the page tables, as far as there are any.
-pub(super) struct Mapped<'a> {
-    pub(super) range: IovaRange,
-    pub(super) access: Access,
-    pub(super) backed: &'a Backed,
-}
-
-impl Mapped<'_> {
-    /// Whether the area, in IOVA space and in memory, is made of pages of so many bytes.
-    fn is_aligned(&self, alignment: u64) -> bool {
-        (self.range.start | self.range.last.wrapping_add(1) | self.backed.offset).is_multiple_of(alignment)
-    }
 }
 
 /// All areas, by their first address.
@@ -124,10 +119,63 @@ pub(super) struct Areas {
 }
 
 impl Areas {
-    /// The areas whose pages are in the page tables, in order.
-    pub(super) fn mapped(&self) -> impl Iterator<Item = Mapped<'_>> + '_ {
-        self.in_or_around(IovaRange::ALL).filter_map(|(range, area)| match &area.state {
-            State::Mapped(backed) => Some(Mapped { range, access: area.access, backed }),
+    /// Whether something in `range` is being unmapped or changed, and will soon be settled.
+    pub(super) fn is_changing(&self, range: IovaRange) -> bool {
+        self.in_or_around(range).any(|(_, area)| area.busy || matches!(area.state, State::Leaving(_)))
+    }
+
+    /// Whether mirrors are being changed because of what lies in `range`.
+    pub(super) fn set_busy(&mut self, range: IovaRange, busy: bool) {
+        self.for_each_in(range, |area| area.busy = busy);
+    }
+
+    /// The first area from `start` on that a mirror has to be filled with: its range, access and backing. `Some(None)` if it
+    /// is being changed, `None` if there is none.
+    pub(super) fn next_to_fill(&self, start: u64) -> Option<Option<(IovaRange, Access, &Backed)>> {
+        self.areas.range(start..).find_map(|(&start, area)| match &area.state {
+            _ if area.busy => Some(None),
+            State::Mapped(backed) => Some(Some((IovaRange { start, last: area.last }, area.access, backed))),
+            State::Coming | State::Absent(_) | State::Leaving(_) => None,
+        })
+    }
+
+    /// The first area from `start` on, and below `end`, that devices find.
+    pub(super) fn filled_below(&self, start: u64, end: u64) -> Option<IovaRange> {
+        let mut areas = self.areas.range(start..).take_while(|(start, _)| **start < end);
+        areas.find_map(|(&start, area)| {
+            matches!(area.state, State::Mapped(_)).then_some(IovaRange { start, last: area.last })
+        })
+    }
+
+    /// Has what is mapped in `range`, an area, hold its memory, and returns what is one pin too many.
+    pub(super) fn set_pin(&mut self, range: IovaRange, pin: Option<Pin>) -> Option<Pin> {
+        match self.areas.get_mut(&range.start).map(|area| &mut area.state) {
+            Some(State::Mapped(backed)) if backed.pin.is_none() => std::mem::replace(&mut backed.pin, pin),
+            _ => pin,
+        }
+    }
+
+    /// Takes the first pin out that an area from `start` on has, and says where to go on.
+    pub(super) fn take_pin(&mut self, start: u64) -> Option<(Option<u64>, Pin)> {
+        self.areas.range_mut(start..).find_map(|(_, area)| match &mut area.state {
+            State::Mapped(backed) => backed.pin.take().map(|pin| (area.last.checked_add(1), pin)),
+            State::Coming | State::Absent(_) | State::Leaving(_) => None,
+        })
+    }
+
+    /// One pin more of all that is pinned.
+    pub(super) fn pins(&self) -> Vec<Pin> {
+        let pin = |area: &Area| match &area.state {
+            State::Mapped(backed) | State::Leaving(backed) => backed.pin.clone(),
+            State::Coming | State::Absent(_) => None,
+        };
+        self.areas.values().filter_map(pin).collect()
+    }
+
+    /// The areas in `range` that devices find, as a whole: range, access, backing.
+    pub(super) fn mapped_in(&self, range: IovaRange) -> impl Iterator<Item = (IovaRange, Access, &Backed)> + '_ {
+        self.in_or_around(range).filter_map(|(range, area)| match &area.state {
+            State::Mapped(backed) => Some((range, area.access, backed)),
             State::Coming | State::Absent(_) | State::Leaving(_) => None,
         })
     }
@@ -181,31 +229,74 @@ impl Areas {
         }
     }
 
-    /// Fails if something in `range` is being mapped or unmapped.
-    pub(super) fn check_settled(&self, range: IovaRange) -> Result<(), IovaRange> {
-        let unsettled = self.in_or_around(range).find(|(_, area)| area.state.backed().is_none());
-        unsettled.map_or(Ok(()), |(area, _)| Err(area))
+    /// Fails if something in `range` is being mapped.
+    pub(super) fn check_not_coming(&self, range: IovaRange) -> Result<(), IovaRange> {
+        let coming = self.in_or_around(range).find(|(_, area)| matches!(area.state, State::Coming));
+        coming.map_or(Ok(()), |(area, _)| Err(area))
     }
 
-    /// Makes absent what lies in `range`, which cuts no area and is in no page table any more, and gives back what held its
-    /// memory.
+    /// Whether there are any, in whatever state.
+    pub(super) fn is_empty(&self) -> bool {
+        self.areas.is_empty()
+    }
+
+    /// What software has pinned in `range`: how often, and from where to where.
+    pub(super) fn pinned_in(&self, range: IovaRange) -> (usize, Option<IovaRange>) {
+        let pinned = self.in_or_around(range).filter(|(_, area)| area.holds.pins > 0);
+        pinned.fold((0, None), |(pins, hull): (usize, Option<IovaRange>), (area, each)| {
+            let hull = hull.map_or(area, |hull| IovaRange { last: area.last, ..hull });
+            (pins + each.holds.pins, Some(hull))
+        })
+    }
+
+    /// Allows `access` in `range`, which consists of areas.
+    pub(super) fn set_access(&mut self, range: IovaRange, access: Access) {
+        self.for_each_in(range, |area| area.access = access);
+    }
+
+    /// Fails if an area in `range` cannot be allowed `access`, or there is none; returns whether all allow exactly that.
+    pub(super) fn check_protect(&self, range: IovaRange, access: Access) -> Result<bool, ProtectError> {
+        let (mut any, mut same) = (false, true);
+        for (area, Area { access: now, state, holds, .. }) in self.in_or_around(range) {
+            let Some(backed) = state.backed() else { return Err(ProtectError::Busy(area)) };
+            if !range.contains(&area) {
+                return Err(ProtectError::NotWhole(range));
+            }
+            if holds.pins > 0 || holds.locks > 0 || holds.told {
+                return Err(ProtectError::Pinned(area));
+            }
+            if access.contains(Access::WRITE) && !backed.pages.is_writable() {
+                return Err(ProtectError::PagesReadOnly(area));
+            }
+            (any, same) = (true, same && *now == access);
+        }
+        if any { Ok(same) } else { Err(ProtectError::Empty(range)) }
+    }
+
+    /// Makes absent what lies in `range`, which cuts no area and is in no mirror any more.
     pub(super) fn make_absent(&mut self, range: IovaRange) -> Vec<Pin> {
         let mut pins = Vec::new();
         for (_, area) in self.areas.range_mut(range.start..=range.last) {
-            if let State::Mapped(backed) = &mut area.state {
-                pins.extend(backed.pin.take());
-                area.state = State::Absent(backed.clone());
+            match std::mem::replace(&mut area.state, State::Coming) {
+                State::Mapped(Backed { pages, offset, pin }) => {
+                    pins.extend(pin);
+                    area.state = State::Absent(Backed { pages, offset, pin: None });
+                }
+                other => area.state = other,
             }
         }
         pins
     }
 
-    /// Makes present what is absent in `range`, which is an area as a whole and now is in every page table.
+    /// Makes present what is absent in `range`, which is an area as a whole and now is in every mirror.
     pub(super) fn make_present(&mut self, range: IovaRange, pin: Option<Pin>) {
-        if let Some(area) = self.areas.get_mut(&range.start)
-            && let State::Absent(backed) = &area.state
-        {
-            area.state = State::Mapped(Backed { pin, ..backed.clone() });
+        if let Some(area) = self.areas.get_mut(&range.start) {
+            match std::mem::replace(&mut area.state, State::Coming) {
+                State::Absent(Backed { pages, offset, .. }) => {
+                    area.state = State::Mapped(Backed { pages, offset, pin });
+                }
+                other => area.state = other,
+            }
         }
     }
 
@@ -216,6 +307,12 @@ impl Areas {
             .chain(self.areas.range(range.start..=range.last))
             .map(|(&start, area)| (IovaRange { start, last: area.last }, area))
             .filter(move |(area, _)| area.overlaps(&range))
+    }
+
+    /// `range`, with all of the areas that it cuts.
+    pub(super) fn hull(&self, range: IovaRange) -> IovaRange {
+        self.overlapping(range)
+            .fold(range, |hull, area| IovaRange { start: hull.start.min(area.start), last: hull.last.max(area.last) })
     }
 
     /// The ranges of the areas that have something in common with `range`.
@@ -233,31 +330,13 @@ impl Areas {
 
     /// Fails if some area is not made of pages of `alignment` bytes.
     pub(super) fn check_alignment(&self, alignment: u64) -> Result<(), ConnectError> {
-        let mut settled = self.in_or_around(IovaRange::ALL).filter_map(|(range, area)| {
-            area.state.backed().map(|backed| Mapped { range, access: area.access, backed })
-        });
-        match settled.find(|area| !area.is_aligned(alignment)) {
-            Some(area) => Err(ConnectError::Misaligned(area.range, alignment)),
+        let is_aligned = |(range, area): &(IovaRange, &Area)| {
+            let offset = area.state.backed().map_or(0, |backed| backed.offset);
+            (range.start | range.last.wrapping_add(1) | offset).is_multiple_of(alignment)
+        };
+        match self.in_or_around(IovaRange::ALL).find(|area| !is_aligned(area)) {
+            Some((range, _)) => Err(ConnectError::Misaligned(range, alignment)),
             None => Ok(()),
-        }
-    }
-
-    /// Brings in the memory of all areas. On an error, some of it is.
-    pub(super) fn pin(&mut self, space: &Arc<PhysSpace>) -> Result<(), PinError> {
-        for (&start, area) in &mut self.areas {
-            if let State::Mapped(backed @ Backed { pin: None, .. }) = &mut area.state {
-                backed.pin = Some(backed.pages.pin(space, start, backed.offset)?);
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets the memory of all areas go. There is no page table.
-    pub(super) fn unpin(&mut self) {
-        for area in self.areas.values_mut() {
-            if let State::Mapped(backed) = &mut area.state {
-                backed.pin = None;
-            }
         }
     }
 
@@ -272,7 +351,7 @@ impl Areas {
     }
 
     fn insert(&mut self, range: IovaRange, access: Access, state: State) {
-        self.areas.insert(range.start, Area { last: range.last, access, state, holds: Holds::default() });
+        self.areas.insert(range.start, Area { last: range.last, access, state, holds: Holds::default(), busy: false });
     }
 
     /// What lies in `range`, which has to be mapped as a whole, for `access` by software; with `hold`, so that it stays. Whoever
@@ -282,7 +361,7 @@ impl Areas {
         range: IovaRange,
         access: Access,
         hold: Option<Hold>,
-    ) -> Result<Vec<Piece>, AccessError> {
+    ) -> Result<Vec<PagesSlice>, AccessError> {
         let mut pieces = Vec::new();
         let mut next = Some(range.start);
         for (area, Area { access: allowed, state, holds, .. }) in self.in_or_around(range) {
@@ -302,7 +381,7 @@ impl Areas {
             if !allowed.contains(access) {
                 return Err(AccessError::NotPermitted(area));
             }
-            pieces.push(Piece { pages: backed.pages.clone(), offset, length });
+            pieces.push(PagesSlice { pages: backed.pages.clone(), offset, length });
         }
         // There was a hole, or less than that.
         if next.is_some() {
@@ -355,13 +434,16 @@ impl Areas {
         else {
             return Ok(());
         };
-        let absent = matches!(area.state, State::Absent(_));
-        let Some(backed) = area.state.backed() else { return Ok(()) };
-        let (upper, access) = (Backed { offset: backed.offset + (iova - start), ..backed.clone() }, area.access);
         let range = IovaRange { start: iova, last: area.last };
+        let (upper, access) = match &mut area.state {
+            State::Mapped(backed) => (State::Mapped(backed.split_off(iova - start)), area.access),
+            State::Absent(backed) => (State::Absent(backed.split_off(iova - start)), area.access),
+            State::Coming | State::Leaving(_) => return Ok(()),
+        };
         area.last = iova - 1;
-        let state = if absent { State::Absent(upper) } else { State::Mapped(upper) };
-        self.insert(range, access, state);
+        let busy = area.busy;
+        self.insert(range, access, upper);
+        self.set_busy(range, busy);
         Ok(())
     }
 
@@ -388,7 +470,7 @@ impl Areas {
 
     /// Begins to unmap all areas in `range`, which must not cut one, and returns how many bytes they have. If something is
     /// pinned in one, nobody may pin anything else there from then on.
-    pub(super) fn let_go(&mut self, range: IovaRange) -> Result<u64, NotNow> {
+    pub(super) fn begin_unmap(&mut self, range: IovaRange) -> Result<u64, NotNow> {
         let (mut bytes, mut pinned) = (0u64, None);
         for (area, Area { state, holds, .. }) in self.in_or_around(range) {
             if state.backed().is_none() {
@@ -408,9 +490,9 @@ impl Areas {
         if bytes == 0 && range != IovaRange::ALL {
             return Err(UnmapError::Empty(range).into());
         }
-        if let Some(pinned) = pinned {
-            self.for_each_in(pinned, |area| area.holds.told = true);
-            return Err(NotNow::Pinned(pinned));
+        if pinned.is_some() {
+            self.for_each_in(range, |area| area.holds.told = true);
+            return Err(NotNow::Pinned);
         }
         for (_, area) in self.areas.range_mut(range.start..=range.last) {
             if let State::Mapped(backed) | State::Absent(backed) = std::mem::replace(&mut area.state, State::Coming) {

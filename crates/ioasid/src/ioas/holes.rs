@@ -3,7 +3,7 @@
 //! Everything below some address was found to be without a hole for a request. Whoever wants no less, aligned no less,
 //! need not look there either, until something there is unmapped that leaves a hole large enough.
 
-use crate::types::IovaRange;
+use crate::base::types::IovaRange;
 
 /// What a search is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,52 +1,41 @@
-//! What is mapped and makes devices fault: for memory that comes later (post-copy), or only if somebody needs it.
+//! What is mapped and makes devices fault: for memory that comes later (post-copy), or only if it is needed.
 //!
 //! ```text
-//!   mapped, present ──make_fault──► mapped, absent: in no page table, its memory not held
+//!   mapped, present ──make_fault──► mapped, absent: in no mirror, its memory not held
 //!         ▲                              │
 //!         └───────────populate───────────┘  by the owner, or on a fault, where the page table resolves misses
 //! ```
 //! A range that is made to fault, or brought in, becomes areas of its own: what was one mapping can then be unmapped in those
 //! parts, or, as before, as a whole.
 
-use std::sync::PoisonError;
-
 use iopt::Access;
-use thiserror::Error;
 
-use super::areas::{Areas, Presence};
-use super::{Backed, CutError, Ioas, Space};
-use crate::gate::check_holds_nothing;
-use crate::hwpt::Hwpt;
-use crate::memory::{PAGE_SIZE, PinError};
-use crate::types::{HoldsSlices, Iova, IovaRange};
+use super::areas::{Areas, Backed, Presence};
+use super::links::{Busy, Now};
+use super::{CutError, Ioas, Locked, PresenceError};
+use crate::base::types::{Iova, IovaRange};
+use crate::gate::check_may_wait;
+use crate::memory::PAGE_SIZE;
 
 /// Bytes that are brought in on a fault, if as many are absent around it.
 const AROUND: u64 = 64 << 10;
 
-/// Why nothing was made to fault, or brought in. What is mapped is as it was.
-#[derive(Debug, Error)]
-pub enum PresenceError {
-    /// Nothing is mapped in the range.
-    #[error("nothing is mapped in IOVA {0}")]
-    Empty(IovaRange),
-    /// The range is not made of what mappings are made of, or of the processor's pages.
-    #[error("IOVA {0} is not made of pages of {1:#x} bytes")]
-    Unaligned(IovaRange, u64),
-    /// Part of the range is being mapped or unmapped.
-    #[error("IOVA {0} is being mapped or unmapped")]
-    Busy(IovaRange),
-    /// An area cannot be cut where the range begins or ends.
-    #[error(transparent)]
-    Cut(#[from] CutError),
-    /// The memory could not be brought in.
-    #[error(transparent)]
-    Pages(#[from] PinError),
-    /// It would have to wait for DMA that this thread itself holds up.
-    #[error(transparent)]
-    HoldsSlices(#[from] HoldsSlices),
-    /// There is no room for page tables.
-    #[error(transparent)]
-    Table(#[from] iopt::MapError),
+/// Parts that some mirrors have and that are not present yet; taken out of those mirrors again if they do not become so.
+struct Filled<'a, 'r> {
+    ioas: &'a Ioas,
+    parts: &'r [(IovaRange, Backed)],
+    now: Now,
+}
+
+impl Drop for Filled<'_, '_> {
+    fn drop(&mut self) {
+        let mut done = 0;
+        while let Some(called) = self.ioas.next_mirror_of(done, self.now) {
+            let mut runs = self.parts.iter().map(|(part, _)| *part).filter(|part| called.has(part.start));
+            self.ioas.unmap_in(&called, &mut runs);
+            done = called.number;
+        }
+    }
 }
 
 impl Ioas {
@@ -58,39 +47,52 @@ impl Ioas {
     /// # Errors
     /// See [`PresenceError`].
     pub fn make_fault(&self, range: IovaRange) -> Result<(), PresenceError> {
-        check_holds_nothing()?;
-        let _unmap = self.unmap.lock().unwrap_or_else(PoisonError::into_inner);
-        let space = self.exclusive();
-        let alignment = space.alignment().max(PAGE_SIZE);
-        if range.start > range.last || !(range.start | range.last.wrapping_add(1)).is_multiple_of(alignment) {
+        check_may_wait()?;
+        let mut state = self.when_settled(self.lock(), range)?;
+        let alignment = state.alignment().max(PAGE_SIZE);
+        if !(range.start | range.last.wrapping_add(1)).is_multiple_of(alignment) {
             return Err(PresenceError::Unaligned(range, alignment));
         }
-        let cuts = {
-            let areas = self.locked_areas();
-            areas.check_settled(range).map_err(PresenceError::Busy)?;
-            let first = areas.all_in(range).next().ok_or(PresenceError::Empty(range))?;
-            let last = areas.all_in(range).last().unwrap_or(first);
-            let (low, high) = (first.start < range.start, last.last > range.last);
-            let cuts = [low.then_some(range.start), high.then_some(range.last.wrapping_add(1))];
-            cuts.into_iter().flatten().try_for_each(|cut| areas.check_cut(cut, alignment, false))?;
-            cuts
-        };
+        state.areas.check_not_coming(range).map_err(PresenceError::Busy)?;
+        let first = state.areas.all_in(range).next().ok_or(PresenceError::Empty(range))?;
+        let last = state.areas.all_in(range).last().unwrap_or(first);
+        let hull = IovaRange { start: first.start, last: last.last };
+        let (low, high) = (first.start < range.start, last.last > range.last);
+        let cuts = [low.then_some(range.start), high.then_some(range.last.wrapping_add(1))];
+        let cuts = || cuts.into_iter().flatten();
+        cuts().try_for_each(|cut| state.areas.check_cut(cut, alignment, false))?;
+        state.areas.set_busy(hull, true);
+        drop(state);
+        let _busy = Busy { ioas: self, range: hull };
         // Large pages that a cut would go through become small ones first.
-        for cut in cuts.into_iter().flatten() {
-            for hwpt in &space.tables {
-                split_at(hwpt, cut)?;
+        let mut done = 0;
+        let mut state = loop {
+            match self.next_mirror(done, hull.start) {
+                Err(state) => break state,
+                Ok(called) => {
+                    for cut in cuts().filter(|_| called.has(hull.start)) {
+                        self.split_in(&called, cut)?;
+                    }
+                    done = called.number;
+                }
             }
-        }
-        let runs: Vec<IovaRange> = {
-            let mut areas = self.locked_areas();
-            for cut in cuts.into_iter().flatten() {
-                areas.cut(cut, alignment, false)?;
-            }
-            areas.all_in(range).collect()
         };
-        space.tables.iter().for_each(|hwpt| hwpt.unmap(range, runs.iter().copied()));
-        // Nobody is walking the tables or moving bytes through the windows any more.
-        let pins = self.locked_areas().make_absent(range);
+        cuts().try_for_each(|cut| state.areas.cut(cut, alignment, false))?;
+        let runs: Vec<IovaRange> = state.areas.mapped_in(range).map(|(range, ..)| range).collect();
+        drop(state);
+        let mut done = 0;
+        let mut state = loop {
+            match self.next_mirror(done, range.start) {
+                Err(state) => break state,
+                Ok(called) => {
+                    self.unmap_in(&called, &mut runs.iter().copied().filter(|run| called.has(run.start)));
+                    done = called.number;
+                }
+            }
+        };
+        // Nothing walks the tables or moves bytes through the windows any more.
+        let pins = state.areas.make_absent(range);
+        drop(state);
         drop(pins);
         Ok(())
     }
@@ -100,12 +102,12 @@ impl Ioas {
     /// # Errors
     /// See [`PresenceError`].
     pub fn populate(&self, range: IovaRange) -> Result<u64, PresenceError> {
-        check_holds_nothing()?;
-        if range.start > range.last || !(range.start | range.last.wrapping_add(1)).is_multiple_of(PAGE_SIZE) {
+        check_may_wait()?;
+        if !(range.start | range.last.wrapping_add(1)).is_multiple_of(PAGE_SIZE) {
             return Err(PresenceError::Unaligned(range, PAGE_SIZE));
         }
         let bytes = self.populate_for(range, Access::empty())?;
-        if bytes == 0 && self.locked_areas().all_in(range).next().is_none() {
+        if bytes == 0 && self.lock().areas.all_in(range).next().is_none() {
             return Err(PresenceError::Empty(range));
         }
         Ok(bytes)
@@ -118,94 +120,127 @@ impl Ioas {
         let own = IovaRange { start: iova & !(PAGE_SIZE - 1), last: iova | (PAGE_SIZE - 1) };
         // What is around it may be memory that cannot be had.
         let _ = self.populate_for(around, access).or_else(|_| self.populate_for(own, access));
-        let found = self.locked_areas().presence(iova);
+        let found = self.lock().areas.presence(iova);
         found.is_some_and(|(allowed, presence)| presence == Presence::Present && allowed.contains(access))
     }
 
     /// Whether what is mapped at `iova` makes devices fault.
     pub(crate) fn is_absent(&self, iova: u64) -> bool {
-        matches!(self.locked_areas().presence(iova), Some((_, Presence::Absent)))
+        matches!(self.lock().areas.presence(iova), Some((_, Presence::Absent)))
     }
 
     /// How many bytes are absent in `range`.
     #[must_use]
     pub fn absent_bytes(&self, range: IovaRange) -> u64 {
-        let absent = self.locked_areas().absent_in(range, Access::empty());
+        let absent = self.lock().areas.absent_in(range, Access::empty());
         absent.iter().map(|(part, _)| part.len_minus_one() + 1).sum()
     }
 
     /// Brings in what is absent in `range` and allows `access`: all of it or, on an error, nothing.
     fn populate_for(&self, range: IovaRange, access: Access) -> Result<u64, PresenceError> {
         loop {
-            // Memory is brought in without a lock, so it is looked again afterwards whether it is absent still.
-            let mut wanted = self.locked_areas().absent_in(range, access);
+            // Memory is brought in without the lock, so it is looked again afterwards whether it is absent still.
+            let mut wanted = self.lock().areas.absent_in(range, access);
             for (part, backed) in &mut wanted {
                 let length = part.len_minus_one() + 1;
-                backed.pin = Some(backed.pages.pin_part(&self.iommu().phys, backed.offset, length)?);
+                backed.pin = Some(backed.pages.pin(&self.shared.phys, part.start, backed.offset, length)?);
             }
-            let space = self.exclusive();
+            let state = self.when_settled(self.lock(), range)?;
             let is_still = |(part, backed): &(IovaRange, Backed)| {
-                self.locked_areas().absent_still(*part, backed).is_some_and(|allowed| allowed.contains(access))
+                state.areas.absent_still(*part, backed).is_some_and(|allowed| allowed.contains(access))
             };
             if wanted.iter().all(is_still) {
-                return self.make_present(&space, wanted);
+                return self.make_present(state, wanted);
             }
+            drop(state);
         }
     }
 
-    /// Puts what is absent, and brought in, into every page table.
-    fn make_present(&self, space: &Space, parts: Vec<(IovaRange, Backed)>) -> Result<u64, PresenceError> {
-        let alignment = PAGE_SIZE.min(space.alignment());
-        let ends = |part: &IovaRange| [Some(part.start), part.last.checked_add(1)].into_iter().flatten();
-        let allowed =
-            |part: &IovaRange| self.locked_areas().presence(part.start).map_or(Access::empty(), |(allowed, _)| allowed);
+    /// Puts what is absent, and brought in, into every mirror.
+    fn make_present(&self, mut state: Locked<'_>, parts: Vec<(IovaRange, Backed)>) -> Result<u64, PresenceError> {
+        let (Some((first, _)), Some((last, _))) = (parts.first(), parts.last()) else { return Ok(0) };
+        let (start, range) = (first.start, IovaRange { start: first.start, last: last.last });
+        let alignment = PAGE_SIZE.min(state.alignment());
         // They become areas of their own.
-        let check = |areas: &Areas| {
-            parts.iter().flat_map(|(part, _)| ends(part)).try_for_each(|end| areas.check_cut(end, alignment, false))
-        };
-        check(&self.locked_areas())?;
-        let mut mapped: Vec<(&Hwpt, IovaRange)> = Vec::new();
-        let take_back = |mapped: Vec<(&Hwpt, IovaRange)>| {
-            mapped.into_iter().for_each(|(hwpt, part)| hwpt.take_back(std::iter::once(part)));
-        };
-        for hwpt in &space.tables {
-            for (part, backed) in &parts {
-                if let Err(error) = hwpt.map(*part, allowed(part), backed, space.largest_page()) {
-                    take_back(mapped);
-                    return Err(error.into());
-                }
-                mapped.push((hwpt, *part));
+        check_ends(&state.areas, &parts, alignment)?;
+        let allowed: Vec<Access> = parts
+            .iter()
+            .map(|(part, _)| state.areas.presence(part.start).map_or(Access::empty(), |(allowed, _)| allowed))
+            .collect();
+        let hull = state.areas.hull(range);
+        let largest = state.rules.largest_page();
+        state.areas.set_busy(hull, true);
+        drop(state);
+        let _busy = Busy { ioas: self, range: hull };
+        let (mut done, mut filled) = (0, None);
+        let take_back = |filled: Option<Now>| {
+            if let Some(now) = filled {
+                drop(Filled { ioas: self, parts: &parts, now });
             }
-        }
-        let mut areas = self.locked_areas();
-        // Somebody may hold on to one since it was looked at.
-        if let Err(error) = check(&areas) {
-            drop(areas);
-            take_back(mapped);
+        };
+        let mut state = loop {
+            match self.next_mirror(done, start) {
+                Err(state) => break state,
+                Ok(called) => {
+                    for (at, ((part, backed), access)) in parts.iter().zip(&allowed).enumerate() {
+                        if !called.has(part.start) {
+                            continue;
+                        }
+                        if let Err(error) = self.map_in(&called, *part, *access, backed, largest) {
+                            let before =
+                                parts[..at].iter().map(|(part, _)| *part).filter(|part| called.has(part.start));
+                            self.unmap_in(&called, &mut { before });
+                            drop(called);
+                            take_back(filled);
+                            return Err(error.into());
+                        }
+                    }
+                    done = called.number;
+                    filled = Some(Now::up_to(done));
+                }
+            }
+        };
+        // Software may have pinned something since it was looked at.
+        if let Err(error) = check_ends(&state.areas, &parts, alignment) {
+            drop(state);
+            take_back(filled);
             return Err(error.into());
         }
-        let mut bytes = 0;
+        let pinned = !state.links.is_empty();
+        let (mut bytes, mut spare) = (0, Vec::new());
         for (part, backed) in parts {
-            ends(&part).try_for_each(|end| areas.cut(end, alignment, false))?;
-            areas.make_present(part, backed.pin.filter(|_| !space.tables.is_empty()));
+            for end in ends(&part) {
+                state.areas.cut(end, alignment, false)?;
+            }
+            let pin = if pinned {
+                backed.pin
+            } else {
+                backed.pin.and_then(|pin| {
+                    spare.push(pin);
+                    None
+                })
+            };
+            state.areas.make_present(part, pin);
             bytes += part.len_minus_one() + 1;
         }
+        drop(state);
+        drop(spare);
         Ok(bytes)
     }
 
     /// Whether what is mapped at `iova` is absent: devices fault there. `None` if nothing is mapped.
     #[must_use]
     pub fn faults_at(&self, iova: Iova) -> Option<bool> {
-        self.locked_areas().presence(iova.0).map(|(_, presence)| presence == Presence::Absent)
+        self.lock().areas.presence(iova.0).map(|(_, presence)| presence == Presence::Absent)
     }
 }
 
-/// Sees to it that no page of a table goes through `cut`.
-fn split_at(hwpt: &Hwpt, cut: u64) -> Result<(), iopt::MapError> {
-    let page = hwpt.page_size();
-    // What a table cannot address, it has no pages of.
-    if hwpt.format().aperture().contains(&IovaRange { start: cut, last: cut }) {
-        hwpt.table.split(cut & !(page - 1), page, page.ilog2())?;
-    }
-    Ok(())
+/// Where a part begins, and what lies behind it.
+fn ends(part: &IovaRange) -> impl Iterator<Item = u64> + use<> {
+    [Some(part.start), part.last.checked_add(1)].into_iter().flatten()
+}
+
+/// Fails if the parts cannot become areas of their own.
+fn check_ends(areas: &Areas, parts: &[(IovaRange, Backed)], alignment: u64) -> Result<(), CutError> {
+    parts.iter().flat_map(|(part, _)| ends(part)).try_for_each(|end| areas.check_cut(end, alignment, false))
 }

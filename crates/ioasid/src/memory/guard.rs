@@ -13,10 +13,12 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::base::lock::StaticMutex;
 
 /// One guarded range, of a mapping as long as it exists.
 pub(crate) struct Entry {
@@ -60,7 +62,7 @@ impl Entry {
 /// Every entry that ever was, newest first.
 static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(ptr::null_mut());
 /// The first of those that guard nothing now.
-static FREE: Mutex<Option<&'static Entry>> = Mutex::new(None);
+static FREE: StaticMutex<Option<&'static Entry>> = StaticMutex::new(None);
 /// Counts the mappings that lost bytes.
 static LOST: AtomicU64 = AtomicU64::new(0);
 /// What SIGBUS did before.
@@ -131,6 +133,16 @@ impl GuardedMap {
         }
     }
 
+    /// Nobody needs `length` bytes at `start` any more, both multiples of the page size: what they were is let go, and
+    /// their addresses stay taken.
+    pub(crate) fn give_back(&self, start: NonNull<u8>, length: usize) {
+        debug_assert!(start >= self.start && start.addr().get() + length <= self.start.addr().get() + self.length);
+        let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: replaces a part of the mapping, which is ours, and whose bytes there nobody uses by the caller's word. If
+        // the kernel has no room for it, the bytes stay.
+        unsafe { libc::mmap(start.as_ptr().cast(), length, libc::PROT_NONE, flags, -1, 0) };
+    }
+
     /// What tells whether bytes of it turned out not to exist.
     pub(crate) fn entry(&self) -> &'static Entry {
         self.entry
@@ -144,7 +156,7 @@ impl Drop for GuardedMap {
         // SAFETY: the mapping is ours, and whoever could use it has let go of the owner of this object.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
         debug_assert!(unmapped.is_ok());
-        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = FREE.lock();
         let next = free.map_or(ptr::null_mut(), |entry| ptr::from_ref(entry).cast_mut());
         self.entry.next_free.store(next, Ordering::Relaxed);
         *free = Some(self.entry);
@@ -153,7 +165,7 @@ impl Drop for GuardedMap {
 
 /// An entry that guards nothing: a used one, or a new one, which is never given back to the allocator.
 fn take_entry() -> &'static Entry {
-    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut free = FREE.lock();
     if let Some(entry) = *free {
         // SAFETY: null or an entry, and entries are never freed.
         *free = unsafe { entry.next_free.load(Ordering::Relaxed).as_ref() };
@@ -179,8 +191,8 @@ fn take_entry() -> &'static Entry {
 }
 
 fn install_handler() -> io::Result<()> {
-    static DONE: Mutex<bool> = Mutex::new(false);
-    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    static DONE: StaticMutex<bool> = StaticMutex::new(false);
+    let mut done = DONE.lock();
     if *done {
         return Ok(());
     }
@@ -204,7 +216,13 @@ fn install_handler() -> io::Result<()> {
 }
 
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel hands a valid siginfo to an SA_SIGINFO handler, and SIGBUS carries an address.
+    // SAFETY: the kernel hands a valid siginfo to an SA_SIGINFO handler.
+    let code = unsafe { (*info).si_code };
+    // A signal that somebody sent says nothing about memory, whatever address is in it.
+    if code <= 0 {
+        return pass_on_sent(signal, info, context);
+    }
+    // SAFETY: a SIGBUS that the kernel raises carries an address.
     let address = unsafe { (*info).si_addr() } as usize;
     for entry in entries() {
         if let Some((start, length)) = entry.range()
@@ -225,14 +243,32 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     pass_on(signal, info, context);
 }
 
-/// Does with a SIGBUS that is not ours what was done before.
+/// Gives a SIGBUS that was sent to whatever handled it before. If nothing did it ends here: the default action would end the
+/// process, and to put it back would leave every mapping unguarded.
+fn pass_on_sent(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    if let Some(previous) = PREVIOUS.get()
+        && !matches!(previous.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
+    {
+        call(previous, signal, info, context);
+    }
+}
+
+/// Does with a SIGBUS that the kernel raised, and that is not ours, what was done before.
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let Some(previous) = PREVIOUS.get() else { return };
     match previous.sa_sigaction {
         libc::SIG_DFL | libc::SIG_IGN => {
-            // SAFETY: putting the earlier action back; returning runs the faulting instruction again, under it.
+            // SAFETY: putting the earlier action back; returning runs the faulting instruction again, under it, which ends
+            // the process.
             unsafe { libc::sigaction(signal, previous, ptr::null_mut()) };
         }
+        _ => call(previous, signal, info, context),
+    }
+}
+
+/// Calls the handler that there was before.
+fn call(previous: &libc::sigaction, signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    match previous.sa_sigaction {
         handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
             // SAFETY: with SA_SIGINFO the address is a function of this signature.
             let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =

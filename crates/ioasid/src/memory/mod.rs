@@ -12,10 +12,12 @@
 //! ```
 
 mod account;
+mod fragments;
 mod guard;
 mod identity;
 mod pages;
 mod phys;
+mod pinned;
 mod process;
 mod segment;
 mod tables;
@@ -26,9 +28,11 @@ pub use identity::{Identity, Pinned};
 pub(crate) use pages::Pin;
 pub use pages::{Pages, PinError};
 pub use phys::OutOfPhysicalSpace;
+pub(crate) use pinned::PagesSlice;
+pub use pinned::{MemoryChunk, PinnedMemory};
 pub use process::{ImportError, Process};
-pub use segment::{RemoteMemory, Segment};
-pub use tables::TableSpace;
+pub use segment::{FileRange, RemoteMemory, Segment};
+pub use tables::{GuestTables, TableSpace};
 pub use vma::{Vma, VmaQuery};
 
 pub(crate) use guard::{lost_at, memory_lost};

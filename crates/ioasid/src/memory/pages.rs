@@ -1,17 +1,33 @@
 //! Backing memory, however often it is mapped.
+//!
+//! What is pinned of some pages lies in *fragments*: ranges that do not overlap, each counted by the pins that need it.
+//! Two pins of the same bytes share their fragments, and a fragment goes with its last pin, whatever else of the pages is
+//! pinned:
+//!
+//! ```text
+//!   pins        ├──────── an area ────────┤
+//!                      ├─ a copy ─┤
+//!   fragments   ├──────┼──────────┼───────┤      each pin begins and ends where a fragment does
+//!   count          1        2         1
+//! ```
+//! The physical addresses of a fragment mean something in one machine only, so a fragment belongs to one physical space, and
+//! pages that are mapped in two machines are pinned in each.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::account::Ledger;
+use super::fragments::{Fragments, Range};
 use super::{Account, Identity, ImportError, OutOfPhysicalSpace, OverLimit, PAGE_SIZE, PhysSpace, Segment, Window};
+use crate::base::lock::{Condvar, Mutex};
+use crate::base::{callback, rank};
 
 /// Why memory was not brought in. Nothing is held.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum PinError {
     /// The memory cannot be had.
     #[error(transparent)]
@@ -31,6 +47,9 @@ pub enum PinError {
     /// The physical space is full.
     #[error(transparent)]
     PhysicalSpace(#[from] OutOfPhysicalSpace),
+    /// The memory is being brought in by a caller's code which this thread is in.
+    #[error("the memory is being brought in, and this was called from there")]
+    Recursive,
 }
 
 /// Where memory comes from when somebody needs it.
@@ -45,13 +64,13 @@ impl Source {
     fn get(&self, offset: u64, length: u64) -> Result<Vec<Segment>, ImportError> {
         match self {
             Self::Segments(segments) => Ok(part_of(segments, offset, length)),
-            Self::OnDemand(bring) => bring(offset, length),
+            Self::OnDemand(bring) => callback::call(|| bring(offset, length)),
         }
     }
 }
 
-/// A range of backing memory. It is brought in (pinned) when a device or somebody else first needs it, exists once however
-/// often it is mapped, and is let go when nobody needs it any more. Devices need all of it; who needs a part pins that.
+/// A range of backing memory. What is needed of it is brought in (pinned) when a device or software first needs it, exists
+/// once in a machine however often it is mapped, and is let go when nobody needs it any more.
 pub struct Pages {
     address: u64,
     length: u64,
@@ -60,40 +79,28 @@ pub struct Pages {
     /// Whether they are pages of a file, and of no process.
     of_file: bool,
     ledger: Ledger,
-    pinned: Mutex<Pinned>,
+    pinned: Mutex<Fragments<Arc<Windows>>, rank::Pinned>,
+    /// Something was brought in, or was not.
+    settled: Condvar,
 }
 
-/// What is pinned of some pages, as long as somebody has a [`Pin`].
-#[derive(Default)]
-struct Pinned {
-    whole: Weak<Windows>,
-    /// By where they begin, and how many bytes they have.
-    parts: BTreeMap<(u64, u64), Weak<Windows>>,
-    /// When there are as many parts, those that nobody has any more are taken out.
-    crowded: usize,
-}
-
-/// How many parts that begin before another are looked at, whether they have all of it.
-const PARTS_BEFORE: usize = 8;
-
-impl Pinned {
-    /// What is pinned and has `length` bytes from `offset` on.
-    fn find(&self, offset: u64, length: u64) -> Option<Pin> {
-        let exact = self.parts.get(&(offset, length));
-        let before = self.parts.range(..(offset + 1, 0)).rev().take(PARTS_BEFORE);
-        // Most end too early, and are not asked whether somebody has them still.
-        let before = before.filter(|((start, bytes), _)| offset + length <= start + bytes).map(|(_, part)| part);
-        let pinned = std::iter::once(&self.whole).chain(exact).chain(before).filter_map(Weak::upgrade);
-        let covers =
-            |windows: &Arc<Windows>| windows.offset <= offset && offset + length <= windows.offset + windows.length;
-        pinned.into_iter().find(covers).map(Pin)
+impl std::fmt::Debug for Pages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pages")
+            .field("address", &format_args!("{:#x}", self.address))
+            .field("length", &format_args!("{:#x}", self.length))
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
     }
 }
 
 impl Pages {
     /// `length` bytes, a multiple of the page size, that `source` gives whenever some of them are to be pinned: it is asked for
-    /// so many bytes from an offset on. With `writable`, devices may be allowed to write them. `address`, a multiple of the page size, is where they come from, in a process
-    /// or a file: IOVAs that are chosen for them get its alignment, so that large pages fit.
+    /// so many bytes from an offset on. With `writable`, devices may be allowed to write them. `address`, a multiple of the page
+    /// size, is where they come from, in a process or a file: IOVAs that are chosen for them get its alignment, so that large
+    /// pages fit.
+    ///
+    /// `source` is called with no lock held. From within it, to pin the same bytes is an error ([`PinError::Recursive`]).
     pub fn new(
         address: u64,
         length: u64,
@@ -104,23 +111,24 @@ impl Pages {
     }
 
     fn made(address: u64, length: u64, writable: bool, source: Source, of_file: bool) -> Self {
-        Self { address, length, writable, source, of_file, ledger: Ledger::default(), pinned: Mutex::default() }
-    }
-
-    /// Has `account` answer for what is pinned, from the first pin on.
-    #[must_use]
-    pub fn charged_to(mut self: Arc<Self>, account: Arc<dyn Account>) -> Arc<Self> {
-        if let Some(pages) = Arc::get_mut(&mut self) {
-            pages.ledger = Ledger::new(Some(account));
+        Self {
+            address,
+            length,
+            writable,
+            source,
+            of_file,
+            ledger: Ledger::default(),
+            pinned: Mutex::default(),
+            settled: Condvar::default(),
         }
-        self
     }
 
-    /// Has another `account`, or nobody, answer for what is pinned, in place of the one so far, which is returned.
+    /// Has `account`, or nobody, answer for what is pinned from now on, and for what is pinned already, in place of the
+    /// account so far, which is returned.
     ///
     /// # Errors
     /// [`OverLimit`]; the one so far answers then.
-    pub fn charge_instead(&self, account: Option<Arc<dyn Account>>) -> Result<Option<Arc<dyn Account>>, OverLimit> {
+    pub fn charge_to(&self, account: Option<Arc<dyn Account>>) -> Result<Option<Arc<dyn Account>>, OverLimit> {
         self.ledger.change(account)
     }
 
@@ -134,7 +142,8 @@ impl Pages {
     /// memory only (tmpfs, hugetlbfs), as no page of it may be written back and change its place; or a DMA buffer that can be
     /// mapped.
     #[must_use]
-    pub fn of_file(file: File, start: u64, length: u64, writable: bool) -> Arc<Self> {
+    pub fn of_file(file: impl Into<Arc<File>>, start: u64, length: u64, writable: bool) -> Arc<Self> {
+        let file: Arc<File> = file.into();
         let source = move |offset: u64, length: u64| {
             let start = start.checked_add(offset).ok_or(ImportError::NotInFile)?;
             let end = start.checked_add(length).ok_or(ImportError::NotInFile)?;
@@ -177,54 +186,47 @@ impl Pages {
         self.writable
     }
 
-    /// Brings the memory in, if nobody has yet. What is `offset` bytes from its beginning is going to be mapped at `iova`.
-    pub(crate) fn pin(self: &Arc<Self>, space: &Arc<PhysSpace>, iova: u64, offset: u64) -> Result<Pin, PinError> {
-        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(windows) = pinned.whole.upgrade() {
-            return Ok(Pin(windows));
-        }
-        let windows = Arc::new(self.bring_in(space, 0, self.length, iova.wrapping_sub(offset))?);
-        pinned.whole = Arc::downgrade(&windows);
-        Ok(Pin(windows))
-    }
-
-    /// Brings in the pages that `length` bytes from `offset` on lie in, if nobody has yet. Not for devices.
-    pub(crate) fn pin_part(
+    /// Brings in the pages that `length` bytes from `offset` on lie in, as far as nobody has yet. The first of those bytes
+    /// is going to be mapped at `iova`, if anywhere.
+    pub(crate) fn pin(
         self: &Arc<Self>,
         space: &Arc<PhysSpace>,
+        iova: u64,
         offset: u64,
         length: u64,
     ) -> Result<Pin, PinError> {
-        let end = (offset + length).next_multiple_of(PAGE_SIZE);
-        let offset = offset & !(PAGE_SIZE - 1);
-        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pin) = pinned.find(offset, end - offset) {
-            return Ok(pin);
+        let range = Range { start: offset & !(PAGE_SIZE - 1), end: (offset + length).next_multiple_of(PAGE_SIZE) };
+        let first_iova = iova.wrapping_sub(offset - range.start);
+        let id = Arc::as_ptr(space).addr();
+        let mut pinned = self.pinned.lock();
+        while pinned.is_coming(id, range) {
+            if callback::is_in_one() {
+                return Err(PinError::Recursive);
+            }
+            pinned = self.settled.wait(pinned);
         }
-        let windows = Arc::new(self.bring_in(space, offset, end - offset, offset)?);
-        if pinned.parts.len() >= pinned.crowded {
-            pinned.parts.retain(|_, part| part.strong_count() > 0);
-            pinned.crowded = (2 * pinned.parts.len()).max(16);
+        let gaps = pinned.hold(id, range);
+        drop(pinned);
+        // From here on, dropping it undoes what was done.
+        let pin = Pin { pages: self.clone(), space: space.clone(), range };
+        for gap in gaps {
+            let windows = self.bring_in(space, gap, first_iova.wrapping_add(gap.start - range.start))?;
+            self.pinned.lock().fill(id, gap, Arc::new(windows));
         }
-        pinned.parts.insert((offset, end - offset), Arc::downgrade(&windows));
-        Ok(Pin(windows))
+        self.settled.notify_all();
+        Ok(pin)
     }
 
-    /// Windows of `length` bytes from `offset` on, of which the first is going to be mapped at `iova`.
-    fn bring_in(
-        self: &Arc<Self>,
-        space: &Arc<PhysSpace>,
-        offset: u64,
-        length: u64,
-        iova: u64,
-    ) -> Result<Windows, PinError> {
-        self.ledger.charge(length)?;
-        // From here on, dropping it undoes what was done.
-        let mut windows = Windows { space: space.clone(), pages: self.clone(), offset, length, windows: Vec::new() };
+    /// Windows of a range, of which the first byte is going to be mapped at `iova`.
+    fn bring_in(self: &Arc<Self>, space: &Arc<PhysSpace>, range: Range, iova: u64) -> Result<Windows, PinError> {
+        let length = range.length();
+        // From here on, dropping these undoes what was done.
+        let charge = self.ledger.charge(length)?;
+        let mut windows = Windows { space: space.clone(), range, windows: Vec::new() };
         if ioasid_inject::fails() {
             return Err(ImportError::System(io::ErrorKind::OutOfMemory.into()).into());
         }
-        let segments = self.source.get(offset, length)?;
+        let segments = self.source.get(range.start, length)?;
         check(&segments, length, self.writable)?;
         let owner = Arc::as_ptr(self).addr();
         windows.windows.reserve_exact(segments.len());
@@ -233,6 +235,7 @@ impl Pages {
             windows.windows.push(space.insert(segment.backing, segment.length, at, owner)?);
             at = at.wrapping_add(segment.length);
         }
+        charge.keep();
         Ok(windows)
     }
 }
@@ -274,44 +277,80 @@ fn check(segments: &[Segment], length: u64, writable: bool) -> Result<(), PinErr
     Ok(())
 }
 
-/// The windows of pinned memory in the physical space, in a row: `length` bytes of some pages from `offset` on.
+/// The windows of memory that was brought in at once, in a row.
 struct Windows {
     space: Arc<PhysSpace>,
-    pages: Arc<Pages>,
-    offset: u64,
-    length: u64,
+    /// Of the pages.
+    range: Range,
     windows: Vec<Arc<Window>>,
 }
 
-impl Drop for Windows {
-    fn drop(&mut self) {
-        for window in &self.windows {
-            self.space.remove(window);
-        }
-        self.pages.ledger.release(self.length);
-    }
-}
-
-/// Keeps memory pinned. To be dropped only when no DMA uses it any more.
-#[derive(Clone)]
-pub(crate) struct Pin(Arc<Windows>);
-
-impl Pin {
-    /// The physical ranges of `length` bytes from `offset` of the pages on, in order: (address, bytes).
-    pub(crate) fn ranges(&self, offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.pieces(offset, length).map(|(window, before, bytes)| (window.base() + before, bytes))
-    }
-
-    /// The windows that they lie in, with the offset there and the number of bytes.
-    fn pieces(&self, offset: u64, length: u64) -> impl Iterator<Item = (&Window, u64, u64)> + '_ {
-        let (mut skip, mut left) = (offset - self.0.offset, length);
-        self.0.windows.iter().filter_map(move |window| {
+impl Windows {
+    /// The windows that `range` lies in, with the offset there and the number of bytes.
+    fn pieces(&self, range: Range) -> impl Iterator<Item = (&Arc<Window>, u64, u64)> + '_ {
+        let (mut skip, mut left) = (range.start - self.range.start, range.length());
+        self.windows.iter().filter_map(move |window| {
             let before = skip.min(window.length());
             skip -= before;
             let bytes = left.min(window.length() - before);
             left -= bytes;
-            (bytes > 0).then_some((&**window, before, bytes))
+            (bytes > 0).then_some((window, before, bytes))
         })
+    }
+}
+
+impl Drop for Windows {
+    fn drop(&mut self) {
+        self.windows.iter().for_each(|window| self.space.remove(window));
+    }
+}
+
+/// Keeps memory pinned: whole pages, in one physical space. To be dropped only when no DMA uses it any more.
+pub(crate) struct Pin {
+    pages: Arc<Pages>,
+    space: Arc<PhysSpace>,
+    range: Range,
+}
+
+/// A part of a window: where it begins there, and how many bytes it has.
+pub(super) struct Piece {
+    pub(super) window: Arc<Window>,
+    pub(super) before: u64,
+    pub(super) bytes: u64,
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pin").field("range", &self.range).finish_non_exhaustive()
+    }
+}
+
+impl Pin {
+    fn id(&self) -> usize {
+        Arc::as_ptr(&self.space).addr()
+    }
+
+    /// Whether `length` bytes from `offset` of the pages on are pinned by it.
+    pub(crate) fn covers(&self, offset: u64, length: u64) -> bool {
+        self.range.start <= offset && offset + length <= self.range.end
+    }
+
+    /// The physical ranges of `length` bytes from `offset` of the pages on, in order: (address, bytes).
+    pub(crate) fn ranges(&self, offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
+        self.pieces(offset, length).into_iter().map(|piece| (piece.window.base() + piece.before, piece.bytes))
+    }
+
+    /// The windows that they lie in.
+    pub(super) fn pieces(&self, offset: u64, length: u64) -> Vec<Piece> {
+        let mut pieces = Vec::with_capacity(1);
+        let range = Range { start: offset, end: offset + length };
+        self.pages.pinned.lock().find_pinned(self.id(), range, |range, windows| {
+            let piece =
+                |(window, before, bytes): (&Arc<Window>, u64, u64)| Piece { window: window.clone(), before, bytes };
+            pieces.extend(windows.pieces(range).map(piece));
+            None::<()>
+        });
+        pieces
     }
 
     /// Copies from `offset` of the pages on.
@@ -319,9 +358,9 @@ impl Pin {
     /// # Errors
     /// If the memory is gone; some bytes may have been copied.
     pub(crate) fn read(&self, offset: u64, mut data: &mut [u8]) -> io::Result<()> {
-        for (window, before, bytes) in self.pieces(offset, data.len() as u64) {
-            let (now, rest) = data.split_at_mut(bytes as usize);
-            window.backing().read(before, now)?;
+        for piece in self.pieces(offset, data.len() as u64) {
+            let (now, rest) = data.split_at_mut(piece.bytes as usize);
+            piece.window.backing().read(piece.before, now)?;
             data = rest;
         }
         Ok(())
@@ -332,9 +371,9 @@ impl Pin {
     /// # Errors
     /// If the memory is gone or read-only; some bytes may have been copied.
     pub(crate) fn write(&self, offset: u64, mut data: &[u8]) -> io::Result<()> {
-        for (window, before, bytes) in self.pieces(offset, data.len() as u64) {
-            let (now, rest) = data.split_at(bytes as usize);
-            window.backing().write(before, now)?;
+        for piece in self.pieces(offset, data.len() as u64) {
+            let (now, rest) = data.split_at(piece.bytes as usize);
+            piece.window.backing().write(piece.before, now)?;
             data = rest;
         }
         Ok(())
@@ -342,8 +381,59 @@ impl Pin {
 
     /// Which memory is at `offset` of the pages.
     pub(crate) fn identity(&self, offset: u64) -> Option<Identity> {
-        let (window, before, _) = self.pieces(offset, 1).next()?;
-        Some(Identity::of(window.backing())?.plus(before))
+        let piece = self.pieces(offset, 1).into_iter().next()?;
+        Some(Identity::of(piece.window.backing())?.plus(piece.before))
+    }
+
+    /// Pins the pages from `offset` on by a pin of their own, which is returned, and not by this one any more.
+    pub(crate) fn split_off(&mut self, offset: u64) -> Self {
+        let boundary = offset & !(PAGE_SIZE - 1);
+        let upper = Range { start: boundary, end: self.range.end };
+        let lower = Range { start: self.range.start, end: offset.next_multiple_of(PAGE_SIZE) };
+        let id = self.id();
+        {
+            let mut pinned = self.pages.pinned.lock();
+            pinned.split(id, upper.start);
+            pinned.split(id, lower.end);
+            // Both need the page that the cut goes through.
+            pinned.hold_again(id, Range { start: upper.start, end: lower.end });
+        }
+        self.range = lower;
+        Self { pages: self.pages.clone(), space: self.space.clone(), range: upper }
+    }
+}
+
+impl Clone for Pin {
+    /// Another one, of the same bytes.
+    fn clone(&self) -> Self {
+        self.pages.pinned.lock().hold_again(self.id(), self.range);
+        Self { pages: self.pages.clone(), space: self.space.clone(), range: self.range }
+    }
+}
+
+impl Drop for Pin {
+    /// Lets go of what no other pin needs, with no lock held. Allocates nothing.
+    fn drop(&mut self) {
+        let id = self.id();
+        self.pages.pinned.lock().release(id, self.range);
+        loop {
+            let unused = self.pages.pinned.lock().take_unused(id, self.range);
+            match unused {
+                None => break,
+                // It never came: whoever waited for it tries by itself.
+                Some((_, None)) => self.pages.settled.notify_all(),
+                Some((range, Some(windows))) => {
+                    // The windows stay as long as another part of them is needed; what is behind this part does not.
+                    if Arc::strong_count(&windows) > 1 {
+                        windows
+                            .pieces(range)
+                            .for_each(|(window, before, bytes)| window.backing().give_back(before, bytes));
+                    }
+                    drop(windows);
+                    self.pages.ledger.release(range.length());
+                }
+            }
+        }
     }
 }
 
@@ -364,8 +454,8 @@ mod tests {
         });
         assert_eq!(fetched.load(Ordering::Relaxed), 0);
         for n in 1..3 {
-            let one = pages.pin(&space, 0x1000, 0).unwrap();
-            let other = pages.pin(&space, 0x9000, 0).unwrap();
+            let one = pages.pin(&space, 0x1000, 0, 2 * PAGE_SIZE).unwrap();
+            let other = pages.pin(&space, 0x9000, 0, 2 * PAGE_SIZE).unwrap();
             assert_eq!((fetched.load(Ordering::Relaxed), space.windows()), (n, 2));
             drop(one);
             assert_eq!(space.windows(), 2);
@@ -379,8 +469,8 @@ mod tests {
         let space = Arc::new(PhysSpace::new());
         let segments = [1, 2, 1].map(|pages| Segment::memfd(pages * PAGE_SIZE).unwrap().0).to_vec();
         let pages = Pages::of(segments, 4 * PAGE_SIZE, true).unwrap();
-        let pin = pages.pin(&space, 0, 0).unwrap();
-        let base: Vec<u64> = pin.0.windows.iter().map(|window| window.base()).collect();
+        let pin = pages.pin(&space, 0, 0, 4 * PAGE_SIZE).unwrap();
+        let base: Vec<u64> = pin.pieces(0, 4 * PAGE_SIZE).iter().map(|piece| piece.window.base()).collect();
         let ranges = |offset, length| pin.ranges(offset, length).collect::<Vec<_>>();
         assert_eq!(ranges(0, 4 * PAGE_SIZE), [(base[0], PAGE_SIZE), (base[1], 2 * PAGE_SIZE), (base[2], PAGE_SIZE)]);
         assert_eq!(ranges(100, 8), [(base[0] + 100, 8)]);
@@ -393,7 +483,7 @@ mod tests {
         let space = Arc::new(PhysSpace::new());
         let (segment, file) = Segment::memfd(PAGE_SIZE).unwrap();
         let read_only = Segment::file(&file, 0, PAGE_SIZE, false).unwrap();
-        let refused = |pages: Arc<Pages>| pages.pin(&space, 0, 0).err();
+        let refused = |pages: Arc<Pages>| pages.pin(&space, 0, 0, pages.length()).err();
         let of = |segment: Segment, length| Pages::new(0, length, true, move |_, _| Ok(vec![segment.clone()]));
         assert!(matches!(refused(of(segment, 2 * PAGE_SIZE)), Some(PinError::WrongLength(..))));
         assert!(matches!(refused(of(read_only, PAGE_SIZE)), Some(PinError::ReadOnly)));

@@ -19,11 +19,13 @@
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use thiserror::Error;
 
 use super::{Backing, Identity, PAGE_SIZE, Pinned};
+use crate::base::lock::{Mutex, MutexGuard};
+use crate::base::rank;
 use crate::gate::Inside;
 
 /// log2 of the smallest block, which is a page.
@@ -129,7 +131,7 @@ struct Accounts {
 /// The physical address space.
 pub(crate) struct PhysSpace {
     blocks: Box<[Blocks; ORDERS]>,
-    accounts: Mutex<Accounts>,
+    accounts: Mutex<Accounts, rank::Blocks>,
 }
 
 impl PhysSpace {
@@ -142,8 +144,8 @@ impl PhysSpace {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Accounts> {
-        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Accounts, rank::Blocks> {
+        self.accounts.lock()
     }
 
     /// Makes a window of `length` bytes (a multiple of the page size, not zero) that is going to be mapped at `iova`.
@@ -256,7 +258,11 @@ impl PhysSpace {
         Some(Identity::of(&window.backing)?.plus(offset))
     }
 
-    fn locked_window<'a>(&self, place: Place, _accounts: &'a MutexGuard<'_, Accounts>) -> Option<&'a Window> {
+    fn locked_window<'a>(
+        &self,
+        place: Place,
+        _accounts: &'a MutexGuard<'_, Accounts, rank::Blocks>,
+    ) -> Option<&'a Window> {
         let window = self.block(place)?.window.load(Ordering::Acquire);
         // SAFETY: null, or a window that is there: who removes one takes it out of its block and then waits for the lock that
         // is held here, before it drops the window.

@@ -9,11 +9,11 @@
 //! `/proc/PID/mem` rather than `process_vm_readv`: an open file of it stays with the address space it was opened on, so
 //! that after an exec, or after the process number went to somebody else, DMA fails instead of reaching other memory.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use iopt::Access;
 use thiserror::Error;
@@ -22,6 +22,8 @@ use super::PAGE_SIZE;
 use super::identity::Identity;
 use super::segment::{RemoteMemory, Segment};
 use super::vma::{Vma, VmaQuery};
+use crate::base::lock::Mutex;
+use crate::base::rank;
 
 /// Why memory of a process cannot be given to devices.
 #[derive(Debug, Error)]
@@ -49,7 +51,12 @@ struct ProcessMemory {
     vmas: VmaQuery,
     /// `/proc/PID/pagemap`, for who wants to know which pages are present.
     pages: Option<File>,
+    /// Files that its shared mappings are of and that are open here, by device and inode number, and whether for writing:
+    /// a descriptor for each, and not for each mapping.
+    files: Mutex<Files, rank::Files>,
 }
+
+type Files = BTreeMap<(u64, u64, bool), Weak<File>>;
 
 /// In `/proc/PID/pagemap`: the page is in memory (Linux `Documentation/admin-guide/mm/pagemap.rst`).
 const PRESENT: u64 = 1 << 63;
@@ -95,7 +102,7 @@ impl Process {
 
     fn open_with(pid: u32, pages: Option<File>) -> io::Result<Self> {
         let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
-        Ok(Self(Arc::new(ProcessMemory { pid, memory, vmas: VmaQuery::new(pid)?, pages })))
+        Ok(Self(Arc::new(ProcessMemory { pid, memory, vmas: VmaQuery::new(pid)?, pages, files: Mutex::default() })))
     }
 
     pub(crate) fn shows_presence(&self) -> bool {
@@ -176,7 +183,7 @@ impl Process {
             && let Some(file) = self.shared_file(vma)
         {
             let offset = vma.offset + (at - vma.start);
-            match Segment::file_populated(file.as_fd(), offset, length, vma.writable) {
+            match Segment::file_populated(&file, offset, length, vma.writable) {
                 Ok(segment) => return Ok(segment),
                 Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Err(ImportError::BadAddress(at)),
                 // A file that cannot be mapped in such a piece (huge pages) can still be copied from and to.
@@ -187,7 +194,19 @@ impl Process {
     }
 
     /// The file that is mapped there, opened here.
-    fn shared_file(&self, vma: &Vma) -> Option<File> {
+    fn shared_file(&self, vma: &Vma) -> Option<Arc<File>> {
+        let key = (vma.dev, vma.inode, vma.writable);
+        if let Some(file) = self.0.files.lock().get(&key).and_then(Weak::upgrade) {
+            return Some(file);
+        }
+        let file = Arc::new(self.open_shared(vma)?);
+        let mut files = self.0.files.lock();
+        files.retain(|_, file| file.strong_count() > 0);
+        files.insert(key, Arc::downgrade(&file));
+        Some(file)
+    }
+
+    fn open_shared(&self, vma: &Vma) -> Option<File> {
         let open = |path: &str| {
             let file = OpenOptions::new().read(true).write(vma.writable).open(path).ok()?;
             let found = file.metadata().ok()?;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::PAGE_SIZE;
 use super::guard::{Entry, GuardedMap};
 use super::identity::Identity;
+use crate::base::callback;
 
 /// Memory that cannot be mapped here and is copied to and from.
 pub trait RemoteMemory: Send + Sync {
@@ -31,11 +32,27 @@ pub trait RemoteMemory: Send + Sync {
     }
 }
 
+/// Where bytes begin in a file, so that another process can map them.
+#[derive(Debug, Clone)]
+pub struct FileRange {
+    /// The file.
+    pub file: Arc<File>,
+    /// The first byte.
+    pub offset: u64,
+}
+
 /// What the bytes of a window are.
 #[derive(Clone)]
 pub(crate) enum Backing {
-    /// Bytes in this process; `_keep` holds them there.
-    Local { start: NonNull<u8>, guard: Option<&'static Entry>, writable: bool, _keep: Arc<dyn Any + Send + Sync> },
+    /// Bytes in this process; `keep` holds them there.
+    Local {
+        start: NonNull<u8>,
+        guard: Option<&'static Entry>,
+        writable: bool,
+        /// Where else they are.
+        file: Option<FileRange>,
+        keep: Arc<dyn Any + Send + Sync>,
+    },
     /// Bytes elsewhere.
     Remote { memory: Arc<dyn RemoteMemory>, address: u64 },
 }
@@ -75,7 +92,7 @@ mod shared {
     }
 
     // SAFETY: the pointer is only ever used for copies of plain bytes, which may race with any other user of the same
-    // memory as a device's DMA may; `Segment::local` makes its caller promise that the memory stays, and `_keep` does
+    // memory as a device's DMA may; `Segment::local` makes its caller promise that the memory stays, and `keep` does
     // so for the rest.
     unsafe impl Send for Backing {}
     // SAFETY: as above.
@@ -87,7 +104,7 @@ impl Backing {
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         match self {
             Self::Local { start, .. } => shared::copy_from(*start, offset, data),
-            Self::Remote { memory, address } => memory.read(address + offset, data),
+            Self::Remote { memory, address } => callback::call(|| memory.read(address + offset, data)),
         }
     }
 
@@ -96,7 +113,28 @@ impl Backing {
         match self {
             Self::Local { writable: false, .. } => Err(io::ErrorKind::PermissionDenied.into()),
             Self::Local { start, .. } => shared::copy_to(*start, offset, data),
-            Self::Remote { memory, address } => memory.write(address + offset, data),
+            Self::Remote { memory, address } => callback::call(|| memory.write(address + offset, data)),
+        }
+    }
+
+    /// Nobody uses `length` bytes from `offset` on any more, both multiples of the page size, though others of the backing.
+    pub(super) fn give_back(&self, offset: u64, length: u64) {
+        if let Self::Local { start, keep, guard: Some(_), .. } = self
+            // Nobody else has the mapping, and nobody can come to have it but through this.
+            && Arc::strong_count(keep) == 1
+            && let Some(map) = (&**keep as &dyn Any).downcast_ref::<GuardedMap>()
+        {
+            map.give_back(shared::after(*start, offset), length as usize);
+        }
+    }
+
+    /// Where in a file the byte at `offset` is, if it is in one.
+    pub(super) fn file(&self, offset: u64) -> Option<FileRange> {
+        match self {
+            Self::Local { file: Some(range), .. } => {
+                Some(FileRange { file: range.file.clone(), offset: range.offset + offset })
+            }
+            _ => None,
         }
     }
 
@@ -118,7 +156,7 @@ pub struct Segment {
 
 impl Segment {
     /// `length` bytes of this process at `start`, a multiple of the page size; `keep` is dropped when no device can
-    /// reach them any more, in the middle of an unmap, and must not call the engine.
+    /// reach them any more, with no lock held.
     ///
     /// # Safety
     /// The memory must stay valid for reads and writes until `keep` is dropped. Everything else that uses it must be
@@ -131,7 +169,7 @@ impl Segment {
     #[allow(unsafe_code, reason = "only the caller can know that the memory stays")]
     pub unsafe fn local(start: NonNull<u8>, length: u64, keep: Arc<dyn Any + Send + Sync>) -> Self {
         assert!((start.addr().get() as u64).is_multiple_of(PAGE_SIZE), "{start:?} is not the start of a page");
-        Self { backing: Backing::Local { start, guard: None, writable: true, _keep: keep }, length }
+        Self { backing: Backing::Local { start, guard: None, writable: true, file: None, keep }, length }
     }
 
     /// `length` bytes of `file` at `offset`, both multiples of the page size, mapped here.
@@ -140,27 +178,29 @@ impl Segment {
     ///
     /// # Errors
     /// Of `mmap`.
-    pub fn file(file: impl AsFd, offset: u64, length: u64, writable: bool) -> io::Result<Self> {
-        Ok(Self::guarded(GuardedMap::new(file.as_fd(), offset, length, writable)?, length, writable))
+    pub fn file(file: &Arc<File>, offset: u64, length: u64, writable: bool) -> io::Result<Self> {
+        let map = GuardedMap::new(file.as_fd(), offset, length, writable)?;
+        Ok(Self::guarded(map, file, offset, length, writable))
     }
 
     /// As [`Segment::file`], with every page brought in.
     ///
     /// # Errors
     /// Of `mmap`; `EFAULT` if a page does not exist.
-    pub(crate) fn file_populated(file: impl AsFd, offset: u64, length: u64, writable: bool) -> io::Result<Self> {
+    pub(crate) fn file_populated(file: &Arc<File>, offset: u64, length: u64, writable: bool) -> io::Result<Self> {
         let map = GuardedMap::new(file.as_fd(), offset, length, writable)?;
         match map.populate() {
             // Before Linux 5.14 pages come in as they are touched.
             Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(error),
-            _ => Ok(Self::guarded(map, length, writable)),
+            _ => Ok(Self::guarded(map, file, offset, length, writable)),
         }
     }
 
-    fn guarded(map: GuardedMap, length: u64, writable: bool) -> Self {
+    fn guarded(map: GuardedMap, file: &Arc<File>, offset: u64, length: u64, writable: bool) -> Self {
         let map = Arc::new(map);
         let (start, guard) = (map.start(), Some(map.entry()));
-        Self { backing: Backing::Local { start, guard, writable, _keep: map }, length }
+        let file = Some(FileRange { file: file.clone(), offset });
+        Self { backing: Backing::Local { start, guard, writable, file, keep: map }, length }
     }
 
     /// `length` bytes, a multiple of the page size, at `address` of `memory`.
@@ -173,8 +213,8 @@ impl Segment {
     ///
     /// # Errors
     /// Of `memfd_create`, `ftruncate` and `mmap`.
-    pub fn memfd(length: u64) -> io::Result<(Self, File)> {
-        let file = File::from(rustix::fs::memfd_create(c"ioasid", rustix::fs::MemfdFlags::CLOEXEC)?);
+    pub fn memfd(length: u64) -> io::Result<(Self, Arc<File>)> {
+        let file = Arc::new(File::from(rustix::fs::memfd_create(c"ioasid", rustix::fs::MemfdFlags::CLOEXEC)?));
         file.set_len(length)?;
         Ok((Self::file(&file, 0, length, true)?, file))
     }
@@ -191,9 +231,9 @@ impl Segment {
     /// `length` of its bytes, from `offset` on.
     pub(crate) fn part(&self, offset: u64, length: u64) -> Self {
         let backing = match self.backing.clone() {
-            Backing::Local { start, guard, writable, _keep } => {
-                let start = shared::after(start, offset);
-                Backing::Local { start, guard, writable, _keep }
+            Backing::Local { start, guard, writable, file, keep } => {
+                let file = file.map(|range| FileRange { offset: range.offset + offset, ..range });
+                Backing::Local { start: shared::after(start, offset), guard, writable, file, keep }
             }
             Backing::Remote { memory, address } => Backing::Remote { memory, address: address + offset },
         };

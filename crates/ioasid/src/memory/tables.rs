@@ -4,16 +4,18 @@
 #![allow(unsafe_code, reason = "mmap")]
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
-use std::slice;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::{io, slice};
 
 use iopt::TableMemory;
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::guard::GuardedMap;
 
 /// What a huge page of the processor holds, and tables come in.
 const HUGE_PAGE: usize = 2 << 20;
@@ -33,6 +35,12 @@ unsafe impl Send for TableSpace {}
 // SAFETY: as above.
 unsafe impl Sync for TableSpace {}
 
+impl std::fmt::Debug for TableSpace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TableSpace").field("bytes", &self.used.len()).field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
 impl TableSpace {
     /// Room for `bytes` of tables (rounded up to 2 MiB), private to this process.
     ///
@@ -47,18 +55,26 @@ impl TableSpace {
     }
 
     /// Room for `bytes` of tables (rounded up to 2 MiB) in a memfd, which [`TableSpace::file`] gives. Whoever is given it
-    /// can read all tables in it; a copy of the descriptor that was opened for reading only cannot change them.
+    /// can read all tables in it, and can neither write them nor change the file's length: it is sealed.
     ///
     /// # Errors
     /// Of `memfd_create`, `ftruncate` and `mmap`.
     pub fn shared(bytes: usize) -> io::Result<Self> {
         let bytes = bytes.next_multiple_of(HUGE_PAGE);
-        let file = File::from(rustix::fs::memfd_create(c"ioasid-tables", MemfdFlags::CLOEXEC)?);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(rustix::fs::memfd_create(c"ioasid-tables", flags)?);
         file.set_len(bytes as u64)?;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: as above. Nobody else has the file yet, and who is given it must not cut it short.
+        // SAFETY: as above. The file keeps its length, as it is sealed before anybody else has it.
         let start = unsafe { rustix::mm::mmap(ptr::null_mut(), bytes, Self::PROT, flags, file.as_fd(), 0) }?;
-        Self::new(start, bytes, bytes, Some(file))
+        let mut space = Self::new(start, bytes, bytes, None)?;
+        // The mapping that there is stays writable, and there will be no other.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals)?;
+        // A descriptor of its own, which is for reading.
+        let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        space.file = Some(file);
+        Ok(space)
     }
 
     const PROT: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
@@ -72,7 +88,7 @@ impl TableSpace {
         Ok(Self { start, length, used: first..first + bytes, file })
     }
 
-    /// The memfd, if it is in one. An entry's offset in it is its address in the tables.
+    /// The memfd, open for reading, if it is in one. An entry's offset in it is its address in the tables.
     #[must_use]
     pub fn file(&self) -> Option<&File> {
         self.file.as_ref()
@@ -110,10 +126,53 @@ impl Drop for TableSpace {
     }
 }
 
+/// Memory in which a guest's own page tables are built by the crate [`iopt`], and which is the guest's memory, too: a file that
+/// devices are given as any other. The guest may write it whenever it likes, and even cut it short.
+pub struct GuestTables {
+    map: GuardedMap,
+    length: usize,
+    file: Arc<File>,
+}
+
+impl std::fmt::Debug for GuestTables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestTables").field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
+impl GuestTables {
+    /// `bytes` (rounded up to 2 MiB) of a new memfd.
+    ///
+    /// # Errors
+    /// Of `memfd_create`, `ftruncate` and `mmap`.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        let length = bytes.next_multiple_of(HUGE_PAGE);
+        let file = Arc::new(File::from(rustix::fs::memfd_create(c"guest-tables", MemfdFlags::CLOEXEC)?));
+        file.set_len(length as u64)?;
+        Ok(Self { map: GuardedMap::new(file.as_fd(), 0, length as u64, true)?, length, file })
+    }
+
+    /// The memfd. An entry's offset in it is its address in the tables.
+    #[must_use]
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+}
+
+impl TableMemory for GuestTables {
+    fn entries(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is as long, aligned to pages, readable and writable as long as this lives, whatever becomes of
+        // the file; whoever else uses its bytes is another process, or uses raw copies and atomics.
+        unsafe { slice::from_raw_parts(self.map.start().cast().as_ptr(), self.length / size_of::<AtomicU64>()) }
+    }
+
+    fn populate(&self, _bytes: Range<usize>) -> bool {
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use iopt::format::VtdSecondStage;
     use iopt::{Access, Arena, EmptyTables, PageTable, View};
 

@@ -3,11 +3,12 @@
 //! Asks `PROCMAP_QUERY` (Linux 6.11), which answers for one address; older kernels have `/proc/PID/maps` read through.
 //! Source: Linux `Documentation/filesystems/proc.rst` and `include/uapi/linux/fs.h`.
 
+use crate::base::lock::Mutex;
+use crate::base::rank;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// One mapping of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +37,7 @@ pub struct VmaQuery {
     maps: File,
     by_ioctl: AtomicBool,
     /// The file has one offset.
-    reading: Mutex<()>,
+    reading: Mutex<(), rank::Reading>,
 }
 
 const PROCMAP_QUERY: libc::c_ulong = 0xc068_6611;
@@ -101,7 +102,7 @@ impl VmaQuery {
             }
         }
         let mut text = String::new();
-        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _reading = self.reading.lock();
         let mut maps = &self.maps;
         maps.rewind()?;
         maps.read_to_string(&mut text)?;

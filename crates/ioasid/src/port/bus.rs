@@ -1,62 +1,20 @@
 //! What a port is on the bus: who asks, and whom.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use iopt::Access;
-
-use crate::endpoint::Endpoint;
-use crate::gate::Gate;
-use crate::iommu::Iommu;
-use crate::observe::{Fault, FaultReason};
+use crate::base::callback;
+use crate::base::observe::{Fault, FaultReason};
+use crate::bus::Endpoint;
+use crate::gate::requester::Requester;
+use crate::shared::Shared;
 
 use super::DmaError;
-
-/// What others see of a port.
-#[derive(Debug)]
-pub(crate) struct Requester {
-    pub(crate) gate: Arc<Gate>,
-    /// Bytes that the port moved; only the port writes them. Statistics: nothing is ordered by them.
-    read: AtomicU64,
-    written: AtomicU64,
-}
-
-impl Requester {
-    pub(crate) fn new() -> Self {
-        Self { gate: Arc::new(Gate::new()), read: AtomicU64::new(0), written: AtomicU64::new(0) }
-    }
-
-    /// Bytes read and written so far.
-    pub(crate) fn traffic(&self) -> (u64, u64) {
-        (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed))
-    }
-
-    /// Counts an access as what it was for.
-    #[inline(always)]
-    pub(crate) fn count(&self, access: Access, bytes: u64) {
-        if access.contains(Access::WRITE) {
-            self.count_written(bytes);
-        } else {
-            self.count_read(bytes);
-        }
-    }
-
-    #[inline]
-    pub(crate) fn count_read(&self, bytes: u64) {
-        self.read.store(self.read.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn count_written(&self, bytes: u64) {
-        self.written.store(self.written.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
-    }
-}
 
 /// A port's place on the bus.
 #[derive(Clone)]
 pub(crate) struct Bus {
     pub(super) endpoint: Arc<Endpoint>,
-    pub(super) iommu: Arc<Iommu>,
+    pub(super) shared: Arc<Shared>,
     pub(crate) requester: Arc<Requester>,
 }
 
@@ -74,7 +32,8 @@ impl Bus {
         }
         let ioas = self.endpoint.with_attachment(at.pasid, |table| table.ioas().map(|ioas| ioas.serial())).flatten();
         let (owner, pasid) = self.endpoint.owner(at.pasid);
-        self.iommu.observer().fault(&Fault { rid: owner.rid(), pasid, iova: at.iova, write, reason, ioas });
+        let fault = Fault { rid: owner.rid(), pasid, iova: at.iova, write, reason, ioas };
+        callback::call(|| self.shared.observer().fault(&fault));
         error
     }
 }

@@ -11,9 +11,10 @@
 
 use std::ptr::NonNull;
 
-use crate::hwpt::{Hwpt, NestedHwpt, Stage1, SvaHwpt, Table};
-use crate::invalidation::TableId;
-use crate::types::Pasid;
+use crate::base::types::Pasid;
+use crate::gate::invalidation::TableId;
+use crate::hwpt::{Hwpt, NestedHwpt, SvaHwpt, Table};
+use crate::kind::Stage1;
 
 use super::iotlb::LAST_DOMAIN;
 

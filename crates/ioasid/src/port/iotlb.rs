@@ -19,7 +19,7 @@ use std::ptr;
 
 use iopt::Access;
 
-use crate::types::IovaRange;
+use crate::base::types::IovaRange;
 
 /// The bits of a target that hold the access. Pages begin at multiples of 4.
 const ACCESS_BITS: usize = Access::all().bits() as usize;

@@ -4,8 +4,12 @@
 //! each piece the port passes its gate (see [`crate::gate`]), translates (see [`translate`]), and moves the bytes while
 //! it is inside. So no piece straddles a change of the mapping, and whoever unmaps waits for one piece at the most.
 
+mod ask;
 mod bus;
 mod context;
+#[cfg(all(test, any(loom, shuttle)))]
+mod gate_model;
+mod interface;
 mod iotlb;
 mod nested;
 #[cfg(feature = "vm-memory")]
@@ -22,16 +26,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use iopt::Access;
 use thiserror::Error;
 
-use crate::endpoint::Endpoint;
-use crate::iommu::Iommu;
-use crate::observe::FaultReason;
-use crate::types::{Iova, Pasid};
+use crate::base::observe::FaultReason;
+use crate::base::types::{Iova, Pasid};
+use crate::bus::Endpoint;
+use crate::gate::walker::Walker;
 
 #[cfg(feature = "vm-memory")]
 pub(crate) use bus::Bus;
-pub(crate) use bus::Requester;
-#[cfg(all(test, any(loom, shuttle)))]
-pub(crate) use iotlb::{Iotlb, Page};
+pub use interface::{PageRequestError, PageRequestInterface};
 pub use slices::{DmaSlice, Slices};
 
 #[cfg(not(feature = "vm-memory"))]
@@ -93,14 +95,14 @@ impl DmaError {
 ///
 /// ```
 /// use std::sync::Arc;
-/// use ioasid::{Access, GroupId, Iommu, Iova, Placement, Rid, Silent, memory::Segment};
+/// use ioasid::{Access, GroupId, Machine, Iova, Placement, Rid, Silent, memory::Segment};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let iommu = Iommu::new(Arc::new(Silent));
-/// let endpoint = iommu.add_endpoint("0000:00:01.0".parse::<Rid>()?, GroupId(0)).unwrap();
+/// let machine = Machine::new(Arc::new(Silent));
+/// let endpoint = machine.add_endpoint("0000:00:01.0".parse::<Rid>()?, GroupId(0)).unwrap();
 /// let mut port = endpoint.port();
 ///
-/// let context = iommu.context();
+/// let context = machine.context();
 /// let ioas = context.ioas_alloc().unwrap();
 /// let (memory, _file) = Segment::memfd(8192)?;
 /// ioas.map(Placement::Fixed(Iova(0x1000)), 8192, Access::all(), || Ok(vec![memory]))?;
@@ -123,9 +125,19 @@ pub struct DmaPort {
     scratch: Scratch,
 }
 
+impl Endpoint {
+    /// A new port for the device model behind this endpoint. A model that does DMA from several threads takes one for
+    /// each.
+    #[must_use]
+    pub fn port(self: &Arc<Self>) -> DmaPort {
+        DmaPort::new(self.clone())
+    }
+}
+
 impl DmaPort {
-    pub(crate) fn new(endpoint: Arc<Endpoint>, iommu: Arc<Iommu>, requester: Arc<Requester>) -> Self {
-        let bus = Bus { endpoint, iommu, requester };
+    fn new(endpoint: Arc<Endpoint>) -> Self {
+        let (shared, requester) = (endpoint.shared().clone(), endpoint.ports().open());
+        let bus = Bus { endpoint, shared, requester };
         Self { bus, translator: Translator::new(), bounce: Vec::new(), scratch: Scratch::default() }
     }
 
@@ -285,12 +297,12 @@ impl DmaPort {
     ///
     /// ```
     /// # use std::sync::Arc;
-    /// # use ioasid::{Access, GroupId, Iommu, Iova, Placement, Rid, Silent, memory::Segment};
+    /// # use ioasid::{Access, GroupId, Machine, Iova, Placement, Rid, Silent, memory::Segment};
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let iommu = Iommu::new(Arc::new(Silent));
-    /// # let endpoint = iommu.add_endpoint("0000:00:01.0".parse::<Rid>()?, GroupId(0)).unwrap();
+    /// # let machine = Machine::new(Arc::new(Silent));
+    /// # let endpoint = machine.add_endpoint("0000:00:01.0".parse::<Rid>()?, GroupId(0)).unwrap();
     /// # let mut port = endpoint.port();
-    /// # let context = iommu.context();
+    /// # let context = machine.context();
     /// # let ioas = context.ioas_alloc().unwrap();
     /// # for page in 0..2 {
     /// #     let (memory, _file) = Segment::memfd(4096)?;
@@ -419,6 +431,6 @@ impl Drop for DmaPort {
     fn drop(&mut self) {
         // Slices that were leaked are held no longer: somebody may be waiting for them.
         drop(self.bus.requester.gate.enter());
-        self.bus.endpoint.close_port(&self.bus.requester);
+        self.bus.endpoint.ports().close(&self.bus.requester);
     }
 }

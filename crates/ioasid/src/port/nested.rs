@@ -17,10 +17,11 @@ use std::sync::atomic::Ordering;
 
 use iopt::{Access, GuestMemory, GuestTranslation};
 
+use crate::base::observe::FaultReason;
+use crate::base::types::Pasid;
 use crate::gate::Inside;
-use crate::hwpt::{GuestStage, Hwpt, NestedHwpt, Stage1};
-use crate::observe::FaultReason;
-use crate::types::Pasid;
+use crate::hwpt::{GuestStage, Hwpt, NestedHwpt};
+use crate::kind::Stage1;
 
 use super::bus::Bus;
 use super::context::Context;

@@ -2,8 +2,8 @@
 
 use iopt::Access;
 
+use crate::base::types::Pasid;
 use crate::gate::{Held, Inside};
-use crate::types::Pasid;
 
 use super::bus::Bus;
 use super::translate::Refused;

@@ -15,10 +15,10 @@ use std::thread::{self, Thread};
 
 use iopt::Access;
 
+use crate::base::observe::FaultReason;
 use crate::fault::{PageRequest, PageResponse, Recovery, RequestedAccess};
-use crate::gate::check_holds_nothing;
+use crate::gate::check_may_wait;
 use crate::hwpt::Table;
-use crate::observe::FaultReason;
 
 use super::bus::Bus;
 use super::translate::Refused;
@@ -49,7 +49,7 @@ impl Bus {
         match self.endpoint.recovery() {
             Recovery::PageRequests => Err(DmaError { recoverable: true, ..explain() }),
             // Who unmaps waits for the slices, and whoever is asked may want to unmap.
-            Recovery::Stall if check_holds_nothing().is_ok() => match self.stall(at, access, refused) {
+            Recovery::Stall if check_may_wait().is_ok() => match self.stall(at, access, refused) {
                 PageResponse::Success => Ok(()),
                 PageResponse::Invalid | PageResponse::Failure => Err(self.fault(explain())),
             },

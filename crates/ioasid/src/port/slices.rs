@@ -4,8 +4,8 @@ use std::ops::Deref;
 
 use iopt::Access;
 
+use crate::base::types::{Iova, Pasid};
 use crate::gate::Held;
-use crate::types::{Iova, Pasid};
 
 use super::bus::Bus;
 use super::translate::{Place, Translator};

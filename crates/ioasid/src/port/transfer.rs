@@ -8,6 +8,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::translate::Place;
+use crate::gate::call_inside;
 
 /// A side of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub(super) fn read(from: Place<'_>, data: &mut [u8]) -> Result<(), ()> {
             unsafe { load(source, data) };
             Ok(())
         }
-        Place::Elsewhere(memory, address) => memory.read(address, data).map_err(drop),
+        Place::Elsewhere(memory, address) => call_inside(|| memory.read(address, data)).map_err(drop),
     }
 }
 
@@ -38,7 +39,7 @@ pub(super) fn write(to: Place<'_>, data: &[u8]) -> Result<(), ()> {
             unsafe { store(data, target) };
             Ok(())
         }
-        Place::Elsewhere(memory, address) => memory.write(address, data).map_err(drop),
+        Place::Elsewhere(memory, address) => call_inside(|| memory.write(address, data)).map_err(drop),
     }
 }
 

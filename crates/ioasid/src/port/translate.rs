@@ -17,13 +17,13 @@
 
 use iopt::{Access, Translation, Upper};
 
-use crate::endpoint::Endpoint;
+use crate::base::observe::FaultReason;
+use crate::base::types::{IovaRange, Pasid};
+use crate::bus::Endpoint;
+use crate::gate::invalidation::Invalidation;
 use crate::gate::{Gate, Inside};
 use crate::hwpt::{Hwpt, LOWEST_SPAN_BITS, NestedHwpt, SvaHwpt};
-use crate::invalidation::Invalidation;
 use crate::memory::{Backing, RemoteMemory, Window, lost_at, memory_lost};
-use crate::observe::FaultReason;
-use crate::types::{IovaRange, Pasid};
 
 use super::BusAddress;
 use super::bus::Bus;
@@ -243,7 +243,7 @@ impl Translator {
         if !found.access.contains(access) {
             return Err(FaultReason::NotPermitted);
         }
-        let window = bus.iommu.phys.resolve(found.pa, inside).ok_or(FaultReason::MemoryGone)?;
+        let window = bus.shared.phys.resolve(found.pa, inside).ok_or(FaultReason::MemoryGone)?;
         let block = Block::of(&found, window);
         let length = (1 << block.shift) - (found.pa - block.pa);
         let place = match window.backing() {

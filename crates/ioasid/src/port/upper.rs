@@ -2,7 +2,7 @@
 //!
 //! Direct-mapped by the span of one table of the lowest level. Tagged like the IOTLB, with the domain.
 
-use crate::types::IovaRange;
+use crate::base::types::IovaRange;
 
 /// Tables of the lowest level that are known at a time: 512 MiB of pages of 4 KiB.
 const ENTRIES: usize = 256;

@@ -1,12 +1,13 @@
 //! What a guest is to be told by its virtual IOMMU.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use super::Viommu;
+use crate::base::ids::ObjectId;
+use crate::base::lock::{Mutex, MutexGuard};
+use crate::base::rank;
 use crate::fault::Notify;
-use crate::ids::ObjectId;
-use crate::sync::{Mutex, MutexGuard};
 
 /// What comes out of an event queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,12 +32,12 @@ pub struct EventQueue {
     kind: u32,
     depth: usize,
     viommu: Weak<Viommu>,
-    state: Mutex<State>,
+    state: Mutex<State, rank::Events>,
     arrived: Notify,
 }
 
 impl EventQueue {
-    pub(super) fn new(id: ObjectId, kind: u32, depth: usize, viommu: &Arc<Viommu>) -> Self {
+    pub(crate) fn new(id: ObjectId, kind: u32, depth: usize, viommu: &Arc<Viommu>) -> Self {
         let viommu = Arc::downgrade(viommu);
         Self { id, kind, depth, viommu, state: Mutex::default(), arrived: Notify::default() }
     }
@@ -47,8 +48,8 @@ impl EventQueue {
         self.id
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State, rank::Events> {
+        self.state.lock()
     }
 
     /// Has `tell` called, by whoever reports an event, when there is one.

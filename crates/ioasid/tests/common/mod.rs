@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use ioasid::memory::Segment;
 use ioasid::{
-    Access, Device, DmaPort, Endpoint, Fault, GroupId, HwptOptions, Ioas, Iommu, Iova, IovaRange, Leftover, MapError,
+    Access, Device, DmaPort, Endpoint, Fault, GroupId, HwptOptions, Ioas, Iova, IovaRange, Leftover, Machine, MapError,
     Observer, OnMiss, Placement, Rid,
 };
 
@@ -35,25 +35,25 @@ impl Observer for Log {
 
 pub struct Bench {
     pub log: Arc<Log>,
-    pub iommu: Arc<Iommu>,
+    pub machine: Arc<Machine>,
 }
 
 impl Bench {
     pub fn new() -> Self {
         let log = Arc::new(Log::default());
-        Self { iommu: Iommu::new(log.clone()), log }
+        Self { machine: Machine::new(log.clone()), log }
     }
 
     /// A device that is bound to a context with one address space, and not attached.
     pub fn one_device(&self) -> OneDevice {
         let endpoint = self.endpoint(1, 1);
-        let (port, context) = (endpoint.port(), self.iommu.context());
+        let (port, context) = (endpoint.port(), self.machine.context());
         let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
         (endpoint, port, ioas, device)
     }
 
     pub fn endpoint(&self, slot: u8, group: u32) -> Arc<Endpoint> {
-        let endpoint = self.iommu.add_endpoint(Rid::new(0, 0, slot, 0).unwrap(), GroupId(group)).unwrap();
+        let endpoint = self.machine.add_endpoint(Rid::new(0, 0, slot, 0).unwrap(), GroupId(group)).unwrap();
         endpoint.set_bus_master(true).unwrap();
         endpoint
     }

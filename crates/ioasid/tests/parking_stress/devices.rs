@@ -5,14 +5,14 @@ use std::sync::atomic::Ordering;
 use ioasid::{BusAddress, FaultReason, Iova, Pasid};
 
 use crate::memory::{AT, WRITTEN, is_signature, kind, tag};
-use crate::{DMA, HIGHEST, Machine, Random};
+use crate::{DMA, HIGHEST, Random, Scene};
 
 /// Reads and writes until it is told to stop.
-pub fn run(machine: &Machine, device: usize, seed: u64) {
+pub fn run(scene: &Scene, device: usize, seed: u64) {
     let mut random = Random(seed);
-    let mut ports: Vec<_> = machine.requesters.iter().map(|requester| requester.port()).collect();
-    while !machine.stop.load(Ordering::Relaxed) {
-        let children = machine.children.all();
+    let mut ports: Vec<_> = scene.requesters.iter().map(|requester| requester.port()).collect();
+    while !scene.stop.load(Ordering::Relaxed) {
+        let children = scene.children.all();
         for _ in 0..64 {
             let requester = random.below(ports.len());
             // 0 stands for none.
@@ -27,12 +27,12 @@ pub fn run(machine: &Machine, device: usize, seed: u64) {
                 continue;
             }
             let mut word = [0; 8];
-            let begun = machine.history.begin(device);
+            let begun = scene.history.begin(device);
             let result = port.read(at(process.as_ref().map_or(AT, |process| process.address)), &mut word);
             let read = result.is_ok().then(|| u64::from_ne_bytes(word));
             // Where one process has its signature, another may have something else.
             let read = read.filter(|word| process.is_none() || is_signature(*word));
-            machine.history.end(device, requester, pasid, begun, read);
+            scene.history.end(device, requester, pasid, begun, read);
             DMA.add(
                 match result.map_err(|error| error.reason) {
                     Ok(()) => kind(u64::from_ne_bytes(word)),

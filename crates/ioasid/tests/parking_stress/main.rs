@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ioasid::{Endpoint, GroupId, Iommu, PartPasids, Rid, Silent};
+use ioasid::{Endpoint, GroupId, Machine, PartPasids, Rid, Silent};
 
 use history::History;
 use memory::Children;
@@ -132,8 +132,8 @@ pub static DMA: Counts<7> = Counts::of(&[
 ]);
 
 /// The whole machine, and what is known of it.
-pub struct Machine {
-    iommu: Arc<Iommu>,
+pub struct Scene {
+    machine: Arc<Machine>,
     /// What can be bound: whole devices, and parts of the last requester.
     endpoints: Vec<Arc<Endpoint>>,
     /// Who is on the bus.
@@ -145,27 +145,27 @@ pub struct Machine {
     stop: AtomicBool,
 }
 
-impl Machine {
+impl Scene {
     fn new() -> Self {
-        let iommu = Iommu::new(Arc::new(Silent));
+        let machine = Machine::new(Arc::new(Silent));
         let rid = |bus, slot| Rid::new(0, bus, slot, 0).unwrap();
-        let requesters: Vec<_> = (0..4).map(|n| iommu.add_endpoint(rid(0, n), GroupId(n.into())).unwrap()).collect();
+        let requesters: Vec<_> = (0..4).map(|n| machine.add_endpoint(rid(0, n), GroupId(n.into())).unwrap()).collect();
         let kinds = [PartPasids::Translated, PartPasids::Translated, PartPasids::Identity, PartPasids::Identity];
         let parts = (0..)
             .zip(kinds)
-            .map(|(n, kind)| iommu.add_part(&requesters[3], rid(1, n), GroupId(100 + u32::from(n)), kind).unwrap());
+            .map(|(n, kind)| machine.add_part(&requesters[3], rid(1, n), GroupId(100 + u32::from(n)), kind).unwrap());
         let endpoints: Vec<_> = requesters[..3].iter().cloned().chain(parts).collect();
         endpoints.iter().chain(&requesters).for_each(|endpoint| endpoint.set_bus_master(true).unwrap());
         let pasids = Arc::default();
         Self {
-            contexts: [(); CONTEXTS].map(|()| Mutex::new(Owned::new(&iommu, &pasids))),
+            contexts: [(); CONTEXTS].map(|()| Mutex::new(Owned::new(&machine, &pasids))),
             endpoints,
             requesters,
             history: History::new(4, DEVICES),
             pasids,
             children: Children::default(),
             stop: AtomicBool::new(false),
-            iommu,
+            machine,
         }
     }
 }
@@ -173,9 +173,9 @@ impl Machine {
 #[test]
 fn what_was_destroyed_freed_or_closed_is_out_of_reach_and_its_numbers_wait_for_the_last_holder() {
     let seconds = std::env::var("IOASID_PARKING_SECONDS").map_or(LONG, |text| text.parse().unwrap());
-    let machine = Machine::new();
+    let scene = Scene::new();
     std::thread::scope(|scope| {
-        let machine = &machine;
+        let scene = &scene;
         // Whoever fails ends the others, too.
         struct Ends<'a>(&'a AtomicBool);
         impl Drop for Ends<'_> {
@@ -185,35 +185,35 @@ fn what_was_destroyed_freed_or_closed_is_out_of_reach_and_its_numbers_wait_for_t
         }
         for n in 0..OWNERS {
             scope.spawn(move || {
-                let _ends = Ends(&machine.stop);
-                Owner::new(machine, 0x9e37_79b9_7f4a_7c15 + n as u64).run();
+                let _ends = Ends(&scene.stop);
+                Owner::new(scene, 0x9e37_79b9_7f4a_7c15 + n as u64).run();
             });
         }
         for n in 0..DEVICES {
             scope.spawn(move || {
-                let _ends = Ends(&machine.stop);
-                devices::run(machine, n, 0xd1b5_4a32_d192_ed03 + n as u64);
+                let _ends = Ends(&scene.stop);
+                devices::run(scene, n, 0xd1b5_4a32_d192_ed03 + n as u64);
             });
         }
         let end = Instant::now() + Duration::from_secs(seconds);
-        while Instant::now() < end && !machine.stop.load(Ordering::Relaxed) {
+        while Instant::now() < end && !scene.stop.load(Ordering::Relaxed) {
             std::thread::park_timeout(Duration::from_millis(50));
         }
-        machine.stop.store(true, Ordering::Relaxed);
+        scene.stop.store(true, Ordering::Relaxed);
     });
 
-    let faults: u64 = machine.requesters.iter().map(|requester| requester.parked_faults()).sum();
+    let faults: u64 = scene.requesters.iter().map(|requester| requester.parked_faults()).sum();
     DONE.report("done", 20);
     ENDED.report("attachments ended by", 20);
     DMA.report("DMA", 20);
     println!("counted by the engine as parked: {faults}");
     assert!(faults > 20);
 
-    let Machine { iommu, contexts, children, pasids, .. } = machine;
+    let Scene { machine, contexts, children, pasids, .. } = scene;
     children.end_all();
     drop(contexts);
-    assert_eq!(iommu.resources(), (0, 0), "windows and tables are all given back");
-    assert_eq!((iommu.pasids_in_use(), pasids.held()), (0, 0), "so are PASIDs");
+    assert_eq!(machine.resources(), (0, 0), "windows and tables are all given back");
+    assert_eq!((machine.pasids_in_use(), pasids.held()), (0, 0), "so are PASIDs");
     let left = rustix::process::wait(rustix::process::WaitOptions::NOHANG);
     assert_eq!(left.err(), Some(rustix::io::Errno::CHILD), "no process is left");
 }

@@ -64,7 +64,7 @@ pub struct Space {
     pub number: u64,
     pub signature: u64,
     pub guests: u64,
-    file: File,
+    file: Arc<File>,
     /// The tags of those who may write.
     writers: Mutex<BTreeSet<u64>>,
     /// So that its id means nothing else to who knows it.

@@ -5,14 +5,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, RwLock};
 
 use ioasid::{
-    AttachError, BindError, Context, DestroyError, Device, Held, HwptError, HwptOptions, Iommu, ObjectId, Pasid,
+    AttachError, BindError, Context, DestroyError, Device, Held, HwptError, HwptOptions, Machine, ObjectId, Pasid,
     PasidError, PasidHold,
 };
 
 use crate::history::{Attachment, OnBus};
 use crate::memory::{Space, number};
 use crate::numbers::{Ids, Pasids};
-use crate::{ALLOCATED, CONTEXTS, DONE, ENDED, HIGHEST, Machine, Random};
+use crate::{ALLOCATED, CONTEXTS, DONE, ENDED, HIGHEST, Random, Scene};
 
 /// Most devices that a thread has bound, address spaces and page tables of a context, and PASIDs that a driver keeps.
 const DEVICES: usize = 2;
@@ -46,10 +46,10 @@ impl Drop for Owned {
 }
 
 impl Owned {
-    pub fn new(iommu: &Arc<Iommu>, pasids: &Arc<Pasids>) -> Arc<Self> {
+    pub fn new(machine: &Arc<Machine>, pasids: &Arc<Pasids>) -> Arc<Self> {
         DONE.add("contexts opened", 1);
         Arc::new(Self {
-            context: iommu.context(),
+            context: machine.context(),
             number: number(),
             ids: Arc::default(),
             spaces: Mutex::default(),
@@ -119,7 +119,7 @@ struct Bound {
 }
 
 pub struct Owner<'m> {
-    machine: &'m Machine,
+    scene: &'m Scene,
     random: Random,
     bound: Vec<Bound>,
     /// A driver's, with the context's number.
@@ -129,14 +129,14 @@ pub struct Owner<'m> {
 }
 
 impl<'m> Owner<'m> {
-    pub fn new(machine: &'m Machine, seed: u64) -> Self {
-        Self { machine, random: Random(seed), bound: Vec::new(), kept: Vec::new(), unmapped: None }
+    pub fn new(scene: &'m Scene, seed: u64) -> Self {
+        Self { scene, random: Random(seed), bound: Vec::new(), kept: Vec::new(), unmapped: None }
     }
 
     pub fn run(mut self) {
-        while !self.machine.stop.load(Ordering::Relaxed) {
+        while !self.scene.stop.load(Ordering::Relaxed) {
             let slot = self.random.below(CONTEXTS);
-            let owned = self.machine.contexts[slot].lock().unwrap().clone();
+            let owned = self.scene.contexts[slot].lock().unwrap().clone();
             match self.random.below(1000) {
                 0..3 => self.close(slot),
                 3..43 => self.bind(&owned),
@@ -149,12 +149,12 @@ impl<'m> Owner<'m> {
                 363..403 => self.let_go(),
                 403..413 => self.unmap(&owned),
                 413..415 => self.end_process(),
-                415..420 => self.machine.children.begin(),
+                415..420 => self.scene.children.begin(),
                 420..850 => self.attach(),
                 _ => self.detach(),
             }
         }
-        self.bound.drain(..).for_each(|bound| drop_bound(self.machine, bound));
+        self.bound.drain(..).for_each(|bound| drop_bound(self.scene, bound));
         while !self.kept.is_empty() {
             self.let_go();
         }
@@ -162,23 +162,23 @@ impl<'m> Owner<'m> {
 
     /// Another context in place of one, which its devices are bound to still.
     fn close(&mut self, slot: usize) {
-        let new = Owned::new(&self.machine.iommu, &self.machine.pasids);
-        let old = std::mem::replace(&mut *self.machine.contexts[slot].lock().unwrap(), new);
+        let new = Owned::new(&self.scene.machine, &self.scene.pasids);
+        let old = std::mem::replace(&mut *self.scene.contexts[slot].lock().unwrap(), new);
         let _alone = old.order.write().unwrap();
         old.pasids.lock().unwrap().drain(..).for_each(|pasid| {
-            self.machine.pasids.free(pasid);
+            self.scene.pasids.free(pasid);
         });
         old.context.close().unwrap();
-        let ended = self.machine.history.close_all(|attachment| attachment.context == old.number);
+        let ended = self.scene.history.close_all(|attachment| attachment.context == old.number);
         ENDED.add("context closed", ended);
     }
 
     fn bind(&mut self, owned: &Arc<Owned>) {
-        let endpoint = self.random.below(self.machine.endpoints.len());
+        let endpoint = self.random.below(self.scene.endpoints.len());
         if self.bound.len() >= DEVICES {
             return;
         }
-        match owned.context.bind(&self.machine.endpoints[endpoint]) {
+        match owned.context.bind(&self.scene.endpoints[endpoint]) {
             Ok(device) => {
                 owned.ids.hold(device.id().into(), number());
                 DONE.add(if endpoint < WHOLE { "devices bound" } else { "parts of a device bound" }, 1);
@@ -194,7 +194,7 @@ impl<'m> Owner<'m> {
     fn drop_device(&mut self) {
         if !self.bound.is_empty() {
             let which = self.random.below(self.bound.len());
-            drop_bound(self.machine, self.bound.swap_remove(which));
+            drop_bound(self.scene, self.bound.swap_remove(which));
         }
     }
 
@@ -222,7 +222,10 @@ impl<'m> Owner<'m> {
         let is_parent = self.random.below(2) == 0;
         let options = HwptOptions { nest_parent: is_parent, pasids: true, ..HwptOptions::default() };
         let made = owned.context.hwpt_alloc(device.into(), space.ioas.id().into(), options);
-        let id = made.inspect_err(|error| assert!(matches!(error, HwptError::Missing(_)), "{error}")).ok()?.id();
+        let id = made
+            .inspect_err(|error| assert!(matches!(error, HwptError::Missing(_) | HwptError::Closed), "{error}"))
+            .ok()?
+            .id();
         DONE.add("page tables made", 1);
         note(owned, id, space.signature, Some(space), is_parent)
     }
@@ -232,14 +235,17 @@ impl<'m> Owner<'m> {
         let parent = self.random.pick(&parents)?;
         // Somebody may park it meanwhile.
         let made = owned.context.hwpt_alloc_nested(parent.id, Space::guest_table());
-        let id = made.inspect_err(|error| assert!(matches!(error, HwptError::Missing(_)), "{error}")).ok()?.id();
+        let id = made
+            .inspect_err(|error| assert!(matches!(error, HwptError::Missing(_) | HwptError::Closed), "{error}"))
+            .ok()?
+            .id();
         DONE.add("nested page tables made", 1);
         let space = parent.space.clone()?;
         note(owned, id, space.guests, Some(space), false)
     }
 
     fn make_sva(&mut self, owned: &Arc<Owned>) -> Option<Arc<Table>> {
-        let waiter = self.random.pick(&self.machine.children.all())?;
+        let waiter = self.random.pick(&self.scene.children.all())?;
         // It may end before, or between.
         let made = owned.context.hwpt_alloc_sva(waiter.open()?).ok()?;
         DONE.add("SVA page tables made", 1);
@@ -260,7 +266,7 @@ impl<'m> Owner<'m> {
         owned.ids.release(table.id);
         match owned.context.park(table.id) {
             Ok(()) => {
-                let ended = self.machine.history.close_all(|attachment| attachment.target == table.number);
+                let ended = self.scene.history.close_all(|attachment| attachment.target == table.number);
                 ENDED.add("page table parked", ended);
                 DONE.add("page tables parked", 1);
                 DONE.add("ids of objects that waited", usize::from(ended > 0));
@@ -277,12 +283,12 @@ impl<'m> Owner<'m> {
     }
 
     fn allocate(&mut self, owned: &Arc<Owned>) {
-        let some_parked = self.machine.pasids.any_parked();
+        let some_parked = self.scene.pasids.any_parked();
         // Others of this context could attach with it by chance, before it is noted whose it is.
         let _alone = owned.order.write().unwrap();
         match owned.context.pasid_alloc(ALLOCATED.0, ALLOCATED.1) {
             Ok(pasid) => {
-                self.machine.pasids.allocate(pasid, owned.number);
+                self.scene.pasids.allocate(pasid, owned.number);
                 DONE.add("PASIDs allocated", 1);
                 owned.pasids.lock().unwrap().push(pasid);
             }
@@ -303,9 +309,9 @@ impl<'m> Owner<'m> {
             let which = self.random.below(pasids.len());
             pasids.swap_remove(which)
         };
-        let waits = self.machine.pasids.free(pasid);
+        let waits = self.scene.pasids.free(pasid);
         owned.context.pasid_free(pasid).unwrap();
-        let ended = self.machine.history.close_all(|attachment| {
+        let ended = self.scene.history.close_all(|attachment| {
             // A part may be given the number at once, for something else.
             let is_same = attachment.pasid == OnBus::Known(Some(pasid)) && attachment.own == Some(pasid);
             attachment.context == owned.number && is_same
@@ -323,7 +329,7 @@ impl<'m> Owner<'m> {
         if self.kept.len() < KEPT
             && let Ok(hold) = owned.context.hold_pasid(pasid)
         {
-            self.machine.pasids.hold(pasid, owned.number);
+            self.scene.pasids.hold(pasid, owned.number);
             self.kept.push((hold, owned.clone()));
         }
     }
@@ -331,18 +337,16 @@ impl<'m> Owner<'m> {
     fn let_go(&mut self) {
         if !self.kept.is_empty() {
             let (hold, _) = self.kept.remove(0);
-            self.machine.pasids.release(hold.pasid());
+            self.scene.pasids.release(hold.pasid());
         }
     }
 
     /// Takes away what is mapped in an address space.
     fn unmap(&mut self, owned: &Arc<Owned>) {
         let Some(space) = owned.spaces.lock().unwrap().pop() else { return };
-        space.unmap(&self.machine.history);
-        let ended = self
-            .machine
-            .history
-            .close_all(|attachment| [space.signature, space.guests].contains(&attachment.signature));
+        space.unmap(&self.scene.history);
+        let ended =
+            self.scene.history.close_all(|attachment| [space.signature, space.guests].contains(&attachment.signature));
         ENDED.add("memory unmapped", ended);
         if let Some(before) = self.unmapped.replace(space) {
             before.check_untouched();
@@ -351,10 +355,10 @@ impl<'m> Owner<'m> {
 
     fn end_process(&mut self) {
         let which = self.random.below(64);
-        if let Some(waiter) = self.machine.children.take(which) {
+        if let Some(waiter) = self.scene.children.take(which) {
             waiter.end();
             // Its memory goes when nobody reads it any more, which may be a moment later: attachments are not over.
-            let ended = self.machine.history.open_with(waiter.signature);
+            let ended = self.scene.history.open_with(waiter.signature);
             ENDED.add("process ended", ended);
         }
     }
@@ -377,7 +381,7 @@ impl<'m> Owner<'m> {
         let Some(target) = self.random.pick(&[tables, spaces].concat()) else { return };
         let _order = own.map(|_| owned.order.read().unwrap());
 
-        let (machine, is_part) = (self.machine, bound.endpoint >= WHOLE);
+        let (scene, is_part) = (self.scene, bound.endpoint >= WHOLE);
         let (id, number, signature, space) = target.parts();
         let before = bound.made.remove(&own);
         let (requester, known) = match (is_part, &before) {
@@ -385,7 +389,7 @@ impl<'m> Owner<'m> {
             (true, None) => (WHOLE, OnBus::NotYet),
             (true, Some(before)) => (WHOLE, OnBus::Known(before.pasid)),
         };
-        let token = machine
+        let token = scene
             .history
             .open(requester, Attachment { pasid: known, own, signature, context: owned.number, target: number });
         if let (Some(space), OnBus::Known(pasid)) = (space, known) {
@@ -396,7 +400,7 @@ impl<'m> Owner<'m> {
         }
         match bound.device.attach(own, id) {
             Ok(table) => {
-                let pasid = match machine.endpoints[bound.endpoint].virtual_pasids() {
+                let pasid = match scene.endpoints[bound.endpoint].virtual_pasids() {
                     Some(numbers) => numbers.physical(own),
                     None => own,
                 };
@@ -407,17 +411,17 @@ impl<'m> Owner<'m> {
                 owned.ids.hold(table.into(), number);
                 match (&before, pasid) {
                     (Some(before), _) => {
-                        ENDED.add("replaced", machine.history.close(requester, before.token));
+                        ENDED.add("replaced", scene.history.close(requester, before.token));
                         assert_eq!(before.pasid, pasid, "it is another on the bus");
                         if own == pasid {
-                            own.into_iter().for_each(|own| machine.pasids.use_again(own, owned.number));
+                            own.into_iter().for_each(|own| scene.pasids.use_again(own, owned.number));
                         }
                     }
-                    (None, Some(pasid)) if is_part && own != Some(pasid) => machine.pasids.hold_new(pasid),
-                    (None, Some(pasid)) => machine.pasids.hold(pasid, owned.number),
+                    (None, Some(pasid)) if is_part && own != Some(pasid) => scene.pasids.hold_new(pasid),
+                    (None, Some(pasid)) => scene.pasids.hold(pasid, owned.number),
                     (None, None) => {}
                 }
-                machine.history.settle(requester, token, pasid);
+                scene.history.settle(requester, token, pasid);
                 DONE.add(if own.is_some() { "attached by PASID" } else { "attached by RID" }, 1);
                 bound.made.insert(own, Made { token, id: table.into(), number, pasid });
             }
@@ -425,7 +429,7 @@ impl<'m> Owner<'m> {
                 let expected =
                     matches!(error, AttachError::Missing(_) | AttachError::PasidElsewhere(_) | AttachError::Closed);
                 assert!(expected, "{error}");
-                machine.history.cancel(requester, token);
+                scene.history.cancel(requester, token);
                 DONE.add("attaching refused", 1);
                 if let Some(before) = before {
                     owned.ids.hold(before.id, before.number);
@@ -445,10 +449,10 @@ impl<'m> Owner<'m> {
         let Some(own) = self.random.pick(&keys) else { return };
         let Some(made) = bound.made.remove(&own) else { return };
         bound.owned.ids.release(made.id);
-        made.pasid.into_iter().for_each(|pasid| self.machine.pasids.release(pasid));
+        made.pasid.into_iter().for_each(|pasid| self.scene.pasids.release(pasid));
         bound.device.detach(own).unwrap();
         let requester = bound.endpoint.min(WHOLE);
-        ENDED.add("detached", self.machine.history.close(requester, made.token));
+        ENDED.add("detached", self.scene.history.close(requester, made.token));
     }
 }
 
@@ -470,14 +474,14 @@ fn note(
     Some(Arc::new(Table { id, number, signature, space, is_parent, ids, parked, _held: held }))
 }
 
-fn drop_bound(machine: &Machine, bound: Bound) {
+fn drop_bound(scene: &Scene, bound: Bound) {
     let Bound { device, owned, endpoint, made } = bound;
     for made in made.values() {
         owned.ids.release(made.id);
-        made.pasid.into_iter().for_each(|pasid| machine.pasids.release(pasid));
+        made.pasid.into_iter().for_each(|pasid| scene.pasids.release(pasid));
     }
     owned.ids.release(device.id().into());
     drop(device);
-    let ended = made.values().map(|made| machine.history.close(endpoint.min(WHOLE), made.token));
+    let ended = made.values().map(|made| scene.history.close(endpoint.min(WHOLE), made.token));
     ENDED.add("device dropped", ended.sum());
 }

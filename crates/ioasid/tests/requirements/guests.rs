@@ -118,7 +118,7 @@ fn a15_a_miss_of_the_guest_goes_to_the_guest_and_one_of_the_host_is_fixed_by_the
     guest.device.attach(None, nested.id().0.get()).unwrap();
     let mut port = guest.endpoint.port();
     // The host took away what the guest's page is, and the tables too: the guest never hears of it.
-    guest.ioas.make_fault(IovaRange { start: 0, last: MEMORY - 1 }).unwrap();
+    guest.ioas.make_fault(IovaRange::inclusive(0, MEMORY - 1).unwrap()).unwrap();
     port.write(Iova(0x7000), &[1]).unwrap();
     assert!(!queue.has_groups());
     assert_eq!(guest.word(0x8_0000) & 0xff, 1);

@@ -30,7 +30,7 @@ fn a19_a_page_table_that_is_destroyed_stops_dma_and_its_id_waits_for_the_last_ho
     assert_eq!(context.destroy(hwpt), Err(DestroyError::Busy(hwpt)), "as on Linux");
     context.park(hwpt).unwrap();
     assert_eq!([None, Pasid::new(2)].map(|pasid| write(&mut port, pasid)), [Err(FaultReason::Parked); 2]);
-    assert_eq!(bench.iommu.resources(), (0, 0), "what it was is gone");
+    assert_eq!(bench.machine.resources(), (0, 0), "what it was is gone");
     // Nobody is blamed, and it is counted.
     assert!(bench.log.faults.lock().unwrap().is_empty());
     assert_eq!(endpoint.parked_faults(), 2);
@@ -56,7 +56,7 @@ fn a19_a_pasid_that_is_freed_stops_dma_and_is_parked_until_the_last_holder_has_l
     map(&ioas, 0x1000, 1).unwrap();
     let pasid = context.pasid_alloc(1, 1).unwrap();
     // It belongs to the context that allocated it.
-    let other = bench.iommu.context();
+    let other = bench.machine.context();
     let stranger = other.bind(&bench.endpoint(2, 2)).unwrap();
     let strange = other.ioas_alloc().unwrap();
     let refused = stranger.attach(Some(pasid), strange.id().0.get());
@@ -80,10 +80,10 @@ fn a19_a_pasid_that_is_freed_stops_dma_and_is_parked_until_the_last_holder_has_l
     assert_eq!(other.pasid_alloc(1, 1), Err(PasidError::Full(1, 1)), "the driver has it still");
     drop(driver);
     assert_eq!(other.pasid_alloc(1, 1), Ok(pasid));
-    assert_eq!(bench.iommu.resources(), (0, 0));
+    assert_eq!(bench.machine.resources(), (0, 0));
     // With the context, what nobody else holds is free.
     drop((stranger, strange, other));
-    assert_eq!(bench.iommu.pasids_in_use(), 0);
+    assert_eq!(bench.machine.pasids_in_use(), 0);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a19_an_automatic_page_table_that_nobody_uses_goes_and_its_id_waits_for_attach
     // The last that uses it.
     device.detach(None).unwrap();
     assert!(!context.has(table.0.get()));
-    assert_eq!(bench.iommu.resources(), (0, 0));
+    assert_eq!(bench.machine.resources(), (0, 0));
     let next = context.fault_queue_alloc().unwrap();
     assert_ne!(next.id(), table, "the PASID's attachment has it still");
     device.detach(Some(pasid)).unwrap();
@@ -138,14 +138,14 @@ fn a19_a_context_that_is_closed_ends_what_its_devices_reach_in_any_order() {
             assert_eq!(all, [Err(FaultReason::Parked); 3]);
             assert!(matches!(device.attach(None, ioas.id().0.get()), Err(AttachError::Closed)));
             assert_eq!(context.pasid_alloc(1, 9), Err(PasidError::Full(1, 9)));
-            assert_eq!(bench.iommu.pasids_in_use(), 2, "the device holds them");
+            assert_eq!(bench.machine.pasids_in_use(), 2, "the device holds them");
             drop(device);
         }
         drop((context, ioas));
-        assert_eq!((bench.iommu.resources(), bench.iommu.pasids_in_use()), ((0, 0), 0));
+        assert_eq!((bench.machine.resources(), bench.machine.pasids_in_use()), ((0, 0), 0));
         assert!(write(&mut port, None).is_err());
         // Its group is free for the next.
-        assert!(bench.iommu.context().bind(&endpoint).is_ok());
+        assert!(bench.machine.context().bind(&endpoint).is_ok());
     }
 }
 
@@ -161,7 +161,7 @@ fn a19_an_automatic_table_goes_with_the_last_who_uses_it_and_its_id_with_the_las
     context.pasid_free(freed).unwrap();
     assert_eq!((write(&mut port, Some(freed)), write(&mut port, None)), (Err(FaultReason::Parked), Ok(())));
     device.detach(None).unwrap();
-    assert_eq!(bench.iommu.resources(), (0, 0), "nobody uses it");
+    assert_eq!(bench.machine.resources(), (0, 0), "nobody uses it");
     assert!(!context.has(hwpt.0.get()));
     assert_ne!(device.attach(None, ioas.id().0.get()).unwrap(), hwpt, "the id is held");
     device.detach(Some(freed)).unwrap();

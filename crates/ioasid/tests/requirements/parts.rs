@@ -26,7 +26,7 @@ fn read(port: &mut DmaPort, pasid: Option<Pasid>) -> Result<u8, FaultReason> {
 
 fn part(bench: &Bench, parent: &Arc<Endpoint>, slot: u8, pasids: PartPasids) -> Arc<Endpoint> {
     let rid = ioasid::Rid::new(1, 0, slot, 0).unwrap();
-    let part = bench.iommu.add_part(parent, rid, GroupId(u32::from(slot) + 100), pasids).unwrap();
+    let part = bench.machine.add_part(parent, rid, GroupId(u32::from(slot) + 100), pasids).unwrap();
     part.set_bus_master(true).unwrap();
     part
 }
@@ -34,7 +34,7 @@ fn part(bench: &Bench, parent: &Arc<Endpoint>, slot: u8, pasids: PartPasids) -> 
 #[test]
 fn a20_a_virtual_processors_table_is_empty_until_somebody_fills_it_with_what_a_context_holds() {
     let bench = Bench::new();
-    let (context, other) = (bench.iommu.context(), bench.iommu.context());
+    let (context, other) = (bench.machine.context(), bench.machine.context());
     let table = VirtualPasids::new();
     assert!((0..1 << 12).all(|number| table.physical(pasid(number)).is_none()), "off until asked for");
     let physical = context.pasid_alloc(40, 50).unwrap();
@@ -58,14 +58,14 @@ fn a20_a_virtual_processors_table_is_empty_until_somebody_fills_it_with_what_a_c
 fn a21_a_driver_keeps_a_table_and_a_device_says_that_it_can() {
     let bench = Bench::new();
     let parent = bench.endpoint(1, 1);
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let ioas = context.ioas_alloc().unwrap();
     map(&ioas, 0x1000, 1).unwrap();
     let target = ioas.id().0.get();
     // A device that has no PASIDs has no parts; one that does not say that it can, no virtual ones.
     let without = EndpointOptions { pasid_bits: 0, ..EndpointOptions::default() };
-    let without = bench.iommu.add_endpoint_with("0000:00:02.0".parse().unwrap(), GroupId(2), without).unwrap();
-    let made = bench.iommu.add_part(&without, "0001:00:01.0".parse().unwrap(), GroupId(3), PartPasids::None);
+    let without = bench.machine.add_endpoint_with("0000:00:02.0".parse().unwrap(), GroupId(2), without).unwrap();
+    let made = bench.machine.add_part(&without, "0001:00:01.0".parse().unwrap(), GroupId(3), PartPasids::None);
     assert_eq!(made.err(), Some(MediateError::NoPasids));
     let plain = context.bind(&part(&bench, &parent, 1, PartPasids::None)).unwrap();
     assert!(matches!(plain.attach(pasid(5), target), Err(AttachError::PasidTooWide(..))));
@@ -89,7 +89,7 @@ fn a21_a_driver_keeps_a_table_and_a_device_says_that_it_can() {
 fn a22_identity_and_translated_beside_whole_devices_in_one_context() {
     let bench = Bench::new();
     let (parent, whole) = (bench.endpoint(1, 1), bench.endpoint(2, 2));
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let spaces = [(); 3].map(|()| context.ioas_alloc().unwrap());
     for ioas in &spaces {
         map(ioas, 0x1000, 1).unwrap();
@@ -122,14 +122,14 @@ fn a22_identity_and_translated_beside_whole_devices_in_one_context() {
     assert_eq!(read(&mut port, Some(chosen)), Ok(2));
     assert!(context.pasid_alloc(allocated.get(), allocated.get()).is_err(), "they hold it");
     drop(devices);
-    assert_eq!(bench.iommu.pasids_in_use(), 0);
+    assert_eq!(bench.machine.pasids_in_use(), 0);
 }
 
 #[test]
 fn a22_one_pasid_that_is_the_same_on_the_bus_is_of_one_part_at_a_time() {
     let bench = Bench::new();
     let parent = bench.endpoint(1, 1);
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let spaces = [(); 2].map(|()| context.ioas_alloc().unwrap());
     for ioas in &spaces {
         map(ioas, 0x1000, 1).unwrap();
@@ -151,7 +151,7 @@ fn a22_one_pasid_that_is_the_same_on_the_bus_is_of_one_part_at_a_time() {
     assert!(matches!(attach(1), Err(AttachError::PasidElsewhere(_))), "not revived");
     assert_eq!(read(&mut port, Some(allocated)), Err(FaultReason::Parked));
     drop(devices);
-    assert_eq!(bench.iommu.pasids_in_use(), 0);
+    assert_eq!(bench.machine.pasids_in_use(), 0);
 }
 
 #[test]
@@ -159,9 +159,9 @@ fn a22_parts_of_one_device_belong_to_different_contexts_and_meet_nowhere() {
     let bench = Bench::new();
     let parent = bench.endpoint(1, 1);
     let parts = [1, 2].map(|slot| part(&bench, &parent, slot, PartPasids::Translated));
-    let whole = bench.iommu.context().bind(&parent);
+    let whole = bench.machine.context().bind(&parent);
     assert!(matches!(whole, Err(BindError::AlreadyBound)), "not as a whole any more");
-    let contexts = parts.each_ref().map(|_| bench.iommu.context());
+    let contexts = parts.each_ref().map(|_| bench.machine.context());
     let spaces = contexts.each_ref().map(|context| context.ioas_alloc().unwrap());
     for ioas in &spaces {
         map(ioas, 0x1000, 1).unwrap();
@@ -194,7 +194,7 @@ fn a22_parts_of_one_device_belong_to_different_contexts_and_meet_nowhere() {
     assert_eq!(write(&mut port, Some(bus[0]), 9), Err(FaultReason::Parked));
     assert_eq!(read(&mut port, Some(bus[1])), Ok(9));
     drop(devices);
-    assert_eq!((bench.iommu.resources(), bench.iommu.pasids_in_use()), ((0, 0), 0));
+    assert_eq!((bench.machine.resources(), bench.machine.pasids_in_use()), ((0, 0), 0));
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn a27_whatever_it_is_a_device_is_bound_attached_and_detached_alike() {
     };
     let cxl = EndpointOptions { recovery: Recovery::PageRequests, ..EndpointOptions::default() };
     let add = |rid: &str, group, options| {
-        bench.iommu.add_endpoint_with(rid.parse().unwrap(), GroupId(group), options).unwrap()
+        bench.machine.add_endpoint_with(rid.parse().unwrap(), GroupId(group), options).unwrap()
     };
     let parent = bench.endpoint(3, 3);
     let part = part(&bench, &parent, 4, PartPasids::None);
@@ -244,7 +244,7 @@ fn a27_whatever_it_is_a_device_is_bound_attached_and_detached_alike() {
     ];
     for (endpoint, requester) in kinds {
         endpoint.set_bus_master(true).unwrap();
-        let context = bench.iommu.context();
+        let context = bench.machine.context();
         let ioas = context.ioas_alloc().unwrap();
         map(&ioas, 0x1000, 1).unwrap();
         let device = context.bind(&endpoint).unwrap();
@@ -264,9 +264,9 @@ fn a27_whatever_it_is_a_device_is_bound_attached_and_detached_alike() {
 fn a22_a_parts_page_requests_carry_its_own_names_and_end_with_its_bus_mastering() {
     let bench = Bench::new();
     let options = EndpointOptions { recovery: Recovery::PageRequests, ..EndpointOptions::default() };
-    let parent = bench.iommu.add_endpoint_with("0000:00:05.0".parse().unwrap(), GroupId(5), options).unwrap();
+    let parent = bench.machine.add_endpoint_with("0000:00:05.0".parse().unwrap(), GroupId(5), options).unwrap();
     parent.set_bus_master(true).unwrap();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let ioas = context.ioas_alloc().unwrap();
     let owned = part(&bench, &parent, 1, PartPasids::Translated);
     let device = context.bind(&owned).unwrap();
@@ -291,7 +291,7 @@ fn a22_a_parts_page_requests_carry_its_own_names_and_end_with_its_bus_mastering(
 #[test]
 fn a18_software_copies_by_a_part_and_its_pasids() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let device = context.bind(&part(&bench, &bench.endpoint(1, 1), 1, PartPasids::Translated)).unwrap();
     for (own, value) in [(None, 1), (pasid(9), 2)] {
         let ioas = context.ioas_alloc().unwrap();

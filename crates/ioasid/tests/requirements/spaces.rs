@@ -15,7 +15,7 @@ fn pasid(number: u32) -> Option<Pasid> {
 #[test]
 fn a01_who_holds_the_context_controls_what_is_in_it_and_nothing_else_does() {
     let bench = Bench::new();
-    let (one, other) = (bench.iommu.context(), bench.iommu.context());
+    let (one, other) = (bench.machine.context(), bench.machine.context());
     let ioas = [one.ioas_alloc().unwrap(), one.ioas_alloc().unwrap()];
     let id = ioas[1].id().0.get();
     // The number means nothing elsewhere, not even to a device that is there.
@@ -32,7 +32,7 @@ fn a01_who_holds_the_context_controls_what_is_in_it_and_nothing_else_does() {
 #[test]
 fn a02_many_address_spaces_share_one_space_of_numbers_and_are_counted() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let spaces: Vec<_> = (0..100).map(|_| context.ioas_alloc().unwrap()).collect();
     let device = context.bind(&bench.endpoint(1, 1)).unwrap();
     let hwpt = device.attach(None, spaces[3].id().0.get()).unwrap();
@@ -53,7 +53,7 @@ fn a02_many_address_spaces_share_one_space_of_numbers_and_are_counted() {
 #[test]
 fn a03_open_allocate_map_open_a_device_authorise() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let ioas = context.ioas_alloc().unwrap();
     map(&ioas, 0x1000, 1).unwrap();
     let endpoint = bench.endpoint(1, 1);
@@ -69,7 +69,7 @@ fn a03_open_allocate_map_open_a_device_authorise() {
 #[test]
 fn a04_a_consumer_resolves_context_and_number_and_takes_a_reference() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let (ioas, queue) = (context.ioas_alloc().unwrap(), context.fault_queue_alloc().unwrap());
     let device = context.bind(&bench.endpoint(1, 1)).unwrap();
     // The right kind, and there.
@@ -81,7 +81,7 @@ fn a04_a_consumer_resolves_context_and_number_and_takes_a_reference() {
     assert_eq!(context.destroy(ioas.id().0.get()), Err(DestroyError::Busy(ioas.id().0.get())));
     // What is right for another machine's context is not right here.
     let elsewhere = Bench::new();
-    assert!(matches!(elsewhere.iommu.context().bind(&bench.endpoint(2, 2)), Err(BindError::OtherMachine)));
+    assert!(matches!(elsewhere.machine.context().bind(&bench.endpoint(2, 2)), Err(BindError::OtherMachine)));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a07_what_is_shared_comes_from_a_context_and_from_nothing_hidden() {
     let memory = || Ok(vec![Segment::memfd(PAGE).unwrap().0]);
     // Two contexts on one machine, even of one process, with the same addresses and the same devices' numbers.
     let make = |slot| {
-        let context = bench.iommu.context();
+        let context = bench.machine.context();
         let ioas = context.ioas_alloc().unwrap();
         ioas.map(Placement::Fixed(Iova(0x1000)), PAGE, Access::all(), memory).unwrap();
         let endpoint = bench.endpoint(slot, slot.into());
@@ -167,7 +167,7 @@ fn a07_what_is_shared_comes_from_a_context_and_from_nothing_hidden() {
 #[test]
 fn a08_one_owner_maps_for_every_consumer() {
     let bench = Bench::new();
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let ioas = context.ioas_alloc().unwrap();
     let endpoints = [1, 2, 3].map(|slot| bench.endpoint(slot, slot.into()));
     let mut ports = endpoints.each_ref().map(|endpoint| endpoint.port());
@@ -190,7 +190,7 @@ fn a09_an_address_space_becomes_routing_only_when_it_is_attached_by_rid_and_by_p
     let bench = Bench::new();
     let (_, mut port, ioas, device) = bench.one_device();
     map(&ioas, 0x1000, 1).unwrap();
-    assert_eq!(bench.iommu.resources(), (0, 0), "before, it is a list: no page table, no memory held");
+    assert_eq!(bench.machine.resources(), (0, 0), "before, it is a list: no page table, no memory held");
     for key in [None, pasid(0), pasid(1), pasid((1 << 20) - 1)] {
         let at = ioasid::BusAddress { pasid: key, iova: Iova(0x1000) };
         assert_eq!(port.write(at, &[1]).unwrap_err().reason, FaultReason::NotAttached);
@@ -202,7 +202,7 @@ fn a09_an_address_space_becomes_routing_only_when_it_is_attached_by_rid_and_by_p
         map(&ioas, 0x1000, 1).unwrap();
         device.detach(key).unwrap();
         assert_eq!(port.write(at, &[1]).unwrap_err().reason, FaultReason::NotAttached);
-        assert_eq!(bench.iommu.resources(), (0, 0));
+        assert_eq!(bench.machine.resources(), (0, 0));
     }
 }
 
@@ -231,9 +231,9 @@ fn a11_authorising_checks_what_the_hardware_demands() {
     let bench = Bench::new();
     // A group is claimed by one context, and has one address space for each PASID.
     let (one, other) = (bench.endpoint(1, 7), bench.endpoint(2, 7));
-    let context = bench.iommu.context();
+    let context = bench.machine.context();
     let (first, second) = (context.bind(&one).unwrap(), context.bind(&other).unwrap());
-    assert!(matches!(bench.iommu.context().bind(&bench.endpoint(3, 7)), Err(BindError::GroupBusy)));
+    assert!(matches!(bench.machine.context().bind(&bench.endpoint(3, 7)), Err(BindError::GroupBusy)));
     let spaces = [context.ioas_alloc().unwrap(), context.ioas_alloc().unwrap()];
     first.attach(None, spaces[0].id().0.get()).unwrap();
     assert!(matches!(second.attach(None, spaces[1].id().0.get()), Err(AttachError::GroupElsewhere(_))));
@@ -246,7 +246,7 @@ fn a11_authorising_checks_what_the_hardware_demands() {
     // A PASID is as wide as the device has them.
     let narrow = ioasid::EndpointOptions { pasid_bits: 4, ..ioasid::EndpointOptions::default() };
     let rid = "0000:00:05.0".parse().unwrap();
-    let narrow = context.bind(&bench.iommu.add_endpoint_with(rid, ioasid::GroupId(5), narrow).unwrap()).unwrap();
+    let narrow = context.bind(&bench.machine.add_endpoint_with(rid, ioasid::GroupId(5), narrow).unwrap()).unwrap();
     assert!(matches!(narrow.attach(pasid(16), spaces[0].id().0.get()), Err(AttachError::PasidTooWide(..))));
     narrow.attach(pasid(15), spaces[0].id().0.get()).unwrap();
 }
@@ -256,7 +256,7 @@ fn a12_one_table_serves_devices_with_and_without_pasids_and_turning_them_on_chan
     let bench = Bench::new();
     let (endpoint, mut port, ioas, device) = bench.one_device();
     let plain = ioasid::EndpointOptions { pasid_bits: 0, ..ioasid::EndpointOptions::default() };
-    let other = bench.iommu.add_endpoint_with("0000:00:02.0".parse().unwrap(), ioasid::GroupId(2), plain).unwrap();
+    let other = bench.machine.add_endpoint_with("0000:00:02.0".parse().unwrap(), ioasid::GroupId(2), plain).unwrap();
     other.set_bus_master(true).unwrap();
     let context = device.context();
     let without = context.bind(&other).unwrap();
@@ -266,12 +266,12 @@ fn a12_one_table_serves_devices_with_and_without_pasids_and_turning_them_on_chan
     port.write(Iova(0x1000), &[9]).unwrap();
     // Later the guest turns PASIDs on: the same table, beside what there was.
     assert_eq!(device.attach(pasid(3), ioas.id().0.get()).unwrap(), hwpt);
-    let resources = bench.iommu.resources();
+    let resources = bench.machine.resources();
     let mut found = [0; 3];
     port.read(Iova(0x1000), &mut found[..1]).unwrap();
     port.read(ioasid::BusAddress { pasid: pasid(3), iova: Iova(0x1000) }, &mut found[1..2]).unwrap();
     other.port().read(Iova(0x1000), &mut found[2..]).unwrap();
-    assert_eq!((found, bench.iommu.resources()), ([9; 3], resources));
+    assert_eq!((found, bench.machine.resources()), ([9; 3], resources));
     // And off again.
     device.detach(pasid(3)).unwrap();
     port.read(Iova(0x1000), &mut found[..1]).unwrap();

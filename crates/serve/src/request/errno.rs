@@ -2,9 +2,9 @@
 
 use ioasid::memory::{ImportError, PinError};
 use ioasid::{
-    AccessAttachError, AccessError, AttachError, BindError, CopyError, CutError, DestroyError, DirtyError, HoldsSlices,
-    HwQueueError, HwptError, InvalidateError, MapError, PasidError, PresenceError, RuleError, SvaError, UnmapError,
-    ViommuError,
+    AccessAttachError, AccessError, AttachError, BindError, CopyError, CutError, DestroyError, DirtyError,
+    HwQueueError, HwptError, MapError, MirrorError, PasidError, PresenceError, RuleError, SvaError, UnmapError,
+    ViommuError, WouldDeadlock,
 };
 use ioasid_vfio::BarError;
 use ioasid_vfio::device::InUse;
@@ -18,11 +18,15 @@ pub trait ToErrno {
     fn errno(&self) -> Errno;
 }
 
+/// For an error that this table does not know yet.
+const UNKNOWN: Errno = Errno::IO;
+
 macro_rules! table {
     ($($error:ty { $($variant:pat => $errno:ident),* $(,)? })*) => {
         $(impl ToErrno for $error {
+            #[allow(unreachable_patterns, reason = "some of the errors may become more")]
             fn errno(&self) -> Errno {
-                match self { $($variant => Errno::$errno,)* }
+                match self { $($variant => Errno::$errno,)* _ => UNKNOWN }
             }
         })*
     };
@@ -32,13 +36,14 @@ table! {
     DestroyError {
         Self::Missing(_) => NOENT,
         Self::Busy(_) => BUSY,
-        Self::HoldsSlices(_) => DEADLK,
+        Self::WouldDeadlock(_) => DEADLK,
     }
     UnmapError {
         Self::Empty(_) | Self::NotWhole(_) => NOENT,
         Self::Busy(_) | Self::Locked(_) => BUSY,
         Self::Pinned(_) => DEADLK,
-        Self::HoldsSlices(_) => DEADLK,
+        Self::Mirror(_) => IO,
+        Self::WouldDeadlock(_) => DEADLK,
     }
     ImportError {
         Self::BadAddress(_) | Self::Gone => FAULT,
@@ -53,12 +58,12 @@ table! {
     CutError {
         Self::Unaligned(..) | Self::LargePages(_) => INVAL,
         Self::Busy(_) => BUSY,
-        Self::HoldsSlices(_) => DEADLK,
+        Self::WouldDeadlock(_) => DEADLK,
     }
     RuleError {
         Self::BadRanges | Self::InUse => INVAL,
         Self::Reserved(_) | Self::Mapped(_) | Self::Misaligned(..) => ADDRINUSE,
-        Self::HoldsSlices(_) => DEADLK,
+        Self::WouldDeadlock(_) => DEADLK,
     }
     BindError {
         Self::GroupBusy | Self::AlreadyBound => BUSY,
@@ -68,25 +73,21 @@ table! {
     }
     DirtyError {
         Self::Off | Self::PageSize(_) | Self::Range(..) | Self::ShortBitmap(..) => INVAL,
-        Self::HoldsSlices(_) => DEADLK,
+        Self::WouldDeadlock(_) => DEADLK,
         Self::Table(_) => NOMEM,
-    }
-    InvalidateError {
-        Self::Reversed(_) => INVAL,
-        Self::HoldsSlices(_) => DEADLK,
     }
     ViommuError {
         Self::Missing(_) => NOENT,
         Self::NotAParent(_) | Self::OtherIommu(_) | Self::NoRoom => INVAL,
         Self::Exists => EXIST,
         Self::NoIds => NOMEM,
-        Self::HoldsSlices(_) => DEADLK,
+        Self::WouldDeadlock(_) => DEADLK,
     }
     AccessAttachError {
         Self::Missing(_) => NOENT,
         Self::State => INVAL,
         Self::Misaligned(..) => ADDRINUSE,
-        Self::HoldsSlices(_) => DEADLK,
+        Self::WouldDeadlock(_) => DEADLK,
     }
     BarError {
         Self::Disabled => IO,
@@ -99,7 +100,7 @@ table! {
     }
 }
 
-impl ToErrno for HoldsSlices {
+impl ToErrno for WouldDeadlock {
     fn errno(&self) -> Errno {
         Errno::DEADLK
     }
@@ -118,6 +119,8 @@ impl ToErrno for PinError {
             Self::ReadOnly => Errno::FAULT,
             Self::WrongLength(..) | Self::NotPages(_) => Errno::INVAL,
             Self::OverLimit(_) | Self::PhysicalSpace(_) => Errno::NOMEM,
+            Self::Recursive => Errno::DEADLK,
+            _ => UNKNOWN,
         }
     }
 }
@@ -133,9 +136,20 @@ impl ToErrno for MapError {
             Self::NoSpace(_) => Errno::NOSPC,
             Self::PagesReadOnly => Errno::PERM,
             Self::SourceNotMapped(..) => Errno::NOENT,
-            Self::HoldsSlices(error) => error.errno(),
+            Self::WouldDeadlock(error) => error.errno(),
             Self::Pages(error) => error.errno(),
+            Self::Mirror(error) => error.errno(),
+            _ => UNKNOWN,
+        }
+    }
+}
+
+impl ToErrno for MirrorError {
+    fn errno(&self) -> Errno {
+        match self {
             Self::Table(error) => error.errno(),
+            Self::Unsupported(_) => Errno::OPNOTSUPP,
+            _ => UNKNOWN,
         }
     }
 }
@@ -159,8 +173,10 @@ impl ToErrno for AttachError {
             Self::Pages(error) => error.errno(),
             Self::NoIds => Errno::NOMEM,
             Self::NotConfirmed => Errno::FAULT,
-            Self::HoldsSlices(error) => error.errno(),
+            Self::WouldDeadlock(error) => error.errno(),
             Self::Table(error) => error.errno(),
+            Self::Mirror(error) => error.errno(),
+            _ => UNKNOWN,
         }
     }
 }
@@ -174,8 +190,10 @@ impl ToErrno for HwptError {
             Self::NoIds => Errno::NOMEM,
             Self::Conflict(_) | Self::Misaligned(..) => Errno::ADDRINUSE,
             Self::Pages(error) => error.errno(),
-            Self::HoldsSlices(error) => error.errno(),
+            Self::WouldDeadlock(error) => error.errno(),
             Self::Table(error) => error.errno(),
+            Self::Mirror(error) => error.errno(),
+            Self::Closed => Errno::NODEV,
         }
     }
 }
@@ -185,6 +203,7 @@ impl ToErrno for SvaError {
         match self {
             Self::Gone => Errno::SRCH,
             Self::NotForSva => Errno::INVAL,
+            Self::Closed => Errno::NODEV,
             Self::NoIds => Errno::NOMEM,
         }
     }
@@ -197,7 +216,7 @@ impl ToErrno for PasidError {
             Self::Range(..) => Errno::INVAL,
             Self::NotAllocated(_) => Errno::NOENT,
             Self::Elsewhere(_) => Errno::BUSY,
-            Self::HoldsSlices(error) => error.errno(),
+            Self::WouldDeadlock(error) => error.errno(),
         }
     }
 }
@@ -210,8 +229,9 @@ impl ToErrno for PresenceError {
             Self::Busy(_) => Errno::BUSY,
             Self::Cut(error) => error.errno(),
             Self::Pages(error) => error.errno(),
-            Self::HoldsSlices(error) => error.errno(),
-            Self::Table(error) => error.errno(),
+            Self::WouldDeadlock(error) => error.errno(),
+            Self::Mirror(error) => error.errno(),
+            _ => UNKNOWN,
         }
     }
 }
@@ -222,7 +242,8 @@ impl ToErrno for CopyError {
             Self::Missing(_) | Self::WrongKind(_) | Self::NotAttached(_) => Errno::NOENT,
             Self::Refused(error) if error.recoverable => Errno::AGAIN,
             Self::Refused(_) => Errno::FAULT,
-            Self::HoldsSlices(error) => error.errno(),
+            Self::Closed => Errno::NODEV,
+            Self::WouldDeadlock(error) => error.errno(),
         }
     }
 }
@@ -234,7 +255,7 @@ impl ToErrno for HwQueueError {
             Self::OutOfOrder(_) => Errno::IO,
             Self::Memory(error) => error.errno(),
             Self::Scattered => Errno::FAULT,
-            Self::HoldsSlices(error) => error.errno(),
+            Self::WouldDeadlock(error) => error.errno(),
         }
     }
 }
@@ -248,7 +269,8 @@ impl ToErrno for AccessError {
             Self::NotPermitted(_) => Errno::PERM,
             Self::Pages(error) => error.errno(),
             Self::Gone(_) => Errno::FAULT,
-            Self::HoldsSlices(error) => error.errno(),
+            Self::WouldDeadlock(error) => error.errno(),
+            _ => UNKNOWN,
         }
     }
 }

@@ -140,7 +140,7 @@ impl Nodes {
         let home = format!("sys/kernel/iommu_groups/{group}");
         let mut reserved = String::new();
         for range in device.endpoint.reserved() {
-            let _ = writeln!(reserved, "0x{:016x} 0x{:016x} msi", range.start, range.last);
+            let _ = writeln!(reserved, "0x{:016x} 0x{:016x} msi", range.start(), range.last());
         }
         self.add(&format!("{home}/type"), Node::Text("DMA\n".to_owned()));
         self.add(&format!("{home}/reserved_regions"), Node::Text(reserved));

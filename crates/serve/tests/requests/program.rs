@@ -22,7 +22,7 @@ pub const MEMORY_FILE: i32 = 3;
 pub const PIDFD: i32 = 4;
 
 pub struct Program {
-    memory: File,
+    memory: Arc<File>,
     given: Mutex<BTreeMap<i32, Option<Arc<dyn GivenFile>>>>,
     bound: Mutex<Option<(Pasid, PasidHold)>>,
 }
@@ -147,7 +147,7 @@ impl Caller for Program {
         if ioasid_inject::fails() {
             return Err(std::io::Error::from(std::io::ErrorKind::OutOfMemory).into());
         }
-        let memory = self.memory.try_clone()?;
+        let memory = self.memory.clone();
         Ok(Pages::new(address, length, writable, move |offset, length| {
             let bad = ImportError::BadAddress(address + offset);
             let start = Self::offset(address + offset, length as usize).map_err(|_| bad)?;

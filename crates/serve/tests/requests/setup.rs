@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use ioasid::{AreaView, Iommu, Silent};
+use ioasid::{AreaView, Machine, Silent};
 use ioasid_serve::request::iommufd::IommuFile;
 use ioasid_uapi::iommufd as uapi;
 use ioasid_uapi::iommufd::selftest::{self as test, TestCmd, command, data};
@@ -64,7 +64,7 @@ impl Objects {
 }
 
 pub struct Setup {
-    pub iommu: Arc<Iommu>,
+    pub machine: Arc<Machine>,
     pub file: IommuFile,
     pub program: Program,
     pub objects: Objects,
@@ -95,9 +95,9 @@ impl Setup {
 
     /// A file with nothing in it.
     pub fn empty() -> Self {
-        let iommu = Iommu::new(Arc::new(Silent));
-        let file = IommuFile::new(&iommu, true);
-        Self { iommu, file, program: Program::new(), objects: Objects::default(), log: RefCell::default() }
+        let machine = Machine::new(Arc::new(Silent));
+        let file = IommuFile::new(&machine, true);
+        Self { machine, file, program: Program::new(), objects: Objects::default(), log: RefCell::default() }
     }
 
     /// Puts `bytes` where requests find what their arguments point to.
@@ -232,13 +232,13 @@ impl Setup {
 
     /// Drops all of it, and sees to it that nothing is left anywhere.
     pub fn dispose(self, name: &str) {
-        let Self { iommu, file, program, .. } = self;
+        let Self { machine, file, program, .. } = self;
         drop(program);
         drop(file);
-        assert_eq!(iommu.resources(), (0, 0), "{name}: windows or pages are left");
-        assert!(iommu.view().is_empty(), "{name}: requesters are left");
-        assert_eq!(iommu.pasids_in_use(), 0, "{name}: PASIDs are left");
-        assert_eq!(Arc::strong_count(&iommu), 1, "{name}: something that was made is left");
+        assert_eq!(machine.resources(), (0, 0), "{name}: windows or pages are left");
+        assert!(machine.view().is_empty(), "{name}: requesters are left");
+        assert_eq!(machine.pasids_in_use(), 0, "{name}: PASIDs are left");
+        assert_eq!(Arc::strong_count(&machine), 1, "{name}: something that was made is left");
     }
 
     pub fn state(&self) -> State {
@@ -250,15 +250,15 @@ impl Setup {
             ranges: spaces
                 .iter()
                 .map(|ioas| {
-                    let (ranges, alignment) = ioas.iova_ranges().unwrap();
+                    let (ranges, alignment) = ioas.iova_ranges();
                     (ranges.iter().collect(), alignment)
                 })
                 .collect(),
-            large_pages: spaces.iter().map(|ioas| ioas.has_large_pages().unwrap()).collect(),
-            resources: self.iommu.resources(),
+            large_pages: spaces.iter().map(|ioas| ioas.has_large_pages()).collect(),
+            resources: self.machine.resources(),
             descriptors: self.program.descriptors(),
-            requesters: self.iommu.view().len(),
-            pasids: self.iommu.pasids_in_use(),
+            requesters: self.machine.view().len(),
+            pasids: self.machine.pasids_in_use(),
         }
     }
 }

@@ -70,7 +70,7 @@ impl Hardware for Vtd {
             }
             // More than there is means everything from there on.
             let last = entry.npages.checked_mul(PAGE).and_then(|length| entry.addr.checked_add(length.max(1) - 1));
-            let range = IovaRange { start: entry.addr, last: last.unwrap_or(u64::MAX) };
+            let range = IovaRange::inclusive(entry.addr, last.unwrap_or(u64::MAX)).ok_or(Errno::INVAL)?;
             nested.invalidate(range).map_err(|error| error.errno())?;
             *done += 1;
         }

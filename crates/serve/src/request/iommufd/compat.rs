@@ -103,8 +103,8 @@ fn get_info(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), E
         return Err(Errno::INVAL);
     }
     let ioas = file.compat.get(&file.context)?;
-    let (ranges, alignment) = ioas.iova_ranges().map_err(|error| error.errno())?;
-    let sizes = ioas.page_sizes().map_err(|error| error.errno())?;
+    let (ranges, alignment) = ioas.iova_ranges();
+    let sizes = ioas.page_sizes();
     // What is smaller than the processor's pages is not told.
     let small = sizes & (PAGE_SIZE - 1) != 0;
     let sizes = sizes & !(PAGE_SIZE - 1) | if small { PAGE_SIZE } else { 0 };
@@ -122,7 +122,7 @@ fn get_info(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), E
     let count = uapi::Type1InfoCapIovaRange { header, nr_iovas: ranges.len() as u32, reserved: 0 };
     capabilities.extend_from_slice(count.as_bytes());
     for range in ranges {
-        capabilities.extend_from_slice(uapi::IovaRange { start: range.start, end: range.last }.as_bytes());
+        capabilities.extend_from_slice(uapi::IovaRange { start: range.start(), end: range.last() }.as_bytes());
     }
 
     info.flags = uapi::IOMMU_INFO_PGSIZES | uapi::IOMMU_INFO_CAPS;
@@ -168,8 +168,8 @@ fn unmap_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), 
             return Err(Errno::INVAL);
         }
         let range = IovaRange::new(request.iova, request.size).ok_or(Errno::OVERFLOW)?;
-        if !ioas.has_large_pages().map_err(|error| error.errno())? {
-            let ends = [Some(range.start), range.last.checked_add(1)];
+        if !ioas.has_large_pages() {
+            let ends = [Some(range.start()), range.last().checked_add(1)];
             ends.into_iter().flatten().try_for_each(|end| ioas.cut(Iova(end))).map_err(|error| error.errno())?;
         }
         range

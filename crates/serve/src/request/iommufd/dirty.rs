@@ -42,9 +42,9 @@ pub(super) fn get_bitmap(call: &Call<'_>) -> Result<(), Errno> {
         return Err(Errno::INVAL);
     }
     let range = IovaRange::new(request.iova, request.length).ok_or(Errno::OVERFLOW)?;
-    let (_, alignment) = hwpt.ioas().iova_ranges().map_err(|error| error.errno())?;
+    let (_, alignment) = hwpt.ioas().iova_ranges();
     let page = request.page_size;
-    let aligned = |to| (range.start | range.last.wrapping_add(1)).is_multiple_of(to);
+    let aligned = |to| (range.start() | range.last().wrapping_add(1)).is_multiple_of(to);
     if !page.is_power_of_two() || !aligned(alignment) || !aligned(page) {
         return Err(Errno::INVAL);
     }
@@ -53,8 +53,8 @@ pub(super) fn get_bitmap(call: &Call<'_>) -> Result<(), Errno> {
     let (mut words, mut told) = (vec![0u64; CHUNK / 8], vec![0u64; CHUNK / 8]);
     for first in (0..pages).step_by(CHUNK * 8) {
         let count = (pages - first).min(CHUNK as u64 * 8);
-        let start = range.start + first * page;
-        let chunk = IovaRange { start, last: start + (count * page - 1) };
+        let start = range.start() + first * page;
+        let chunk = IovaRange::new(start, count * page).ok_or(Errno::INVAL)?;
         let (address, length) = (request.data.wrapping_add(first / 8), count.div_ceil(8) as usize);
         // Bits that are set stay set.
         call.caller.read(address, &mut words.as_mut_bytes()[..length])?;

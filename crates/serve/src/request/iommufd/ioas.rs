@@ -34,14 +34,14 @@ pub(super) fn iova_ranges(call: &Call<'_>) -> Result<(), Errno> {
         return Err(Errno::OPNOTSUPP);
     }
     let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
-    let (ranges, alignment) = ioas.iova_ranges().map_err(|error| error.errno())?;
+    let (ranges, alignment) = ioas.iova_ranges();
     let places = request.num_iovas;
     request.num_iovas = 0;
     request.out_iova_alignment = alignment;
     for range in ranges.iter() {
         if request.num_iovas < places {
             let at = u64::from(request.num_iovas) * size_of::<uapi::IovaRange>() as u64;
-            let range = uapi::IovaRange { start: range.start, last: range.last };
+            let range = uapi::IovaRange { start: range.start(), last: range.last() };
             call.caller.write(request.allowed_iovas.wrapping_add(at), range.as_bytes())?;
         }
         request.num_iovas += 1;
@@ -92,17 +92,15 @@ pub(super) fn map_memory(
 ) -> Result<u64, Errno> {
     let (start, whole) = pages_around(address, length)?;
     let pages = caller.pages(start, whole, access.contains(Access::WRITE)).map_err(|error| error.errno())?;
-    let pages = charged(file, caller, pages);
+    charge(file, caller, &pages)?;
     let mapped = ioas.map_pages(iova, &pages, address - start, length, access);
     Ok(mapped.map_err(|error| error.errno())?.0)
 }
 
-/// Has whoever is to answer for memory that the caller maps do so.
-fn charged(file: &IommuFile, caller: &dyn Caller, pages: Arc<Pages>) -> Arc<Pages> {
-    match file.account(caller) {
-        Some(account) => pages.charged_to(account),
-        None => pages,
-    }
+/// Has the account that is to answer for memory which the caller maps do so.
+fn charge(file: &IommuFile, caller: &dyn Caller, pages: &Pages) -> Result<(), Errno> {
+    let account = file.account(caller);
+    pages.charge_to(account).map(drop).map_err(|_| Errno::NOMEM)
 }
 
 pub(super) fn map_file(call: &Call<'_>) -> Result<(), Errno> {
@@ -128,7 +126,9 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<(), Errno> {
         if writable && rustix::fs::fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::RDWR {
             return Err(Errno::PERM);
         }
-        charged(call.file, call.caller, Pages::of_file(file, start, whole, writable))
+        let pages = Pages::of_file(file, start, whole, writable);
+        charge(call.file, call.caller, &pages)?;
+        pages
     };
     let iova = fixed.then_some(Iova(request.iova));
     let mapped = ioas.map_pages(iova, &pages, request.start - start, request.length, access);
@@ -184,7 +184,7 @@ pub(super) fn allow_iovas(call: &Call<'_>) -> Result<(), Errno> {
         if range.start >= range.last {
             return Err(Errno::INVAL);
         }
-        ranges.push(IovaRange { start: range.start, last: range.last });
+        ranges.push(IovaRange::inclusive(range.start, range.last).unwrap());
     }
     ioas.allow_iovas(&ranges).map_err(|error| error.errno())
 }
@@ -249,11 +249,11 @@ pub(super) fn change_process(call: &Call<'_>) -> Result<(), Errno> {
     let account = call.file.account(call.caller);
     let mut done = Vec::with_capacity(pages.len());
     for pages in &pages {
-        match pages.charge_instead(account.clone()) {
+        match pages.charge_to(account.clone()) {
             Ok(before) => done.push((pages, before)),
             Err(_) => {
                 // Who answered before may again, unless others have pinned more meanwhile.
-                done.into_iter().for_each(|(pages, before)| drop(pages.charge_instead(before)));
+                done.into_iter().for_each(|(pages, before)| drop(pages.charge_to(before)));
                 return Err(Errno::NOMEM);
             }
         }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ioasid::memory::Account;
-use ioasid::{Context, Iommu};
+use ioasid::{Context, Machine};
 use ioasid_uapi::iommufd as uapi;
 use ioasid_uapi::iommufd::selftest::{TEST_CMD, TestCmd};
 use rustix::io::Errno;
@@ -49,8 +49,8 @@ pub struct IommuFile {
 impl IommuFile {
     /// A file with a context of its own; with `selftest`, one that Linux's own tests can drive mock devices through.
     #[must_use]
-    pub fn new(iommu: &Arc<Iommu>, selftest: bool) -> Self {
-        let context = iommu.context();
+    pub fn new(machine: &Arc<Machine>, selftest: bool) -> Self {
+        let context = machine.context();
         Self {
             mock: selftest.then(|| MockDevices::new(context.clone())),
             context,

@@ -47,7 +47,7 @@ fn rlimit_mode(call: &Call<'_>, request: uapi::IommuOption) -> Result<(), Errno>
 fn huge_pages(call: &Call<'_>, request: uapi::IommuOption) -> Result<(), Errno> {
     let ioas = call.context().ioas(request.object_id).ok_or(Errno::NOENT)?;
     match (request.op, request.val64) {
-        (uapi::OPTION_OP_GET, _) => tell(call, request, ioas.has_large_pages().map_err(|error| error.errno())?),
+        (uapi::OPTION_OP_GET, _) => tell(call, request, ioas.has_large_pages()),
         (uapi::OPTION_OP_SET, large @ 0..=1) => ioas.set_large_pages(large == 1).map_err(|error| error.errno()),
         (uapi::OPTION_OP_SET, _) => Err(Errno::INVAL),
         _ => Err(Errno::OPNOTSUPP),

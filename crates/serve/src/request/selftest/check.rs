@@ -34,7 +34,7 @@ pub(super) fn map(test: &Test<'_>) -> Result<(), Errno> {
 pub(super) fn pins(test: &Test<'_>) -> Result<(), Errno> {
     let body: command::CheckRefs = test.body()?;
     check_range(body.uptr, body.length, ioasid::memory::PAGE_SIZE)?;
-    let pinned = test.call.context().iommu().pinned();
+    let pinned = test.call.context().machine().pinned();
     for page in pages(body.uptr, body.length) {
         let page = test.call.caller.identity(page).ok_or(Errno::FAULT)?;
         if pinned.count(page) != body.refs as usize {

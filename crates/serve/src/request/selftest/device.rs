@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ioasid::{
-    Context, Device, Endpoint, EndpointOptions, External, GroupId, Iommu, IommuKind, ObjectId, PageGroup, PageRequest,
-    Pasid, Recovery, RequestedAccess, Rid,
+    Context, Device, Endpoint, EndpointOptions, External, GroupId, IommuKind, Machine, ObjectId, PageGroup,
+    PageRequest, Pasid, Recovery, RequestedAccess, Rid,
 };
 use ioasid_uapi::iommufd::selftest::{self as uapi, command, data};
 use rustix::io::Errno;
@@ -73,19 +73,19 @@ pub(super) struct MockDevice {
 
 /// A place on the bus.
 struct Slot {
-    iommu: Arc<Iommu>,
+    machine: Arc<Machine>,
     endpoint: Arc<Endpoint>,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.iommu.remove_endpoint(&self.endpoint);
+        self.machine.remove_endpoint(&self.endpoint);
     }
 }
 
 impl Slot {
     /// The first free one.
-    fn take(iommu: &Arc<Iommu>, flags: u32) -> Option<Self> {
+    fn take(machine: &Arc<Machine>, flags: u32) -> Option<Self> {
         let options = EndpointOptions {
             iommu: IommuKind::Mock,
             reserved: Vec::new(),
@@ -97,8 +97,8 @@ impl Slot {
             let [bus, devfn] = number.to_be_bytes();
             let rid = Rid::new(SEGMENT, bus, devfn >> 3, devfn & 7)?;
             let group = GroupId(FIRST_GROUP + u32::from(number));
-            let endpoint = iommu.add_endpoint_with(rid, group, options.clone())?;
-            Some(Self { iommu: iommu.clone(), endpoint })
+            let endpoint = machine.add_endpoint_with(rid, group, options.clone())?;
+            Some(Self { machine: machine.clone(), endpoint })
         })
     }
 }
@@ -108,7 +108,7 @@ impl MockDevice {
         if flags & !(uapi::MOCK_FLAGS_DEVICE_NO_DIRTY | uapi::MOCK_FLAGS_DEVICE_PASID) != 0 {
             return Err(Errno::INVAL);
         }
-        let slot = Slot::take(context.iommu(), flags).ok_or(Errno::NOMEM)?;
+        let slot = Slot::take(context.machine(), flags).ok_or(Errno::NOMEM)?;
         let device = context.bind(&slot.endpoint).map_err(|error| error.errno())?;
         slot.endpoint.extend(DeviceCache::new());
         Ok(Self { device, slot, fails: AtomicBool::new(false) })
@@ -231,7 +231,7 @@ pub(super) fn report_event(test: &Test<'_>) -> Result<(), Errno> {
     let device = test.mock.by_device_id(body.dev_id)?;
     let attached = device.device.attached_to(None).ok_or(Errno::NOENT)?;
     let nested = test.mock.context.nested_hwpt(attached).ok_or(Errno::NOENT)?;
-    let viommu = nested.viommu().ok_or(Errno::NOENT)?;
+    let viommu = nested.viommu().and_then(|id| test.mock.context.viommu(id.into())).ok_or(Errno::NOENT)?;
     let virt_id = viommu.virtual_id(&device.slot.endpoint).filter(|&id| id != 0).ok_or(Errno::NOENT)?;
     let queue = viommu.events(data::VEVENTQ_TYPE_SELFTEST).ok_or(Errno::OPNOTSUPP)?;
     queue.report(data::ViommuEvent { virt_id: virt_id as u32 }.as_bytes());

@@ -145,7 +145,9 @@ pub(super) fn invalidate(call: &Call<'_>) -> Result<(), Errno> {
     let unused = (by_pasid || request.pasid == 0, (start, last) == (0, 0));
     let invalidated = match (request.scope, unused) {
         (uapi::INVALIDATE_ALL, (true, true)) if !by_pasid => nested.invalidate(IovaRange::ALL),
-        (uapi::INVALIDATE_RANGE, (true, _)) if !by_pasid => nested.invalidate(IovaRange { start, last }),
+        (uapi::INVALIDATE_RANGE, (true, _)) if !by_pasid => {
+            nested.invalidate(IovaRange::inclusive(start, last).ok_or(Errno::INVAL)?)
+        }
         (uapi::INVALIDATE_PASID, (true, true)) => nested.invalidate_pasid(pasid),
         (uapi::INVALIDATE_ALL | uapi::INVALIDATE_RANGE | uapi::INVALIDATE_PASID, _) => return Err(Errno::INVAL),
         _ => return Err(Errno::OPNOTSUPP),

@@ -1,0 +1,191 @@
+//! Software that reads and writes as a device would: through a page table, whatever its kind.
+//!
+//! Who mediates a device, or emulates one, has its transactions translated like the device's own, without knowing what is
+//! mapped how: by page table, or by device and PASID. Faults are the page table's affair here, too. (Who knows the address
+//! space itself, and wants to pin what it maps, takes an [`IoasAccess`](crate::IoasAccess).)
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::drop_automatic;
+use crate::base::ids::ObjectId;
+use crate::base::observe::FaultReason;
+use crate::base::types::{Iova, Pasid, WouldDeadlock};
+use crate::bus::Endpoint;
+use crate::context::{Afterwards, Context, Object};
+use crate::gate::check_may_wait;
+use crate::gate::walker::Walker;
+use crate::hwpt::Table;
+use crate::ioas::ConnectError;
+use crate::port::{BusAddress, DmaError, DmaPort};
+
+/// What software reaches memory through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// A page table, by its id.
+    Hwpt(u32),
+    /// What a device with this id, and its transactions with this PASID or without, are attached to.
+    Device(u32, Option<Pasid>),
+}
+
+/// Why nothing, or not all, was copied.
+#[derive(Debug, Error)]
+pub enum CopyError {
+    /// The context has no such object.
+    #[error("no object {0} in the context")]
+    Missing(u32),
+    /// The object is no page table, or no device.
+    #[error("object {0} is not a page table, or not a device")]
+    WrongKind(u32),
+    /// The device is attached to nothing, with this PASID or without one.
+    #[error("device {0} is attached to nothing with this PASID, or without")]
+    NotAttached(u32),
+    /// The context was closed.
+    #[error("the context was closed")]
+    Closed,
+    /// The first address that could not be read or written. What lies before it was copied. If that is recoverable, it is
+    /// whoever reads the page table's fault queue who has to bring it in: nobody is asked, and nobody waits.
+    #[error(transparent)]
+    Refused(#[from] DmaError),
+    /// It would have to wait for this thread.
+    #[error(transparent)]
+    WouldDeadlock(#[from] WouldDeadlock),
+}
+
+/// A requester that is on no bus, attached to one table.
+pub(crate) struct SoftwareAccess {
+    endpoint: Arc<Endpoint>,
+    table: Table,
+    pasid: Option<Pasid>,
+    port: DmaPort,
+}
+
+impl SoftwareAccess {
+    /// Reaches what `table` maps, for `like`: with `pasid`, where a guest owns the PASIDs of the table. The table stays as long as
+    /// somebody else sees to it.
+    pub(crate) fn new(like: &Endpoint, table: &Table, pasid: Option<Pasid>) -> Result<Self, FaultReason> {
+        let endpoint = Arc::new(Endpoint::software(like.shared(), like.bound_as()));
+        let pasid = pasid.filter(|_| table.owns_pasids());
+        // It reserves nothing, so nothing can be in its way.
+        table.connect(endpoint.clone(), &[]).map_err(|_: ConnectError| FaultReason::NotAttached)?;
+        endpoint.attach(None, table.clone());
+        let port = endpoint.port();
+        Ok(Self { endpoint, table: table.clone(), pasid, port })
+    }
+
+    fn at(&self, iova: u64) -> BusAddress {
+        BusAddress { pasid: self.pasid, iova: Iova(iova) }
+    }
+
+    fn read(&mut self, iova: u64, data: &mut [u8]) -> Result<(), DmaError> {
+        let at = self.at(iova);
+        self.port.read(at, data)
+    }
+
+    fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), DmaError> {
+        let at = self.at(iova);
+        self.port.write(at, data)
+    }
+}
+
+impl SoftwareAccess {
+    /// Ends it. Returns whether nobody uses the table that mirrors an address space any more.
+    fn end(&self) -> bool {
+        // It may have been parked meanwhile, which disconnected it.
+        self.endpoint.detach(None).is_some_and(|table| {
+            let walker: Arc<dyn Walker> = self.endpoint.clone();
+            table.is(&self.table) && self.table.disconnect(&walker, &[])
+        })
+    }
+}
+
+impl Drop for SoftwareAccess {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Context {
+    /// Reads `data.len()` bytes at `iova` of what `from` reaches.
+    ///
+    /// # Errors
+    /// See [`CopyError`].
+    pub fn copy_from(&self, from: Reach, iova: Iova, data: &mut [u8]) -> Result<(), CopyError> {
+        self.through(from, |access| access.read(iova.0, data))
+    }
+
+    /// Writes `data` at `iova` of what `to` reaches.
+    ///
+    /// # Errors
+    /// See [`CopyError`].
+    pub fn copy_to(&self, to: Reach, iova: Iova, data: &[u8]) -> Result<(), CopyError> {
+        self.through(to, |access| access.write(iova.0, data))
+    }
+
+    fn through(
+        &self,
+        reach: Reach,
+        copy: impl FnOnce(&mut SoftwareAccess) -> Result<(), DmaError>,
+    ) -> Result<(), CopyError> {
+        check_may_wait()?;
+        let (access, held) = {
+            let _attach = self.attach.lock();
+            if self.is_closed() {
+                return Err(CopyError::Closed);
+            }
+            let (endpoint, pasid, id) = match reach {
+                Reach::Hwpt(id) => (None, None, id),
+                Reach::Device(device, pasid) => {
+                    let object = self.get(device).ok_or(CopyError::Missing(device))?;
+                    let Object::Device(endpoint) = object else { return Err(CopyError::WrongKind(device)) };
+                    let (bus, on_bus) = endpoint.on_bus(pasid).ok_or(CopyError::NotAttached(device))?;
+                    let (_, table) = bus.route(on_bus).ok_or(CopyError::NotAttached(device))?;
+                    let id = table.id().0.get();
+                    (Some(endpoint), pasid, id)
+                }
+            };
+            let held = ObjectId(NonZeroU32::new(id).ok_or(CopyError::Missing(id))?);
+            let table = self.ids().hold_if(held, |object| match object {
+                Object::Hwpt(table) => Ok(table.clone()),
+                _ => Err(CopyError::WrongKind(id)),
+            });
+            let missing = match reach {
+                Reach::Hwpt(id) => CopyError::Missing(id),
+                // What it was attached to is parked.
+                Reach::Device(device, _) => CopyError::NotAttached(device),
+            };
+            let table = table.ok_or(missing)??;
+            let like = endpoint.unwrap_or_else(|| Arc::new(Endpoint::software(self.shared(), 0)));
+            let access = SoftwareAccess::new(&like, &table, pasid);
+            (access, held)
+        };
+        // If memory that calls back panics, it ends all the same.
+        let mut through = Through { context: self, access: access.ok(), held };
+        let result = match &mut through.access {
+            Some(access) => copy(access),
+            None => Err(DmaError::new(Iova(0).into(), false, FaultReason::NotAttached)),
+        };
+        Ok(result?)
+    }
+}
+
+/// An access through a page table that is held, until this is dropped.
+struct Through<'a> {
+    context: &'a Context,
+    access: Option<SoftwareAccess>,
+    held: ObjectId,
+}
+
+impl Drop for Through<'_> {
+    fn drop(&mut self) {
+        let mut after = Afterwards::default();
+        let _attach = self.context.attach.lock();
+        // A thread that detached meanwhile has left an automatic table to this.
+        if let Some(access) = &self.access {
+            drop_automatic(self.context, &access.table, access.end(), &mut after);
+        }
+        self.context.ids().release(self.held);
+    }
+}

@@ -1,0 +1,12 @@
+//! The bus: requesters as an IOMMU sees them, their groups and parts, and what they are attached to.
+
+mod endpoint;
+mod group;
+mod machine;
+mod part;
+
+pub(crate) use endpoint::{BEING_BOUND, dismiss};
+pub use endpoint::{Endpoint, EndpointOptions};
+pub use machine::Machine;
+pub(crate) use part::PartPasidError;
+pub use part::{MediateError, PartPasids};

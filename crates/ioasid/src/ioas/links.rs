@@ -1,0 +1,372 @@
+//! The mirrors of an address space, and how they come and go.
+//!
+//! Mirrors have numbers, in the order in which they were added, and whoever fills or empties them goes from one number to
+//! the next, without the lock in between. One mirror at a time *joins*: it is on the list, and a cursor says how far it has
+//! been filled. Areas below the cursor are in it; those above will be, when the cursor comes there. So each area is mapped in
+//! each mirror once, by its mapper or by the one who adds the mirror.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use iopt::Access;
+
+use super::areas::Backed;
+use super::{ConnectError, Ioas, Locked};
+use crate::base::callback;
+use crate::base::types::{Iova, IovaRange, WouldDeadlock};
+use crate::gate::check_may_wait;
+use crate::mirror::{Mirror, MirrorCapabilities, MirrorError, MirrorRun};
+
+/// One mirror of an address space.
+struct Link {
+    number: u64,
+    mirror: Arc<dyn Mirror>,
+    capabilities: MirrorCapabilities,
+    /// Calls of it that are under way.
+    calls: usize,
+    /// While it joins, the first IOVA that was not looked at yet.
+    cursor: Option<u64>,
+}
+
+/// All of them, in order of their numbers.
+#[derive(Default)]
+pub(super) struct Links {
+    links: Vec<Link>,
+    added: u64,
+}
+
+/// Which mirrors there are at some moment, and how far the one that joins has come.
+#[derive(Clone, Copy)]
+pub(super) struct Now {
+    last: u64,
+    joining: Option<(u64, u64)>,
+}
+
+impl Now {
+    /// Those up to the one with this number.
+    pub(super) fn up_to(last: u64) -> Self {
+        Self { last, joining: None }
+    }
+}
+
+/// A mirror that may be called as long as this lives: it is not taken away meanwhile.
+pub(super) struct Called<'a> {
+    ioas: &'a Ioas,
+    pub(super) number: u64,
+    mirror: Arc<dyn Mirror>,
+    /// The areas that begin below are in it, or all.
+    below: Option<u64>,
+}
+
+impl Called<'_> {
+    pub(super) fn mirror(&self) -> &dyn Mirror {
+        &*self.mirror
+    }
+
+    pub(super) fn has(&self, start: u64) -> bool {
+        self.below.is_none_or(|below| start < below)
+    }
+
+    /// What of `range`, which consists of areas, is in it.
+    pub(super) fn clip(&self, range: IovaRange) -> Option<IovaRange> {
+        let last =
+            self.below.map_or(Some(range.last), |below| below.checked_sub(1).map(|most| range.last.min(most)))?;
+        (range.start <= last).then_some(IovaRange { last, ..range })
+    }
+}
+
+impl Drop for Called<'_> {
+    fn drop(&mut self) {
+        let mut state = self.ioas.lock();
+        if let Some(link) = state.links.links.iter_mut().find(|link| link.number == self.number) {
+            link.calls -= 1;
+        }
+        drop(state);
+        self.ioas.settled.notify_all();
+    }
+}
+
+impl Links {
+    pub(super) fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    pub(super) fn capabilities(&self) -> impl Iterator<Item = &MirrorCapabilities> + Clone {
+        self.links.iter().map(|link| &link.capabilities)
+    }
+
+    pub(super) fn now(&self) -> Now {
+        let joining = self.links.iter().find_map(|link| Some((link.number, link.cursor?)));
+        Now { last: self.added, joining }
+    }
+
+    /// The next mirror after `number` that has areas which begin at `first` or below.
+    fn call_next(&mut self, number: u64, first: u64) -> Option<(u64, Arc<dyn Mirror>, Option<u64>)> {
+        let has = |link: &&mut Link| link.number > number && link.cursor.is_none_or(|cursor| first < cursor);
+        let link = self.links.iter_mut().find(has)?;
+        link.calls += 1;
+        Some((link.number, link.mirror.clone(), link.cursor))
+    }
+
+    /// As [`Links::call_next`], of those that there were, as they were.
+    fn call_next_of(&mut self, number: u64, now: Now) -> Option<(u64, Arc<dyn Mirror>, Option<u64>)> {
+        let link = self.links.iter_mut().find(|link| link.number > number && link.number <= now.last)?;
+        link.calls += 1;
+        let below = now.joining.filter(|(joining, _)| *joining == link.number).map(|(_, cursor)| cursor);
+        Some((link.number, link.mirror.clone(), below))
+    }
+}
+
+/// Calls a mirror, whose panic is an error.
+pub(super) fn guarded<T>(code: impl FnOnce() -> Result<T, MirrorError>) -> Result<T, MirrorError> {
+    callback::call(|| catch_unwind(AssertUnwindSafe(code))).unwrap_or(Err(MirrorError::Panicked))
+}
+
+impl Ioas {
+    /// Calls the next mirror after `number` that has areas from `first` on. If there is none, the caller gets the lock, and no
+    /// other comes before it lets it go.
+    pub(super) fn next_mirror(&self, number: u64, first: u64) -> Result<Called<'_>, Locked<'_>> {
+        let mut state = self.lock();
+        match state.links.call_next(number, first) {
+            Some((number, mirror, below)) => Ok(Called { ioas: self, number, mirror, below }),
+            None => Err(state),
+        }
+    }
+
+    /// The next mirror after `number` of those that there were, as they were.
+    pub(super) fn next_mirror_of(&self, number: u64, now: Now) -> Option<Called<'_>> {
+        let (number, mirror, below) = self.lock().links.call_next_of(number, now)?;
+        Some(Called { ioas: self, number, mirror, below })
+    }
+
+    /// Maps an area, or a part of one, in a mirror.
+    pub(super) fn map_in(
+        &self,
+        called: &Called<'_>,
+        range: IovaRange,
+        access: Access,
+        backed: &Backed,
+        largest: u32,
+    ) -> Result<(), MirrorError> {
+        // There is a mirror, so it is pinned.
+        let Some(pin) = &backed.pin else { return Ok(()) };
+        let run = MirrorRun { range, access, pin, offset: backed.offset, largest };
+        let result = guarded(|| called.mirror.map(&run));
+        if let Err(MirrorError::Panicked) = result {
+            self.unmap_in(called, &mut std::iter::once(range));
+        }
+        result
+    }
+
+    /// Unmaps runs in a mirror. False if it panicked: then it is cut off, and what it could reach stays pinned for good.
+    pub(super) fn unmap_in(&self, called: &Called<'_>, runs: &mut dyn Iterator<Item = IovaRange>) -> bool {
+        let result = guarded(|| {
+            called.mirror.unmap(runs);
+            Ok(())
+        });
+        if result.is_err() {
+            self.cut_off(called.number);
+        }
+        result.is_ok()
+    }
+
+    /// Asks a mirror for nothing any more, which has broken its contract.
+    pub(super) fn cut_off(&self, number: u64) {
+        let pins = {
+            let mut state = self.lock();
+            state.links.links.retain(|link| link.number != number);
+            state.areas.pins()
+        };
+        std::mem::forget(pins);
+        self.settled.notify_all();
+    }
+
+    /// Adds a mirror: it is filled with what is mapped, and follows the address space from then on, until
+    /// [`Ioas::remove_mirror`]. Memory that is mapped is brought in, if this is the first.
+    ///
+    /// # Errors
+    /// See [`ConnectError`]; the address space is as it was, and nothing is left in the mirror.
+    pub fn add_mirror(&self, mirror: Arc<dyn Mirror>) -> Result<(), ConnectError> {
+        check_may_wait()?;
+        let capabilities = callback::call(|| mirror.capabilities());
+        let (number, alignment) = {
+            let mut state = self.lock();
+            while state.links.now().joining.is_some() {
+                state = self.wait(state)?;
+            }
+            let state = &mut *state;
+            let outside = crate::base::ranges::Ranges::union([capabilities.aperture]).complement();
+            let unusable = || capabilities.reserved.iter().copied().chain(outside.iter());
+            state.rules.check_allowed(&capabilities.reserved)?;
+            state.areas.check(unusable())?;
+            let alignment = state.rules.alignment(&state.links, &state.accessors).max(capabilities.page_size());
+            state.areas.check_alignment(alignment)?;
+            state.areas.holes.forget();
+            let links = &mut state.links;
+            links.added += 1;
+            let number = links.added;
+            links.links.push(Link { number, mirror: mirror.clone(), capabilities, calls: 1, cursor: Some(0) });
+            (number, alignment)
+        };
+        // A panic of a callback's takes it out again.
+        let called = Called { ioas: self, number, mirror, below: None };
+        let joining = Joining { ioas: self, called, filled: 0, joined: false };
+        joining.fill(alignment)
+    }
+
+    /// Takes a mirror away: when this returns, it is not called any more. What it maps is its own affair.
+    ///
+    /// # Errors
+    /// [`WouldDeadlock`] from one of its own functions; it stays then.
+    pub fn remove_mirror(&self, mirror: &Arc<dyn Mirror>) -> Result<(), WouldDeadlock> {
+        check_may_wait()?;
+        {
+            let mut state = self.lock();
+            let is_it = |link: &Link| Arc::ptr_eq(&link.mirror, mirror);
+            while state.links.links.iter().any(|link| is_it(link) && (link.calls > 0 || link.cursor.is_some())) {
+                state = self.wait(state)?;
+            }
+            state.links.links.retain(|link| !is_it(link));
+            state.areas.holes.forget();
+        }
+        self.unpin_unused();
+        Ok(())
+    }
+
+    /// [`Ioas::remove_mirror`] of a page table that nobody is attached to; its memory is let go by [`Ioas::unpin_unused`].
+    pub(crate) fn remove_table(&self, table: &dyn Mirror) {
+        let mut state = self.lock();
+        let is_it = |link: &Link| std::ptr::addr_eq(Arc::as_ptr(&link.mirror), table);
+        while state.links.links.iter().any(|link| is_it(link) && link.calls > 0) {
+            // A page table calls nobody, so this ends, in a callback, too.
+            state = self.settled.wait(state);
+        }
+        let removed = state.links.links.iter().position(is_it).map(|at| state.links.links.remove(at));
+        state.areas.holes.forget();
+        drop(state);
+        drop(removed);
+    }
+
+    /// Lets memory go, area by area, as long as there is no mirror.
+    pub(crate) fn unpin_unused(&self) {
+        let mut from = Some(0);
+        while let Some(start) = from {
+            let mut state = self.lock();
+            if !state.links.is_empty() {
+                break;
+            }
+            let Some((next, pin)) = state.areas.take_pin(start) else { break };
+            drop(state);
+            drop(pin);
+            from = next;
+        }
+    }
+
+    /// The mirrors of one type, as far as there are any.
+    pub(crate) fn find_mirror<T>(&self, each: impl FnMut(&Arc<dyn Mirror>) -> Option<T>) -> Option<T> {
+        let state = self.lock();
+        let links = state.links.links.iter().filter(|link| link.cursor.is_none());
+        links.map(|link| &link.mirror).find_map(each)
+    }
+
+    /// Sees to it that in no mirror something goes through `at`.
+    pub(super) fn split_in(&self, called: &Called<'_>, at: u64) -> Result<(), MirrorError> {
+        guarded(|| called.mirror.split(Iova(at)))
+    }
+}
+
+/// A mirror that joins, until it has or is taken out again.
+struct Joining<'a> {
+    ioas: &'a Ioas,
+    called: Called<'a>,
+    /// What begins below is in it.
+    filled: u64,
+    joined: bool,
+}
+
+impl Joining<'_> {
+    fn fill(mut self, alignment: u64) -> Result<(), ConnectError> {
+        let ioas = self.ioas;
+        loop {
+            let mut state = ioas.lock();
+            let Some(changing) = state.areas.next_to_fill(self.filled) else {
+                let link = state.links.links.iter_mut().find(|link| link.number == self.called.number);
+                // It may have been cut off meanwhile.
+                let link = link.ok_or(MirrorError::Panicked)?;
+                link.cursor = None;
+                self.joined = true;
+                return Ok(());
+            };
+            let Some((range, access, backed)) = changing else {
+                drop(ioas.wait(state)?);
+                continue;
+            };
+            let largest = state.rules.largest_page();
+            let (pages, offset) = (backed.pages.clone(), backed.offset);
+            let mut pin = backed.pin.clone();
+            state.areas.set_busy(range, true);
+            drop(state);
+            let busy = Busy { ioas, range };
+            debug_assert!((range.start | range.last.wrapping_add(1)).is_multiple_of(alignment));
+            if pin.is_none() {
+                pin = Some(pages.pin(&ioas.shared.phys, range.start, offset, range.len_minus_one() + 1)?);
+            }
+            let backed = Backed { pages, offset, pin };
+            ioas.map_in(&self.called, range, access, &backed, largest)?;
+            let mut state = ioas.lock();
+            let spare = state.areas.set_pin(range, backed.pin);
+            // Nothing begins behind an area that ends at the top.
+            self.filled = range.last.saturating_add(1);
+            if let Some(link) = state.links.links.iter_mut().find(|link| link.number == self.called.number) {
+                link.cursor = Some(self.filled);
+            }
+            drop(state);
+            drop(spare);
+            drop(busy);
+        }
+    }
+}
+
+impl Drop for Joining<'_> {
+    /// If it could not be filled, nothing stays in it.
+    fn drop(&mut self) {
+        if self.joined {
+            return;
+        }
+        let ioas = self.ioas;
+        {
+            let number = self.called.number;
+            let mut state = ioas.lock();
+            // Nobody begins to call it from here on.
+            while let Some(link) = state.links.links.iter_mut().find(|link| link.number == number) {
+                link.cursor = Some(0);
+                if link.calls == 1 || callback::is_in_one() {
+                    break;
+                }
+                state = ioas.settled.wait(state);
+            }
+            state.links.links.retain(|link| link.number != number);
+        }
+        ioas.settled.notify_all();
+        let mut next = Some(0);
+        while let Some(start) = next {
+            let Some(range) = ioas.lock().areas.filled_below(start, self.filled) else { break };
+            ioas.unmap_in(&self.called, &mut std::iter::once(range));
+            next = range.last.checked_add(1);
+        }
+        ioas.unpin_unused();
+    }
+}
+
+/// Areas that are being changed, until this is dropped.
+pub(super) struct Busy<'a> {
+    pub(super) ioas: &'a Ioas,
+    pub(super) range: IovaRange,
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.ioas.lock().areas.set_busy(self.range, false);
+        self.ioas.settled.notify_all();
+    }
+}

@@ -1,0 +1,53 @@
+//! Virtual PASIDs: the numbers that a guest or a program uses, and the physical ones that are on the bus.
+//!
+//! Whoever hands work on to hardware that others share keeps such a table: the driver of a mediated device for what its user
+//! writes into descriptors, and a virtual processor for ENQCMD. It is empty at first, and what is not in it is refused. Each
+//! entry holds its physical PASID, so that this is not used for something else as long as somebody could name it.
+
+use std::collections::BTreeMap;
+
+use super::PasidHold;
+use crate::base::lock::RwLock;
+use crate::base::rank;
+use crate::base::types::Pasid;
+
+/// A table of virtual PASIDs. `None` stands for work without a PASID, where there is such.
+#[derive(Default)]
+pub struct VirtualPasids(RwLock<BTreeMap<Option<Pasid>, PasidHold>, rank::Virtual>);
+
+impl VirtualPasids {
+    /// An empty table, by which everything is refused.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets `number` mean what is held, in place of what it meant, which is returned.
+    pub fn set(&self, number: Option<Pasid>, physical: PasidHold) -> Option<PasidHold> {
+        self.0.write().insert(number, physical)
+    }
+
+    /// Lets `number` mean nothing, and returns what it meant. Allocates nothing.
+    pub fn remove(&self, number: Option<Pasid>) -> Option<PasidHold> {
+        self.0.write().remove(&number)
+    }
+
+    /// The PASID that `number` means on the bus; `None` if it is refused.
+    #[must_use]
+    pub fn physical(&self, number: Option<Pasid>) -> Option<Pasid> {
+        self.0.read().get(&number).map(PasidHold::pasid)
+    }
+
+    /// As [`VirtualPasids::physical`], held: for who hands on work that is done later. Until it is done, nobody else
+    /// must get the PASID, whatever `number` has come to mean.
+    #[must_use]
+    pub fn hold(&self, number: Option<Pasid>) -> Option<PasidHold> {
+        self.0.read().get(&number).cloned()
+    }
+
+    /// The numbers that mean something.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<Option<Pasid>> {
+        self.0.read().keys().copied().collect()
+    }
+}
