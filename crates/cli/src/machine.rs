@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ioasid::{Endpoint, EndpointOptions, GroupId, Machine, PartPasids, Pasid, PasidHold, Recovery, Rid, VirtualPasids};
+use ioasid::{
+    Endpoint, EndpointOptions, GroupId, Machine, PartPasidTable, PartPasids, Pasid, PasidHold, Recovery, Rid,
+};
 use ioasid_devices::dsa::spec::registers::QueueMode;
 use ioasid_devices::dsa::{self, Dsa, DsaOptions, DsaSlice, PasidTranslation, SliceQueue};
 use ioasid_devices::ioat::{self, Ioat};
@@ -237,7 +239,7 @@ struct Made {
 fn ioat(machine: &Arc<Machine>, rid: Rid, group: GroupId) -> Option<Made> {
     // It has no PASID capability.
     let options = EndpointOptions { pasid_bits: 0, ..EndpointOptions::default() };
-    let endpoint = machine.add_endpoint_with(rid, group, options)?;
+    let endpoint = machine.add_endpoint_with(rid, group, options).ok()?;
     let spec = ioat::spec();
     let interrupts = Interrupts::new(&spec);
     let device = Ioat::new(Box::new(endpoint.port()), interrupts.clone());
@@ -256,7 +258,7 @@ fn dsa(endpoint: &Arc<Endpoint>, options: DsaOptions, interrupts: Arc<Interrupts
 }
 
 fn whole_dsa(machine: &Arc<Machine>, rid: Rid, group: GroupId, wqs: Option<u32>) -> Option<Made> {
-    let endpoint = machine.add_endpoint_with(rid, group, dsa_endpoint())?;
+    let endpoint = machine.add_endpoint_with(rid, group, dsa_endpoint()).ok()?;
     let defaults = DsaOptions::default();
     let options = DsaOptions { wqs: wqs.map_or(defaults.wqs, |wqs| wqs as u8), ..defaults };
     let spec = dsa::spec(&options);
@@ -278,7 +280,7 @@ const PARENT_SEGMENT: u16 = 0xfffe;
 const PARENT_GROUP: u32 = 1 << 30;
 
 /// What the owner of a slice calls its PASIDs, and what they are on the bus.
-struct Translation(Arc<VirtualPasids>);
+struct Translation(PartPasidTable);
 
 impl PasidTranslation for Translation {
     fn physical(&self, pasid: Option<Pasid>) -> Option<PasidHold> {
@@ -290,7 +292,8 @@ impl Parent {
     fn new(machine: &Arc<Machine>, number: u64, slices: u32) -> Result<Self, DeviceError> {
         let rid = Rid::new(PARENT_SEGMENT, number as u8, 0, 0).ok_or(DeviceError::BusFull)?;
         let group = GroupId(PARENT_GROUP + number as u32);
-        let endpoint = machine.add_endpoint_with(rid, group, dsa_endpoint()).ok_or(DeviceError::SamePlace(rid))?;
+        let endpoint =
+            machine.add_endpoint_with(rid, group, dsa_endpoint()).map_err(|_| DeviceError::SamePlace(rid))?;
         // The host drives it.
         let _ = endpoint.set_bus_master(true);
         let options = DsaOptions { wqs: slices as u8, ..DsaOptions::default() };
@@ -312,7 +315,7 @@ impl Parent {
 
     fn slice(&mut self, machine: &Arc<Machine>, rid: Rid, group: GroupId) -> Option<Made> {
         let endpoint = machine.add_part(&self.endpoint, rid, group, PartPasids::Translated).ok()?;
-        let translation = Arc::new(Translation(endpoint.virtual_pasids()?.clone()));
+        let translation = Arc::new(Translation(endpoint.virtual_pasids()?));
         let spec = dsa::slice_spec(&self.device);
         let interrupts = Interrupts::new(&spec);
         let device = DsaSlice::new(&self.device, self.next as u8, translation, interrupts.clone())?;

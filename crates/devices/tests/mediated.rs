@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use ioasid::memory::{Pages, Segment};
 use ioasid::{
     Access, Context, Device, Endpoint, EndpointOptions, GroupId, HwptOptions, Ioas, Iova, IovaRange, Machine, OnMiss,
-    PartPasids, Pasid, PasidHold, Recovery, Rid, Silent, VirtualPasids,
+    PartPasidTable, PartPasids, Pasid, PasidHold, Recovery, Rid, Silent,
 };
 use ioasid_devices::dsa::spec::command::{ACTIVE, Command, REQUEST_INTERRUPT};
 use ioasid_devices::dsa::spec::completion::Record;
@@ -106,7 +106,7 @@ impl Interrupts for Sink {
 }
 
 /// As the program that runs drivers has it.
-struct Translation(Arc<VirtualPasids>);
+struct Translation(PartPasidTable);
 
 impl PasidTranslation for Translation {
     fn physical(&self, pasid: Option<Pasid>) -> Option<PasidHold> {
@@ -202,7 +202,7 @@ impl<'s> Owner<'s> {
         let group = GroupId(number as u32);
         let endpoint = machine.add_part(&parent.endpoint, rid, group, PartPasids::Translated).unwrap();
         endpoint.set_bus_master(true).unwrap();
-        let translation = Arc::new(Translation(endpoint.virtual_pasids().unwrap().clone()));
+        let translation = Arc::new(Translation(endpoint.virtual_pasids().unwrap()));
         let sink = Arc::new(Sink::default());
         let model = DsaSlice::new(&parent.device, number as u8, translation, sink.clone()).unwrap();
         let context = machine.context();

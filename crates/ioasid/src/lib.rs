@@ -81,7 +81,7 @@ pub use base::ids::ObjectId;
 pub use base::observe::{Fault, FaultReason, Leftover, Observer, Silent};
 pub use base::ranges::Ranges;
 pub use base::types::{GroupId, Iova, IovaRange, ParseRidError, Pasid, Rid, WouldDeadlock};
-pub use bus::{Endpoint, EndpointOptions, Machine, MediateError, PartPasids};
+pub use bus::{Endpoint, EndpointError, EndpointOptions, Machine, MediateError, PartPasids};
 pub use context::{Context, DestroyError, External, Held, HwQueueError, HwQueueOptions, HwptError, ViommuError};
 pub use fault::{
     FaultQueue, FaultQueueOptions, GroupTooLarge, OnMiss, PageGroup, PageRequest, PageResponse, QueueCounts, Recovery,
@@ -100,7 +100,7 @@ pub use kind::{
     WithoutPasid,
 };
 pub use mirror::{Mirror, MirrorCapabilities, MirrorError, MirrorRun};
-pub use pasid::{PasidError, PasidHold, VirtualPasids};
+pub use pasid::{PartPasidTable, PasidError, PasidHold, VirtualPasids};
 pub use port::{BusAddress, DmaError, DmaPort, DmaSlice, PageRequestError, PageRequestInterface, Slices};
 pub use view::{AttachmentView, EndpointView};
 pub use viommu::{Event, EventQueue, HwQueue, Viommu, VirtualDevice};

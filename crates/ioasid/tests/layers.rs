@@ -1,5 +1,7 @@
 //! The order of the folders, which the crate's front page gives, is the order of imports and of locks.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

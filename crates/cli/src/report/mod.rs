@@ -205,9 +205,14 @@ impl Observer for Collector {
             state.more_faults += 1;
         } else {
             let iova = fault.iova.0;
-            let point = IovaRange::inclusive(iova, iova).unwrap();
             let unmapped = (fault.reason == FaultReason::NotMapped)
-                .then(|| state.unmaps.iter().rev().find(|(ioas, r, _)| Some(*ioas) == fault.ioas && r.contains(&point)))
+                .then(|| {
+                    state
+                        .unmaps
+                        .iter()
+                        .rev()
+                        .find(|(ioas, r, _)| Some(*ioas) == fault.ioas && r.start() <= iova && iova <= r.last())
+                })
                 .flatten()
                 .map(|&(_, range, when)| (range, when));
             state.faults.insert(key, FaultEntry { iova, count: 1, first: now, unmapped });

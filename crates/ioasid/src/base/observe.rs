@@ -31,6 +31,8 @@ pub enum FaultReason {
     MemoryGone,
     /// An atomic operation, or a borrowed slice, needs memory that is mapped in this process, and this is not.
     NotLocal,
+    /// It was made from within another access of the same port, by memory that calls back.
+    Recursive,
     /// An atomic operation on 8 bytes at an address that is not a multiple of 8.
     Misaligned,
 }
@@ -47,6 +49,7 @@ impl fmt::Display for FaultReason {
             Self::GuestTable => "the guest's page table leads outside of the guest's memory",
             Self::MemoryGone => "the memory behind the mapping is gone",
             Self::NotLocal => "the memory is another process's own, which can only be read and written",
+            Self::Recursive => "it was made from within another access of the same port",
             Self::Misaligned => "an atomic operation needs an address that is a multiple of 8",
         })
     }

@@ -10,7 +10,10 @@
 //! ```
 
 use std::any::Any;
+use std::fmt;
 use std::sync::{Arc, OnceLock};
+
+use thiserror::Error;
 
 use super::group::Group;
 use super::part::{Part, Parts};
@@ -24,7 +27,7 @@ use crate::gate::walker::{Ports, Walker};
 use crate::gate::{check_may_wait, quiesce};
 use crate::hwpt::Table;
 use crate::kind::IommuKind;
-use crate::pasid::VirtualPasids;
+use crate::pasid::PartPasidTable;
 use crate::shared::Shared;
 
 /// Where message-signalled interrupts go on x86: a write there is not a memory access (Intel SDM 3, 12.11).
@@ -40,7 +43,7 @@ pub struct EndpointOptions {
     pub iommu: IommuKind,
     /// IOVAs that it cannot use for memory.
     pub reserved: Vec<IovaRange>,
-    /// Bits of a PASID, up to 20; 0 if it has none.
+    /// Bits of a PASID, up to 20; 0 if it has none. More are refused ([`EndpointError::PasidBits`]).
     pub pasid_bits: u32,
     /// Whether its IOMMU can track what it writes.
     pub dirty_tracking: bool,
@@ -60,6 +63,18 @@ impl Default for EndpointOptions {
             recovery: Recovery::Stall,
         }
     }
+}
+
+/// Why a requester was not put on the bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// There is one with this requester id.
+    #[error("{0} is taken by another requester")]
+    Taken(Rid),
+    /// There are no PASIDs that wide (PCIe 6.20).
+    #[error("PASIDs have 20 bits at the most, and not {0}")]
+    PasidBits(u32),
 }
 
 /// A requester on the bus.
@@ -88,6 +103,16 @@ pub struct Endpoint {
 
 /// In order of PASID.
 type Attachments = Vec<(Option<Pasid>, Table)>;
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("rid", &format_args!("{}", self.rid))
+            .field("group", &self.group())
+            .field("bus_master", &self.is_bus_master())
+            .finish_non_exhaustive()
+    }
+}
 
 impl Endpoint {
     pub(crate) fn new(
@@ -248,8 +273,8 @@ impl Endpoint {
 
     /// What its numbers for PASIDs mean on the bus, if it is a part of another.
     #[must_use]
-    pub fn virtual_pasids(&self) -> Option<&Arc<VirtualPasids>> {
-        self.part.as_ref().map(|part| &part.table)
+    pub fn virtual_pasids(&self) -> Option<PartPasidTable> {
+        self.part.as_ref().map(|part| PartPasidTable::new(part.table.clone()))
     }
 
     /// Who makes its transactions.

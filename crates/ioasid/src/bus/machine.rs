@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::endpoint::{BEING_BOUND, Endpoint, EndpointOptions};
+use super::endpoint::{BEING_BOUND, Endpoint, EndpointError, EndpointOptions};
 use super::group::Group;
 use super::part::Part;
 use crate::base::lock::RwLock;
@@ -18,6 +18,9 @@ use crate::shared::Shared;
 /// Bytes of address space reserved for page tables, and the fewest worth trying.
 const MOST_TABLES: usize = 8 << 30;
 const LEAST_TABLES: usize = 2 << 20;
+
+/// Bits of the widest PASID (PCIe 6.20).
+const MOST_PASID_BITS: u32 = 20;
 
 /// The software IOMMU of one machine.
 pub struct Machine {
@@ -59,18 +62,27 @@ impl Machine {
         self.endpoints.read().values().cloned().collect()
     }
 
-    /// Puts a requester on the bus, or returns `None` if `rid` is taken.
-    pub fn add_endpoint(self: &Arc<Self>, rid: Rid, group: GroupId) -> Option<Arc<Endpoint>> {
+    /// Puts a requester on the bus.
+    ///
+    /// # Errors
+    /// See [`EndpointError`].
+    pub fn add_endpoint(self: &Arc<Self>, rid: Rid, group: GroupId) -> Result<Arc<Endpoint>, EndpointError> {
         self.add_endpoint_with(rid, group, EndpointOptions::default())
     }
 
     /// As [`Machine::add_endpoint`], for other endpoints than most.
+    ///
+    /// # Errors
+    /// See [`EndpointError`].
     pub fn add_endpoint_with(
         self: &Arc<Self>,
         rid: Rid,
         group: GroupId,
         options: EndpointOptions,
-    ) -> Option<Arc<Endpoint>> {
+    ) -> Result<Arc<Endpoint>, EndpointError> {
+        if options.pasid_bits > MOST_PASID_BITS {
+            return Err(EndpointError::PasidBits(options.pasid_bits));
+        }
         self.add_requester(rid, group, options, None)
     }
 
@@ -80,10 +92,10 @@ impl Machine {
         group: GroupId,
         options: EndpointOptions,
         part: Option<Part>,
-    ) -> Option<Arc<Endpoint>> {
+    ) -> Result<Arc<Endpoint>, EndpointError> {
         let mut endpoints = self.endpoints.write();
         if endpoints.contains_key(&rid) {
-            return None;
+            return Err(EndpointError::Taken(rid));
         }
         let group = {
             let mut groups = self.groups.write();
@@ -91,7 +103,7 @@ impl Machine {
         };
         let endpoint = Arc::new(Endpoint::new(rid, &self.shared, group, options, part));
         endpoints.insert(rid, endpoint.clone());
-        Some(endpoint)
+        Ok(endpoint)
     }
 
     /// Whether another endpoint of the same group is attached, for `pasid`, to something else than `table`.

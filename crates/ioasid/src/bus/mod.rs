@@ -6,7 +6,7 @@ mod machine;
 mod part;
 
 pub(crate) use endpoint::{BEING_BOUND, dismiss};
-pub use endpoint::{Endpoint, EndpointOptions};
+pub use endpoint::{Endpoint, EndpointError, EndpointOptions};
 pub use machine::Machine;
 pub(crate) use part::PartPasidError;
 pub use part::{MediateError, PartPasids};

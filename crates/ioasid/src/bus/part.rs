@@ -253,6 +253,6 @@ impl Machine {
         };
         let (table, named) = (Arc::default(), Mutex::default());
         let part = Part { parent: parent.clone(), _share: share, pasids, table, owner: self.shared().serial(), named };
-        self.add_requester(rid, group, options, Some(part)).ok_or(MediateError::Taken(rid))
+        self.add_requester(rid, group, options, Some(part)).map_err(|_| MediateError::Taken(rid))
     }
 }

@@ -18,11 +18,22 @@ pub(super) struct Holds {
     requester: Arc<Requester>,
     /// Those who hold, less one. Zero, too, if nobody does.
     others: Cell<usize>,
+    /// Whether a miss is being dealt with, in which a caller's code may run that gets here again.
+    in_miss: Cell<bool>,
+}
+
+/// A miss is being dealt with, as long as this lives.
+pub(super) struct InMiss<'a>(&'a Cell<bool>);
+
+impl Drop for InMiss<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
 }
 
 impl Holds {
     pub(super) fn new(requester: Arc<Requester>) -> Self {
-        Self { requester, others: Cell::new(0) }
+        Self { requester, others: Cell::new(0), in_miss: Cell::new(false) }
     }
 
     /// Counts `bytes` as moved.
@@ -31,18 +42,28 @@ impl Holds {
         self.requester.count(access, bytes);
     }
 
-    /// Holds the access in progress, or, if there is none, begins one and calls `refresh` in it.
+    /// Holds the access in progress, or, if there is none, begins one and calls `refresh` in it. `None` from within a miss.
     #[inline(always)]
-    pub(super) fn hold(&self, refresh: impl FnOnce(&Inside<'_>)) -> Hold<'_> {
+    pub(super) fn hold(&self, refresh: impl FnOnce(&Inside<'_>)) -> Option<Hold<'_>> {
         if self.requester.gate.is_held() {
+            // In a miss the access is held, so this is looked at only here.
+            if self.in_miss.get() {
+                return None;
+            }
             // Not for each clone: it is in the thread that has what it is a clone of.
             self.requester.gate.take_over();
-            return self.one_more();
+            return Some(self.one_more());
         }
         let held = self.requester.gate.hold();
         refresh(held.inside());
         held.suspend();
-        Hold { holds: self }
+        Some(Hold { holds: self })
+    }
+
+    /// Begins to deal with a miss, while the access is held.
+    pub(super) fn begin_miss(&self) -> InMiss<'_> {
+        self.in_miss.set(true);
+        InMiss(&self.in_miss)
     }
 
     #[inline]

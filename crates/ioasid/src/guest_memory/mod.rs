@@ -97,9 +97,10 @@ pub struct PortMemory {
     bus: Bus,
     /// Goes before the port: a leaked slice must not keep the port inside.
     holds: Holds,
-    /// The reference in [`PortMemory::place`] and the one in [`PortMemory::miss`] are the only ones to it. Neither function
-    /// calls the other while it uses its own, nor anybody else's code, which could get here again. One thread has it all, as
-    /// it is not `Sync`.
+    /// The references in [`PortMemory::place`] and the one in [`PortMemory::miss`] are the only ones to it. Neither function
+    /// calls the other while it uses its own. A miss may run a caller's code, memory elsewhere that holds a guest's tables:
+    /// if that gets here again, `holds` refuses it before there is a second reference. One thread has it all, as it is not
+    /// `Sync`.
     port: UnsafeCell<DmaPort>,
 }
 
@@ -120,9 +121,14 @@ impl PortMemory {
     /// Translates `iova`: what keeps the place there, the place, and how many bytes go on from it.
     #[inline(always)]
     fn place(&self, iova: u64, access: Access) -> Result<(Hold<'_>, *mut u8, u64), Refused> {
+        let Some(hold) = self.holds.hold(|inside| {
+            // SAFETY: see `port`.
+            unsafe { &mut *self.port.get() }.refresh(inside);
+        }) else {
+            return Err(FaultReason::Recursive.into());
+        };
         // SAFETY: see `port`.
         let port = unsafe { &mut *self.port.get() };
-        let hold = self.holds.hold(|inside| port.refresh(inside));
         match port.hit(self.at(iova), access) {
             Some((start, there)) => Ok((hold, start, there)),
             None => self.miss(hold, iova, access),
@@ -138,8 +144,10 @@ impl PortMemory {
         if port.is_crowded() && hold.is_only() {
             drop(hold);
             port.prepare(self.pasid);
-            hold = self.holds.hold(|inside| port.refresh(inside));
+            hold = self.holds.hold(|inside| port.refresh(inside)).ok_or(FaultReason::Recursive)?;
         }
+        // Memory elsewhere is a caller's code, which may get here again: it is refused as long as this lives.
+        let _miss = self.holds.begin_miss();
         let (start, there) = port.place(&hold.held(), self.at(iova), access)?;
         Ok((hold, start, there))
     }

@@ -249,6 +249,11 @@ impl Areas {
         })
     }
 
+    /// Whether pins in `range` were told to be let go.
+    pub(super) fn is_told(&self, range: IovaRange) -> bool {
+        self.in_or_around(range).any(|(_, area)| area.holds.told)
+    }
+
     /// Allows `access` in `range`, which consists of areas.
     pub(super) fn set_access(&mut self, range: IovaRange, access: Access) {
         self.for_each_in(range, |area| area.access = access);

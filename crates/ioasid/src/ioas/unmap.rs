@@ -4,8 +4,8 @@ use super::Ioas;
 use super::areas::NotNow;
 use super::errors::UnmapError;
 use super::links::Now;
-use crate::base::callback::Each;
-use crate::base::types::IovaRange;
+use crate::base::callback::{self, Each};
+use crate::base::types::{IovaRange, WouldDeadlock};
 use crate::gate::check_may_wait;
 
 impl Ioas {
@@ -22,11 +22,14 @@ impl Ioas {
     /// ([`IovaRange::ALL`]) may be empty.
     pub fn unmap(&self, range: IovaRange) -> Result<u64, UnmapError> {
         check_may_wait()?;
-        let result = self.begin_unmap(range);
-        if result.is_err() {
-            self.lock().areas.allow_again(range);
+        // A notice that unmaps what it is to let go would be given again, and again.
+        if callback::is_in_one() && self.lock().areas.is_told(range) {
+            return Err(WouldDeadlock::InCallback.into());
         }
-        let (bytes, now) = result?;
+        // If it is not unmapped after all, by an error or a notice that panics, it may be pinned again.
+        let told = Told { ioas: self, range };
+        let (bytes, now) = self.begin_unmap(range)?;
+        std::mem::forget(told);
         self.take_out(range, now).map(|()| bytes)
     }
 
@@ -81,6 +84,18 @@ impl Ioas {
             // A mirror that breaks its contract has been cut off.
             let _ = self.take_out(IovaRange::ALL, now);
         }
+    }
+}
+
+/// Areas in which nothing may be pinned, until this is dropped.
+struct Told<'a> {
+    ioas: &'a Ioas,
+    range: IovaRange,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.ioas.lock().areas.allow_again(self.range);
     }
 }
 

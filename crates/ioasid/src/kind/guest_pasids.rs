@@ -152,7 +152,7 @@ impl GuestPasidTable {
         let mut table = self.root;
         for level in (0..u32::from(levels)).rev() {
             let entry = memory.load(table.wrapping_add(8 * (number >> (9 * level) & 0x1ff)))?;
-            if entry & 1 == 0 {
+            if entry & 1 == 0 || entry & GCR3_RESERVED != 0 {
                 return Ok(None);
             }
             table = entry & address_bits(12, 51);
@@ -169,16 +169,20 @@ impl GuestPasidTable {
         let mut table = self.root;
         for level in (1..u32::from(levels)).rev() {
             let entry = memory.load(table.wrapping_add(8 * (number >> (9 * level - 1) & 0x1ff)))?;
-            if entry & 1 == 0 {
+            if entry & 1 == 0 || entry & PDT_RESERVED != 0 {
                 return Ok(None);
             }
             table = (entry >> 10 & address_bits(0, 43)) << 12;
         }
         let context = table.wrapping_add(16 * (number & 0xff));
-        if memory.load(context)? & 1 == 0 {
+        let attributes = memory.load(context)?;
+        if attributes & 1 == 0 || attributes & TA_RESERVED != 0 {
             return Ok(None);
         }
         let first_stage = memory.load(context.wrapping_add(8))?;
+        if first_stage & FSC_RESERVED != 0 {
+            return Ok(None);
+        }
         let format = match first_stage >> 60 {
             0 => return Ok(Some(Stage1::Bypass)),
             8 => GuestFormat::Sv39,
@@ -190,6 +194,14 @@ impl GuestPasidTable {
         Ok(GuestRoot::of_guest(format, root, format.iova_bits()).map(Stage1::Root))
     }
 }
+
+/// Bits that have to be zero in an entry of RISC-V's process directory (3.3.1), in a context's attributes and in its first stage
+/// (3.3.2): hardware takes another value for a misconfigured entry (cause 267).
+const PDT_RESERVED: u64 = address_bits(1, 9) | address_bits(54, 63);
+const TA_RESERVED: u64 = address_bits(3, 11) | address_bits(32, 63);
+const FSC_RESERVED: u64 = address_bits(44, 59);
+/// Bits that have to be zero in AMD's GCR3 entries (2.2.6.4).
+const GCR3_RESERVED: u64 = address_bits(52, 63);
 
 /// The bits of an address from `low` to `high`.
 const fn address_bits(low: u32, high: u32) -> u64 {

@@ -203,16 +203,22 @@ fn install_handler() -> io::Result<()> {
     }
     // SAFETY: the call above filled it in.
     let _ = PREVIOUS.set(unsafe { previous.assume_init() });
+    install()?;
+    *done = true;
+    Ok(())
+}
+
+/// Makes [`on_sigbus`] the handler. A signal handler may do that.
+fn install() -> io::Result<()> {
     // SAFETY: all-zero is a valid sigaction.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     action.sa_sigaction = on_sigbus as *const () as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
     // SAFETY: the handler has the signature that SA_SIGINFO asks for and does only what a handler may.
-    if unsafe { libc::sigaction(libc::SIGBUS, &action, ptr::null_mut()) } != 0 {
-        return Err(io::Error::last_os_error());
+    match unsafe { libc::sigaction(libc::SIGBUS, &action, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    *done = true;
-    Ok(())
 }
 
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -250,6 +256,8 @@ fn pass_on_sent(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut l
         && !matches!(previous.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
     {
         call(previous, signal, info, context);
+        // That of Rust's library takes every SIGBUS for the last, and has the default action done at the next.
+        let _ = install();
     }
 }
 

@@ -22,7 +22,7 @@ use crate::base::lock::{Mutex, MutexGuard};
 use crate::base::rank;
 use crate::base::types::{Pasid, WouldDeadlock};
 
-pub use virtual_pasids::VirtualPasids;
+pub use virtual_pasids::{PartPasidTable, VirtualPasids};
 
 /// Why a PASID was not allocated, held or freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]

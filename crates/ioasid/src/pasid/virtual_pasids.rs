@@ -5,11 +5,54 @@
 //! entry holds its physical PASID, so that this is not used for something else as long as somebody could name it.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
 use super::PasidHold;
 use crate::base::lock::RwLock;
 use crate::base::rank;
 use crate::base::types::Pasid;
+
+/// The table of a part's virtual PASIDs, as others may see it: it changes only as the part is attached and detached.
+#[derive(Clone)]
+pub struct PartPasidTable(Arc<VirtualPasids>);
+
+impl PartPasidTable {
+    pub(crate) fn new(table: Arc<VirtualPasids>) -> Self {
+        Self(table)
+    }
+
+    /// See [`VirtualPasids::physical`].
+    #[must_use]
+    pub fn physical(&self, number: Option<Pasid>) -> Option<Pasid> {
+        self.0.physical(number)
+    }
+
+    /// See [`VirtualPasids::hold`].
+    #[must_use]
+    pub fn hold(&self, number: Option<Pasid>) -> Option<PasidHold> {
+        self.0.hold(number)
+    }
+
+    /// See [`VirtualPasids::numbers`].
+    #[must_use]
+    pub fn numbers(&self) -> Vec<Option<Pasid>> {
+        self.0.numbers()
+    }
+}
+
+impl fmt::Debug for PartPasidTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PartPasidTable").field(&self.0).finish()
+    }
+}
+
+impl fmt::Debug for VirtualPasids {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let physical = |number: Option<Pasid>| (number, self.physical(number));
+        f.debug_map().entries(self.numbers().into_iter().map(physical)).finish()
+    }
+}
 
 /// A table of virtual PASIDs. `None` stands for work without a PASID, where there is such.
 #[derive(Default)]

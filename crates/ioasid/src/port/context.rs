@@ -11,7 +11,7 @@
 
 use std::ptr::NonNull;
 
-use crate::base::types::Pasid;
+use crate::base::types::{IovaRange, Pasid};
 use crate::gate::invalidation::TableId;
 use crate::hwpt::{Hwpt, NestedHwpt, SvaHwpt, Table};
 use crate::kind::Stage1;
@@ -55,6 +55,9 @@ pub(super) struct Context {
     pub(super) parent_domain: u64,
     /// Of a nested table, once it was looked up: what the guest translates by.
     pub(super) stage1: Option<Stage1>,
+    /// Of a nested table: log2 of the largest of the guest's pages that is cached in pieces, as the parent's pages are smaller.
+    /// The guest invalidates such a page by any address in it.
+    pub(super) fractured: u32,
     /// Of a PASID: whether it goes by the attachment without one, as a guest owns the PASIDs.
     pub(super) inherited: bool,
 }
@@ -115,7 +118,7 @@ impl Contexts {
             Attached::Paging(_) | Attached::Sva(_) => domain,
             Attached::Nested { .. } => self.new_domain()?,
         };
-        let context = Context { table, domain, parent_domain, stage1: None, inherited };
+        let context = Context { table, domain, parent_domain, stage1: None, fractured: 0, inherited };
         self.put(pasid, context);
         Some(context)
     }
@@ -141,10 +144,22 @@ impl Contexts {
         Some(self.domains.wrapping_mul(DOMAIN_SPREAD) & LAST_DOMAIN)
     }
 
-    /// The domains of attachments to a page table.
-    pub(super) fn domains_of(&self, table: TableId) -> impl Iterator<Item = u64> + '_ {
+    /// Notes that a page of 2^`shift` bytes of the guest's is cached in pieces.
+    pub(super) fn fracture(&mut self, pasid: Option<Pasid>, shift: u32) {
+        if let Some(context) = self.find(pasid)
+            && context.fractured < shift
+        {
+            self.put(pasid, Context { fractured: shift, ..context });
+        }
+    }
+
+    /// The domains of attachments to a page table, and what of each is to be forgotten with `range`.
+    pub(super) fn domains_of(&self, table: TableId, range: IovaRange) -> impl Iterator<Item = (u64, IovaRange)> + '_ {
         let pasids = self.pasids.iter().flat_map(|pasids| pasids.iter().flatten().map(|(_, context)| context));
-        self.plain.iter().chain(pasids).filter(move |context| context.is_of(table)).map(|context| context.domain)
+        self.plain.iter().chain(pasids).filter(move |context| context.is_of(table)).map(move |context| {
+            let page = !(!0 << context.fractured);
+            (context.domain, IovaRange { start: range.start & !page, last: range.last | page })
+        })
     }
 
     /// Forgets one attachment, and what goes by it.
@@ -241,8 +256,8 @@ mod tests {
         assert!(contexts.find(pasids[1]).is_none(), "pushed out");
         contexts.forget(pasids[1]);
         assert!(contexts.find(pasids[2]).is_some(), "not forgotten in its stead");
-        assert_eq!(contexts.domains_of(id(1)).count(), 2);
-        assert_eq!(contexts.domains_of(id(2)).count(), 0);
+        assert_eq!(contexts.domains_of(id(1), IovaRange::ALL).count(), 2);
+        assert_eq!(contexts.domains_of(id(2), IovaRange::ALL).count(), 0);
         contexts.clear();
         assert!(pasids.iter().all(|&pasid| contexts.find(pasid).is_none()));
     }

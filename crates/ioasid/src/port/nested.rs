@@ -142,6 +142,9 @@ impl Translator {
             let shift = found.page_shift.min(parent_shift);
             let access = cachable & guest.cachable(found.pa, access);
             let start = start.wrapping_sub((found.pa & ((1 << shift) - 1)) as usize);
+            if shift < found.page_shift {
+                self.contexts.fracture(at.pasid, found.page_shift);
+            }
             self.iotlb.insert(context.domain, iova, Page { start, shift, access });
         }
         Ok(Span { place, length })

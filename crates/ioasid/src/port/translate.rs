@@ -123,7 +123,7 @@ impl Translator {
             Invalidation::Range(table, IovaRange::ALL) => contexts.forget_table(table),
             Invalidation::Range(table, range) => {
                 contexts.forget_over(table);
-                for domain in contexts.domains_of(table) {
+                for (domain, range) in contexts.domains_of(table, range) {
                     iotlb.invalidate(domain, range);
                     uppers.invalidate(domain, range);
                 }

@@ -184,7 +184,7 @@ pub(super) fn allow_iovas(call: &Call<'_>) -> Result<(), Errno> {
         if range.start >= range.last {
             return Err(Errno::INVAL);
         }
-        ranges.push(IovaRange::inclusive(range.start, range.last).unwrap());
+        ranges.push(IovaRange::inclusive(range.start, range.last).ok_or(Errno::INVAL)?);
     }
     ioas.allow_iovas(&ranges).map_err(|error| error.errno())
 }

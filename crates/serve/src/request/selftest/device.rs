@@ -97,7 +97,7 @@ impl Slot {
             let [bus, devfn] = number.to_be_bytes();
             let rid = Rid::new(SEGMENT, bus, devfn >> 3, devfn & 7)?;
             let group = GroupId(FIRST_GROUP + u32::from(number));
-            let endpoint = machine.add_endpoint_with(rid, group, options.clone())?;
+            let endpoint = machine.add_endpoint_with(rid, group, options.clone()).ok()?;
             Some(Self { machine: machine.clone(), endpoint })
         })
     }
