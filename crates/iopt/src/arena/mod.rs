@@ -12,14 +12,15 @@
 //!
 //! What is known of a table is kept beside it and not inside it, as others may be walking it: how many of its entries are
 //! used, the next table of the chain it is in, and which entries were written to since somebody last asked. For the same
-//! reason nothing is allocated on the way to freeing a table: a chain of emptied tables ([`EmptyTables`]) is built from
-//! those words alone.
+//! reason nothing is allocated on the way to freeing a table: chains of emptied tables ([`EmptyTables`], one for each size)
+//! are built from those words alone.
 //!
 //! # Who waits for whom
 //!
 //! Chunks are taken into use one after the other, each made resident first, which may take long. Whoever does that holds
 //! `grow` and is not *inside* (see [`Inside`]): those who need no new chunk do not notice. `free` and `limbo` are held
-//! for a few instructions a table. They are taken in the order `grow`, `limbo`, `free`.
+//! for a few instructions, however many tables go back: what moves is a whole chain, of which only the ends are touched.
+//! They are taken in the order `grow`, `limbo`, `free`.
 
 mod chunk;
 mod grace;
@@ -39,24 +40,36 @@ pub use memory::{Heap, TableMemory};
 /// Most chunks of an arena, so that pages can be numbered in 32 bits.
 const MOST_CHUNKS: usize = (1 << 31) / PAGES as usize;
 
+/// Tables of one size, one after the other.
+#[derive(Debug, Clone, Copy)]
+struct Chain {
+    first: u32,
+    last: u32,
+    count: u32,
+}
+
+impl Chain {
+    const EMPTY: Self = Self { first: END, last: END, count: 0 };
+}
+
 /// Tables that were emptied and unlinked. They go back with [`Arena::free`], once no walk can be inside them.
 #[derive(Debug)]
 #[must_use = "the tables stay allocated until they are given to Arena::free"]
 pub struct EmptyTables {
-    first: u32,
-    last: u32,
+    /// By size.
+    chains: [Chain; TableSize::COUNT],
 }
 
 impl EmptyTables {
     /// No tables: what an unmap adds to.
     pub const fn none() -> Self {
-        Self { first: END, last: END }
+        Self { chains: [Chain::EMPTY; TableSize::COUNT] }
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.first == END
+        self.chains.iter().all(|chain| chain.count == 0)
     }
 
     fn take(&mut self) -> Self {
@@ -64,15 +77,12 @@ impl EmptyTables {
     }
 }
 
-/// The tables of one size.
-#[derive(Clone, Copy)]
-struct Pool {
-    /// Ever made.
-    made: usize,
+/// What there is for who needs a table.
+struct Free {
+    /// Ever made, by size.
+    made: [usize; TableSize::COUNT],
     /// Of those, free now.
-    free: usize,
-    /// The chain of the free ones.
-    first: u32,
+    tables: EmptyTables,
 }
 
 /// Tables that their owner gave back, while somebody who changes tables may still be inside.
@@ -90,8 +100,7 @@ pub struct Arena<M: TableMemory = Heap> {
     chunks: Box<[OnceLock<Chunk>]>,
     /// How many are in use. Held while another is made ready.
     grow: Mutex<usize>,
-    /// By size.
-    free: Mutex<[Pool; TableSize::COUNT]>,
+    free: Mutex<Free>,
     grace: Grace,
     limbo: Mutex<Limbo>,
     /// Whether chunks have logs. Written by who holds `grow`.
@@ -124,7 +133,7 @@ impl<M: TableMemory> Arena<M> {
             memory,
             chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
             grow: Mutex::new(0),
-            free: Mutex::new([Pool { made: 0, free: 0, first: END }; TableSize::COUNT]),
+            free: Mutex::new(Free { made: [0; TableSize::COUNT], tables: EmptyTables::none() }),
             grace: Grace::new(),
             limbo: Mutex::new(Limbo { waiting: EmptyTables::none(), next: EmptyTables::none() }),
             tracking: AtomicBool::new(false),
@@ -139,11 +148,12 @@ impl<M: TableMemory> Arena<M> {
     /// Number of tables handed out and not given back.
     #[must_use]
     pub fn in_use(&self) -> usize {
-        lock(&self.free).iter().map(|pool| pool.made - pool.free).sum()
+        let free = lock(&self.free);
+        free.made.iter().zip(&free.tables.chains).map(|(made, chain)| made - chain.count as usize).sum()
     }
 
     /// Gives tables back, those of any number of page tables of this arena together. No walk that began before they were
-    /// emptied may still be running. Waits for nobody and allocates nothing.
+    /// emptied may still be running. Waits for nobody, allocates nothing, and takes as long for one table as for all.
     ///
     /// If another thread is in the middle of changing a table of this arena, they can be used again when it is done.
     pub fn free(&self, tables: EmptyTables) {
@@ -151,11 +161,7 @@ impl<M: TableMemory> Arena<M> {
             return;
         }
         let mut limbo = lock(&self.limbo);
-        if let Some(link) = self.next(tables.last) {
-            link.store(limbo.next.first, Ordering::Relaxed);
-        }
-        let last = if limbo.next.is_empty() { tables.last } else { limbo.next.last };
-        limbo.next = EmptyTables { first: tables.first, last };
+        self.splice(&mut limbo.next, tables);
         self.settle(&mut limbo);
     }
 
@@ -173,32 +179,32 @@ impl<M: TableMemory> Arena<M> {
 
     /// Puts tables, all zero, on their free chains at once: nobody can be inside them.
     pub(crate) fn give_back(&self, tables: EmptyTables) {
-        let mut number = tables.first;
-        if number == END {
-            return;
-        }
-        let mut pools = lock(&self.free);
-        while let Some(chunk) = self.chunk(TableAddr::of(number)) {
-            let table = TableAddr::of(number);
-            chunk.clear_log(table);
-            let pool = &mut pools[chunk.size().order()];
-            let next = chunk.next(table).swap(pool.first, Ordering::Relaxed);
-            pool.first = number;
-            pool.free += 1;
-            number = next;
+        self.splice(&mut lock(&self.free).tables, tables);
+    }
+
+    /// Puts `more` before `tables`. Touches only the last table of each size.
+    fn splice(&self, tables: &mut EmptyTables, more: EmptyTables) {
+        for (chain, more) in tables.chains.iter_mut().zip(more.chains) {
+            if let Some(link) = self.next(more.last) {
+                link.store(chain.first, Ordering::Relaxed);
+                let last = if chain.count == 0 { more.last } else { chain.last };
+                *chain = Chain { first: more.first, last, count: chain.count + more.count };
+            }
         }
     }
 
-    /// Adds `table` to the chain.
+    /// Adds `table` to the chain of its size, at the end: what is unmapped in order is used again in order.
     pub(crate) fn chain(&self, tables: &mut EmptyTables, table: TableAddr) {
+        let Some(chunk) = self.chunk(table) else { return };
         let number = table.number();
-        if let Some(link) = self.next(number) {
-            link.store(tables.first, Ordering::Relaxed);
-            if tables.is_empty() {
-                tables.last = number;
-            }
-            tables.first = number;
+        chunk.next(table).store(END, Ordering::Relaxed);
+        let chain = &mut tables.chains[chunk.size().order()];
+        match self.next(chain.last) {
+            Some(link) => link.store(number, Ordering::Relaxed),
+            None => chain.first = number,
         }
+        chain.last = number;
+        chain.count += 1;
     }
 
     /// A table whose entries are all zero, for who is not inside; `None` if the cap is reached or memory cannot be had.
@@ -216,12 +222,18 @@ impl<M: TableMemory> Arena<M> {
 
     /// The first free table of this size.
     fn take(&self, size: TableSize) -> Option<TableAddr> {
-        let mut pools = lock(&self.free);
-        let pool = &mut pools[size.order()];
-        let number = pool.first;
-        pool.first = self.next(number)?.load(Ordering::Relaxed);
-        pool.free -= 1;
-        let table = TableAddr::of(number);
+        let mut free = lock(&self.free);
+        let chain = &mut free.tables.chains[size.order()];
+        let table = TableAddr::of(chain.first);
+        let chunk = self.chunk(table)?;
+        chain.first = chunk.next(table).load(Ordering::Relaxed);
+        chain.count -= 1;
+        if chain.count == 0 {
+            chain.last = END;
+        }
+        drop(free);
+        // Not where it goes back, as others would wait for all of a long chain.
+        chunk.clear_log(table);
         Some(table)
     }
 
@@ -232,7 +244,7 @@ impl<M: TableMemory> Arena<M> {
         let mut made = lock(&self.grow);
         // Looked at first: what leaves limbo then is found free.
         let on_their_way = !lock(&self.limbo).waiting.is_empty();
-        if lock(&self.free)[size.order()].first != END {
+        if lock(&self.free).tables.chains[size.order()].count != 0 {
             // Another thread was faster.
             return true;
         }
@@ -256,19 +268,17 @@ impl<M: TableMemory> Arena<M> {
         if self.tracking.load(Ordering::Relaxed) && !chunk.make_log() {
             return false;
         }
-        let chunk = slot.get_or_init(|| chunk);
+        slot.get_or_init(|| chunk);
         *made += 1;
         // Within MOST_CHUNKS.
         let start = number as u32 * PAGES;
-        let mut pools = lock(&self.free);
-        let pool = &mut pools[size.order()];
-        // The lowest comes to be the first.
-        for page in (0..PAGES).step_by(size.pages() as usize).rev() {
-            chunk.next(TableAddr::of(start + page)).store(pool.first, Ordering::Relaxed);
-            pool.first = start + page;
-            pool.made += 1;
-            pool.free += 1;
+        let mut tables = EmptyTables::none();
+        for page in (0..PAGES).step_by(size.pages() as usize) {
+            self.chain(&mut tables, TableAddr::of(start + page));
         }
+        let mut free = lock(&self.free);
+        free.made[size.order()] += tables.chains[size.order()].count as usize;
+        self.splice(&mut free.tables, tables);
         true
     }
 
@@ -385,4 +395,75 @@ const PATIENCE: u32 = 1000;
 /// Nothing in here is left half done by a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{Arena, CHUNK_BYTES, EmptyTables, PAGES, TableAddr, TableSize};
+    use std::sync::atomic::Ordering;
+
+    const TABLES: u32 = if cfg!(miri) { 2 * PAGES } else { 1 << 17 };
+
+    fn taken(arena: &Arena, size: TableSize) -> Vec<TableAddr> {
+        std::iter::from_fn(|| arena.allocate(size)).collect()
+    }
+
+    #[test]
+    fn to_free_many_tables_takes_no_longer_than_to_free_two() {
+        let arena = Arena::new(TABLES);
+        let size = TableSize::of_entries(9);
+        let tables = taken(&arena, size);
+        assert_eq!(tables.len(), TABLES as usize);
+        let mut empty = EmptyTables::none();
+        tables.iter().for_each(|&table| arena.chain(&mut empty, table));
+        // Whoever followed the chain would end at the first link, and take what is behind it for lost.
+        let link = arena.next(tables[0].number()).unwrap();
+        let behind = link.swap(super::END, Ordering::Relaxed);
+        let inside = arena.enter();
+        arena.free(empty);
+        assert_eq!(arena.in_use(), tables.len(), "somebody is inside");
+        drop(inside);
+        assert_eq!(arena.in_use(), 0);
+        link.store(behind, Ordering::Relaxed);
+        assert_eq!(taken(&arena, size), tables, "the same, in order");
+    }
+
+    #[test]
+    fn tables_of_two_sizes_go_back_together_each_to_its_own() {
+        let arena = Arena::new(2 * PAGES);
+        let sizes = [9, 13].map(TableSize::of_entries);
+        let mut tables = sizes.map(|size| vec![arena.allocate(size).unwrap()]);
+        for (size, tables) in sizes.into_iter().zip(&mut tables) {
+            tables.extend(taken(&arena, size));
+        }
+        assert_eq!(tables.each_ref().map(Vec::len), [PAGES as usize, CHUNK_BYTES >> 16]);
+        let mut empty = EmptyTables::none();
+        // In turn, as far as there are both.
+        for n in 0..PAGES as usize {
+            tables.iter().filter_map(|tables| tables.get(n)).for_each(|&table| arena.chain(&mut empty, table));
+        }
+        arena.free(empty);
+        assert_eq!(arena.in_use(), 0);
+        assert_eq!(sizes.map(|size| taken(&arena, size)), tables);
+        assert_eq!(arena.in_use(), tables.iter().map(Vec::len).sum::<usize>());
+    }
+
+    #[test]
+    fn what_goes_back_later_goes_before_what_is_there() {
+        let arena = Arena::new(PAGES);
+        let size = TableSize::of_entries(9);
+        let tables = taken(&arena, size);
+        for part in tables.chunks(100) {
+            let mut empty = EmptyTables::none();
+            part.iter().for_each(|&table| arena.chain(&mut empty, table));
+            arena.free(empty);
+        }
+        let wanted: Vec<_> = tables.chunks(100).rev().flatten().copied().collect();
+        assert_eq!(taken(&arena, size), wanted);
+        assert_eq!(arena.allocate(size), None);
+        // The chain was used up, and begins anew.
+        arena.discard(tables[7]);
+        assert_eq!(taken(&arena, size), [tables[7]]);
+    }
 }
