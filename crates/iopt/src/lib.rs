@@ -40,10 +40,9 @@
 //! To change one range twice at once is the caller's mistake, and not a harmless one: the counts beside the tables are then
 //! wrong, and what neighbours mapped in the same tables may go with it.
 //!
-//! A map waits for memory where the arena has to take more of it into use, and nobody
-//! waits for that map but those who need more of it, too, and [`PageTable::start_tracking`]. Unmapping and
-//! freeing, walking and reading what is dirty allocate nothing. Nobody waits long for who frees: however many tables go back,
-//! they go as one chain.
+//! A map waits for memory where the arena has to take more of it into use, and nobody waits for that map but those who
+//! need more of it, too. Unmapping and freeing, walking and reading what is dirty allocate nothing. Nobody waits long for
+//! who frees: however many tables go back, they go as one chain.
 //!
 //! A walk that races with an unmap returns either the old translation or none. Whoever unmaps must therefore wait
 //! until all walks that began before have ended, and until nothing cached from them is in use, before it gives the

@@ -86,10 +86,10 @@ fn first_chunk_used_up(second: Behaviour) -> (PageTable<VtdSecondStage, Scripted
 #[test]
 fn nobody_waits_for_a_map_that_waits_for_memory() {
     let (table, pages) = first_chunk_used_up(Behaviour::Blocks);
-    table.start_tracking().unwrap();
     std::thread::scope(|scope| {
         let stuck = scope.spawn(|| table.map(far(pages), PAGE, PAGE, Access::all(), &mut EmptyTables::none()));
         table.arena().memory().wait_for_populate();
+        table.start_tracking().unwrap();
         assert_eq!(table.walk(0).unwrap().pa, PAGE);
         assert_eq!(table.walk_marking(0, Access::WRITE).unwrap().pa, PAGE);
         let mut dirty = 0;
@@ -109,7 +109,10 @@ fn nobody_waits_for_a_map_that_waits_for_memory() {
         table.arena().memory().set(Behaviour::Gives);
         stuck.join().unwrap().unwrap();
     });
-    assert_eq!(table.walk(far(pages)).unwrap().pa, PAGE);
+    assert_eq!(table.walk_marking(far(pages), Access::WRITE).unwrap().pa, PAGE);
+    let mut dirty = 0;
+    table.read_dirty(far(pages), PAGE, true, |word| dirty += word.bits.count_ones()).unwrap();
+    assert_eq!(dirty, 1, "the table that came meanwhile is tracked, too");
     assert_eq!(table.arena().in_use(), 513);
 }
 

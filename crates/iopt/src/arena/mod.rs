@@ -18,16 +18,17 @@
 //! # Who waits for whom
 //!
 //! Chunks are taken into use one after the other, each made resident first, which may take long. Whoever does that holds
-//! `grow` and is not *inside* (see [`Inside`]): those who need no new chunk do not notice. `free` and `limbo` are held
-//! for a few instructions, however many tables go back: what moves is a whole chain, of which only the ends are touched.
-//! They are taken in the order `grow`, `limbo`, `free`.
+//! `grow` and is not *inside* (see [`Inside`]): those who need no new chunk do not notice. `tracking` is held for a moment
+//! to put the chunk among the others, and to give those in use their logs. `free` and `limbo` are held for a few
+//! instructions, however many tables go back: what moves is a whole chain, of which only the ends are touched. They are
+//! taken in the order `grow`, `limbo`, `free`; none is taken under `tracking`.
 
 mod chunk;
 mod grace;
 mod memory;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -103,8 +104,8 @@ pub struct Arena<M: TableMemory = Heap> {
     free: Mutex<Free>,
     grace: Grace,
     limbo: Mutex<Limbo>,
-    /// Whether chunks have logs. Written by who holds `grow`.
-    tracking: AtomicBool,
+    /// Whether chunks have logs. Held while it begins, and while a chunk that is ready comes into use.
+    tracking: Mutex<bool>,
 }
 
 impl Arena {
@@ -136,7 +137,7 @@ impl<M: TableMemory> Arena<M> {
             free: Mutex::new(Free { made: [0; TableSize::COUNT], tables: EmptyTables::none() }),
             grace: Grace::new(),
             limbo: Mutex::new(Limbo { waiting: EmptyTables::none(), next: EmptyTables::none() }),
-            tracking: AtomicBool::new(false),
+            tracking: Mutex::new(false),
         }
     }
 
@@ -265,10 +266,12 @@ impl<M: TableMemory> Arena<M> {
             return false;
         }
         let Some(chunk) = Chunk::new(size) else { return false };
-        if self.tracking.load(Ordering::Relaxed) && !chunk.make_log() {
+        let tracking = lock(&self.tracking);
+        if *tracking && !chunk.make_log() {
             return false;
         }
         slot.get_or_init(|| chunk);
+        drop(tracking);
         *made += 1;
         // Within MOST_CHUNKS.
         let start = number as u32 * PAGES;
@@ -323,9 +326,10 @@ impl<M: TableMemory> Arena<M> {
 
     /// Makes the log of writes for all tables, those to come included. `false`: no memory.
     pub(crate) fn track(&self) -> bool {
-        let made = lock(&self.grow);
-        self.tracking.store(true, Ordering::Relaxed);
-        self.chunks[..*made].iter().filter_map(OnceLock::get).all(Chunk::make_log)
+        // Not `grow`, whose holder may be waiting for memory.
+        let mut tracking = lock(&self.tracking);
+        *tracking = true;
+        self.chunks.iter().map_while(OnceLock::get).all(Chunk::make_log)
     }
 
     /// The words of the log for some entries of a table, if there is a log. Bit n of a word is for the entry whose number in
