@@ -219,6 +219,7 @@ impl<F: Format> Pair<F> {
         let (iova, length) = (self.iova(page), pages << F::PAGE_SHIFT);
         // What a page that only touches the range leaves alone.
         let beside = [iova.wrapping_sub(1), iova + length].map(|at| (at, self.table.walk(at)));
+        let edges = [iova, iova + length - 1].map(|at| (at, self.table.walk(at)));
         self.table.split(iova, length, largest).unwrap();
         for (start, found) in self.table.iter(iova, length) {
             assert!(found.page_shift <= largest.max(F::PAGE_SHIFT), "{start:#x} has 2^{}", found.page_shift);
@@ -227,6 +228,15 @@ impl<F: Format> Pair<F> {
             let size = before.map_or(0, |found| found.page_shift);
             if (at ^ iova) >> size != 0 && (at ^ (iova + length - 1)) >> size != 0 {
                 assert_eq!(self.table.walk(at), before, "no more is split than touches the range");
+            }
+        }
+        for (at, found) in edges.into_iter().filter_map(|(at, found)| found.map(|found| (at, found))) {
+            let (first, last) = block(at, found.page_shift);
+            for (start, part) in self.table.iter(first, last - first + 1).take(MOST_SMALL as usize) {
+                let larger = page_sizes::<F>().find(|&n| n > part.page_shift).map(|n| block(start, n));
+                let beside = |(first, last)| last < iova || first >= iova + length;
+                let whole = part.page_shift == found.page_shift || larger.is_none_or(|larger| !beside(larger));
+                assert!(whole || !beside(block(start, part.page_shift)), "{start:#x} has only 2^{}", part.page_shift);
             }
         }
     }
@@ -347,6 +357,11 @@ impl<F: Format> Pair<F> {
         }
         assert_eq!(self.model.first_mapped(end..page + pages), None, "nothing is left out");
     }
+}
+
+/// The first and the last byte of the 2^`shift` that `at` is in.
+fn block(at: u64, shift: u32) -> (u64, u64) {
+    (at & (!0 << shift), at | !(!0 << shift))
 }
 
 fn page_sizes<F: Format>() -> impl Iterator<Item = u32> {

@@ -371,6 +371,48 @@ fn splitting_a_page_leaves_alone_what_another_thread_made_of_its_part() {
     }
 }
 
+/// Those who split to different sizes meet in the same page, and none leaves an entry that says that it has what another
+/// has unmapped since.
+#[test]
+fn no_entry_says_that_it_has_what_was_split_off_and_unmapped() {
+    let table = PageTable::<AmdV1>::new(Arc::new(Arena::new(1 << 10))).unwrap();
+    let (size, part) = (1u64 << 20, 1u64 << 14);
+    for turn in 0..STEPS {
+        let mut empty = EmptyTables::none();
+        table.map(0, size, size, Access::all(), &mut empty).unwrap();
+        let start = Barrier::new(2);
+        std::thread::scope(|scope| {
+            let (start, table) = (&start, &table);
+            for (iova, largest) in [(3 * part, 12), (6 * part, 14)] {
+                scope.spawn(move || {
+                    start.wait();
+                    table.split(iova, part, largest).unwrap();
+                    table.unmap(iova, part, &mut EmptyTables::none()).unwrap();
+                    for at in (0..size).step_by(4096) {
+                        let Some(found) = table.walk(at) else { continue };
+                        let first = at >> found.page_shift << found.page_shift;
+                        let end = first + (1 << found.page_shift);
+                        assert!(end <= iova || iova + part <= first, "turn {turn}: {at:#x} has {first:#x} to {end:#x}");
+                    }
+                });
+            }
+        });
+        table.split(0, size, 14).unwrap();
+        for at in [0, 4 * part, 7 * part] {
+            let end = if at == 0 {
+                3 * part
+            } else if at == 4 * part {
+                6 * part
+            } else {
+                size
+            };
+            table.unmap(at, end - at, &mut empty).unwrap();
+        }
+        table.free(empty);
+        assert_eq!(table.arena().in_use(), 1, "only the root is left");
+    }
+}
+
 #[test]
 fn a_full_arena_is_an_error_to_who_keeps_tables_from_coming_back() {
     let arena = Arc::new(Arena::new(512));

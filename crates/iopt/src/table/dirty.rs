@@ -12,7 +12,9 @@
 //!  table of level 1    entry 0 … 63 │ …                            a bit: one large page, or what was one
 //! ```
 //!
-//! A page of several entries has all their bits. Bits of a large page that has been split since stay where they are.
+//! A page of several entries has all their bits. Bits of a large page that has been split since stay where they are, until
+//! all that it covered is read and cleared, or unmapped: what is mapped anew there meanwhile is told of with it, as written
+//! to.
 //!
 //! A walk marks first and the device writes then. So who reads and clears, and then copies what was written to, must make
 //! sure in between that no write goes on under an older mark: drop what IOTLBs hold, and wait for accesses in flight.
@@ -238,9 +240,6 @@ fn mask(word: usize, entries: Range<usize>) -> u64 {
 
 /// Which of the 64 pages at `iova` lie in `span` as a whole.
 fn within(iova: u64, page_shift: u32, span: Span) -> u64 {
-    let inside = |n: &u64| {
-        let first = iova + (n << page_shift);
-        first >= span.first && first | !(!0 << page_shift) <= span.last
-    };
+    let inside = |n: &u64| span.contains(iova + (n << page_shift), page_shift);
     (0..64).filter(inside).fold(0, |bits, n| bits | 1 << n)
 }

@@ -209,11 +209,10 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// An error if a page at either end of the range sticks out of it. For who is inside.
     fn ends_between_pages(&self, span: Span) -> Result<(), RangeError> {
         for edge in [span.first, span.last] {
-            if let Some(found) = self.walk(edge) {
-                let offset = !(!0 << found.page_shift);
-                if edge & !offset < span.first || edge | offset > span.last {
-                    return Err(RangeError::SplitsPage(edge));
-                }
+            if let Some(found) = self.walk(edge)
+                && !span.contains(edge, found.page_shift)
+            {
+                return Err(RangeError::SplitsPage(edge));
             }
         }
         Ok(())
@@ -265,6 +264,26 @@ impl Span {
             length,
             bits: F::iova_bits(),
         })
+    }
+}
+
+impl Span {
+    /// All of the largest pages, made of several entries of `level`, that this touches.
+    fn to_pages<F: Format>(self, level: u8) -> Self {
+        let offset = F::page_sizes(level).checked_ilog2().map_or(0, |page_shift| !(!0 << page_shift));
+        Self { first: self.first & !offset, last: self.last | offset }
+    }
+
+    /// Whether it has something of the 2^`shift` bytes that `iova` is in.
+    fn touches(self, iova: u64, shift: u32) -> bool {
+        let offset = !(!0 << shift);
+        iova & !offset <= self.last && iova | offset >= self.first
+    }
+
+    /// Whether it has all of them.
+    fn contains(self, iova: u64, shift: u32) -> bool {
+        let offset = !(!0 << shift);
+        iova & !offset >= self.first && iova | offset <= self.last
     }
 }
 

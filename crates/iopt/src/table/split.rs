@@ -1,4 +1,8 @@
 //! Make large pages small.
+//!
+//! A page of one entry becomes a table at once. One of several entries is changed entry by entry, and others may be doing the
+//! same for parts of it that lie in their ranges. Each does all of it, so that when a split returns no entry, wherever it
+//! is, still says that it has a page that reaches into the range.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,7 +32,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// and marks. The format's smallest page is always small enough.
     ///
     /// No more is split than must be: of a large page that the range only touches, what is outside of it becomes the
-    /// largest leaves that fit beside. At every moment walks find one or the other, which say the same; what an IOTLB
+    /// largest leaves that fit beside, if nobody splits the same page for another range. At every moment walks find one or the other, which say the same; what an IOTLB
     /// keeps of the large page stays right, but is as coarse as it was. In the log of writes, what was written to the large
     /// page stays written to all of it.
     ///
@@ -49,25 +53,27 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         limit: Limit,
         inside: &mut Inside<'_, M>,
     ) -> Result<(), MapError> {
-        let (mut start, slots) = self.touched(table, level, base, limit.span);
+        let (mut start, slots) = self.touched(table, level, base, limit.span.to_pages::<F>(level));
         for slot in slots {
             loop {
                 let bits = slot.load(Ordering::Acquire);
                 match F::decode(bits, level) {
-                    Entry::Table(below, _) => {
+                    Entry::Table(below, _) if limit.span.touches(start, F::shift(level)) => {
                         self.split_table(below, level - 1, start, limit, inside)?;
                         break;
                     }
-                    Entry::Leaf { pa, page_shift, access } if page_shift > limit.largest => {
+                    Entry::Leaf { pa, page_shift, access }
+                        if page_shift > limit.largest && limit.span.touches(start, page_shift) =>
+                    {
                         let marks = bits & (F::ACCESSED | F::DIRTY);
                         let large = Large { pa, page_shift, access, marks };
                         if page_shift > F::shift(level) {
-                            self.split_entries(table, level, start, large, limit.largest);
+                            self.split_entries(table, level, start, large, limit);
                         } else {
                             self.split_entry(slot, bits, level, large, inside)?;
                         }
                     }
-                    Entry::Empty | Entry::Leaf { .. } => break,
+                    Entry::Table(..) | Entry::Leaf { .. } | Entry::Empty => break,
                 }
             }
             start += 1 << F::shift(level);
@@ -106,11 +112,15 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         Ok(())
     }
 
-    /// Makes smaller pages of `large`, which has several entries of `table`, one of which begins at `start`.
-    fn split_entries(&self, table: TableAddr, level: u8, start: u64, large: Large, largest: u32) {
-        let small_enough = F::page_sizes(level) & (u64::MAX >> (63 - largest.min(63)));
+    /// Makes smaller pages of `large`, which has several entries of `table`, one of which begins at `start`. If it sticks out
+    /// of the range, they are the next smaller ones only: of those that lie beside it, no more is split.
+    fn split_entries(&self, table: TableAddr, level: u8, start: u64, large: Large, limit: Limit) {
+        let within = limit.span.contains(start, large.page_shift);
+        let largest = if within { limit.largest } else { large.page_shift - 1 };
+        let small_enough = F::page_sizes(level) & !(!1 << largest);
         let page_shift = small_enough.checked_ilog2().unwrap_or(F::shift(level));
-        let first = index::<F>(start & (!0 << large.page_shift), level);
+        let mut start = start & (!0 << large.page_shift);
+        let first = index::<F>(start, level);
         let count = 1 << (large.page_shift - F::shift(level));
         let slots =
             self.entries(table, level).and_then(|entries| entries.get(first..first + count)).unwrap_or_default();
@@ -119,10 +129,11 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let mut part = large.pa;
         for slot in slots {
             let mut bits = slot.load(Ordering::Acquire);
-            // Only entries of the page as it was found: somebody may be splitting it for the part of it that lies in another
-            // range, and may have mapped that part anew since.
+            // Only entries that lead where the page led, as others may have mapped their part of it anew since. Those that
+            // others have made smaller, or still have to, have another size than the page that was found.
             while let Entry::Leaf { pa, page_shift: size, access } = F::decode(bits, level)
-                && (pa, size) == (large.pa, large.page_shift)
+                && size > page_shift
+                && pa | (start & !(!0 << size)) == part
             {
                 let own = bits & (F::ACCESSED | F::DIRTY);
                 let small = F::leaf(part, page_shift, access, level) | marks | own;
@@ -132,6 +143,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
                 }
             }
             part += 1 << F::shift(level);
+            start += 1 << F::shift(level);
         }
     }
 }

@@ -104,6 +104,40 @@ fn a_napot_page_of_risc_v_is_the_same_entry_all_over() {
     assert_eq!(of_level(&table, 0), wanted);
 }
 
+/// Sizes of the pages, in order.
+fn sizes<F: Format>(table: &PageTable<F>) -> Vec<u32> {
+    table.iter(0, 1 << F::iova_bits()).map(|(_, found)| found.page_shift).collect()
+}
+
+#[test]
+fn beside_what_is_split_the_pages_of_amd_v1_stay_as_large_as_they_can() {
+    let table = mapped::<AmdV1>(&[(0, 0, 1 << 20, BOTH)]);
+    table.split(0x3000, 0x1000, 12).unwrap();
+    assert_eq!(sizes(&table), [13, 12, 12, 14, 15, 16, 17, 18, 19]);
+    let table = mapped::<AmdV1>(&[(0, 0, 1 << 20, BOTH)]);
+    table.split(0x8_0000, 0x8_0000, 17).unwrap();
+    assert_eq!(sizes(&table), [19, 17, 17, 17, 17]);
+    // From 4 MiB, which has several entries of level 1.
+    let table = mapped::<AmdV1>(&[(0, 0, 4 << 20, BOTH)]);
+    table.split(0, 0x1000, 13).unwrap();
+    assert_eq!(sizes(&table), [13, 13, 14, 15, 16, 17, 18, 19, 20, 21]);
+}
+
+#[test]
+fn a_split_finishes_what_another_has_only_begun() {
+    let table = mapped::<AmdV1>(&[(0, 1 << 30, 1 << 20, BOTH)]);
+    let Entry::Table(lowest, _) = AmdV1::<4>::decode(of_level(&table, 1)[0].1, 1) else { panic!("a table") };
+    // As if somebody who splits for another range came to the middle, and paused.
+    for slot in &table.entries(lowest, 0).unwrap()[..128] {
+        slot.store(AmdV1::<4>::leaf(1 << 30, 19, BOTH, 0), Ordering::Relaxed);
+    }
+    table.split(0, 1 << 19, 19).unwrap();
+    for page in 0..256 {
+        let found = table.walk(page << 12).unwrap();
+        assert_eq!((found.pa, found.page_shift), ((1 << 30) + (page << 12), 19));
+    }
+}
+
 #[test]
 fn tables_of_all_sizes_share_an_arena_without_overlap() {
     let arena = Arena::new(5 * 512);
