@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use iopt::format::{
-    AmdV1, Armv8Stage1, Armv8Stage2, Mock, RiscV, Sv39, Sv48, Sv57, VtdSecondStage, X86_64, X86_64FiveLevels,
+    AmdV1, Armv8Stage1, Armv8Stage2, Mock, RiscV, Sv39, Sv48, Sv57, VtdLevels, VtdSecondStage,
+    VtdSecondStageFiveLevels, X86_64, X86_64FiveLevels,
 };
 use iopt::{Access, Arena, DirtyWord, EmptyTables, Entry, Format, Leaves, MapError, PageTable, RangeError};
 use proptest::prelude::*;
@@ -649,7 +650,9 @@ macro_rules! for_every_format {
 }
 
 for_every_format! {
-    vtd_second_stage: VtdSecondStage,
+    vtd_second_stage_3_levels: VtdLevels<3>,
+    vtd_second_stage_4_levels: VtdSecondStage,
+    vtd_second_stage_5_levels: VtdSecondStageFiveLevels,
     x86_64_4_levels: X86_64,
     x86_64_5_levels: X86_64FiveLevels,
     amd_v1_3_levels: AmdV1<3>,
@@ -666,6 +669,7 @@ for_every_format! {
     sv48: Sv48,
     sv57: Sv57,
     sv39_napot: RiscV<3, true>,
+    sv57_napot: RiscV<5, true>,
 }
 
 #[test]

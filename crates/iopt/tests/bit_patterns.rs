@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use iopt::format::{
-    AmdV1, Armv8Stage1, Armv8Stage2, Mock, RiscV, Sv39, Sv48, Sv57, VtdSecondStage, X86_64, X86_64FiveLevels,
+    AmdV1, Armv8Stage1, Armv8Stage2, Mock, RiscV, Sv39, Sv48, Sv57, VtdLevels, VtdSecondStage,
+    VtdSecondStageFiveLevels, X86_64, X86_64FiveLevels,
 };
 use iopt::{Access, Entry, Format, TableAddr};
 
@@ -53,6 +54,46 @@ fn vtd_second_stage() {
     maps_nothing::<VtdSecondStage>(0, 0x1234_5000);
     maps_nothing::<VtdSecondStage>(1, 0x1220_1083);
     maps_nothing::<VtdSecondStage>(3, 0x83);
+    // With a level more the entries are the same.
+    page::<VtdSecondStageFiveLevels>(2, 0xf_ffff_c000_0000, WRITE, 0x000f_ffff_c000_0082);
+    table::<VtdSecondStageFiveLevels>(3, 0x7000, 0x7003);
+    table::<VtdSecondStageFiveLevels>(4, 0x7000, 0x7003);
+    maps_nothing::<VtdSecondStageFiveLevels>(3, 0x83);
+    maps_nothing::<VtdSecondStageFiveLevels>(4, 0x83);
+    // Either right alone makes an entry present, in tables as well.
+    assert_eq!(VtdSecondStage::decode(0x7001, 3), Entry::Table(TableAddr(0x7000), READ));
+    assert_eq!(VtdSecondStage::decode(0x7002, 3), Entry::Table(TableAddr(0x7000), WRITE));
+}
+
+/// Levels, bits of an IOVA, and the pages there are, as log2 of their bytes.
+#[track_caller]
+fn has<F: Format>(levels: u8, iova_bits: u32, pages: impl IntoIterator<Item = u32>) {
+    assert_eq!((F::LEVELS, F::iova_bits()), (levels, iova_bits));
+    let found: u64 = (0..levels).map(F::page_sizes).sum();
+    assert_eq!(found, pages.into_iter().fold(0, |sizes, page| sizes | 1 << page), "{found:#x}");
+}
+
+#[test]
+fn every_format_has_the_widths_and_pages_that_its_page_says() {
+    has::<VtdLevels<3>>(3, 39, [12, 21, 30]);
+    has::<VtdSecondStage>(4, 48, [12, 21, 30]);
+    has::<VtdSecondStageFiveLevels>(5, 57, [12, 21, 30]);
+    has::<AmdV1<3>>(3, 39, 12..39);
+    has::<AmdV1>(4, 48, 12..48);
+    has::<AmdV1<5>>(5, 57, 12..57);
+    has::<Mock>(5, 56, 11..56);
+    has::<Armv8Stage1<12>>(4, 48, [12, 16, 21, 25, 30, 34]);
+    has::<Armv8Stage1<14>>(4, 48, [14, 21, 25, 30]);
+    has::<Armv8Stage1<16>>(3, 48, [16, 21, 29, 34]);
+    has::<Armv8Stage2<12>>(4, 48, [12, 16, 21, 25, 30, 34]);
+    has::<Armv8Stage2<14>>(3, 48, [14, 21, 25, 30]);
+    has::<Armv8Stage2<16>>(3, 48, [16, 21, 29, 34]);
+    has::<Sv39>(3, 38, [12, 21, 30]);
+    has::<Sv48>(4, 47, [12, 21, 30, 39]);
+    has::<Sv57>(5, 56, [12, 21, 30, 39, 48]);
+    has::<RiscV<4, true>>(4, 47, [12, 16, 21, 30, 39]);
+    has::<X86_64>(4, 47, [12, 21, 30]);
+    has::<X86_64FiveLevels>(5, 56, [12, 21, 30]);
 }
 
 #[test]
@@ -273,7 +314,9 @@ fn holds_addresses_of_its_width<F: Format>(reserved: u64) {
 #[test]
 fn addresses_come_back_and_reserved_bits_stay_zero() {
     // What is ignored counts as reserved here: it is left to others.
+    holds_addresses_of_its_width::<VtdLevels<3>>(0xfff0_0000_0000_0f7c);
     holds_addresses_of_its_width::<VtdSecondStage>(0xfff0_0000_0000_0f7c);
+    holds_addresses_of_its_width::<VtdSecondStageFiveLevels>(0xfff0_0000_0000_0f7c);
     holds_addresses_of_its_width::<X86_64>(0xfff0_0000_0000_0f78);
     holds_addresses_of_its_width::<X86_64FiveLevels>(0xfff0_0000_0000_0f78);
     holds_addresses_of_its_width::<AmdV1<3>>(0x9ff0_0000_0000_01fe);

@@ -5,7 +5,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
 
-use iopt::format::{AmdV1, Armv8Stage1, Armv8Stage2, RiscV, Sv48, VtdSecondStage, X86_64};
+use iopt::format::{
+    AmdV1, Armv8Stage1, Armv8Stage2, RiscV, Sv48, Sv57, VtdSecondStage, VtdSecondStageFiveLevels, X86_64,
+};
 use iopt::{Access, Arena, EmptyTables, Format, Leaves, MapError, PageTable};
 
 const THREADS: u64 = 3;
@@ -332,11 +334,15 @@ macro_rules! for_formats {
 
 for_formats! {
     vtd_second_stage: VtdSecondStage,
+    vtd_second_stage_5_levels: VtdSecondStageFiveLevels,
     x86_64: X86_64,
     amd_v1: AmdV1,
+    amd_v1_5_levels: AmdV1<5>,
     armv8_stage_1_4k: Armv8Stage1<12>,
+    armv8_stage_2_4k: Armv8Stage2<12>,
     armv8_stage_2_16k: Armv8Stage2<14>,
     sv48: Sv48,
+    sv57: Sv57,
     sv48_napot: RiscV<4, true>,
 }
 

@@ -7,7 +7,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use iopt::format::{Armv8Stage1, RiscV, Sv39, Sv48, Sv57, VtdSecondStage, X86_64, X86_64FiveLevels};
+use iopt::format::{
+    Armv8Stage1, RiscV, Sv39, Sv48, Sv57, VtdSecondStage, VtdSecondStageFiveLevels, X86_64, X86_64FiveLevels,
+};
 use iopt::{
     Access, Arena, EmptyTables, Format, GuestMemory, GuestTranslation, PageTable, TableAddr, TableMemory, walk_guest,
 };
@@ -113,6 +115,7 @@ for_formats! {
     x86_64: X86_64,
     x86_64_with_five_levels: X86_64FiveLevels,
     vtd_second_stage: VtdSecondStage,
+    vtd_second_stage_with_five_levels: VtdSecondStageFiveLevels,
     armv8_with_4_kib: Armv8Stage1<12>,
     armv8_with_16_kib: Armv8Stage1<14>,
     armv8_with_64_kib: Armv8Stage1<16>,

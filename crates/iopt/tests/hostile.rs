@@ -4,7 +4,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use iopt::format::{AmdV1, Armv8Stage1, Armv8Stage2, Mock, RiscV, Sv57, VtdSecondStage, X86_64, X86_64FiveLevels};
+use iopt::format::{
+    AmdV1, Armv8Stage1, Armv8Stage2, Mock, RiscV, Sv57, VtdSecondStage, VtdSecondStageFiveLevels, X86_64,
+    X86_64FiveLevels,
+};
 use iopt::{Access, Format, GuestMemory, TableAddr, View, walk, walk_guest};
 use proptest::prelude::*;
 
@@ -80,11 +83,13 @@ macro_rules! for_formats {
 
 for_formats! {
     a_walk_of_vtd_second_stage_ends: VtdSecondStage,
+    a_walk_of_vtd_second_stage_with_five_levels_ends: VtdSecondStageFiveLevels,
     a_walk_of_x86_64_ends: X86_64,
     a_walk_of_x86_64_with_five_levels_ends: X86_64FiveLevels,
     a_walk_of_amd_v1_ends: AmdV1,
     a_walk_of_the_mock_ends: Mock,
     a_walk_of_armv8_stage_1_ends: Armv8Stage1<12>,
+    a_walk_of_armv8_stage_2_with_4_kib_ends: Armv8Stage2<12>,
     a_walk_of_armv8_stage_2_with_16_kib_ends: Armv8Stage2<14>,
     a_walk_of_armv8_stage_2_with_64_kib_ends: Armv8Stage2<16>,
     a_walk_of_sv57_ends: Sv57,

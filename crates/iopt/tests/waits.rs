@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
 
 use allocation_counter::measure;
-use iopt::format::{AmdV1, Armv8Stage1, VtdSecondStage};
+use iopt::format::{AmdV1, Armv8Stage1, Sv57, VtdSecondStage, VtdSecondStageFiveLevels};
 use iopt::{Access, Arena, EmptyTables, Format, MapError, PageTable, TableMemory};
 
 const CHUNK: usize = 2 << 20;
@@ -190,6 +190,7 @@ fn only_map_allocates<F: Format>() {
 #[test]
 fn only_map_allocates_in_vtd_second_stage() {
     only_map_allocates::<VtdSecondStage>();
+    only_map_allocates::<VtdSecondStageFiveLevels>();
 }
 
 #[test]
@@ -200,6 +201,11 @@ fn only_map_allocates_in_amd_v1() {
 #[test]
 fn only_map_allocates_in_armv8() {
     only_map_allocates::<Armv8Stage1<14>>();
+}
+
+#[test]
+fn only_map_allocates_in_risc_v() {
+    only_map_allocates::<Sv57>();
 }
 
 #[test]

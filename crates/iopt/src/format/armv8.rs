@@ -57,14 +57,17 @@ const S2_MEMORY: u64 = 0b1111 << 2;
 /// Entries of the root of stage 2 that lie beside each other, as tables of up to 16 ("concatenated"), as a power of two.
 const CONCATENATED_BITS: u32 = 4;
 
-/// Armv8, 48-bit IOVA: `STAGE` 1 or 2, pages of 2^`PAGE_SHIFT` bytes (12, 14 or 16).
+/// Armv8, 48-bit IOVA: `STAGE` 1 or 2, pages of 2^`PAGE_SHIFT` bytes (12, 14 or 16), and the larger ones of that granule.
+///
+/// Source: Arm Architecture Reference Manual, D8.2 to D8.7. Pages are of 4 KiB, 64 KiB, 2 MiB, 32 MiB, 1 GiB and 16 GiB; or
+/// of 16 KiB, 2 MiB, 32 MiB and 1 GiB; or of 64 KiB, 2 MiB, 512 MiB and 16 GiB.
 #[derive(Debug, Clone, Copy)]
 pub struct Armv8<const STAGE: u8, const PAGE_SHIFT: u32 = 12>;
 
-/// Armv8 stage 1, with pages of 2^`PAGE_SHIFT` bytes: 12, 14 or 16.
+/// Armv8 stage 1, with pages of 2^`PAGE_SHIFT` bytes: 12, 14 or 16. 48-bit IOVA (the half that TTBR0 has). See [`Armv8`].
 pub type Armv8Stage1<const PAGE_SHIFT: u32> = Armv8<1, PAGE_SHIFT>;
 
-/// Armv8 stage 2, with pages of 2^`PAGE_SHIFT` bytes: 12, 14 or 16.
+/// Armv8 stage 2, with pages of 2^`PAGE_SHIFT` bytes: 12, 14 or 16. 48-bit IOVA. See [`Armv8`].
 pub type Armv8Stage2<const PAGE_SHIFT: u32> = Armv8<2, PAGE_SHIFT>;
 
 impl<const STAGE: u8, const PAGE_SHIFT: u32> Armv8<STAGE, PAGE_SHIFT> {

@@ -1,4 +1,20 @@
 //! What a page table entry looks like, format by format.
+//!
+//! | of | type | IOVA bits | pages |
+//! | --- | --- | --- | --- |
+//! | VT-d second stage | [`VtdSecondStage`], [`VtdSecondStageFiveLevels`] | 48, 57 | 4 KiB, 2 MiB, 1 GiB |
+//! | AMD v1 | [`AmdV1<4>`](AmdV1), [`AmdV1<5>`](AmdV1) | 48, 57 | every power of two: 4 KiB up to half of all |
+//! | Armv8 stage 2 | [`Armv8Stage2<12>`](Armv8Stage2) | 48 | 4 KiB, 64 KiB, 2 MiB, 32 MiB, 1 GiB, 16 GiB |
+//! | | [`Armv8Stage2<14>`](Armv8Stage2) | 48 | 16 KiB, 2 MiB, 32 MiB, 1 GiB |
+//! | | [`Armv8Stage2<16>`](Armv8Stage2) | 48 | 64 KiB, 2 MiB, 512 MiB, 16 GiB |
+//! | Armv8 stage 1 | [`Armv8Stage1`] | 48 | as stage 2 |
+//! | RISC-V first stage | [`Sv39`], [`Sv48`], [`Sv57`] | 38, 47, 56 | 4 KiB, 2 MiB, 1 GiB, then 512 GiB, then 256 TiB |
+//! | | [`RiscV<_, true>`](RiscV) | as those | 64 KiB (Svnapot) besides |
+//! | x86-64 | [`X86_64`], [`X86_64FiveLevels`] | 47, 56 | 4 KiB, 2 MiB, 1 GiB |
+//! | Linux's mock IOMMU | [`Mock`] | 56 | every power of two: 2 KiB up to half of all |
+//!
+//! VT-d, AMD and x86-64 have accessed and dirty bits that walks set. Armv8 and RISC-V have them set from the beginning here;
+//! who wants to know of writes reads the log, which is the same for all.
 
 mod amd_v1;
 mod armv8;
@@ -9,7 +25,7 @@ mod x86_64;
 pub use amd_v1::{AmdV1, Mock};
 pub use armv8::{Armv8, Armv8Stage1, Armv8Stage2};
 pub use risc_v::{RiscV, Sv39, Sv48, Sv57};
-pub use vtd_second_stage::VtdSecondStage;
+pub use vtd_second_stage::{VtdLevels, VtdSecondStage, VtdSecondStageFiveLevels};
 pub use x86_64::{X86_64, X86_64FiveLevels, X86Levels};
 
 use crate::TableAddr;

@@ -39,14 +39,17 @@ const NAPOT_PATTERN: u64 = 0x8000;
 const NAPOT_SHIFT: u32 = 16;
 
 /// RISC-V with `LEVELS` levels (3, 4 or 5), pages of 4 KiB and what each level covers; with `SVNAPOT` 64 KiB too.
+///
+/// Source: RISC-V Privileged Architecture, "Sv39" to "Svnapot"; RISC-V IOMMU Architecture Specification, first-stage context
+/// (`fsc`). IOVAs have 38, 47 or 56 bits: the lower half. It is what Linux's driver of that IOMMU makes for address spaces.
 #[derive(Debug, Clone, Copy)]
 pub struct RiscV<const LEVELS: u8, const SVNAPOT: bool = false>;
 
-/// Three levels: 38-bit IOVA, pages of 4 KiB, 2 MiB and 1 GiB.
+/// Three levels: 38-bit IOVA, pages of 4 KiB, 2 MiB and 1 GiB. See [`RiscV`].
 pub type Sv39 = RiscV<3>;
-/// Four levels: 47-bit IOVA, pages of up to 512 GiB.
+/// Four levels: 47-bit IOVA, pages of 4 KiB, 2 MiB, 1 GiB and 512 GiB. See [`RiscV`].
 pub type Sv48 = RiscV<4>;
-/// Five levels: 56-bit IOVA, pages of up to 256 TiB.
+/// Five levels: 56-bit IOVA, pages of 4 KiB, 2 MiB, 1 GiB, 512 GiB and 256 TiB. See [`RiscV`].
 pub type Sv57 = RiscV<5>;
 
 #[inline]

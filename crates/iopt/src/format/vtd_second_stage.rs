@@ -1,7 +1,8 @@
-//! Intel VT-d second-stage paging entries, four levels.
+//! Intel VT-d second-stage paging entries, of four and five levels.
 //!
 //! Source: Intel Virtualization Technology for Directed I/O, Architecture Specification, 3.7 "Second-Stage
-//! Translation" and 9.9 "Second-Stage Paging Entries".
+//! Translation" and 9.9 "Second-Stage Paging Entries". How many levels there are is the context entry's or PASID table
+//! entry's address width (9.3, 9.6), and the capability register says which of them an IOMMU has (11.4.2, SAGAW).
 //!
 //! ```text
 //!  63  62        52 51                          12 11  10   9   8   7   6..3   2    1   0
@@ -20,12 +21,22 @@ const WRITE: u64 = 1 << 1;
 const PAGE_SIZE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// VT-d second stage: 4 levels, 48-bit IOVA, pages of 4 KiB, 2 MiB and 1 GiB.
+/// VT-d second stage with `LEVELS` levels (3, 4 or 5), pages of 4 KiB, 2 MiB and 1 GiB.
+///
+/// Source: Intel VT-d, Architecture Specification, 3.7 and 9.9. IOVAs have 39, 48 or 57 bits, and are not sign-extended.
 #[derive(Debug, Clone, Copy)]
-pub struct VtdSecondStage;
+pub struct VtdLevels<const LEVELS: u8>;
 
-impl Format for VtdSecondStage {
-    const LEVELS: u8 = 4;
+/// VT-d second stage with four levels: 48-bit IOVA, pages of 4 KiB, 2 MiB and 1 GiB. See [`VtdLevels`].
+pub type VtdSecondStage = VtdLevels<4>;
+/// VT-d second stage with five levels: 57-bit IOVA, pages of 4 KiB, 2 MiB and 1 GiB. See [`VtdLevels`].
+pub type VtdSecondStageFiveLevels = VtdLevels<5>;
+
+impl<const LEVELS: u8> Format for VtdLevels<LEVELS> {
+    const LEVELS: u8 = {
+        assert!(LEVELS >= 3 && LEVELS <= 5);
+        LEVELS
+    };
     const PAGE_SHIFT: u32 = 12;
     const PA_BITS: u32 = 52;
     const ACCESSED: u64 = 1 << 8;

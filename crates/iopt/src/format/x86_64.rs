@@ -30,12 +30,14 @@ const LARGE_PAT: u64 = 1 << 12;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// x86-64 with `LEVELS` levels (4 or 5), pages of 4 KiB, 2 MiB and 1 GiB.
+///
+/// Source: Intel SDM, volume 3, 5.5; Intel VT-d, Architecture Specification, 3.6. IOVAs have 47 or 56 bits: the lower half.
 #[derive(Debug, Clone, Copy)]
 pub struct X86Levels<const LEVELS: u8>;
 
-/// Four levels: 47-bit IOVA.
+/// Four levels: 47-bit IOVA. See [`X86Levels`].
 pub type X86_64 = X86Levels<4>;
-/// Five levels ("LA57"): 56-bit IOVA.
+/// Five levels ("LA57"): 56-bit IOVA. See [`X86Levels`].
 pub type X86_64FiveLevels = X86Levels<5>;
 
 impl<const LEVELS: u8> Format for X86Levels<LEVELS> {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Barrier};
 
 use super::{BOTH, READ, mapped, of_level};
-use crate::format::{AmdV1, Armv8Stage2, Sv39, VtdSecondStage, X86_64};
+use crate::format::{AmdV1, Armv8Stage2, RiscV, Sv39, Sv48, Sv57, VtdSecondStage, VtdSecondStageFiveLevels, X86_64};
 use crate::{Access, Arena, DirtyWord, EmptyTables, Format, Leaves, PageTable};
 
 /// What is marked in the first entry of level 0.
@@ -35,10 +35,13 @@ fn marks<F: Format>(accessed: u64, dirty: u64) {
 #[test]
 fn a_walk_marks_what_it_uses() {
     marks::<VtdSecondStage>(1 << 8, 1 << 9);
+    marks::<VtdSecondStageFiveLevels>(1 << 8, 1 << 9);
     marks::<X86_64>(1 << 5, 1 << 6);
     marks::<AmdV1>(1 << 5, 1 << 6);
+    marks::<AmdV1<5>>(1 << 5, 1 << 6);
     marks::<Armv8Stage2<12>>(0, 0);
     marks::<Sv39>(0, 0);
+    marks::<Sv57>(0, 0);
 }
 
 fn split_keeps_marks<F: Format>(size: u64) {
@@ -56,6 +59,7 @@ fn split_keeps_marks<F: Format>(size: u64) {
 #[test]
 fn a_split_marks_all_parts_as_the_page_was() {
     split_keeps_marks::<VtdSecondStage>(1 << 21);
+    split_keeps_marks::<VtdSecondStageFiveLevels>(1 << 21);
     split_keeps_marks::<X86_64>(1 << 21);
     // One of its entries was marked.
     split_keeps_marks::<AmdV1>(1 << 16);
@@ -67,6 +71,38 @@ fn read<F: Format>(table: &PageTable<F>, iova: u64, length: u64, clear: bool) ->
     let mut words = Vec::new();
     table.read_dirty(iova, length, clear, |word| words.push(word)).unwrap();
     words
+}
+
+/// Of the lowest and the highest pages there are, what was written to is told of once, and what was read is not.
+fn what_is_written_to_is_told_of_once<F: Format>() {
+    let (page, all) = (1u64 << F::PAGE_SHIFT, 1u64 << F::iova_bits());
+    let table = mapped::<F>(&[(0, page, 2 * page, BOTH), (all - 2 * page, page, 2 * page, BOTH)]);
+    table.start_tracking().unwrap();
+    let word = |iova, bit: u32| DirtyWord { iova, page_shift: F::PAGE_SHIFT, bits: 1 << bit };
+    let wanted = [word(0, 0), word(all - 64 * page, 63)];
+    for iova in [0, all - page] {
+        let _ = table.walk_marking(iova, Access::WRITE);
+        let _ = table.walk_marking(iova ^ page, READ);
+    }
+    assert_eq!(read(&table, 0, all, false), wanted);
+    assert_eq!(read(&table, all - page, page, true), wanted[1..]);
+    assert_eq!(read(&table, 0, all, true), wanted[..1]);
+    assert_eq!(read(&table, 0, all, true), []);
+}
+
+#[test]
+fn the_log_of_every_format_reaches_from_the_first_page_to_the_last() {
+    what_is_written_to_is_told_of_once::<VtdSecondStage>();
+    what_is_written_to_is_told_of_once::<VtdSecondStageFiveLevels>();
+    what_is_written_to_is_told_of_once::<AmdV1<4>>();
+    what_is_written_to_is_told_of_once::<AmdV1<5>>();
+    what_is_written_to_is_told_of_once::<Armv8Stage2<12>>();
+    what_is_written_to_is_told_of_once::<Armv8Stage2<14>>();
+    what_is_written_to_is_told_of_once::<Armv8Stage2<16>>();
+    what_is_written_to_is_told_of_once::<Sv39>();
+    what_is_written_to_is_told_of_once::<Sv48>();
+    what_is_written_to_is_told_of_once::<Sv57>();
+    what_is_written_to_is_told_of_once::<RiscV<5, true>>();
 }
 
 #[test]
