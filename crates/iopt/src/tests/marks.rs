@@ -88,6 +88,11 @@ fn what_is_written_to_is_told_of_once<F: Format>() {
     assert_eq!(read(&table, all - page, page, true), wanted[1..]);
     assert_eq!(read(&table, 0, all, true), wanted[..1]);
     assert_eq!(read(&table, 0, all, true), []);
+    for iova in [0, all - page] {
+        let _ = table.walk_marking(iova, Access::WRITE);
+    }
+    table.start_tracking().unwrap();
+    assert_eq!(read(&table, 0, all, false), [], "tracking begins anew everywhere");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::arena::{TableAddr, TableSize};
-use crate::format::{AmdV1, Armv8Stage1, Armv8Stage2, RiscV, X86_64};
+use crate::format::{AmdV1, Armv8Stage1, Armv8Stage2, RiscV, Sv39, X86_64};
 use crate::{Access, Arena, EmptyTables, Entry, Format, PageTable};
 
 const READ: Access = Access::READ;
@@ -184,6 +184,15 @@ fn the_arena_has_no_table_at_a_forged_address() {
     for forged in [1 << 22, 1 << 43, 1 << 44, u64::MAX] {
         assert!(arena.table(TableAddr(forged), 9).is_none());
     }
+}
+
+#[test]
+fn what_is_in_the_way_of_a_page_of_the_root_is_found_below() {
+    // The root has 256 entries, the table below 512.
+    let occupied = (1 << 30) + (300 << 21) + (77 << 12);
+    let table = mapped::<Sv39>(&[(occupied, 0, 4096, READ)]);
+    let refused = table.map(1 << 30, 1 << 30, 1 << 30, READ, &mut EmptyTables::none());
+    assert_eq!(refused, Err(crate::MapError::Occupied(occupied)));
 }
 
 #[test]
