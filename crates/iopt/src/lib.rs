@@ -56,7 +56,8 @@
 mod arena;
 pub mod format;
 mod table;
-#[cfg(test)]
+// Tables of 512 entries take Miri minutes; tests/small_tables.rs is for it.
+#[cfg(all(test, not(miri)))]
 mod tests;
 
 pub use arena::{Arena, EmptyTables, Heap, TableAddr, TableMemory};

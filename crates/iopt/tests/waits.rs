@@ -1,5 +1,7 @@
 //! Who allocates and who waits: those who map, and nobody else.
 
+// Miri takes minutes over tables of 512 entries; tests/small_tables.rs is for it.
+#![cfg(not(miri))]
 #![allow(clippy::unwrap_used)]
 
 use std::ops::Range;

@@ -404,21 +404,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::{Arena, CHUNK_BYTES, EmptyTables, PAGES, TableAddr, TableSize};
+    use super::{Arena, EmptyTables, PAGES, TableAddr, TableSize};
     use std::sync::atomic::Ordering;
 
-    const TABLES: u32 = if cfg!(miri) { 2 * PAGES } else { 1 << 17 };
-
-    fn taken(arena: &Arena, size: TableSize) -> Vec<TableAddr> {
-        std::iter::from_fn(|| arena.allocate(size)).collect()
+    /// At most `count` tables.
+    fn taken(arena: &Arena, size: TableSize, count: usize) -> Vec<TableAddr> {
+        std::iter::from_fn(|| arena.allocate(size)).take(count).collect()
     }
 
     #[test]
     fn to_free_many_tables_takes_no_longer_than_to_free_two() {
-        let arena = Arena::new(TABLES);
+        let count = if cfg!(miri) { 24 } else { 1 << 17 };
+        let arena = Arena::new(count);
         let size = TableSize::of_entries(9);
-        let tables = taken(&arena, size);
-        assert_eq!(tables.len(), TABLES as usize);
+        let tables = taken(&arena, size, count as usize);
         let mut empty = EmptyTables::none();
         tables.iter().for_each(|&table| arena.chain(&mut empty, table));
         // Whoever followed the chain would end at the first link, and take what is behind it for lost.
@@ -430,44 +429,41 @@ mod tests {
         drop(inside);
         assert_eq!(arena.in_use(), 0);
         link.store(behind, Ordering::Relaxed);
-        assert_eq!(taken(&arena, size), tables, "the same, in order");
+        assert_eq!(taken(&arena, size, tables.len()), tables, "the same, in order");
     }
 
     #[test]
     fn tables_of_two_sizes_go_back_together_each_to_its_own() {
         let arena = Arena::new(2 * PAGES);
-        let sizes = [9, 13].map(TableSize::of_entries);
-        let mut tables = sizes.map(|size| vec![arena.allocate(size).unwrap()]);
-        for (size, tables) in sizes.into_iter().zip(&mut tables) {
-            tables.extend(taken(&arena, size));
-        }
-        assert_eq!(tables.each_ref().map(Vec::len), [PAGES as usize, CHUNK_BYTES >> 16]);
+        let sizes = [(9, 20), (13, 10)].map(|(index_bits, count)| (TableSize::of_entries(index_bits), count));
+        let take = || sizes.map(|(size, count)| taken(&arena, size, count));
+        let tables = take();
         let mut empty = EmptyTables::none();
         // In turn, as far as there are both.
-        for n in 0..PAGES as usize {
+        for n in 0..20 {
             tables.iter().filter_map(|tables| tables.get(n)).for_each(|&table| arena.chain(&mut empty, table));
         }
         arena.free(empty);
         assert_eq!(arena.in_use(), 0);
-        assert_eq!(sizes.map(|size| taken(&arena, size)), tables);
-        assert_eq!(arena.in_use(), tables.iter().map(Vec::len).sum::<usize>());
+        assert_eq!(take(), tables);
+        assert_eq!(arena.in_use(), 30);
     }
 
     #[test]
     fn what_goes_back_later_goes_before_what_is_there() {
         let arena = Arena::new(PAGES);
-        let size = TableSize::of_entries(9);
-        let tables = taken(&arena, size);
-        for part in tables.chunks(100) {
+        let size = TableSize::of_entries(16);
+        // All that there are.
+        let tables = taken(&arena, size, 100);
+        assert_eq!(tables.len(), 4);
+        for part in tables.chunks(3) {
             let mut empty = EmptyTables::none();
             part.iter().for_each(|&table| arena.chain(&mut empty, table));
             arena.free(empty);
         }
-        let wanted: Vec<_> = tables.chunks(100).rev().flatten().copied().collect();
-        assert_eq!(taken(&arena, size), wanted);
-        assert_eq!(arena.allocate(size), None);
+        assert_eq!(taken(&arena, size, 100), [tables[3], tables[0], tables[1], tables[2]]);
         // The chain was used up, and begins anew.
-        arena.discard(tables[7]);
-        assert_eq!(taken(&arena, size), [tables[7]]);
+        arena.discard(tables[1]);
+        assert_eq!(taken(&arena, size, 100), [tables[1]]);
     }
 }
