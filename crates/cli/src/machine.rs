@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use ioasid::{
-    Endpoint, EndpointOptions, GroupId, Machine, PartPasidTable, PartPasids, Pasid, PasidHold, Recovery, Rid,
+    Endpoint, EndpointOptions, GroupId, IommuKind, Machine, PartPasidTable, PartPasids, Pasid, PasidHold, Recovery, Rid,
 };
 use ioasid_devices::dsa::spec::registers::QueueMode;
 use ioasid_devices::dsa::{self, Dsa, DsaOptions, DsaSlice, PasidTranslation, SliceQueue};
@@ -177,7 +177,11 @@ const SEGMENT: u16 = 1;
 ///
 /// # Errors
 /// If two are to be at the same place, or more than a bus holds.
-pub fn build(machine: &Arc<Machine>, options: &[DeviceOption]) -> Result<Vec<PciDevice>, DeviceError> {
+pub fn build(
+    machine: &Arc<Machine>,
+    iommu: IommuKind,
+    options: &[DeviceOption],
+) -> Result<Vec<PciDevice>, DeviceError> {
     let mut places: BTreeSet<Rid> = BTreeSet::new();
     for bdf in options.iter().filter_map(|option| option.bdf) {
         if !places.insert(bdf) {
@@ -207,12 +211,12 @@ pub fn build(machine: &Arc<Machine>, options: &[DeviceOption]) -> Result<Vec<Pci
             free
         });
         let made = match (MODELS[option.model].kind, option.number(SLICES)) {
-            (Kind::Ioat, _) => ioat(machine, rid, group),
-            (Kind::Dsa, None) => whole_dsa(machine, rid, group, option.number(WQS)),
+            (Kind::Ioat, _) => ioat(machine, iommu, rid, group),
+            (Kind::Dsa, None) => whole_dsa(machine, iommu, rid, group, option.number(WQS)),
             (Kind::Dsa, Some(slices)) => {
                 // One parent for all slices of one option.
                 if parent.as_ref().is_none_or(|(of, parent)| !std::ptr::eq(*of, option) || parent.next == slices) {
-                    parent = Some((option, Parent::new(machine, number, slices)?));
+                    parent = Some((option, Parent::new(machine, iommu, number, slices)?));
                 }
                 let Some((_, parent)) = &mut parent else { continue };
                 parent.slice(machine, rid, group)
@@ -236,9 +240,9 @@ struct Made {
 }
 
 /// `None` if the place is taken.
-fn ioat(machine: &Arc<Machine>, rid: Rid, group: GroupId) -> Option<Made> {
+fn ioat(machine: &Arc<Machine>, iommu: IommuKind, rid: Rid, group: GroupId) -> Option<Made> {
     // It has no PASID capability.
-    let options = EndpointOptions { pasid_bits: 0, ..EndpointOptions::default() };
+    let options = EndpointOptions { pasid_bits: 0, ..EndpointOptions::behind(iommu) };
     let endpoint = machine.add_endpoint_with(rid, group, options).ok()?;
     let spec = ioat::spec();
     let interrupts = Interrupts::new(&spec);
@@ -247,8 +251,8 @@ fn ioat(machine: &Arc<Machine>, rid: Rid, group: GroupId) -> Option<Made> {
 }
 
 /// It asks for pages that it does not find.
-fn dsa_endpoint() -> EndpointOptions {
-    EndpointOptions { pasid_bits: 20, recovery: Recovery::PageRequests, ..EndpointOptions::default() }
+fn dsa_endpoint(iommu: IommuKind) -> EndpointOptions {
+    EndpointOptions { pasid_bits: 20, recovery: Recovery::PageRequests, ..EndpointOptions::behind(iommu) }
 }
 
 fn dsa(endpoint: &Arc<Endpoint>, options: DsaOptions, interrupts: Arc<Interrupts>) -> Arc<Dsa> {
@@ -257,8 +261,8 @@ fn dsa(endpoint: &Arc<Endpoint>, options: DsaOptions, interrupts: Arc<Interrupts
     Dsa::new(options, port, Arc::new(endpoint.clone()), interrupts)
 }
 
-fn whole_dsa(machine: &Arc<Machine>, rid: Rid, group: GroupId, wqs: Option<u32>) -> Option<Made> {
-    let endpoint = machine.add_endpoint_with(rid, group, dsa_endpoint()).ok()?;
+fn whole_dsa(machine: &Arc<Machine>, iommu: IommuKind, rid: Rid, group: GroupId, wqs: Option<u32>) -> Option<Made> {
+    let endpoint = machine.add_endpoint_with(rid, group, dsa_endpoint(iommu)).ok()?;
     let defaults = DsaOptions::default();
     let options = DsaOptions { wqs: wqs.map_or(defaults.wqs, |wqs| wqs as u8), ..defaults };
     let spec = dsa::spec(&options);
@@ -289,11 +293,11 @@ impl PasidTranslation for Translation {
 }
 
 impl Parent {
-    fn new(machine: &Arc<Machine>, number: u64, slices: u32) -> Result<Self, DeviceError> {
+    fn new(machine: &Arc<Machine>, iommu: IommuKind, number: u64, slices: u32) -> Result<Self, DeviceError> {
         let rid = Rid::new(PARENT_SEGMENT, number as u8, 0, 0).ok_or(DeviceError::BusFull)?;
         let group = GroupId(PARENT_GROUP + number as u32);
         let endpoint =
-            machine.add_endpoint_with(rid, group, dsa_endpoint()).map_err(|_| DeviceError::SamePlace(rid))?;
+            machine.add_endpoint_with(rid, group, dsa_endpoint(iommu)).map_err(|_| DeviceError::SamePlace(rid))?;
         // The host drives it.
         let _ = endpoint.set_bus_master(true);
         let options = DsaOptions { wqs: slices as u8, ..DsaOptions::default() };
@@ -336,7 +340,7 @@ mod tests {
 
     fn machine(texts: &[&str]) -> Result<Vec<(String, u32)>, DeviceError> {
         let options = texts.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>()?;
-        let devices = build(&Machine::new(Arc::new(Silent)), &options)?;
+        let devices = build(&Machine::new(Arc::new(Silent)), IommuKind::Vtd, &options)?;
         Ok(devices.iter().map(|device| (device.rid.to_string(), device.endpoint.group().0)).collect())
     }
 

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use ioasid::IommuKind;
 use ioasid_serve::Options;
 
 use machine::{DeviceOption, MODELS};
@@ -57,6 +58,9 @@ struct RunArgs {
     /// Put a device on the bus: MODEL[,bdf=0000:00:01.0][,group=N][,…]; `ioasid devices` lists the models and their options
     #[arg(long = "device", value_name = "MODEL[,key=value…]")]
     devices: Vec<DeviceOption>,
+    /// Put the devices behind this IOMMU: vtd, vtd5, amd, smmuv3 or riscv
+    #[arg(long, value_name = "KIND", default_value_t = IommuKind::Vtd)]
+    iommu: IommuKind,
     /// Exit with status 99 if there is a finding
     #[arg(long)]
     check: bool,
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
             let Some(program) = words.next() else { return ExitCode::from(run::EXIT_USAGE) };
             let plan = Plan {
                 devices: args.devices,
+                iommu: args.iommu,
                 options: Options { selftest: args.selftest, memlock: args.memlock },
                 program,
                 arguments: words.collect(),
@@ -107,6 +112,10 @@ fn main() -> ExitCode {
                 for option in model.options {
                     println!("{:<8}   {}=N  {}", "", option.name, option.about);
                 }
+            }
+            println!();
+            for kind in IommuKind::ALL {
+                println!("--iommu {:<8} {}", kind.name(), kind.about());
             }
             ExitCode::SUCCESS
         }

@@ -97,7 +97,7 @@ pub use ioas::{
 pub use iopt::Access;
 pub use kind::{
     BadPasidTable, GuestFormat, GuestPasidFormat, GuestPasidTable, GuestTable, IommuKind, TableFormat, UnalignedRoot,
-    WithoutPasid,
+    UnknownIommu, WithoutPasid,
 };
 pub use mirror::{Mirror, MirrorCapabilities, MirrorError, MirrorRun};
 pub use pasid::{PartPasidTable, PasidError, PasidHold, VirtualPasids};

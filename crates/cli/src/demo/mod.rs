@@ -81,6 +81,7 @@ fn demo(screen: &Screen) -> Result<()> {
 fn run(screen: &Screen) -> Result<(Outcome, Seen)> {
     let (output, input) = std::io::pipe().context("cannot make a pipe")?;
     let plan = Plan {
+        iommu: ioasid::IommuKind::Vtd,
         // It is to be seen everywhere, however little memory may be pinned.
         options: Options { memlock: Some(u64::MAX), ..Options::default() },
         devices: vec!["ioat".parse()?],

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use ioasid::Machine;
+use ioasid::{IommuKind, Machine};
 use ioasid_serve::listen::Listener;
 use ioasid_serve::trap::Tracer;
 use ioasid_serve::{Options, Server, tree::Tree};
@@ -50,6 +50,8 @@ const LISTENERS: usize = 4;
 /// What to run.
 pub struct Plan {
     pub devices: Vec<DeviceOption>,
+    /// What they are behind.
+    pub iommu: IommuKind,
     /// How it is served.
     pub options: Options,
     pub program: OsString,
@@ -137,7 +139,7 @@ fn finish(outcome: &Outcome, reporting: &Reporting) -> ExitCode {
 pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Result<Outcome, Failure> {
     let collector = Arc::new(Collector::new());
     let machine = Machine::new(collector.clone());
-    let devices = machine::build(&machine, &plan.devices).map_err(Failure::Devices)?;
+    let devices = machine::build(&machine, plan.iommu, &plan.devices).map_err(Failure::Devices)?;
     let server = Server::new(machine, devices, collector.clone(), plan.options);
     let mut program = vec![plan.program.to_string_lossy().into_owned()];
     program.extend(plan.arguments.iter().map(|argument| argument.to_string_lossy().into_owned()));

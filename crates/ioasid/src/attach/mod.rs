@@ -209,7 +209,7 @@ impl<'a> Automatic<'a> {
         ioas: &Arc<Ioas>,
     ) -> Result<Self, AttachError> {
         let (ids, kind) = (context.ids(), device.iommu_kind());
-        if let Some(hwpt) = Hwpt::automatic_of(ioas, kind.format())
+        if let Some(hwpt) = Hwpt::automatic_of(ioas, kind)
             && ids.hold_if(hwpt.id(), |object| if object.is_hwpt(&hwpt) { Ok(()) } else { Err(()) }) == Some(Ok(()))
         {
             return Ok(Self { context, hwpt });
@@ -229,7 +229,8 @@ impl<'a> Automatic<'a> {
         }
         let reserved = ids.reserve().ok_or(AttachError::NoIds)?;
         let arena = context.shared().arena.clone();
-        let hwpt = Arc::new(Hwpt::new(reserved.id(), kind.format(), None, Disposition::Abort, ioas.clone(), arena)?);
+        let hwpt =
+            Arc::new(Hwpt::new(reserved.id(), kind, kind.format(), None, Disposition::Abort, ioas.clone(), arena)?);
         ioas.add_mirror(hwpt.clone())?;
         // The table holds its address space, and is held by this.
         let held = ids.hold(ioas.id());
@@ -244,7 +245,7 @@ impl<'a> Automatic<'a> {
         'a: 'd,
     {
         let _attach = self.context.attach.lock();
-        let first = Hwpt::automatic_of(self.hwpt.ioas(), self.hwpt.format());
+        let first = Hwpt::automatic_of(self.hwpt.ioas(), self.hwpt.iommu_kind());
         let table = Table::Paging(self.hwpt.clone());
         let is_it = first.is_some_and(|first| Arc::ptr_eq(&first, &self.hwpt));
         if !is_it || !self.context.get(table.id().0.get()).is_some_and(|object| object.is_table(&table)) {
@@ -379,7 +380,7 @@ impl Attachment<'_> {
     /// Attaches to a page table that there is, in place of what is returned, which nothing uses any more.
     fn attach(&self, table: &Table) -> Result<Option<Table>, AttachError> {
         if let Some(hwpt) = table.paging() {
-            if hwpt.format().iommu_kind() != self.endpoint.iommu_kind() {
+            if !self.endpoint.iommu_kind().walks(hwpt.format()) {
                 return Err(AttachError::WrongFormat(table.id()));
             }
             if hwpt.options().is_some_and(|options| options.dirty_tracking) && !self.endpoint.tracks_dirty() {

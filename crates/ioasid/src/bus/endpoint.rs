@@ -30,9 +30,6 @@ use crate::kind::IommuKind;
 use crate::pasid::PartPasidTable;
 use crate::shared::Shared;
 
-/// Where message-signalled interrupts go on x86: a write there is not a memory access (Intel SDM 3, 12.11).
-const MSI_WINDOW: IovaRange = IovaRange { start: 0xfee0_0000, last: 0xfeef_ffff };
-
 /// In [`Endpoint::bound`]: somebody is about to have it, or it is gone for good.
 pub(crate) const BEING_BOUND: u32 = u32::MAX;
 
@@ -55,9 +52,17 @@ impl Default for EndpointOptions {
     /// A PCI function behind VT-d, whose writes from 0xfee00000 to 0xfeefffff are interrupts, and whose transactions can wait for
     /// a page.
     fn default() -> Self {
+        Self::behind(IommuKind::default())
+    }
+}
+
+impl EndpointOptions {
+    /// A PCI function behind an IOMMU of this kind, which reserves what that does, and whose transactions can wait for a page.
+    #[must_use]
+    pub fn behind(iommu: IommuKind) -> Self {
         Self {
-            iommu: IommuKind::default(),
-            reserved: vec![MSI_WINDOW],
+            iommu,
+            reserved: iommu.reserved().to_vec(),
             pasid_bits: 20,
             dirty_tracking: true,
             recovery: Recovery::Stall,

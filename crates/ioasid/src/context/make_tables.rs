@@ -95,8 +95,9 @@ impl Context {
         let Object::Device(endpoint) = self.get(device).ok_or(HwptError::Missing(device))? else {
             return Err(HwptError::NotADevice(device));
         };
-        let format = options.format.unwrap_or(endpoint.iommu_kind().format());
-        if format.iommu_kind() != endpoint.iommu_kind() {
+        let kind = endpoint.iommu_kind();
+        let format = options.format.unwrap_or(kind.format());
+        if !endpoint.iommu_kind().walks(format) {
             return Err(HwptError::WrongFormat(format));
         }
         if options.dirty_tracking && !endpoint.tracks_dirty() {
@@ -111,7 +112,8 @@ impl Context {
                 let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
                 let arena = self.shared().arena.clone();
                 let holds = on_miss.queue().map(|queue| queue.id()).into_iter().chain([owner.id()]).collect();
-                let hwpt = Arc::new(Hwpt::new(reserved.id(), format, Some(options), on_miss, owner.clone(), arena)?);
+                let hwpt =
+                    Arc::new(Hwpt::new(reserved.id(), kind, format, Some(options), on_miss, owner.clone(), arena)?);
                 owner.add_mirror(hwpt.clone())?;
                 reserved.finalize(Object::Hwpt(Table::Paging(hwpt.clone())), 0, holds);
                 Ok(hwpt)

@@ -97,7 +97,7 @@ impl Context {
         let endpoint = self.endpoint(device).ok_or(ViommuError::Missing(device))?;
         let hwpt = |object: &Object| match object {
             Object::Hwpt(Table::Paging(hwpt)) if !hwpt.is_nest_parent() => Err(ViommuError::NotAParent(parent)),
-            Object::Hwpt(Table::Paging(hwpt)) if hwpt.format().iommu_kind() != endpoint.iommu_kind() => {
+            Object::Hwpt(Table::Paging(hwpt)) if hwpt.iommu_kind() != endpoint.iommu_kind() => {
                 Err(ViommuError::OtherIommu(device))
             }
             Object::Hwpt(Table::Paging(hwpt)) => Ok(hwpt.clone()),
@@ -134,7 +134,7 @@ impl Context {
     ) -> Result<Arc<VirtualDevice>, ViommuError> {
         self.on_held(viommu_id, ViommuError::Missing, viommu(viommu_id), |viommu| {
             let endpoint = self.endpoint(device).ok_or(ViommuError::Missing(device))?;
-            if endpoint.iommu_kind() != viommu.parent().format().iommu_kind() {
+            if endpoint.iommu_kind() != viommu.parent().iommu_kind() {
                 return Err(ViommuError::OtherIommu(device));
             }
             // Held until it is published, so that the device does not go meanwhile and leave it behind.

@@ -16,7 +16,7 @@ use crate::fault::{Disposition, OnMiss};
 use crate::gate::check_may_wait;
 use crate::gate::invalidation::{Invalidation, TableId};
 use crate::ioas::Ioas;
-use crate::kind::TableFormat;
+use crate::kind::{IommuKind, TableFormat};
 use crate::memory::{Identity, TableSpace};
 use crate::mirror::{Mirror, MirrorCapabilities, MirrorError, MirrorRun, Users};
 
@@ -41,6 +41,7 @@ pub struct HwptOptions {
 /// A paging HWPT: what an address space maps, in the format that an IOMMU walks.
 pub struct Hwpt {
     id: ObjectId,
+    kind: IommuKind,
     format: TableFormat,
     /// As it was asked for; if nobody did, it was made for a device that was attached to the address space, and goes with the
     /// last one.
@@ -59,6 +60,7 @@ pub struct Hwpt {
 impl Hwpt {
     pub(crate) fn new(
         id: ObjectId,
+        kind: IommuKind,
         format: TableFormat,
         options: Option<HwptOptions>,
         on_miss: Disposition,
@@ -67,7 +69,7 @@ impl Hwpt {
     ) -> Result<Self, iopt::MapError> {
         let table = PagingTable::new(format, arena)?;
         let (granule, users, fill) = (Granule::none(), Users::default(), RwLock::default());
-        Ok(Self { id, format, options, on_miss, ioas, table, granule, users, fill })
+        Ok(Self { id, kind, format, options, on_miss, ioas, table, granule, users, fill })
     }
 
     /// Its id in its context.
@@ -82,11 +84,11 @@ impl Hwpt {
         self.options
     }
 
-    /// The table of a format that devices get which are attached to the address space itself, if there is one.
-    pub(crate) fn automatic_of(ioas: &Ioas, format: TableFormat) -> Option<Arc<Self>> {
+    /// The table that devices behind a kind of IOMMU get which are attached to the address space itself, if there is one.
+    pub(crate) fn automatic_of(ioas: &Ioas, kind: IommuKind) -> Option<Arc<Self>> {
         ioas.find_mirror(|mirror| {
             let hwpt = (mirror.clone() as Arc<dyn Any + Send + Sync>).downcast::<Self>().ok()?;
-            (hwpt.is_automatic() && hwpt.format == format).then_some(hwpt)
+            (hwpt.is_automatic() && hwpt.kind == kind).then_some(hwpt)
         })
     }
 
@@ -99,13 +101,19 @@ impl Hwpt {
     }
 
     pub(crate) fn allows_pasids(&self) -> bool {
-        self.options.map_or(self.format.iommu_kind().automatic_for_pasids(), |options| options.pasids)
+        self.options.map_or(self.kind.automatic_for_pasids(), |options| options.pasids)
     }
 
     /// The address space that it mirrors.
     #[must_use]
     pub fn ioas(&self) -> &Arc<Ioas> {
         &self.ioas
+    }
+
+    /// The kind of IOMMU that it was made for.
+    #[must_use]
+    pub fn iommu_kind(&self) -> IommuKind {
+        self.kind
     }
 
     /// Its format.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iopt::format::{Mock, VtdSecondStage};
+use iopt::format::{AmdV1, Armv8Stage2, Mock, Sv48, VtdSecondStage, VtdSecondStageFiveLevels};
 use iopt::{Access, Arena, DirtyWord, EmptyTables, Leaves, MapError, PageTable, RangeError, Translation, Upper};
 
 use crate::kind::TableFormat;
@@ -11,14 +11,22 @@ use crate::memory::TableSpace;
 /// A page table of one of the formats.
 pub(crate) enum PagingTable {
     VtdSecondStage(PageTable<VtdSecondStage, TableSpace>),
+    VtdSecondStageFiveLevels(PageTable<VtdSecondStageFiveLevels, TableSpace>),
+    AmdV1(PageTable<AmdV1<4>, TableSpace>),
+    Armv8Stage2(PageTable<Armv8Stage2<12>, TableSpace>),
+    Sv48(PageTable<Sv48, TableSpace>),
     Mock(PageTable<Mock, TableSpace>),
 }
 
 /// The same expression, whatever the format.
-macro_rules! either {
+macro_rules! each_format {
     ($table:expr, $each:ident => $use:expr) => {
         match $table {
             PagingTable::VtdSecondStage($each) => $use,
+            PagingTable::VtdSecondStageFiveLevels($each) => $use,
+            PagingTable::AmdV1($each) => $use,
+            PagingTable::Armv8Stage2($each) => $use,
+            PagingTable::Sv48($each) => $use,
             PagingTable::Mock($each) => $use,
         }
     };
@@ -31,6 +39,10 @@ impl PagingTable {
         }
         Ok(match format {
             TableFormat::VtdSecondStage => Self::VtdSecondStage(PageTable::new(arena)?),
+            TableFormat::VtdSecondStageFiveLevels => Self::VtdSecondStageFiveLevels(PageTable::new(arena)?),
+            TableFormat::AmdV1 => Self::AmdV1(PageTable::new(arena)?),
+            TableFormat::Armv8Stage2 => Self::Armv8Stage2(PageTable::new(arena)?),
+            TableFormat::Sv48 => Self::Sv48(PageTable::new(arena)?),
             TableFormat::Mock | TableFormat::MockHuge => Self::Mock(PageTable::new(arena)?),
         })
     }
@@ -43,42 +55,42 @@ impl PagingTable {
         leaves: Leaves,
         empty: &mut EmptyTables,
     ) -> Result<(), MapError> {
-        either!(self, table => table.map(iova, pa, length, leaves, empty))
+        each_format!(self, table => table.map(iova, pa, length, leaves, empty))
     }
 
     pub(crate) fn unmap(&self, iova: u64, length: u64, empty: &mut EmptyTables) -> Result<(), RangeError> {
-        either!(self, table => table.unmap(iova, length, empty))
+        each_format!(self, table => table.unmap(iova, length, empty))
     }
 
     pub(crate) fn split(&self, iova: u64, length: u64, largest: u32) -> Result<(), MapError> {
-        either!(self, table => table.split(iova, length, largest))
+        each_format!(self, table => table.split(iova, length, largest))
     }
 
     pub(crate) fn protect(&self, iova: u64, length: u64, access: Access) -> Result<(), RangeError> {
-        either!(self, table => table.protect(iova, length, access))
+        each_format!(self, table => table.protect(iova, length, access))
     }
 
     pub(crate) fn free(&self, tables: EmptyTables) {
-        either!(self, table => table.free(tables));
+        each_format!(self, table => table.free(tables));
     }
 
     #[inline]
     pub(crate) fn upper(&self, iova: u64) -> Option<Upper> {
-        either!(self, table => table.upper(iova))
+        each_format!(self, table => table.upper(iova))
     }
 
     #[inline]
     pub(crate) fn walk_coalesced_below(&self, upper: Upper, iova: u64) -> Option<Translation> {
-        either!(self, table => table.walk_coalesced_below(upper, iova))
+        each_format!(self, table => table.walk_coalesced_below(upper, iova))
     }
 
     #[inline]
     pub(crate) fn walk_marking_below(&self, upper: Upper, iova: u64, access: Access) -> Option<Translation> {
-        either!(self, table => table.walk_marking_below(upper, iova, access))
+        each_format!(self, table => table.walk_marking_below(upper, iova, access))
     }
 
     pub(crate) fn start_tracking(&self) -> Result<(), MapError> {
-        either!(self, table => table.start_tracking())
+        each_format!(self, table => table.start_tracking())
     }
 
     pub(crate) fn read_dirty(
@@ -88,6 +100,6 @@ impl PagingTable {
         clear: bool,
         each: impl FnMut(DirtyWord),
     ) -> Result<(), RangeError> {
-        either!(self, table => table.read_dirty(iova, length, clear, each))
+        each_format!(self, table => table.read_dirty(iova, length, clear, each))
     }
 }

@@ -10,6 +10,21 @@ use crate::driver::{Memory, ioctl, ioctl_at, open};
 
 const EOPNOTSUPP: i32 = libc::EOPNOTSUPP;
 
+/// An IOVA that is reserved, and the first that is beyond all that the device can address; the same, if nothing is reserved.
+fn unusable(iommu: i32, ioas: u32) -> (u64, u64) {
+    let mut ranges = [ii::IovaRange { start: 0, last: 0 }; 8];
+    let mut request = ii::IoasIovaRanges {
+        size: size_of::<ii::IoasIovaRanges>() as u32,
+        ioas_id: ioas,
+        num_iovas: ranges.len() as u32,
+        allowed_iovas: ranges.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    ioctl(&iommu, ii::IOAS_IOVA_RANGES, &mut request).unwrap();
+    let used = request.num_iovas as usize;
+    (ranges[0].last + 1, ranges[used - 1].last + 1)
+}
+
 pub fn malformed() {
     let setup = Setup::new();
     let (iommu, device) = (setup.space.iommu.as_raw_fd(), setup.engine.file.as_raw_fd());
@@ -21,6 +36,7 @@ pub fn malformed() {
         unsafe { libc::mprotect(memory.address as *mut _, 4096, libc::PROT_READ) };
         memory
     };
+    let (reserved, beyond) = unusable(iommu, ioas);
     let mut rows = 0;
     let mut row = |what: &str, fd: i32, number: u32, argument: &[u8], expected: i32| {
         let mut bytes = argument.to_vec();
@@ -77,8 +93,8 @@ pub fn malformed() {
         ("iova between pages", ii::IoasMap { iova: 0xa0_0010, ..map }, libc::EINVAL),
         ("memory between pages", ii::IoasMap { user_va: va + 16, ..map }, libc::EINVAL),
         ("length between pages", ii::IoasMap { length: 100, ..map }, libc::EINVAL),
-        ("iova where interrupts go", ii::IoasMap { iova: 0xfee0_0000, ..map }, libc::EINVAL),
-        ("iova beyond the device", ii::IoasMap { iova: 1 << 48, ..map }, libc::EINVAL),
+        ("iova that is reserved", ii::IoasMap { iova: reserved, ..map }, libc::EINVAL),
+        ("iova beyond the device", ii::IoasMap { iova: beyond, ..map }, libc::EINVAL),
         ("iova in use", ii::IoasMap { iova: SOURCE, ..map }, libc::EEXIST),
         (
             "iova over the end of a mapping",
@@ -133,7 +149,7 @@ pub fn malformed() {
             libc::ENOENT,
         ),
         ("target in use", ii::IoasCopy { dst_iova: SOURCE, ..copy }, libc::EEXIST),
-        ("target where interrupts go", ii::IoasCopy { dst_iova: 0xfee0_0000, ..copy }, libc::EINVAL),
+        ("target that is reserved", ii::IoasCopy { dst_iova: reserved, ..copy }, libc::EINVAL),
         ("target between pages", ii::IoasCopy { dst_iova: 0xa0_0010, ..copy }, libc::EINVAL),
         ("source between pages", ii::IoasCopy { src_iova: SOURCE + 16, ..copy }, libc::EINVAL),
     ];
@@ -184,7 +200,7 @@ pub fn malformed() {
         allowed_iovas: ranges.as_ptr() as u64,
         ..Default::default()
     };
-    let (good, empty, interrupts) = (one(0x1000, 0xff_ffff), one(5, 5), one(0xfed0_0000, 0xfeef_ffff));
+    let (good, empty, interrupts) = (one(0x1000, 0xff_ffff), one(5, 5), one(reserved - 0x1000, reserved + 0xfff));
     let overlapping = [ii::IovaRange { start: 0, last: 9 }, ii::IovaRange { start: 9, last: 20 }];
     let allows = [
         ("reserved field", ii::IoasAllowIovas { reserved: 1, ..allow(&good) }, EOPNOTSUPP),

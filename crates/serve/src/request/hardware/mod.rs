@@ -1,6 +1,9 @@
 //! What in requests is each IOMMU's own: its registers, the data that page tables are made from, and invalidations.
 
+mod amd;
+mod arm;
 mod mock;
+mod riscv;
 mod vtd;
 
 use std::any::Any;
@@ -29,19 +32,25 @@ pub(super) trait Hardware: Sync {
     ///
     /// # Errors
     /// `EOPNOTSUPP` for data of another kind, `EINVAL`, `EFAULT`.
-    fn table(&self, data: &Data<'_>) -> Result<TableFormat, Errno>;
+    fn table(&self, _data: &Data<'_>) -> Result<TableFormat, Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
 
     /// The guest's page table that `data` describes.
     ///
     /// # Errors
     /// As [`Hardware::table`].
-    fn nested(&self, data: &Data<'_>) -> Result<NestedOptions, Errno>;
+    fn nested(&self, _data: &Data<'_>) -> Result<NestedOptions, Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
 
     /// Forgets what is cached of a guest's page table, entry for entry, and counts those that are `done`.
     ///
     /// # Errors
     /// `EINVAL` for entries of another kind, `EOPNOTSUPP`, `EFAULT`.
-    fn invalidate(&self, nested: &NestedHwpt, entries: &Entries<'_>, done: &mut u32) -> Result<(), Errno>;
+    fn invalidate(&self, _nested: &NestedHwpt, _entries: &Entries<'_>, _done: &mut u32) -> Result<(), Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
 
     /// Whether it has virtual IOMMUs of this type.
     fn has_viommu(&self, _kind: u32) -> bool {
@@ -81,6 +90,10 @@ pub(super) fn of(endpoint: &Endpoint) -> &'static dyn Hardware {
 pub(super) fn of_kind(kind: IommuKind) -> &'static dyn Hardware {
     match kind {
         IommuKind::Mock => &mock::Mock,
-        _ => &vtd::Vtd,
+        IommuKind::VtdFiveLevels => &vtd::Vtd { five_levels: true },
+        IommuKind::Amd => &amd::Amd,
+        IommuKind::SmmuV3 => &arm::SmmuV3,
+        IommuKind::RiscV => &riscv::RiscV,
+        _ => &vtd::Vtd { five_levels: false },
     }
 }

@@ -5,7 +5,7 @@
 
 use std::mem::offset_of;
 
-use ioasid::{GuestFormat, GuestTable, IovaRange, NestedHwpt, NestedOptions, TableFormat};
+use ioasid::{GuestFormat, GuestTable, IovaRange, NestedHwpt, NestedOptions};
 use ioasid_uapi::iommufd as uapi;
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
@@ -13,12 +13,18 @@ use zerocopy::IntoBytes;
 use super::{Data, Entries, Hardware};
 use crate::request::ToErrno;
 
-pub(super) struct Vtd;
+pub(super) struct Vtd {
+    /// Of the second stage; its capability says so, beside the four that there are always.
+    pub(super) five_levels: bool,
+}
 
 /// 65,536 domains; second stages of 4 levels and 48 bits, with pages of 2 MiB and 1 GiB; first stages of 4 and 5 levels, with
 /// pages of 1 GiB; invalidation of up to 2^18 pages; reads and writes are drained.
 const CAPABILITY: u64 =
     6 | 1 << 10 | 47 << 16 | 1 << 22 | 3 << 34 | 1 << 39 | 18 << 48 | 1 << 54 | 1 << 55 | 1 << 56 | 1 << 60;
+/// The width of IOVAs, less one; and 57 bits, with second stages of five levels besides.
+const WIDTH: u64 = 0x3f << 16;
+const FIVE_LEVELS: u64 = 56 << 16 | 1 << 11;
 /// Coherent, queued invalidation, pass-through, nesting, PASIDs of 20 bits, scalable mode with dirty bits in the second
 /// stage, second and first stage.
 const EXTENDED_CAPABILITY: u64 =
@@ -28,12 +34,9 @@ const PAGE: u64 = 4096;
 
 impl Hardware for Vtd {
     fn info(&self) -> (u32, Vec<u8>) {
-        let info = uapi::HwInfoVtd { cap_reg: CAPABILITY, ecap_reg: EXTENDED_CAPABILITY, ..uapi::HwInfoVtd::default() };
+        let cap_reg = if self.five_levels { CAPABILITY & !WIDTH | FIVE_LEVELS } else { CAPABILITY };
+        let info = uapi::HwInfoVtd { cap_reg, ecap_reg: EXTENDED_CAPABILITY, ..uapi::HwInfoVtd::default() };
         (uapi::HW_INFO_TYPE_INTEL_VTD, info.as_bytes().to_vec())
-    }
-
-    fn table(&self, _: &Data<'_>) -> Result<TableFormat, Errno> {
-        Err(Errno::OPNOTSUPP)
     }
 
     fn nested(&self, data: &Data<'_>) -> Result<NestedOptions, Errno> {

@@ -73,7 +73,7 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
 fn nested_in(call: &Call<'_>, id: u32) -> Option<IommuKind> {
     let context = call.context();
     let parent = context.hwpt(id).or_else(|| Some(context.viommu(id)?.parent().clone()))?;
-    Some(parent.format().iommu_kind())
+    Some(parent.iommu_kind())
 }
 
 pub(super) fn invalidate(call: &Call<'_>) -> Result<(), Errno> {
@@ -106,9 +106,9 @@ fn invalidate_entries(call: &Call<'_>, request: &uapi::HwptInvalidate, done: &mu
         return Err(Errno::NOENT);
     }
     if let Some(viommu) = call.context().viommu(request.hwpt_id) {
-        let hardware = hardware::of_kind(viommu.parent().format().iommu_kind());
+        let hardware = hardware::of_kind(viommu.parent().iommu_kind());
         return hardware.invalidate_viommu(&viommu, &entries, done);
     }
     let nested = call.context().nested_hwpt(request.hwpt_id).ok_or(Errno::INVAL)?;
-    hardware::of_kind(nested.parent().format().iommu_kind()).invalidate(&nested, &entries, done)
+    hardware::of_kind(nested.parent().iommu_kind()).invalidate(&nested, &entries, done)
 }

@@ -66,7 +66,7 @@ pub(super) fn alloc_hw_queue(call: &Call<'_>) -> Result<(), Errno> {
     IovaRange::new(request.nesting_parent_iova, request.length).ok_or(Errno::OVERFLOW)?;
     let context = call.context();
     let viommu = context.viommu(request.viommu_id).ok_or(Errno::NOENT)?;
-    let hardware = hardware::of_kind(viommu.parent().format().iommu_kind());
+    let hardware = hardware::of_kind(viommu.parent().iommu_kind());
     let options = HwQueueOptions {
         index: request.index,
         after: hardware.hw_queue(request.kind, request.index)?,
