@@ -12,7 +12,7 @@
 //!  miss: mark, write             now copy the pages
 //! ```
 
-use iopt::{Access, MapError, RangeError};
+use iopt::{Access, DirtyWord, MapError, RangeError};
 use thiserror::Error;
 
 use super::Hwpt;
@@ -121,21 +121,16 @@ impl Hwpt {
         }
         // The table refuses parts of its pages, as they would be cleared as a whole.
         self.table
-            .read_dirty(inside.start, inside.len_minus_one() + 1, clear, |word| {
-                let offset = word.iova.wrapping_sub(range.start);
-                if word.page_shift == shift && (offset >> shift).is_multiple_of(64) && word.iova >= range.start {
-                    // Page for page, as it nearly always is.
-                    if let Some(into) = bitmap.get_mut((offset >> shift) as usize / 64) {
-                        *into |= word.bits;
-                    }
-                    return;
-                }
-                let mut bits = word.bits;
-                while bits != 0 {
-                    let start = word.iova + (u64::from(bits.trailing_zeros()) << word.page_shift);
-                    let written = IovaRange { start, last: start + ((1 << word.page_shift) - 1) };
-                    set_bits(bitmap, range, written, shift);
-                    bits &= bits - 1;
+            .read_dirty(inside.start, inside.len_minus_one() + 1, clear, move |word| {
+                // A word of the log is nearly always one of the bitmap. The rotation puts one that begins between two of those, or
+                // before them, far beyond their end.
+                let number = word.iova.wrapping_sub(range.start).rotate_right(word.page_shift + 6);
+                if word.page_shift == shift
+                    && let Some(into) = usize::try_from(number).ok().and_then(|number| bitmap.get_mut(number))
+                {
+                    *into |= word.bits;
+                } else {
+                    set_pages(bitmap, range, word, shift);
                 }
             })
             .map_err(DirtyError::out_of_range(range, page))?;
@@ -143,6 +138,18 @@ impl Hwpt {
             self.quiesce(inside);
         }
         Ok(())
+    }
+}
+
+/// Sets the bits of all pages of `range` that what `word` says touches.
+#[cold]
+fn set_pages(bitmap: &mut [u64], range: IovaRange, word: DirtyWord, shift: u32) {
+    let mut bits = word.bits;
+    while bits != 0 {
+        let start = word.iova + (u64::from(bits.trailing_zeros()) << word.page_shift);
+        let written = IovaRange { start, last: start + ((1 << word.page_shift) - 1) };
+        set_bits(bitmap, range, written, shift);
+        bits &= bits - 1;
     }
 }
 
