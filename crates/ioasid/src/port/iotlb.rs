@@ -72,13 +72,30 @@ pub(crate) struct Iotlb {
     /// Bit n: pages of 2^n bytes may be cached.
     sizes: u64,
     /// The size that was hit last.
-    recent: u32,
+    recent: Size,
     /// How many more translations may be pushed out until the cache is too small.
     patience: usize,
 }
 
 fn empty_sets(count: usize) -> Box<[Set]> {
     vec![Set { tags: [0; WAYS], targets: [0; WAYS] }; count].into_boxed_slice()
+}
+
+/// A size of pages, and what look-ups need of it, so that not each of them finds it out.
+#[derive(Clone, Copy)]
+struct Size {
+    shift: u32,
+    /// The bits of an address inside a page.
+    offset: u64,
+    /// The tag of the page that begins at zero, without a domain.
+    tag: u64,
+}
+
+impl Size {
+    #[inline(always)]
+    fn of(shift: u32) -> Self {
+        Self { shift, offset: offset_mask(shift), tag: tag(0, 0, shift) }
+    }
 }
 
 #[inline]
@@ -135,7 +152,7 @@ fn set_of(tag: u64, iova: u64, shift: u32, sets: usize) -> usize {
 
 impl Iotlb {
     pub(crate) fn new() -> Self {
-        Self { sets: empty_sets(FIRST_SETS), sizes: 0, recent: PAGE_SHIFT, patience: FIRST_SETS }
+        Self { sets: empty_sets(FIRST_SETS), sizes: 0, recent: Size::of(PAGE_SHIFT), patience: FIRST_SETS }
     }
 
     fn set(&mut self, domain: u64, iova: u64, shift: u32) -> &mut Set {
@@ -161,20 +178,21 @@ impl Iotlb {
 
     /// log2 of the bytes of the page that was found or cached last.
     pub(super) fn recent_shift(&self) -> u32 {
-        self.recent
+        self.recent.shift
     }
 
     #[inline(always)]
-    fn probe(&self, domain: u64, shift: u32) -> Probe<'_> {
-        Probe { sets: &self.sets, shift, offset: offset_mask(shift), tag: tag(domain, 0, shift) }
+    fn probe(&self, domain: u64, size: Size) -> Probe<'_> {
+        let Size { shift, offset, tag } = size;
+        Probe { sets: &self.sets, shift, offset, tag: tag | domain }
     }
 
     fn lookup_others(&mut self, domain: u64, iova: u64, access: Access) -> Option<(*mut u8, u64)> {
-        let mut others = self.sizes & !(1 << self.recent);
+        let mut others = self.sizes & !(1 << self.recent.shift);
         while others != 0 {
-            let shift = others.trailing_zeros();
-            if let Some(hit) = self.probe(domain, shift).find(iova, access) {
-                self.recent = shift;
+            let size = Size::of(others.trailing_zeros());
+            if let Some(hit) = self.probe(domain, size).find(iova, access) {
+                self.recent = size;
                 return Some(hit);
             }
             others &= others - 1;
@@ -187,7 +205,7 @@ impl Iotlb {
         let wanted = tag(domain, iova, page.shift);
         let target = page.start.expose_provenance() | usize::from(page.access.bits());
         self.sizes |= 1 << page.shift;
-        self.recent = page.shift;
+        self.recent = Size::of(page.shift);
         let set = self.set(domain, iova, page.shift);
         if let Some(way) = set.tags.iter().position(|&tag| tag == wanted) {
             set.targets[way] = target;
