@@ -91,12 +91,16 @@ fn main() -> ExitCode {
 }
 
 fn measure(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let machine = machine::Machine::from_proc();
+    let machine = machine::Machine::find();
+    if !args.json {
+        // Now, so that it is seen even if somebody loses patience.
+        println!("{machine}\n");
+    }
     let run::Results { rows, costs, failed } = run::benchmarks(&args.names)?;
     if args.json {
         println!("{}", table::json(&machine, &rows, &costs)?);
     } else {
-        print!("{machine}\n\n{}", table::text(&rows, &costs));
+        print!("{}", table::text(&rows, &costs));
     }
     for (name, error) in &failed {
         eprintln!("peers: {name}: {error:#}");
