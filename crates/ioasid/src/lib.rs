@@ -57,6 +57,8 @@
 //! | `kind` | kinds of IOMMUs, and guests' formats, as data |
 //! | `base` | addresses, ids, ranges, locks, callbacks |
 
+#![warn(missing_debug_implementations)]
+
 mod attach;
 mod base;
 mod bus;

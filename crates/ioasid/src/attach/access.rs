@@ -7,6 +7,7 @@
 //!   unmap ──► told: let go of IOVA a..=b ──► Pinned dropped ──► unmap goes on
 //! ```
 
+use std::fmt;
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -56,6 +57,15 @@ impl Context {
         let id = reserved.finalize(Object::Access, 1, vec![]);
         let accessor = Arc::new(Accessor::new(unmap));
         Some(IoasAccess { context: self.clone(), id, accessor, ioas: Mutex::default() })
+    }
+}
+
+impl fmt::Debug for IoasAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoasAccess")
+            .field("id", &self.id)
+            .field("attached", &self.attached().ok().map(|ioas| ioas.id()))
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,6 +1,7 @@
 //! One machine's IOMMU: its stream table, its physical address space, its memory for page tables.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use super::endpoint::{BEING_BOUND, Endpoint, EndpointError, EndpointOptions};
@@ -27,6 +28,12 @@ pub struct Machine {
     shared: Arc<Shared>,
     endpoints: RwLock<BTreeMap<Rid, Arc<Endpoint>>, rank::Endpoints>,
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>, rank::Groups>,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine").field("endpoints", &self.endpoints()).finish_non_exhaustive()
+    }
 }
 
 impl Machine {

@@ -339,6 +339,12 @@ pub struct Held {
     id: ObjectId,
 }
 
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
 impl Held {
     /// The context.
     #[must_use]

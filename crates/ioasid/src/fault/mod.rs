@@ -24,6 +24,7 @@
 mod deadline;
 mod queue;
 
+use std::fmt;
 use std::sync::Arc;
 
 use bitflags::bitflags;
@@ -52,7 +53,7 @@ bitflags! {
 }
 
 /// A page that a device asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PageRequest {
     /// With this PASID, or without.
     pub pasid: Option<Pasid>,
@@ -60,6 +61,17 @@ pub struct PageRequest {
     pub iova: u64,
     /// What it is needed for.
     pub access: RequestedAccess,
+}
+
+impl fmt::Debug for PageRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let iova = format_args!("{:#x}", self.iova);
+        f.debug_struct("PageRequest")
+            .field("pasid", &self.pasid)
+            .field("iova", &iova)
+            .field("access", &self.access)
+            .finish()
+    }
 }
 
 /// What a device is told.
@@ -81,6 +93,15 @@ pub struct PageGroup {
     pub requests: Vec<PageRequest>,
     /// Called once, with the answer, from any thread, and with no lock held: also from one that detaches the device.
     pub answer: Box<dyn FnOnce(PageResponse) + Send>,
+}
+
+impl fmt::Debug for PageGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageGroup")
+            .field("number", &self.number)
+            .field("requests", &self.requests)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What happens when a device finds nothing in a page table, or not what it needs.

@@ -1,6 +1,7 @@
 //! Fault queues: groups of page requests, until somebody answers.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -110,6 +111,16 @@ pub struct FaultQueue {
     deadlines: Deadlines,
     state: Mutex<State, rank::Queue>,
     arrived: Notify,
+}
+
+impl fmt::Debug for FaultQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultQueue")
+            .field("id", &self.id)
+            .field("options", &self.options)
+            .field("counts", &self.counts())
+            .finish_non_exhaustive()
+    }
 }
 
 impl FaultQueue {

@@ -70,10 +70,11 @@
 
 mod absent;
 mod hold;
+mod map;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::iter::FusedIterator;
 use std::{fmt, io};
 
@@ -89,12 +90,15 @@ use absent::{NoBackend, NoBitmap};
 use hold::Holds;
 
 pub use hold::Hold;
+pub use map::{MapMemoryError, map_memory};
 
 /// What a port reaches, as guest memory whose addresses are IOVAs. See the [module](self).
 pub struct PortMemory {
     pasid: Option<Pasid>,
     /// Whom to tell of faults.
     bus: Bus,
+    /// The last access that was refused, until it is asked for.
+    refusal: Cell<Option<DmaError>>,
     /// Goes before the port: a leaked slice must not keep the port inside.
     holds: Holds,
     /// The references in [`PortMemory::place`] and the one in [`PortMemory::miss`] are the only ones to it. Neither function
@@ -110,7 +114,14 @@ impl PortMemory {
     pub fn new(mut port: DmaPort, pasid: Option<Pasid>) -> Self {
         port.prepare(pasid);
         let bus = port.bus().clone();
-        Self { pasid, holds: Holds::new(bus.requester.clone()), bus, port: UnsafeCell::new(port) }
+        let (holds, refusal) = (Holds::new(bus.requester.clone()), Cell::new(None));
+        Self { pasid, holds, bus, refusal, port: UnsafeCell::new(port) }
+    }
+
+    /// Why the last access was refused that was, with its address; `None` if none was since this was called last. The errors of
+    /// vm-memory have no room for it: where nothing is mapped, they say that the address is invalid, whatever the reason.
+    pub fn take_refusal(&self) -> Option<DmaError> {
+        self.refusal.take()
     }
 
     #[inline]
@@ -185,7 +196,10 @@ impl PortMemory {
     ) -> GuestMemoryResult<VolatileSlice<'_, Hold<'_>>> {
         match self.bus.recover(self.at(iova), access, refused) {
             Ok(()) => self.borrow_more(iova, most, access),
-            Err(error) => Err(refusal(iova, error)),
+            Err(error) => {
+                self.refusal.set(Some(error));
+                Err(refusal(iova, error))
+            }
         }
     }
 }

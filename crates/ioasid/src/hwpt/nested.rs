@@ -5,6 +5,7 @@
 //! which are IOVAs of the parent: so a guest reaches what its parent maps, and nothing else.
 
 use std::any::Any;
+use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -76,6 +77,16 @@ pub struct NestedOptions {
     pub extension: Option<Box<dyn Any + Send + Sync>>,
 }
 
+impl fmt::Debug for NestedOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NestedOptions")
+            .field("stage", &self.stage)
+            .field("pasids", &self.pasids)
+            .field("on_miss", &self.on_miss)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<T: Into<GuestStage>> From<T> for NestedOptions {
     fn from(stage: T) -> Self {
         Self { stage: stage.into(), pasids: true, on_miss: OnMiss::Abort, extension: None }
@@ -94,6 +105,16 @@ pub struct NestedHwpt {
     pub(crate) on_miss: Disposition,
     options: NestedOptions,
     pub(super) users: Users,
+}
+
+impl fmt::Debug for NestedHwpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NestedHwpt")
+            .field("id", &self.id)
+            .field("parent", &self.parent.id())
+            .field("stage", self.stage())
+            .finish_non_exhaustive()
+    }
 }
 
 impl NestedHwpt {

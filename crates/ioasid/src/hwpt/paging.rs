@@ -1,6 +1,7 @@
 //! Paging page tables: they mirror an address space.
 
 use std::any::Any;
+use std::fmt;
 use std::sync::Arc;
 
 use iopt::format::VtdSecondStage;
@@ -55,6 +56,17 @@ pub struct Hwpt {
     pub(crate) users: Users,
     /// Held to fill and to empty the table, by many at a time, and by one alone to find it as it is.
     pub(super) fill: RwLock<(), rank::Fill>,
+}
+
+impl fmt::Debug for Hwpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hwpt")
+            .field("id", &self.id)
+            .field("ioas", &self.ioas.id())
+            .field("format", &self.format)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Hwpt {

@@ -12,6 +12,7 @@
 //! ```
 //! Nothing of it is cached, so nobody has to be told of a change.
 
+use std::fmt;
 use std::sync::Arc;
 
 use iopt::Access;
@@ -44,6 +45,12 @@ pub struct SvaHwpt {
     id: ObjectId,
     process: Arc<Process>,
     pub(super) users: Users,
+}
+
+impl fmt::Debug for SvaHwpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SvaHwpt").field("id", &self.id).field("process", &self.process.pid()).finish_non_exhaustive()
+    }
 }
 
 impl SvaHwpt {

@@ -1,6 +1,7 @@
 //! Which memory it is, by whatever way it is reached: for those who want to know whether two are the same.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 
 use super::segment::Backing;
@@ -80,6 +81,12 @@ impl Identity {
 pub struct Pinned {
     /// Whose each piece is, its first byte and its length.
     pub(super) pieces: Vec<(usize, Identity, u64)>,
+}
+
+impl fmt::Debug for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pinned").field("pieces", &self.pieces.len()).finish_non_exhaustive()
+    }
 }
 
 impl Pinned {

@@ -10,6 +10,7 @@
 //! that after an exec, or after the process number went to somebody else, DMA fails instead of reaching other memory.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -80,6 +81,12 @@ impl RemoteMemory for ProcessMemory {
 
     fn identity(&self, address: u64) -> Option<Identity> {
         self.is_current().then(|| Identity::in_process(self.pid, &self.vmas, address))?
+    }
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").field("pid", &self.pid()).finish_non_exhaustive()
     }
 }
 

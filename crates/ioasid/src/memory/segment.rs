@@ -1,6 +1,7 @@
 //! What a run of bytes is made of.
 
 use std::any::Any;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -154,6 +155,15 @@ pub struct Segment {
     pub(crate) length: u64,
 }
 
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segment")
+            .field("length", &format_args!("{:#x}", self.length))
+            .field("writable", &self.is_writable())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Segment {
     /// `length` bytes of this process at `start`, a multiple of the page size; `keep` is dropped when no device can
     /// reach them any more, with no lock held.
@@ -170,6 +180,18 @@ impl Segment {
     pub unsafe fn local(start: NonNull<u8>, length: u64, keep: Arc<dyn Any + Send + Sync>) -> Self {
         assert!((start.addr().get() as u64).is_multiple_of(PAGE_SIZE), "{start:?} is not the start of a page");
         Self { backing: Backing::Local { start, guard: None, writable: true, file: None, keep }, length }
+    }
+
+    /// [`Segment::local`], perhaps for reading only, of memory that is known to stay as long as `keep`.
+    #[cfg(feature = "vm-memory")]
+    pub(crate) fn kept(
+        start: NonNull<u8>,
+        length: u64,
+        writable: bool,
+        file: Option<FileRange>,
+        keep: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self { backing: Backing::Local { start, guard: None, writable, file, keep }, length }
     }
 
     /// `length` bytes of `file` at `offset`, both multiples of the page size, mapped here.

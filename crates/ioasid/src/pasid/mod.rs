@@ -14,6 +14,7 @@
 mod virtual_pasids;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -66,6 +67,12 @@ pub(crate) struct PasidSpace(Mutex<BTreeMap<Pasid, Entry>, rank::Space>);
 pub struct PasidHold {
     space: Arc<PasidSpace>,
     pasid: Pasid,
+}
+
+impl fmt::Debug for PasidHold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PasidHold").field("pasid", &self.pasid).finish_non_exhaustive()
+    }
 }
 
 impl PasidHold {

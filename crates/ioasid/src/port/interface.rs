@@ -3,6 +3,7 @@
 //! Source: PCI Express Base Specification 6.0, 10.4.1 (page request message) and 10.5.2 (page request capability).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -37,6 +38,15 @@ pub struct PageRequestInterface {
     /// Requests that may wait for an answer at a time.
     capacity: usize,
     state: Arc<Mutex<State, rank::Interface>>,
+}
+
+impl fmt::Debug for PageRequestInterface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageRequestInterface")
+            .field("capacity", &self.capacity)
+            .field("outstanding", &self.outstanding())
+            .finish_non_exhaustive()
+    }
 }
 
 impl PageRequestInterface {

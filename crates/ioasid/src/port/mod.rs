@@ -20,6 +20,7 @@ mod transfer;
 mod translate;
 mod upper;
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -131,6 +132,12 @@ impl Endpoint {
     #[must_use]
     pub fn port(self: &Arc<Self>) -> DmaPort {
         DmaPort::new(self.clone())
+    }
+}
+
+impl fmt::Debug for DmaPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DmaPort").field("endpoint", &self.bus.endpoint).finish_non_exhaustive()
     }
 }
 

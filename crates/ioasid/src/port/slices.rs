@@ -1,5 +1,6 @@
 //! Borrowed slices: what a device model hands to `readv`, or computes on, without a copy.
 
+use std::fmt;
 use std::ops::Deref;
 
 use iopt::Access;
@@ -54,6 +55,12 @@ pub struct Slices<'p> {
     held: Held<'p>,
     pasid: Option<Pasid>,
     access: Access,
+}
+
+impl fmt::Debug for Slices<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slices").field("slices", &&**self).field("access", &self.access).finish_non_exhaustive()
+    }
 }
 
 impl<'p> Slices<'p> {

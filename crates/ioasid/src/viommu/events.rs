@@ -1,6 +1,7 @@
 //! What a guest is to be told by its virtual IOMMU.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Weak};
 
 use super::Viommu;
@@ -34,6 +35,12 @@ pub struct EventQueue {
     viommu: Weak<Viommu>,
     state: Mutex<State, rank::Events>,
     arrived: Notify,
+}
+
+impl fmt::Debug for EventQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventQueue").field("id", &self.id).field("kind", &self.kind).finish_non_exhaustive()
+    }
 }
 
 impl EventQueue {

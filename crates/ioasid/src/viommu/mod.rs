@@ -12,6 +12,7 @@ mod queue;
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Weak};
 
 use crate::base::ids::ObjectId;
@@ -48,6 +49,12 @@ pub struct VirtualDevice {
     virtual_id: u64,
     viommu: Weak<Viommu>,
     endpoint: Arc<Endpoint>,
+}
+
+impl fmt::Debug for Viommu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Viommu").field("id", &self.id).field("parent", &self.parent.id()).finish_non_exhaustive()
+    }
 }
 
 impl Viommu {
@@ -94,6 +101,15 @@ impl Viommu {
     #[must_use]
     pub fn events(&self, kind: u32) -> Option<Arc<EventQueue>> {
         self.lock().events.get(&kind).cloned()
+    }
+}
+
+impl fmt::Debug for VirtualDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtualDevice")
+            .field("id", &self.id)
+            .field("virtual_id", &format_args!("{:#x}", self.virtual_id))
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Queues that an IOMMU works on by itself, in the guest's memory.
 
+use std::fmt;
 use std::sync::{Arc, Weak};
 
 use super::Viommu;
@@ -12,6 +13,16 @@ pub struct HwQueue {
     viommu: Weak<Viommu>,
     id: ObjectId,
     memory: PinnedRange,
+}
+
+impl fmt::Debug for HwQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HwQueue")
+            .field("id", &self.id)
+            .field("index", &self.index)
+            .field("memory", &self.memory)
+            .finish_non_exhaustive()
+    }
 }
 
 impl HwQueue {

@@ -86,7 +86,10 @@ fn a_device_asks_for_many_slices() {
     }
     tenant.device.attach(None, tenant.ioas.id().into()).unwrap();
     let mut port = tenant.endpoint.port();
-    assert_eq!(port.slices(Iova(16 * PAGE), 20_000 * PAGE, Access::READ).unwrap().len(), 20_000);
+    let slices = port.slices(Iova(16 * PAGE), 20_000 * PAGE, Access::READ).unwrap();
+    // Two pages may happen to lie beside each other here, in one order, and then they are one slice.
+    assert!(slices.len() >= 10_000);
+    assert_eq!(slices.iter().map(|slice| slice.len() as u64).sum::<u64>(), 20_000 * PAGE);
 }
 
 #[test]

@@ -66,3 +66,34 @@ fn port_memory_is_not_entered_twice() {
     memory.write_obj(5u32, GuestAddress(0x10000)).unwrap();
     assert_eq!(memory.read_obj::<u32>(GuestAddress(0x10000)).unwrap(), 5);
 }
+
+#[test]
+fn a_refusal_says_why_and_a_guests_memory_is_one_call() {
+    use ioasid::guest_memory::{MapMemoryError, map_memory};
+    use vm_memory::GuestMemoryMmap;
+
+    let tenant = Tenant::of(&machine(), 1);
+    let ranges = [(GuestAddress(0), 0x2000), (GuestAddress(0x10_0000), 0x4000)];
+    let memory: Arc<GuestMemoryMmap> = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+    // All of it, or nothing.
+    map(&tenant.ioas, 0x10_1000, PAGE);
+    assert!(matches!(map_memory(&tenant.ioas, &memory, Access::READ), Err(MapMemoryError::Map(0x10_0000, _))));
+    assert_eq!(tenant.ioas.size().0, 1);
+    tenant.ioas.unmap(IovaRange::ALL).unwrap();
+    map_memory(&tenant.ioas, &memory, Access::READ).unwrap();
+    assert_eq!(tenant.ioas.size(), (2, 0x6000));
+    memory.write_obj(7u32, GuestAddress(0x10_3ffc)).unwrap();
+    // It stays as long as devices reach it.
+    drop(memory);
+    let port = PortMemory::new(tenant.endpoint.port(), None);
+    assert_eq!(port.read_obj::<u32>(GuestAddress(0x10_3ffc)).unwrap(), 7);
+    assert!(port.take_refusal().is_none());
+    for (address, reason) in [(0x10_0000, FaultReason::NotPermitted), (0x20_0000, FaultReason::NotMapped)] {
+        port.write_obj(1u8, GuestAddress(address)).unwrap_err();
+        let refusal = port.take_refusal().unwrap();
+        assert_eq!((refusal.reason, refusal.at.iova), (reason, Iova(address)));
+    }
+    tenant.device.detach(None).unwrap();
+    port.read_obj::<u8>(GuestAddress(0)).unwrap_err();
+    assert_eq!(port.take_refusal().unwrap().reason, FaultReason::NotAttached);
+}
