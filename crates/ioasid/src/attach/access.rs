@@ -4,7 +4,7 @@
 //! it is needed; when somebody wants to unmap it, the access is told, and lets it go before the unmap returns:
 //!
 //! ```text
-//!   unmap ──► told: let go of IOVA a..=b ──► Pinned dropped ──► unmap goes on
+//!   unmap ──► told: let go of IOVA a..=b ──► PinnedRange dropped ──► unmap goes on
 //! ```
 
 use std::fmt;

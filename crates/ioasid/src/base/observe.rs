@@ -98,8 +98,8 @@ pub enum Leftover {
     },
 }
 
-/// Is told what happens, on whatever thread it happens. Implementations are brief, and do not call the engine: it may be
-/// in the middle of something.
+/// Is told what happens, on whatever thread it happens, which waits for the answer: implementations are brief. They are
+/// called with no lock held, and may call the engine.
 pub trait Observer: Send + Sync {
     /// A DMA was refused.
     fn fault(&self, _fault: &Fault) {}

@@ -11,8 +11,8 @@ use crate::mirror::MirrorError;
 pub enum Placement {
     /// Exactly there.
     Fixed(Iova),
-    /// Anywhere that is free. The IOVA gets the alignment that this address of the memory has, up to 2 MiB, so that
-    /// large pages fit.
+    /// Anywhere that is free. If there is room for it, the IOVA gets the place in its large page of 2 MiB that this address
+    /// of the memory has in its own, so that large pages fit.
     Automatic {
         /// The address of the memory where it comes from.
         like: u64,

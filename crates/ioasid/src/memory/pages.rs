@@ -97,8 +97,8 @@ impl std::fmt::Debug for Pages {
 impl Pages {
     /// `length` bytes, a multiple of the page size, that `source` gives whenever some of them are to be pinned: it is asked for
     /// so many bytes from an offset on. With `writable`, devices may be allowed to write them. `address`, a multiple of the page
-    /// size, is where they come from, in a process or a file: IOVAs that are chosen for them get its alignment, so that large
-    /// pages fit.
+    /// size, is where they come from, in a process or a file: IOVAs that are chosen for them get its place in a large
+    /// page, so that large pages fit.
     ///
     /// `source` is called with no lock held. From within it, to pin the same bytes is an error ([`PinError::Recursive`]).
     pub fn new(

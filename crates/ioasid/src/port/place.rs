@@ -1,4 +1,4 @@
-//! A port one translation at a time, for those who look after its gate themselves ([`crate::vm_memory`]).
+//! A port one translation at a time, for those who look after its gate themselves (`guest_memory`).
 
 use iopt::Access;
 
