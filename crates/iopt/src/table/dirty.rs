@@ -336,7 +336,8 @@ fn within(iova: u64, page_shift: u32, span: Span) -> u64 {
 }
 
 // Miri takes minutes over tables of 512 entries; tests/small_tables.rs is for it.
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
+#[cfg(not(miri))]
 mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;
