@@ -1,7 +1,7 @@
 //! Access of software: reads, writes and pins what an address space maps, without DMA.
 //!
-//! Who mediates a device, or emulates one outside of any bus, gets at memory by IOVA here. What is pinned stays as long as
-//! it is needed; when somebody wants to unmap it, the access is told, and lets it go before the unmap returns:
+//! A mediator, or a device model outside of any bus, gets at memory by IOVA here. What it pins stays until it lets go. An
+//! unmap of pinned memory tells the access first, which lets it go before the unmap returns:
 //!
 //! ```text
 //!   unmap ──► told: let go of IOVA a..=b ──► PinnedRange dropped ──► unmap goes on

@@ -86,7 +86,7 @@ pub enum AttachError {
     /// The context has 2^31 objects.
     #[error("the context has no free ids")]
     NoIds,
-    /// Who asked for it did not confirm it.
+    /// The caller's `confirm` said no.
     #[error("the attachment was not confirmed")]
     NotConfirmed,
     /// It would have to wait for this thread.
