@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use ioasid::memory::{Pages, Segment};
 use ioasid::{
-    Access, Device, DmaPort, EndpointOptions, FaultReason, GroupId, HwptError, HwptOptions, Ioas, IommuKind, Iova,
-    IovaRange, Machine, MapError, Rid, Silent, TableFormat,
+    Access, AttachError, Device, DmaPort, EndpointOptions, FaultReason, GroupId, HwptError, HwptOptions, Ioas,
+    IommuKind, Iova, IovaRange, Machine, MapError, Rid, Silent, TableFormat,
 };
 
 const PAGE: u64 = 4096;
@@ -168,4 +168,23 @@ fn a_kind_is_known_by_its_name_and_walks_its_own_formats() {
     let made = |format| device.context().hwpt_alloc(device.id().into(), ioas.id().into(), asked(format));
     device.attach(None, made(TableFormat::VtdSecondStage).unwrap().id().into()).unwrap();
     assert!(matches!(made(TableFormat::AmdV1).map(drop), Err(HwptError::WrongFormat(TableFormat::AmdV1))));
+}
+
+#[test]
+fn devices_behind_two_kinds_share_an_address_space_by_a_table_each() {
+    let Bench { machine, ioas, device, mut port, memory } = bench(IommuKind::Vtd);
+    let rid = Rid::new(0, 0, 2, 0).unwrap();
+    let endpoint = machine.add_endpoint_with(rid, GroupId(2), EndpointOptions::behind(IommuKind::Amd)).unwrap();
+    endpoint.set_bus_master(true).unwrap();
+    let (other, mut beside) = (device.context().bind(&endpoint).unwrap(), endpoint.port());
+    device.attach(None, ioas.id().into()).unwrap();
+    other.attach(None, ioas.id().into()).unwrap();
+    ioas.map_pages(Some(Iova(LENGTH)), &memory, 0, LENGTH, Access::READ).unwrap();
+    assert_eq!((read(&mut port, LENGTH + PAGE), read(&mut beside, LENGTH + PAGE)), (Ok(1), Ok(1)));
+    ioas.unmap(IovaRange::ALL).unwrap();
+    assert!(read(&mut port, LENGTH + PAGE).is_err() && read(&mut beside, LENGTH + PAGE).is_err());
+    // A table that only one of the two walks.
+    let amd = HwptOptions { format: Some(TableFormat::AmdV1), ..HwptOptions::default() };
+    let table = device.context().hwpt_alloc(other.id().into(), ioas.id().into(), amd).unwrap();
+    assert!(matches!(device.attach(None, table.id().into()), Err(AttachError::WrongFormat(_))));
 }
