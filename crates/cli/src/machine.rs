@@ -5,7 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use ioasid::{
-    Endpoint, EndpointOptions, GroupId, IommuKind, Machine, PartPasidTable, PartPasids, Pasid, PasidHold, Recovery, Rid,
+    Endpoint, EndpointOptions, GroupId, Iommu, IommuKind, Machine, PartPasidTable, PartPasids, Pasid, PasidHold,
+    Recovery, Rid,
 };
 use ioasid_devices::dsa::spec::registers::QueueMode;
 use ioasid_devices::dsa::{self, Dsa, DsaOptions, DsaSlice, PasidTranslation, SliceQueue};
@@ -177,11 +178,8 @@ const SEGMENT: u16 = 1;
 ///
 /// # Errors
 /// If two are to be at the same place, or more than a bus holds.
-pub fn build(
-    machine: &Arc<Machine>,
-    iommu: IommuKind,
-    options: &[DeviceOption],
-) -> Result<Vec<PciDevice>, DeviceError> {
+pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) -> Result<Vec<PciDevice>, DeviceError> {
+    let iommu = &machine.iommu(kind);
     let mut places: BTreeSet<Rid> = BTreeSet::new();
     for bdf in options.iter().filter_map(|option| option.bdf) {
         if !places.insert(bdf) {
@@ -240,9 +238,9 @@ struct Made {
 }
 
 /// `None` if the place is taken.
-fn ioat(machine: &Arc<Machine>, iommu: IommuKind, rid: Rid, group: GroupId) -> Option<Made> {
+fn ioat(machine: &Arc<Machine>, iommu: &Arc<Iommu>, rid: Rid, group: GroupId) -> Option<Made> {
     // It has no PASID capability.
-    let options = EndpointOptions { pasid_bits: 0, ..EndpointOptions::behind(iommu) };
+    let options = EndpointOptions::behind(iommu).pasid_bits(0);
     let endpoint = machine.add_endpoint_with(rid, group, options).ok()?;
     let spec = ioat::spec();
     let interrupts = Interrupts::new(&spec);
@@ -251,8 +249,8 @@ fn ioat(machine: &Arc<Machine>, iommu: IommuKind, rid: Rid, group: GroupId) -> O
 }
 
 /// It asks for pages that it does not find.
-fn dsa_endpoint(iommu: IommuKind) -> EndpointOptions {
-    EndpointOptions { pasid_bits: 20, recovery: Recovery::PageRequests, ..EndpointOptions::behind(iommu) }
+fn dsa_endpoint(iommu: &Arc<Iommu>) -> EndpointOptions {
+    EndpointOptions::behind(iommu).recovery(Recovery::PageRequests)
 }
 
 fn dsa(endpoint: &Arc<Endpoint>, options: DsaOptions, interrupts: Arc<Interrupts>) -> Arc<Dsa> {
@@ -261,7 +259,7 @@ fn dsa(endpoint: &Arc<Endpoint>, options: DsaOptions, interrupts: Arc<Interrupts
     Dsa::new(options, port, Arc::new(endpoint.clone()), interrupts)
 }
 
-fn whole_dsa(machine: &Arc<Machine>, iommu: IommuKind, rid: Rid, group: GroupId, wqs: Option<u32>) -> Option<Made> {
+fn whole_dsa(machine: &Arc<Machine>, iommu: &Arc<Iommu>, rid: Rid, group: GroupId, wqs: Option<u32>) -> Option<Made> {
     let endpoint = machine.add_endpoint_with(rid, group, dsa_endpoint(iommu)).ok()?;
     let defaults = DsaOptions::default();
     let options = DsaOptions { wqs: wqs.map_or(defaults.wqs, |wqs| wqs as u8), ..defaults };
@@ -293,7 +291,7 @@ impl PasidTranslation for Translation {
 }
 
 impl Parent {
-    fn new(machine: &Arc<Machine>, iommu: IommuKind, number: u64, slices: u32) -> Result<Self, DeviceError> {
+    fn new(machine: &Arc<Machine>, iommu: &Arc<Iommu>, number: u64, slices: u32) -> Result<Self, DeviceError> {
         let rid = Rid::new(PARENT_SEGMENT, number as u8, 0, 0).ok_or(DeviceError::BusFull)?;
         let group = GroupId(PARENT_GROUP + number as u32);
         let endpoint =

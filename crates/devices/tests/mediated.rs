@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use ioasid::memory::{Pages, Segment};
 use ioasid::{
-    Access, Context, Device, Endpoint, EndpointOptions, GroupId, HwptOptions, Ioas, Iova, IovaRange, Machine, OnMiss,
-    PartPasidTable, PartPasids, Pasid, PasidHold, Recovery, Rid, Silent,
+    Access, Context, Device, Endpoint, EndpointOptions, GroupId, Hwpt, HwptOptions, Ioas, Iova, IovaRange, Machine,
+    OnMiss, PartPasidTable, PartPasids, Pasid, PasidHold, Recovery, Rid, Silent,
 };
 use ioasid_devices::dsa::spec::command::{ACTIVE, Command, REQUEST_INTERRUPT};
 use ioasid_devices::dsa::spec::completion::Record;
@@ -117,7 +117,7 @@ impl PasidTranslation for Translation {
 /// An address space with its memory.
 struct Space {
     ioas: Arc<Ioas>,
-    table: u32,
+    table: Arc<Hwpt>,
     file: Arc<File>,
     pages: Arc<Pages>,
 }
@@ -129,8 +129,8 @@ impl Space {
         file.write_all_at(&vec![MARKS[owner]; length as usize], 0).unwrap();
         let pages = Pages::of_file(file.try_clone().unwrap(), 0, length, true);
         let ioas = context.ioas_alloc().unwrap();
-        let options = HwptOptions { pasids: true, on_miss: OnMiss::Resolve, ..HwptOptions::default() };
-        let table = context.hwpt_alloc(device.id().into(), ioas.id().into(), options).unwrap().id().into();
+        let options = HwptOptions::default().pasids(true).on_miss(OnMiss::Resolve);
+        let table = context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap();
         let space = Self { ioas, table, file, pages };
         let mut offset = DATA.1;
         for (at, length) in [SCRATCH, RECORDS, LISTS] {
@@ -306,7 +306,7 @@ impl<'s> Owner<'s> {
     fn attach(&mut self, space: usize) {
         let pasid = virtual_pasid(space);
         if self.device.attached_to(pasid).is_none() {
-            self.device.attach(pasid, self.spaces[space].table).unwrap();
+            self.device.attach(pasid, &self.spaces[space].table).unwrap();
             let physical = self.endpoint.virtual_pasids().unwrap().physical(pasid).unwrap();
             let before = self.shared.last.lock().unwrap().insert(physical, self.number);
             self.counts.inherited += u64::from(before == Some(1 - self.number));
@@ -617,7 +617,7 @@ struct Parent {
 
 impl Parent {
     fn new(machine: &Arc<Machine>) -> Self {
-        let options = EndpointOptions { recovery: Recovery::PageRequests, ..EndpointOptions::default() };
+        let options = EndpointOptions::default().recovery(Recovery::PageRequests);
         let rid = Rid::new(0, 0, 1, 0).unwrap();
         let endpoint = machine.add_endpoint_with(rid, GroupId(100), options).unwrap();
         endpoint.set_bus_master(true).unwrap();

@@ -30,9 +30,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     ioas.map(Placement::Fixed(Iova(BASE)), LENGTH, Access::all(), || Ok(vec![Segment::memfd(LENGTH)?.0]))?;
 
     // Only devices whose IOMMU tracks what they write can be attached to this page table.
-    let options = HwptOptions { dirty_tracking: true, ..HwptOptions::default() };
-    let hwpt = context.hwpt_alloc(device.id().into(), ioas.id().into(), options)?;
-    device.attach(None, hwpt.id().into())?;
+    let options = HwptOptions::default().dirty_tracking(true);
+    let hwpt = context.hwpt_alloc(device.endpoint(), &ioas, options)?;
+    device.attach(None, &hwpt)?;
     let mut port = endpoint.port();
     port.write(Iova(BASE), &[1])?;
 

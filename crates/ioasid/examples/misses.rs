@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     ioas.make_fault(all)?;
 
     // A page table that refuses, which is the default.
-    device.attach(None, ioas.id().into())?;
+    device.attach(None, &ioas)?;
     let refused = port.write(Iova(0x10_0000), &[1]);
     assert_eq!(refused.err().map(|error| error.reason), Some(FaultReason::NotPresent));
 
@@ -41,9 +41,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         // The other end is there as long as main is.
         let _ = arrived.send(());
     }));
-    let options = HwptOptions { on_miss: OnMiss::Queue(queue.id().into()), ..HwptOptions::default() };
-    let asking = context.hwpt_alloc(device.id().into(), ioas.id().into(), options)?;
-    device.attach(None, asking.id().into())?;
+    let options = HwptOptions::default().on_miss(OnMiss::Queue(queue.clone()));
+    let asking = context.hwpt_alloc(device.endpoint(), &ioas, options)?;
+    device.attach(None, &asking)?;
     let written = thread::scope(|scope| -> Result<_, Box<dyn Error>> {
         let writer = scope.spawn(|| port.write(Iova(0x10_0000), &[2]));
         arrival.recv()?;
@@ -65,9 +65,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let lazily = context.ioas_alloc().ok_or("no ids")?;
     lazily.map_pages(Some(Iova(MIB)), &lazy, 0, MIB, Access::all())?;
     lazily.make_fault(IovaRange::new(MIB, MIB).ok_or("empty")?)?;
-    let options = HwptOptions { on_miss: OnMiss::Resolve, ..HwptOptions::default() };
-    let resolving = context.hwpt_alloc(device.id().into(), lazily.id().into(), options)?;
-    device.attach(None, resolving.id().into())?;
+    let options = HwptOptions::default().on_miss(OnMiss::Resolve);
+    let resolving = context.hwpt_alloc(device.endpoint(), &lazily, options)?;
+    device.attach(None, &resolving)?;
     port.write(Iova(MIB + 0x3_4567), &[3])?;
     let bytes = *asked.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     assert_eq!(bytes, 64 << 10);

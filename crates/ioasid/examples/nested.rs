@@ -36,16 +36,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     guest_physical.map(Placement::Fixed(Iova(0)), TABLES, Access::all(), || Ok(vec![tables]))?;
     let (data, file) = Segment::memfd(2 * PAGE)?;
     guest_physical.map(Placement::Fixed(Iova(DATA)), 2 * PAGE, Access::all(), || Ok(vec![data]))?;
-    let options = HwptOptions { nest_parent: true, ..HwptOptions::default() };
-    let parent = context.hwpt_alloc(device.id().into(), guest_physical.id().into(), options)?;
+    let options = HwptOptions::default().nest_parent(true);
+    let parent = context.hwpt_alloc(device.endpoint(), &guest_physical, options)?;
 
     // The guest builds a table in its own memory, and has the VMM attach the device to it.
     let table = PageTable::<X86_64, _>::new(Arc::new(Arena::with_memory(memory)))?;
     let mut empty = EmptyTables::none();
     table.map(0x1000, DATA, PAGE, Access::all(), &mut empty)?;
     let root = GuestTable { format: GuestFormat::X86_64, root: table.root().0 };
-    let nested = context.hwpt_alloc_nested(parent.id().into(), root)?;
-    device.attach(None, nested.id().into())?;
+    let nested = context.hwpt_alloc_nested(&parent, root)?;
+    device.attach(None, &nested)?;
 
     let mut port = endpoint.port();
     port.write(Iova(0x1000), b"by the first entry")?;

@@ -52,8 +52,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Each owner attaches its part as any device.
     let five = Pasid::new(5);
-    one.device.attach(None, one.ioas.id().into())?;
-    two.device.attach(five, two.ioas.id().into())?;
+    one.device.attach(None, &one.ioas)?;
+    two.device.attach(five, &two.ioas)?;
     let mut port = parent.port();
     work(&mut port, &one, None, 1)?;
     work(&mut port, &two, five, 2)?;

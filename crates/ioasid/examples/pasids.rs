@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for pasid in pasids {
         let ioas = context.ioas_alloc().ok_or("no ids")?;
         ioas.map(Placement::Fixed(Iova(0x1000)), PAGE, Access::all(), || Ok(vec![Segment::memfd(PAGE)?.0]))?;
-        device.attach(pasid, ioas.id().into())?;
+        device.attach(pasid, &ioas)?;
     }
     for (pasid, value) in pasids.into_iter().zip(1..) {
         write(&mut port, pasid, value).map_err(|reason| reason.to_string())?;
@@ -49,8 +49,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // A page table is parked in the same way, under the devices that are attached to it.
     let table = device.attached_to(Some(second)).ok_or("attached")?;
-    assert!(context.destroy(table.into()).is_err(), "a device is attached to it");
-    context.park(table.into())?;
+    assert!(context.destroy(table).is_err(), "a device is attached to it");
+    context.park(table)?;
     assert_eq!(read(&mut port, Some(second)), Err(FaultReason::Parked));
     assert_eq!(read(&mut port, None), Ok(1), "the others go on");
     println!("PASIDs {first} and {second} of one device had address spaces of their own, until they were parked");

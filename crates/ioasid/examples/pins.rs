@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let told = pins.clone();
     let notice = move |range: IovaRange| lock(&told).retain(|pin| !pin.range().overlaps(&range));
     let access = context.access(Some(Box::new(notice))).ok_or("no ids")?;
-    access.attach(ioas.id().into())?;
+    access.attach(&ioas)?;
 
     // Reading and writing needs no pin.
     access.write(Iova(0x1ffe), b"both")?;

@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // This process. Nothing is mapped: its address space is the page table.
     let own = context.hwpt_alloc_sva(Process::open_for_sva(std::process::id())?)?;
     let pasid = Pasid::new(5);
-    device.attach(pasid, own.id().into())?;
+    device.attach(pasid, &own)?;
     let buffer: Vec<AtomicU8> = (0..3 * 4096).map(|_| AtomicU8::new(0)).collect();
     let at = |offset: usize| BusAddress { pasid, iova: Iova((buffer.as_ptr().addr() + offset) as u64) };
     port.write(at(4090), b"written by a device")?;
@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let process = Process::open_for_sva(child.0.id())?;
     let first = process.vmas().at_or_after(0x1000)?.ok_or("it maps something")?;
     let theirs = context.hwpt_alloc_sva(process)?;
-    device.attach(pasid, theirs.id().into())?;
+    device.attach(pasid, &theirs)?;
     let (at, mut byte) = (BusAddress { pasid, iova: Iova(first.start) }, [0]);
     port.read(at, &mut byte)?;
     child.0.kill()?;

@@ -23,7 +23,7 @@
 //!
 //! // The device is bound to the context and attached to the address space: it reaches what is mapped.
 //! let device = context.bind(&endpoint)?;
-//! device.attach(None, ioas.id().into())?;
+//! device.attach(None, &ioas)?;
 //! port.write(Iova(0x1ffe), &[1, 2, 3, 4])?;
 //!
 //! // When an unmap returns, no DMA through the mapping is in flight, and none can start.
@@ -133,13 +133,16 @@ mod shared;
 mod view;
 mod viommu;
 
-pub use attach::{AccessAttachError, AttachError, BindError, CopyError, Device, IoasAccess, Reach};
+pub use attach::{AccessAttachError, AttachError, BindError, CopyError, Device, IoasAccess};
 pub use base::ids::ObjectId;
 pub use base::observe::{Fault, FaultReason, Leftover, Observer, Silent};
 pub use base::ranges::Ranges;
 pub use base::types::{GroupId, Iova, IovaRange, ParseRidError, Pasid, Rid, WouldDeadlock};
-pub use bus::{Endpoint, EndpointError, EndpointOptions, Machine, MediateError, PartPasids};
-pub use context::{Context, DestroyError, External, Held, HwQueueError, HwQueueOptions, HwptError, ViommuError};
+pub use bus::{Endpoint, EndpointError, EndpointOptions, Iommu, Machine, MediateError, PartPasids};
+pub use context::{
+    Context, DestroyError, External, Held, HwQueueError, HwQueueOptions, HwptError, NestParent, NotBound, Reach,
+    Target, ViommuError,
+};
 pub use fault::{
     FaultQueue, FaultQueueOptions, GroupTooLarge, OnMiss, PageGroup, PageRequest, PageResponse, QueueCounts, Recovery,
     RequestedAccess, TakenGroup, UnknownCookie,

@@ -27,7 +27,7 @@ struct Mediator {
 }
 
 impl Mediator {
-    fn new(context: &Arc<Context>, ioas: &Ioas) -> Self {
+    fn new(context: &Arc<Context>, ioas: &Arc<Ioas>) -> Self {
         let (pinned, told) = (Arc::new(Mutex::new(Vec::<PinnedRange>::new())), Arc::new(Mutex::new(Vec::new())));
         let (list, log) = (pinned.clone(), told.clone());
         let unmap = move |range: IovaRange| {
@@ -35,7 +35,7 @@ impl Mediator {
             list.lock().unwrap().retain(|pinned| !pinned.range().overlaps(&range));
         };
         let access = context.access(Some(Box::new(unmap))).unwrap();
-        access.attach(ioas.id().0.get()).unwrap();
+        access.attach(ioas).unwrap();
         Self { access, pinned, told }
     }
 
@@ -62,7 +62,7 @@ fn it_reads_and_writes_what_is_mapped_across_areas_and_no_further() {
     let access = context.access(None).unwrap();
     let mut data = [0; 8];
     assert!(matches!(access.read(Iova(BASE), &mut data), Err(AccessError::NotAttached)));
-    access.attach(ioas.id().0.get()).unwrap();
+    access.attach(&ioas).unwrap();
     map(&ioas, BASE, 1, Access::all());
     map(&ioas, BASE + PAGE, 1, Access::all());
     map(&ioas, BASE + 2 * PAGE, 1, Access::READ);
@@ -73,7 +73,7 @@ fn it_reads_and_writes_what_is_mapped_across_areas_and_no_further() {
     // The same memory by DMA.
     let endpoint = bench.endpoint(1, 1);
     let device = context.bind(&endpoint).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     let mut port = endpoint.port();
     port.read(Iova(BASE + PAGE - 3), &mut data).unwrap();
     assert_eq!(&data, b"straddle");
@@ -147,7 +147,7 @@ fn who_does_not_let_go_makes_the_unmap_fail_and_nothing_is_changed() {
     let ioas = context.ioas_alloc().unwrap();
     map(&ioas, BASE, 2, Access::all());
     let deaf = context.access(Some(Box::new(|_| ()))).unwrap();
-    deaf.attach(ioas.id().0.get()).unwrap();
+    deaf.attach(&ioas).unwrap();
     let pinned = deaf.pin(Iova(BASE), PAGE, Access::all()).unwrap();
     let all = range(BASE, 2 * PAGE);
     assert_eq!(ioas.unmap(all), Err(UnmapError::Pinned(all)));
@@ -167,9 +167,9 @@ fn pinning_wants_whole_pages_of_the_memory() {
     let memory = Pages::of_file(file, 0, 2 * PAGE, true);
     bytes.map_pages(Some(Iova(BASE)), &memory, 16, PAGE, Access::all()).unwrap();
     let access = context.access(Some(Box::new(|_| ()))).unwrap();
-    let refused = access.attach(bytes.id().0.get());
+    let refused = access.attach(&bytes);
     assert!(matches!(refused, Err(AccessAttachError::Misaligned(_, PAGE))), "{refused:?}");
-    access.attach(pages.id().0.get()).unwrap();
+    access.attach(&pages).unwrap();
     let odd = pages.map_pages(Some(Iova(BASE)), &memory, 16, PAGE, Access::all());
     assert!(odd.is_err());
     pages.map_pages(Some(Iova(BASE)), &memory, 0, 2 * PAGE, Access::READ).unwrap();
@@ -194,23 +194,24 @@ fn an_address_space_stays_as_long_as_an_access_is_attached() {
     map(&one, BASE, 1, Access::all());
     map(&other, BASE, 1, Access::all());
     let mediator = Mediator::new(&context, &one);
-    assert!(matches!(mediator.access.attach(ids[1]), Err(AccessAttachError::State)));
-    assert!(matches!(mediator.access.replace(99), Err(AccessAttachError::Missing(99))));
+    assert!(matches!(mediator.access.attach(&other), Err(AccessAttachError::State)));
+    let elsewhere = bench.machine.context().ioas_alloc().unwrap();
+    assert!(matches!(mediator.access.replace(&elsewhere), Err(AccessAttachError::Missing(id)) if id == elsewhere.id()));
     assert_eq!(context.destroy(ids[0]), Err(DestroyError::Busy(ids[0])));
-    assert_eq!(context.destroy(mediator.access.id().into()), Err(DestroyError::Busy(mediator.access.id().into())));
+    assert_eq!(context.destroy(mediator.access.id()), Err(DestroyError::Busy(mediator.access.id().into())));
 
     mediator.access.write(Iova(BASE), &[1]).unwrap();
     mediator.pin(BASE, PAGE).unwrap();
-    mediator.access.replace(ids[0]).unwrap();
+    mediator.access.replace(&one).unwrap();
     assert_eq!(mediator.pinned.lock().unwrap().len(), 1, "it is where it was");
-    mediator.access.replace(ids[1]).unwrap();
+    mediator.access.replace(&other).unwrap();
     assert!(mediator.pinned.lock().unwrap().is_empty());
     let mut byte = [9];
     mediator.access.read(Iova(BASE), &mut byte).unwrap();
     assert_eq!(byte, [0]);
     context.destroy(ids[0]).unwrap();
     assert_eq!(context.destroy(ids[1]), Err(DestroyError::Busy(ids[1])));
-    let id = mediator.access.id().into();
+    let id = u32::from(mediator.access.id());
     drop(mediator);
     assert_eq!(context.destroy(id), Err(DestroyError::Missing(id)));
     context.destroy(ids[1]).unwrap();

@@ -55,7 +55,7 @@ fn dma_allocates_nothing_whether_it_hits_or_walks() {
     let (near, far) = (0x10_0000, 1 << 40);
     map(&ioas, near, 64).unwrap();
     map(&ioas, far, 64).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     let mut data = [0; 3 * PAGE as usize];
     // What a port keeps for itself it gets at its first access of a kind.
     port.copy(Iova(near), Iova(far), 8).unwrap();
@@ -82,7 +82,7 @@ fn taking_away_allocates_nothing() {
     let bench = Bench::new();
     let (_endpoint, mut port, ioas, device) = bench.one_device();
     (0..64).for_each(|n| drop(map(&ioas, n << 21, 2)));
-    let hwpt = device.context().hwpt(device.attach(None, ioas.id().0.get()).unwrap()).unwrap();
+    let hwpt = device.context().hwpt(device.attach(None, &ioas).unwrap()).unwrap();
     hwpt.start_dirty_tracking(PAGE).unwrap();
     port.write(Iova(1 << 21), &[1]).unwrap();
     let mut bitmap = [0; 1024];
@@ -120,7 +120,7 @@ fn dma_waits_for_no_lock_of_who_unmaps() {
     let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
     map(&ioas, 0x10_0000, 64).unwrap();
     map(&ioas, STOP, 1).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     let mut port = endpoint.port();
     std::thread::scope(|scope| {
         scope.spawn(|| ioas.unmap(range(STOP, PAGE)).unwrap());

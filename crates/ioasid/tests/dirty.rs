@@ -20,8 +20,8 @@ use common::{Bench, PAGE, map, range};
 const BASE: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 
-fn attach(device: &Device, ioas: &Ioas) -> Arc<Hwpt> {
-    device.context().hwpt(device.attach(None, ioas.id().0.get()).unwrap()).unwrap()
+fn attach(device: &Device, ioas: &Arc<Ioas>) -> Arc<Hwpt> {
+    device.context().hwpt(device.attach(None, ioas).unwrap()).unwrap()
 }
 
 /// The pages of `range` that are dirty, by their number.

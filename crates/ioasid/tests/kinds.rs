@@ -27,7 +27,7 @@ struct Bench {
 fn bench(kind: IommuKind) -> Bench {
     let machine = Machine::new(Arc::new(Silent));
     let rid = Rid::new(0, 0, 1, 0).unwrap();
-    let endpoint = machine.add_endpoint_with(rid, GroupId(1), EndpointOptions::behind(kind)).unwrap();
+    let endpoint = machine.add_endpoint_with(rid, GroupId(1), EndpointOptions::behind(&machine.iommu(kind))).unwrap();
     endpoint.set_bus_master(true).unwrap();
     let context = machine.context();
     let (ioas, device, port) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap(), endpoint.port());
@@ -46,7 +46,7 @@ fn read(port: &mut DmaPort, iova: u64) -> Result<u64, FaultReason> {
 fn what_is_mapped_is_found_up_to_the_end_of_the_aperture_and_not_beyond() {
     for kind in IommuKind::ALL {
         let Bench { ioas, device, mut port, memory, .. } = bench(kind);
-        device.attach(None, ioas.id().into()).unwrap();
+        device.attach(None, &ioas).unwrap();
         let aperture = kind.format().aperture();
         let end = aperture.last() + 1;
         for (iova, pages) in [(0, 1), (end - PAGE, 1), (1 << 30, 512), (end - (6 << 20), 1024)] {
@@ -71,7 +71,7 @@ fn what_is_mapped_is_found_up_to_the_end_of_the_aperture_and_not_beyond() {
 fn random_changes_agree_with_a_model_behind_each_kind() {
     for kind in IommuKind::ALL {
         let Bench { machine, ioas, device, mut port, memory } = bench(kind);
-        device.attach(None, ioas.id().into()).unwrap();
+        device.attach(None, &ioas).unwrap();
         let mut seed = 0x2545_f491_4f6c_dd1du64;
         let mut random = move |end: u64| {
             seed ^= seed << 13;
@@ -131,7 +131,7 @@ fn random_changes_agree_with_a_model_behind_each_kind() {
 fn writes_are_tracked_and_faults_are_made_behind_each_kind() {
     for kind in IommuKind::ALL {
         let Bench { ioas, device, mut port, memory, .. } = bench(kind);
-        let id = device.attach(None, ioas.id().into()).unwrap();
+        let id = device.attach(None, &ioas).unwrap();
         let base = 1 << 30;
         ioas.map_pages(Some(Iova(base)), &memory, 0, LENGTH, Access::all()).unwrap();
         let hwpt = device.context().hwpt(id).unwrap();
@@ -164,9 +164,9 @@ fn a_kind_is_known_by_its_name_and_walks_its_own_formats() {
     assert_eq!(unknown, "there is no IOMMU `vt-d`: vtd, vtd5, amd, smmuv3, riscv are");
     // Five levels walk four, too, if asked.
     let Bench { ioas, device, .. } = bench(IommuKind::VtdFiveLevels);
-    let asked = |format| HwptOptions { format: Some(format), ..HwptOptions::default() };
-    let made = |format| device.context().hwpt_alloc(device.id().into(), ioas.id().into(), asked(format));
-    device.attach(None, made(TableFormat::VtdSecondStage).unwrap().id().into()).unwrap();
+    let asked = |format| HwptOptions::default().format(format);
+    let made = |format| device.context().hwpt_alloc(device.endpoint(), &ioas, asked(format));
+    device.attach(None, made(TableFormat::VtdSecondStage).unwrap()).unwrap();
     assert!(matches!(made(TableFormat::AmdV1).map(drop), Err(HwptError::WrongFormat(TableFormat::AmdV1))));
 }
 
@@ -174,17 +174,18 @@ fn a_kind_is_known_by_its_name_and_walks_its_own_formats() {
 fn devices_behind_two_kinds_share_an_address_space_by_a_table_each() {
     let Bench { machine, ioas, device, mut port, memory } = bench(IommuKind::Vtd);
     let rid = Rid::new(0, 0, 2, 0).unwrap();
-    let endpoint = machine.add_endpoint_with(rid, GroupId(2), EndpointOptions::behind(IommuKind::Amd)).unwrap();
+    let endpoint =
+        machine.add_endpoint_with(rid, GroupId(2), EndpointOptions::behind(&machine.iommu(IommuKind::Amd))).unwrap();
     endpoint.set_bus_master(true).unwrap();
     let (other, mut beside) = (device.context().bind(&endpoint).unwrap(), endpoint.port());
-    device.attach(None, ioas.id().into()).unwrap();
-    other.attach(None, ioas.id().into()).unwrap();
+    device.attach(None, &ioas).unwrap();
+    other.attach(None, &ioas).unwrap();
     ioas.map_pages(Some(Iova(LENGTH)), &memory, 0, LENGTH, Access::READ).unwrap();
     assert_eq!((read(&mut port, LENGTH + PAGE), read(&mut beside, LENGTH + PAGE)), (Ok(1), Ok(1)));
     ioas.unmap(IovaRange::ALL).unwrap();
     assert!(read(&mut port, LENGTH + PAGE).is_err() && read(&mut beside, LENGTH + PAGE).is_err());
     // A table that only one of the two walks.
-    let amd = HwptOptions { format: Some(TableFormat::AmdV1), ..HwptOptions::default() };
-    let table = device.context().hwpt_alloc(other.id().into(), ioas.id().into(), amd).unwrap();
-    assert!(matches!(device.attach(None, table.id().into()), Err(AttachError::WrongFormat(_))));
+    let amd = HwptOptions::default().format(TableFormat::AmdV1);
+    let table = device.context().hwpt_alloc(other.endpoint(), &ioas, amd).unwrap();
+    assert!(matches!(device.attach(None, &table), Err(AttachError::WrongFormat(_))));
 }

@@ -482,7 +482,7 @@ fn a_mirror_that_blocks_holds_up_no_mapping_of_another_address_space() {
         // In another address space of the same context, with a device; and in this one, what needs no mirror.
         let endpoint = bench._machine.add_endpoint(Rid::new(0, 0, 1, 0).unwrap(), GroupId(1)).unwrap();
         let device = bench.context.bind(&endpoint).unwrap();
-        device.attach(None, other.id().into()).unwrap();
+        device.attach(None, &other).unwrap();
         for n in 0..100 {
             let memory = || Ok(vec![Segment::memfd(PAGE)?.0]);
             other.map(Placement::Fixed(Iova(n * PAGE)), PAGE, Access::all(), memory).unwrap();

@@ -18,7 +18,7 @@ use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, X86_64, X86_64FiveLevels};
 use iopt::{Arena, EmptyTables, Format, PageTable};
 use proptest::prelude::*;
 
-use common::{Bench, PAGE, PARENT, range};
+use common::{Bench, PAGE, parent as parent_options, range};
 
 /// Where the guest has its page tables, and how many bytes.
 const TABLES: u64 = 8 << 20;
@@ -52,7 +52,7 @@ impl Guest {
         let tables = Segment::file(space.file(), 0, TABLES, true).unwrap();
         ioas.map(Placement::Fixed(Iova(0)), TABLES, Access::all(), || Ok(vec![tables])).unwrap();
         let (_, data) = Segment::memfd(PIECES * PIECE).unwrap();
-        let parent = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), PARENT).unwrap();
+        let parent = context.hwpt_alloc(device.endpoint(), &ioas, parent_options()).unwrap();
         for piece in 0..PIECES {
             let segment = Segment::file(&data, piece * PIECE, PIECE, true).unwrap();
             let at = Placement::Fixed(Iova(gpa(piece * PIECE)));
@@ -66,12 +66,12 @@ impl Guest {
     fn table<F: Format>(&self, format: GuestFormat) -> (PageTable<F, GuestTables>, Arc<NestedHwpt>) {
         let table = PageTable::<F, _>::new(self.arena.clone()).unwrap();
         let root = GuestTable { format, root: table.root().0 };
-        let nested = self.context.hwpt_alloc_nested(self.parent.id().0.get(), root).unwrap();
+        let nested = self.context.hwpt_alloc_nested(&self.parent, root).unwrap();
         (table, nested)
     }
 
-    fn attach(&self, pasid: Option<Pasid>, nested: &NestedHwpt) -> DmaPort {
-        assert_eq!(self.device.attach(pasid, nested.id().0.get()).unwrap(), nested.id());
+    fn attach(&self, pasid: Option<Pasid>, nested: &Arc<NestedHwpt>) -> DmaPort {
+        assert_eq!(self.device.attach(pasid, nested).unwrap(), nested.id());
         self.endpoint.port()
     }
 
@@ -374,9 +374,9 @@ fn a_table_that_leads_nowhere_or_to_itself_is_a_fault() {
     };
     let nested = |root: u64| {
         let table = GuestTable { format: GuestFormat::X86_64, root };
-        guest.context.hwpt_alloc_nested(guest.parent.id().0.get(), table).unwrap()
+        guest.context.hwpt_alloc_nested(&guest.parent, table).unwrap()
     };
-    let fault = |nested: &NestedHwpt| {
+    let fault = |nested: &Arc<NestedHwpt>| {
         let mut port = guest.attach(None, nested);
         let reason = port.read(Iova(0), &mut [0]).unwrap_err().reason;
         guest.device.detach(None).unwrap();
@@ -402,9 +402,9 @@ fn a_table_that_leads_nowhere_or_to_itself_is_a_fault() {
     table.map(0, gpa(0), PAGE, Access::all(), &mut EmptyTables::none()).unwrap();
     let segment = Segment::file(guest.arena.memory().file(), 0, TABLES, false).unwrap();
     ioas.map(Placement::Fixed(Iova(0)), TABLES, Access::READ, || Ok(vec![segment])).unwrap();
-    let parent = guest.context.hwpt_alloc(guest.device.id().0.get(), ioas.id().0.get(), PARENT).unwrap();
+    let parent = guest.context.hwpt_alloc(guest.device.endpoint(), &ioas, parent_options()).unwrap();
     let root = GuestTable { format: GuestFormat::X86_64, root: table.root().0 };
-    assert_eq!(fault(&guest.context.hwpt_alloc_nested(parent.id().0.get(), root).unwrap()), FaultReason::GuestTable);
+    assert_eq!(fault(&guest.context.hwpt_alloc_nested(&parent, root).unwrap()), FaultReason::GuestTable);
 }
 
 #[test]
@@ -426,17 +426,24 @@ fn what_cannot_be_a_parent_is_refused_and_what_is_in_use_stays() {
     let (ids, root) = (|id: ioasid::ObjectId| id.0.get(), *nested.stage());
     let make = |parent| guest.context.hwpt_alloc_nested(parent, root).map(drop);
     let (parent, on_top) = (ids(guest.parent.id()), ids(nested.id()));
-    assert!(matches!(make(on_top), Err(HwptError::NotAParent(_))), "no third stage");
-    assert!(matches!(make(ids(guest.ioas.id())), Err(HwptError::NotAPageTable(_))));
-    assert!(matches!(make(ids(guest.device.id())), Err(HwptError::NotAPageTable(_))));
-    assert!(matches!(make(0), Err(HwptError::Missing(0))));
-    assert!(matches!(make(1000), Err(HwptError::Missing(1000))));
-    let plain = guest.context.hwpt_alloc(ids(guest.device.id()), ids(guest.ioas.id()), HwptOptions::default()).unwrap();
-    assert!(matches!(make(ids(plain.id())), Err(HwptError::NotAParent(_))));
-    assert!(matches!(guest.context.hwpt_alloc(ids(guest.device.id()), parent, PARENT), Err(HwptError::NotAnIoas(_))));
+    // A number is a parent only if what has it can be one: there is no third stage.
+    for id in [on_top, ids(guest.ioas.id()), ids(guest.device.id()), 0, 1000] {
+        assert!(guest.context.nest_parent(id).is_none(), "{id}");
+    }
+    assert!(guest.context.nest_parent(parent).is_some_and(|found| Arc::ptr_eq(found.hwpt(), &guest.parent)));
+    let plain = guest.context.hwpt_alloc(guest.device.endpoint(), &guest.ioas, HwptOptions::default()).unwrap();
+    assert!(matches!(make(&plain), Err(HwptError::NotAParent(id)) if id == plain.id()));
+    // Handles of another context, with the same numbers.
+    let elsewhere = Guest::new();
+    assert_eq!((elsewhere.parent.id(), elsewhere.ioas.id()), (guest.parent.id(), guest.ioas.id()));
+    assert!(matches!(make(&elsewhere.parent), Err(HwptError::Missing(id)) if id == elsewhere.parent.id()));
+    let there = guest.context.hwpt_alloc(guest.device.endpoint(), &elsewhere.ioas, parent_options());
+    assert!(matches!(there, Err(HwptError::Missing(id)) if id == elsewhere.ioas.id()));
+    let for_another = guest.context.hwpt_alloc(elsewhere.device.endpoint(), &guest.ioas, parent_options());
+    assert!(matches!(for_another, Err(HwptError::NotBound(_))));
     for format in GuestFormat::ALL {
         let table = GuestTable { format, root: 0x20 };
-        let made = guest.context.hwpt_alloc_nested(parent, table).map(drop);
+        let made = guest.context.hwpt_alloc_nested(&guest.parent, table).map(drop);
         assert!(matches!(made, Err(HwptError::Guest(_))), "{format:?}");
     }
     // Everything that others need is in use.
@@ -448,7 +455,8 @@ fn what_cannot_be_a_parent_is_refused_and_what_is_in_use_stays() {
     for id in [on_top, parent, ids(plain.id()), ids(guest.ioas.id())] {
         assert_eq!(guest.context.destroy(id), Ok(()), "{id}");
     }
-    assert!(matches!(guest.device.attach(None, on_top), Err(AttachError::Missing(_))));
+    assert!(matches!(guest.device.attach(None, &nested), Err(AttachError::Missing(_))));
+    assert!(matches!(make(&guest.parent), Err(HwptError::Missing(_))));
 }
 
 #[test]

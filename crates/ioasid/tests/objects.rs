@@ -35,11 +35,11 @@ fn a_table_is_shared_by_devices_and_goes_with_the_last() {
     let (a, b) = (bench.endpoint(1, 1), bench.endpoint(2, 2));
     let context = bench.machine.context();
     let ioas = context.ioas_alloc().unwrap();
-    let id = ioas.id().0.get();
+    let id = u32::from(ioas.id());
     map(&ioas, 0x1000, 1).unwrap();
     let (da, db) = (context.bind(&a).unwrap(), context.bind(&b).unwrap());
-    let table = da.attach(None, id).unwrap();
-    assert_eq!(db.attach(None, id).unwrap(), table);
+    let table = da.attach(None, &ioas).unwrap();
+    assert_eq!(db.attach(None, &ioas).unwrap(), table);
     assert_eq!(context.destroy(id), Err(DestroyError::Busy(id)));
     assert_eq!(context.destroy(table.0.get()), Err(DestroyError::Busy(table.0.get())));
     da.detach(None).unwrap();
@@ -47,7 +47,7 @@ fn a_table_is_shared_by_devices_and_goes_with_the_last() {
     db.detach(None).unwrap();
     assert_eq!(context.destroy(table.0.get()), Err(DestroyError::Missing(table.0.get())));
     assert_eq!(context.destroy(id), Ok(()));
-    assert_eq!(context.destroy(da.id().0.get()), Err(DestroyError::Busy(da.id().0.get())));
+    assert_eq!(context.destroy(da.id()), Err(DestroyError::Busy(da.id().0.get())));
 }
 
 #[test]
@@ -61,15 +61,22 @@ fn attaching_to_something_else_fails_and_keeps_what_was_there() {
     // Where interrupts go on x86, and beyond what the table can address.
     map(&bad, 0xfee0_0000, 1).unwrap();
     let device = context.bind(&endpoint).unwrap();
-    device.attach(None, good.id().0.get()).unwrap();
-    assert!(matches!(device.attach(None, bad.id().0.get()), Err(AttachError::Conflict(_))));
-    assert!(matches!(device.attach(None, 99), Err(AttachError::Missing(99))));
-    let own = device.id().0.get();
-    assert!(matches!(device.attach(None, own), Err(AttachError::WrongKind(id)) if id == own));
+    device.attach(None, &good).unwrap();
+    assert!(matches!(device.attach(None, &bad), Err(AttachError::Conflict(_))));
+    // What was destroyed, and what another context has with the same number.
+    let gone = context.ioas_alloc().unwrap();
+    context.destroy(gone.id()).unwrap();
+    let elsewhere = bench.machine.context().ioas_alloc().unwrap();
+    for other in [&gone, &elsewhere] {
+        assert!(matches!(device.attach(None, other), Err(AttachError::Missing(id)) if id == other.id()));
+    }
+    // A number is a target only if what has it can be one.
+    assert!([99, 0, device.id().into()].into_iter().all(|id| context.target(id).is_none()));
+    assert_eq!(context.target(good.id().into()).map(|target| target.id()), Some(good.id()));
     port.write(Iova(0x1000), &[1]).unwrap();
     bad.unmap(IovaRange::ALL).unwrap();
     map(&bad, 1 << 48, 1).unwrap();
-    assert!(matches!(device.attach(None, bad.id().0.get()), Err(AttachError::Conflict(_))));
+    assert!(matches!(device.attach(None, &bad), Err(AttachError::Conflict(_))));
     port.write(Iova(0x1000), &[1]).unwrap();
 }
 
@@ -83,17 +90,17 @@ fn an_attachment_that_is_not_confirmed_keeps_what_was_there() {
     let ids = [&before, &after].map(|ioas| ioas.id().0.get());
     map(&before, 0x1000, 1).unwrap();
     let device = context.bind(&endpoint).unwrap();
-    let table = device.attach(None, ids[0]).unwrap();
+    let table = device.attach(None, &before).unwrap();
     let mut asked = None;
     let refuse = |id| {
         asked = Some(id);
         false
     };
-    assert!(matches!(device.attach_if(None, ids[1], refuse), Err(AttachError::NotConfirmed)));
+    assert!(matches!(device.attach_if(None, &after, refuse), Err(AttachError::NotConfirmed)));
     // The table that was made for it is gone, and nothing of its address space is in use.
     assert!(asked.is_some_and(|id| id != table && !context.has(id.0.get())));
     assert_eq!(device.attached_to(None), Some(table));
-    assert!(matches!(device.attach_if(None, ids[0], |_| false), Err(AttachError::NotConfirmed)));
+    assert!(matches!(device.attach_if(None, &before, |_| false), Err(AttachError::NotConfirmed)));
     port.write(Iova(0x1000), &[1]).unwrap();
     assert_eq!(context.destroy(ids[1]), Ok(()));
     device.detach(None).unwrap();
@@ -109,7 +116,7 @@ fn every_reason_for_a_fault_is_told_apart() {
         result.map_err(|error| (error.at.iova.0, error.reason)).err()
     };
     assert_eq!(reason(0x1000, true), Some((0x1000, FaultReason::NotAttached)));
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     assert_eq!(reason(0x1000, true), Some((0x1000, FaultReason::NotMapped)));
     let read_only = || Ok(vec![Segment::memfd(PAGE).unwrap().0]);
     ioas.map(Placement::Fixed(Iova(0x1000)), PAGE, Access::READ, read_only).unwrap();
@@ -131,7 +138,7 @@ fn every_reason_for_a_fault_is_told_apart() {
 fn data_crosses_pages_and_segments() {
     let bench = Bench::new();
     let (_, mut port, ioas, device) = bench.one_device();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     let pieces = [1, 3, 700, 2].map(|pages| Segment::memfd(pages * PAGE).unwrap().0);
     let length = 706 * PAGE;
     let at = ioas.map(Placement::Automatic { like: 0 }, length, Access::all(), || Ok(pieces.to_vec())).unwrap();
@@ -157,7 +164,7 @@ fn what_is_left_behind_is_told_and_torn_down_whatever_goes_first() {
         let ioas = context.ioas_alloc().unwrap();
         map(&ioas, 0, 16).unwrap();
         let device = context.bind(&endpoint).unwrap();
-        device.attach(None, ioas.id().0.get()).unwrap();
+        device.attach(None, &ioas).unwrap();
         port.write(Iova(0), &[1; 4]).unwrap();
         drop(ioas);
         if device_first {
@@ -181,8 +188,8 @@ fn ids_of_one_context_mean_nothing_in_another() {
     let bench = Bench::new();
     let (one, two) = (bench.machine.context(), bench.machine.context());
     let ioas = one.ioas_alloc().unwrap();
-    assert!(two.ioas(ioas.id().0.get()).is_none());
-    assert!(matches!(two.destroy(ioas.id().0.get()), Err(DestroyError::Missing(_))));
+    assert!(two.ioas(ioas.id()).is_none());
+    assert!(matches!(two.destroy(ioas.id()), Err(DestroyError::Missing(_))));
 }
 
 #[test]
@@ -207,7 +214,7 @@ fn an_address_space_is_not_destroyed_under_an_attach() {
             let ioas = context.ioas_alloc().unwrap();
             let id = ioas.id().0.get();
             next.store(id, Ordering::Relaxed);
-            if let Ok(table) = device.attach(None, id) {
+            if let Ok(table) = device.attach(None, &ioas) {
                 assert!(Arc::ptr_eq(&context.ioas(id).unwrap(), &ioas), "attached to what is destroyed");
                 assert_eq!(context.destroy(table.0.get()), Err(DestroyError::Busy(table.0.get())));
                 device.detach(None).unwrap();
@@ -269,7 +276,7 @@ fn a_range_that_is_being_mapped_is_kept_and_cannot_be_unmapped() {
 fn a_file_that_is_cut_short_under_many_accesses_is_survived() {
     let bench = Bench::new();
     let (_, mut port, ioas, device) = bench.one_device();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     // More pages than a process may have mappings, so that one mapping for each fault would be too many.
     let pages = 80_000;
     let (segment, file) = Segment::memfd(pages * PAGE).unwrap();
@@ -371,7 +378,7 @@ proptest! {
                 }
                 Step::Attach(true) => {
                     let conflict = model.iter().any(|(&start, &pages)| reserved(start, pages));
-                    let result = device.attach(None, ioas.id().0.get());
+                    let result = device.attach(None, &ioas);
                     prop_assert_eq!(result.is_ok(), !conflict || attached);
                     attached |= result.is_ok();
                 }
@@ -397,53 +404,48 @@ proptest! {
 #[test]
 fn pasids_want_page_tables_that_were_made_for_them() {
     let bench = Bench::new();
-    let options = EndpointOptions { iommu: IommuKind::Mock, pasid_bits: 8, ..EndpointOptions::default() };
+    let options = EndpointOptions::behind(&bench.machine.iommu(IommuKind::Mock)).pasid_bits(8);
     let endpoint = bench.machine.add_endpoint_with(Rid::new(0, 0, 1, 0).unwrap(), GroupId(1), options).unwrap();
     let context = bench.machine.context();
     let (device, ioas) = (context.bind(&endpoint).unwrap(), context.ioas_alloc().unwrap());
-    let (own, space) = (device.id().0.get(), ioas.id().0.get());
-    let table = |pasids| {
-        let options = HwptOptions { pasids, ..HwptOptions::default() };
-        context.hwpt_alloc(own, space, options).unwrap().id().0.get()
-    };
+    let table = |pasids| context.hwpt_alloc(&endpoint, &ioas, HwptOptions::default().pasids(pasids)).unwrap();
     let (with, without) = (table(true), table(false));
     let (one, wide) = (Pasid::new(255), Pasid::new(256));
 
-    assert!(matches!(device.attach(wide, with), Err(AttachError::PasidTooWide(_, 8))));
-    assert!(matches!(device.attach(one, without), Err(AttachError::NotForPasids)));
+    assert!(matches!(device.attach(wide, &with), Err(AttachError::PasidTooWide(_, 8))));
+    assert!(matches!(device.attach(one, &without), Err(AttachError::NotForPasids)));
     // The mock's automatic tables are not made for PASIDs.
-    assert!(matches!(device.attach(one, space), Err(AttachError::NotForPasids)));
-    device.attach(None, without).unwrap();
-    assert!(matches!(device.attach(one, with), Err(AttachError::NotForPasids)));
-    device.attach(None, with).unwrap();
-    device.attach(one, with).unwrap();
-    assert!(matches!(device.attach(None, without), Err(AttachError::NotForPasids)));
-    assert_eq!(device.attached_to(None).map(|id| id.0.get()), Some(with));
+    assert!(matches!(device.attach(one, &ioas), Err(AttachError::NotForPasids)));
+    device.attach(None, &without).unwrap();
+    assert!(matches!(device.attach(one, &with), Err(AttachError::NotForPasids)));
+    device.attach(None, &with).unwrap();
+    device.attach(one, &with).unwrap();
+    assert!(matches!(device.attach(None, &without), Err(AttachError::NotForPasids)));
+    assert_eq!(device.attached_to(None), Some(with.id()));
     device.detach(one).unwrap();
     assert_eq!(device.attached_to(one), None);
-    device.attach(None, without).unwrap();
+    device.attach(None, &without).unwrap();
 }
 
 #[test]
 fn a_table_for_tracked_devices_takes_no_others() {
     let bench = Bench::new();
     let (_, _, ioas, tracked) = bench.one_device();
-    let options = EndpointOptions { dirty_tracking: false, ..EndpointOptions::default() };
+    let options = EndpointOptions::default().dirty_tracking(false);
     let endpoint = bench.machine.add_endpoint_with(Rid::new(0, 0, 2, 0).unwrap(), GroupId(2), options).unwrap();
     let context = tracked.context();
     let other = context.bind(&endpoint).unwrap();
-    let options = HwptOptions { dirty_tracking: true, ..HwptOptions::default() };
-    let space = ioas.id().0.get();
-    let hwpt = context.hwpt_alloc(tracked.id().0.get(), space, options).unwrap();
-    tracked.attach(None, hwpt.id().0.get()).unwrap();
-    let refused = other.attach(None, hwpt.id().0.get());
+    let options = HwptOptions::default().dirty_tracking(true);
+    let hwpt = context.hwpt_alloc(tracked.endpoint(), &ioas, options.clone()).unwrap();
+    tracked.attach(None, &hwpt).unwrap();
+    let refused = other.attach(None, &hwpt);
     assert!(matches!(refused, Err(AttachError::NoDirtyTracking(id)) if id == hwpt.id()));
-    let refused = context.hwpt_alloc(other.id().0.get(), space, options);
+    let refused = context.hwpt_alloc(&endpoint, &ioas, options);
     assert!(matches!(refused, Err(HwptError::NoDirtyTracking)));
-    let options = HwptOptions { format: Some(TableFormat::Mock), ..HwptOptions::default() };
-    let refused = context.hwpt_alloc(other.id().0.get(), space, options);
+    let options = HwptOptions::default().format(TableFormat::Mock);
+    let refused = context.hwpt_alloc(&endpoint, &ioas, options);
     assert!(matches!(refused, Err(HwptError::WrongFormat(TableFormat::Mock))));
-    other.attach(None, space).unwrap();
+    other.attach(None, &ioas).unwrap();
 }
 
 #[test]
@@ -461,7 +463,7 @@ fn what_an_external_object_stands_for_is_told_once() {
     let add = |object: &Arc<Counted>| context.add_external(|_| Ok::<Arc<dyn External>, ()>(object.clone())).unwrap();
     let ids = objects.each_ref().map(|object| add(object).unwrap().0.get());
     assert_eq!(context.add_external(Err).unwrap().map_err(|id| id.0.get()), Err(3));
-    assert!(!context.has(3));
+    assert!(!context.has(3u32));
     context.destroy(ids[0]).unwrap();
     assert!(matches!(context.destroy(ids[0]), Err(DestroyError::Missing(_))));
     drop(context);

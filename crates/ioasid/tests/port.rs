@@ -54,7 +54,7 @@ fn atomics_of_two_ports_lose_nothing() {
     let bench = Bench::new();
     let (endpoint, mut port, ioas, device) = bench.one_device();
     map(&ioas, 0x1000, 1).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     const EACH: u64 = 100_000;
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -89,7 +89,7 @@ fn an_atomic_that_cannot_be_is_a_named_error_and_changes_nothing() {
     let file = || Ok(vec![Segment::memfd(PAGE).unwrap().0]);
     ioas.map(Placement::Fixed(Iova(0x2000)), PAGE, Access::READ, file).unwrap();
     ioas.map(Placement::Fixed(Iova(0x3000)), PAGE, Access::all(), || Ok(vec![Elsewhere::segment(1)])).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     let cases = [
         (0x1001, FaultReason::Misaligned),
         (0x1ffc, FaultReason::Misaligned),
@@ -113,7 +113,7 @@ fn slices_are_as_long_as_what_lies_together_and_lead_to_the_memory() {
     let (_endpoint, mut port, ioas, device) = bench.one_device();
     map(&ioas, 0x1000, 3).unwrap();
     map(&ioas, 0x4000, 1).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     let mut slices = port.slices(Iova(0x1800), 0x3000, Access::all()).unwrap();
     let lengths = |slices: &ioasid::Slices<'_>| slices.iter().map(|slice| slice.len()).collect::<Vec<_>>();
     assert_eq!(lengths(&slices), [0x2800, 0x800]);
@@ -134,7 +134,7 @@ fn slices_that_cannot_be_had_hold_nothing_up() {
     let (_endpoint, mut port, ioas, device) = bench.one_device();
     map(&ioas, 0x1000, 1).unwrap();
     ioas.map(Placement::Fixed(Iova(0x8000)), PAGE, Access::all(), || Ok(vec![Elsewhere::segment(1)])).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     let mut reason = |at, length| port.slices(Iova(at), length, Access::READ).err().map(|e| (e.at.iova.0, e.reason));
     assert_eq!(reason(0x1ff0, 0x20), Some((0x2000, FaultReason::NotMapped)));
     assert_eq!(reason(0x8000, 8), Some((0x8000, FaultReason::NotLocal)));
@@ -150,15 +150,14 @@ fn slices_that_cannot_be_had_hold_nothing_up() {
 fn a_thread_that_holds_slices_is_told_so_when_it_would_wait_for_itself() {
     let bench = Bench::new();
     let (endpoint, mut port, ioas, device) = bench.one_device();
-    let id = ioas.id().0.get();
     map(&ioas, 0x1000, 1).unwrap();
-    let table = device.context().hwpt(device.attach(None, id).unwrap()).unwrap();
+    let table = device.context().hwpt(device.attach(None, &ioas).unwrap()).unwrap();
     table.start_dirty_tracking(PAGE).unwrap();
     let slices = port.slices(Iova(0x1000), 8, Access::all()).unwrap();
 
     assert_eq!(ioas.unmap(range(0x1000, PAGE)), Err(UnmapError::WouldDeadlock(WouldDeadlock::HoldsSlices)));
     assert_eq!(device.detach(None), Err(WouldDeadlock::HoldsSlices));
-    assert!(matches!(device.attach(None, id), Err(AttachError::WouldDeadlock(_))));
+    assert!(matches!(device.attach(None, &ioas), Err(AttachError::WouldDeadlock(_))));
     // To look without clearing takes a lock, too, for which somebody may be queueing.
     for clear in [false, true] {
         let refused = table.read_dirty(range(0x1000, PAGE), PAGE, clear, &mut [0]);
@@ -183,7 +182,7 @@ fn a_holder_sees_the_ports_and_is_refused_while_another_waits_for_it() {
     let bench = Bench::new();
     let (endpoint, mut port, ioas, device) = bench.one_device();
     map(&ioas, 0x1000, 1).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     let slices = port.slices(Iova(0x1000), 8, Access::READ).unwrap();
     std::thread::scope(|scope| {
         let unmap = scope.spawn(|| ioas.unmap(range(0x1000, PAGE)).unwrap());
@@ -206,7 +205,7 @@ fn slices_that_are_leaked_are_over_with_the_next_access_or_the_port() {
     let bench = Bench::new();
     let (endpoint, mut port, ioas, device) = bench.one_device();
     map(&ioas, 0x1000, 2).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     // In a thread of its own, which stays the one that holds something.
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -225,7 +224,7 @@ fn a_length_that_a_device_made_up_costs_nothing() {
     let bench = Bench::new();
     let (_endpoint, mut port, ioas, device) = bench.one_device();
     map(&ioas, 0x1000, 1).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     for length in [1 << 32, 1 << 57, u64::MAX] {
         assert_eq!(
             port.slices(Iova(0x1000), length, Access::READ).err().map(|e| e.reason),
@@ -251,7 +250,7 @@ fn what_is_no_memory_is_refused_and_keeps_nothing() {
     let panics = std::panic::AssertUnwindSafe(|| ioas.map(at(), PAGE, Access::READ, || panic!("on purpose")));
     std::panic::catch_unwind(panics).unwrap_err();
     map(&ioas, 0x1000, 1).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
 }
 
 #[test]
@@ -259,7 +258,7 @@ fn an_unmap_waits_until_another_threads_slices_are_dropped() {
     let bench = Bench::new();
     let (_endpoint, mut port, ioas, device) = bench.one_device();
     map(&ioas, 0x1000, 1).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     let slices = port.slices(Iova(0x1000), 8, Access::all()).unwrap();
     let dropped = AtomicBool::new(false);
     let (begun, begin) = mpsc::channel();
@@ -287,7 +286,7 @@ fn out_of_table_memory_is_an_error_and_everything_stays_as_it_was() {
     endpoint.set_bus_master(true).unwrap();
     let context = machine.context();
     let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     let mut port = endpoint.port();
     // Each in tables of its own.
     let at = |n: u64| (n + 1) << 30;
@@ -308,7 +307,7 @@ fn out_of_table_memory_is_an_error_and_everything_stays_as_it_was() {
 fn maps_of_different_ranges_go_on_beside_each_other() {
     let bench = Bench::new();
     let (_endpoint, mut port, ioas, device) = bench.one_device();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     // In the same table of the lowest level, by turns.
     std::thread::scope(|scope| {
         for thread in 0..2u64 {
@@ -405,7 +404,7 @@ proptest! {
                     spaces[ioas].unmap(range(base + first * PAGE, pages * PAGE)).unwrap();
                 }
                 Step::Attach { pasid, ioas } => {
-                    device.attach(pasids[pasid], spaces[ioas].id().0.get()).unwrap();
+                    device.attach(pasids[pasid], &spaces[ioas]).unwrap();
                     attached[pasid] = Some(ioas);
                 }
                 Step::Detach { pasid } => {

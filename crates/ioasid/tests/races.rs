@@ -14,7 +14,7 @@ use ioasid::{
     IovaRange, Placement, RuleError, UnmapError, WouldDeadlock,
 };
 
-use common::{Bench, PAGE, PARENT, map, range};
+use common::{Bench, PAGE, map, parent, range};
 
 const ROUNDS: usize = 3000;
 
@@ -28,7 +28,7 @@ impl Drop for Ends<'_> {
 }
 
 /// Attaches and detaches, so that the automatic page table comes and goes, while `meddle` does something with its id.
-fn come_and_go(device: &Device, ioas: &Ioas, meddle: impl Fn(&Context, u32) + Send + Sync) {
+fn come_and_go(device: &Device, ioas: &Arc<Ioas>, meddle: impl Fn(&Context, u32) + Send + Sync) {
     let (table, stop) = (AtomicU32::new(0), AtomicBool::new(false));
     let context = device.context();
     std::thread::scope(|scope| {
@@ -39,7 +39,7 @@ fn come_and_go(device: &Device, ioas: &Ioas, meddle: impl Fn(&Context, u32) + Se
         });
         let _ends = Ends(&stop);
         for _ in 0..ROUNDS {
-            let id = device.attach(None, ioas.id().0.get()).unwrap();
+            let id = device.attach(None, ioas).unwrap();
             table.store(id.0.get(), Ordering::Relaxed);
             device.detach(None).unwrap();
             assert!(context.hwpt(id).is_none(), "the last detach takes it along");
@@ -48,24 +48,25 @@ fn come_and_go(device: &Device, ioas: &Ioas, meddle: impl Fn(&Context, u32) + Se
 }
 
 #[test]
-fn who_asks_for_the_wrong_kind_of_object_does_not_keep_it() {
+fn what_is_asked_for_by_a_number_that_comes_and_goes_is_not_kept() {
     let bench = Bench::new();
     let (_endpoint, _port, ioas, device) = bench.one_device();
     map(&ioas, 0x1000, 1).unwrap();
     let table = GuestTable { format: GuestFormat::X86_64, root: 0 };
-    let bound = device.id().0.get();
+    let endpoint = device.endpoint();
     come_and_go(&device, &ioas, |context, id| {
-        assert!(context.hwpt_alloc_nested(id, table).is_err());
-        assert!(context.hwpt_alloc(bound, id, PARENT).is_err());
+        // No automatic table is a parent.
+        assert!(context.nest_parent(id).is_none_or(|parent| context.hwpt_alloc_nested(parent, table).is_err()));
+        assert!(context.ioas(id).is_none_or(|ioas| context.hwpt_alloc(endpoint, &ioas, parent()).is_err()));
     });
-    assert_eq!(device.context().destroy(ioas.id().0.get()), Ok(()));
+    assert_eq!(device.context().destroy(ioas.id()), Ok(()));
 }
 
 #[test]
 fn an_automatic_table_is_destroyed_by_its_last_detach_and_nobody_else() {
     let bench = Bench::new();
     let (_endpoint, _port, ioas, device) = bench.one_device();
-    let kept = device.context().hwpt_alloc(device.id().0.get(), ioas.id().0.get(), PARENT).unwrap();
+    let kept = device.context().hwpt_alloc(device.endpoint(), &ioas, parent()).unwrap();
     come_and_go(&device, &ioas, |context, id| assert!(context.destroy(id).is_err()));
     // What the other table holds of the address space, nobody let go in its stead.
     let (space, kept) = (ioas.id().0.get(), kept.id().0.get());
@@ -77,7 +78,7 @@ fn an_automatic_table_is_destroyed_by_its_last_detach_and_nobody_else() {
 fn a_copy_moves_its_bytes_once_whoever_loses_memory_meanwhile() {
     let bench = Bench::new();
     let (_endpoint, mut port, ioas, device) = bench.one_device();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     map(&ioas, 0x20_0000, 16).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -85,7 +86,7 @@ fn a_copy_moves_its_bytes_once_whoever_loses_memory_meanwhile() {
             // Another's file, in another context, is cut short again and again.
             let (endpoint, context) = (bench.endpoint(2, 2), bench.machine.context());
             let (ioas, device) = (context.ioas_alloc().unwrap(), context.bind(&endpoint).unwrap());
-            device.attach(None, ioas.id().0.get()).unwrap();
+            device.attach(None, &ioas).unwrap();
             let mut port = endpoint.port();
             while !stop.load(Ordering::Relaxed) {
                 let (segment, file) = Segment::memfd(PAGE).unwrap();
@@ -109,13 +110,13 @@ fn a_copy_moves_its_bytes_once_whoever_loses_memory_meanwhile() {
 }
 
 /// Whether `call` returns for a thread that holds slices while another unmaps what they lead to.
-fn returns(call: impl FnOnce(&Device, &Ioas) + Send + 'static) {
+fn returns(call: impl FnOnce(&Device, &Arc<Ioas>) + Send + 'static) {
     let (done, told) = mpsc::channel();
     std::thread::spawn(move || {
         let bench = Bench::new();
         let (_endpoint, mut port, ioas, device): (_, DmaPort, _, _) = bench.one_device();
         map(&ioas, 0x1000, 1).unwrap();
-        device.attach(None, ioas.id().0.get()).unwrap();
+        device.attach(None, &ioas).unwrap();
         let slices = port.slices(Iova(0x1000), 8, Access::READ).unwrap();
         let other = ioas.clone();
         let unmap = std::thread::spawn(move || other.unmap(range(0x1000, PAGE)).unwrap());
@@ -134,11 +135,11 @@ fn returns(call: impl FnOnce(&Device, &Ioas) + Send + 'static) {
 #[test]
 fn a_holder_of_slices_is_told_instead_of_waiting_for_itself() {
     returns(|device, ioas| {
-        let made = device.context().hwpt_alloc(device.id().0.get(), ioas.id().0.get(), HwptOptions::default());
+        let made = device.context().hwpt_alloc(device.endpoint(), ioas, HwptOptions::default());
         assert!(matches!(made.map(drop), Err(HwptError::WouldDeadlock(_))));
     });
     returns(|device, ioas| {
-        let destroyed = device.context().destroy(ioas.id().0.get());
+        let destroyed = device.context().destroy(ioas.id());
         assert_eq!(destroyed, Err(DestroyError::WouldDeadlock(WouldDeadlock::HoldsSlices)));
     });
 }
@@ -165,7 +166,7 @@ fn a_thread_that_ends_may_drop_a_device() {
             let bench = Bench::new();
             let (_endpoint, mut port, ioas, device) = bench.one_device();
             map(&ioas, 0x1000, 1).unwrap();
-            device.attach(None, ioas.id().0.get()).unwrap();
+            device.attach(None, &ioas).unwrap();
             drop(port.slices(Iova(0x1000), 8, Access::READ).unwrap());
             *kept.borrow_mut() = Some(device);
         });
@@ -196,14 +197,16 @@ fn a_page_table_is_parked_or_another_is_nested_on_it_and_never_both() {
             while !stop.load(Ordering::Relaxed) {
                 let id = parent.swap(0, Ordering::Relaxed);
                 if id != 0 {
-                    let nested = context.hwpt_alloc_nested(id, root);
+                    let parent = context.nest_parent(id);
+                    let nested =
+                        parent.ok_or(()).and_then(|parent| context.hwpt_alloc_nested(parent, root).map_err(drop));
                     told.send(nested.map(|nested| nested.id().0.get()).ok()).unwrap();
                 }
             }
         });
         let _ends = Ends(stop);
         for round in 0..ROUNDS {
-            let id = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), PARENT).unwrap().id().0.get();
+            let id = context.hwpt_alloc(device.endpoint(), &ioas, common::parent()).unwrap().id().0.get();
             parent.store(id, Ordering::Relaxed);
             // Sometimes the other is first, and sometimes this one.
             (0..round % 64).for_each(|_| std::hint::spin_loop());
@@ -235,26 +238,26 @@ fn what_has_the_id_of_a_page_table_that_went_meanwhile_is_not_parked_in_its_stea
         // Who attaches keeps those who park waiting.
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                device.attach(None, ioas.id().0.get()).unwrap();
+                device.attach(None, &ioas).unwrap();
                 device.detach(None).unwrap();
             }
         });
         let _ends = Ends(&stop);
         for _ in 0..ROUNDS {
-            let hwpt = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), HwptOptions::default()).unwrap();
+            let hwpt = context.hwpt_alloc(device.endpoint(), &ioas, HwptOptions::default()).unwrap();
             table.store(hwpt.id().0.get(), Ordering::Relaxed);
-            let _ = context.destroy(hwpt.id().0.get());
+            let _ = context.destroy(hwpt.id());
             // With the same id, and in use, unless the other destroys it before.
             let next = context.ioas_alloc().unwrap();
             let Some(held) = context.hold(next.id()) else { continue };
-            let is_there = || context.ioas(next.id().0.get()).is_some_and(|found| Arc::ptr_eq(&found, &next));
+            let is_there = || context.ioas(next.id()).is_some_and(|found| Arc::ptr_eq(&found, &next));
             if is_there() {
                 std::thread::yield_now();
                 assert!(is_there(), "it was held");
             }
             table.store(0, Ordering::Relaxed);
             drop(held);
-            let _ = context.destroy(next.id().0.get());
+            let _ = context.destroy(next.id());
         }
     });
 }

@@ -59,7 +59,7 @@ impl Setup {
         let context = machine.context();
         let ioas = context.ioas_alloc().unwrap();
         let device = context.bind(&endpoint).unwrap();
-        device.attach(None, ioas.id().0.get()).unwrap();
+        device.attach(None, &ioas).unwrap();
         endpoint.set_bus_master(true).unwrap();
         Self { machine, context, ioas, endpoint, device }
     }
@@ -127,7 +127,7 @@ fn no_dma_after_an_unmap_a_detach_or_the_loss_of_bus_mastering_returned() {
                     setup.device.detach(None).unwrap();
                     buffer.fill(SECRET);
                     setup.ioas.unmap(IovaRange::new(AT, PAGE).unwrap()).unwrap();
-                    setup.device.attach(None, setup.ioas.id().0.get()).unwrap();
+                    setup.device.attach(None, &setup.ioas).unwrap();
                 }
                 1 => {
                     setup.endpoint.set_bus_master(false).unwrap();
@@ -152,7 +152,7 @@ fn no_write_is_missing_from_the_dirty_log() {
         let setup = Arc::new(Setup::new());
         let buffers = [Buffer::new(), Buffer::new()];
         buffers.iter().zip(0..).for_each(|(&buffer, page)| setup.map(page, buffer));
-        let hwpt = setup.device.attach(None, setup.ioas.id().0.get()).unwrap();
+        let hwpt = setup.device.attach(None, &setup.ioas).unwrap();
         let hwpt = setup.context.hwpt(hwpt).unwrap();
         hwpt.start_dirty_tracking(PAGE).unwrap();
         let range = IovaRange::new(AT, 2 * PAGE).unwrap();

@@ -50,7 +50,7 @@ fn memory_is_brought_in_for_the_first_device_and_let_go_with_the_last() {
     let bench = Bench::new();
     let (_endpoint, mut port, ioas, device) = bench.one_device();
     let memory = lazy(4, true);
-    let attach = || device.attach(None, ioas.id().0.get()).unwrap();
+    let attach = || device.attach(None, &ioas).unwrap();
     ioas.map_pages(Some(Iova(0x10000)), &memory.pages, 0, 4 * PAGE, Access::all()).unwrap();
     assert_eq!((memory.fetched(), bench.machine.resources()), (0, (0, 0)));
     for n in 1..3 {
@@ -68,7 +68,7 @@ fn memory_is_brought_in_for_the_first_device_and_let_go_with_the_last() {
     }
     // Memory that is gone by then keeps the device out, and everything else as it was.
     memory.file.set_len(0).unwrap();
-    let refused = device.attach(None, ioas.id().0.get());
+    let refused = device.attach(None, &ioas);
     assert!(matches!(refused, Err(AttachError::Pages(PinError::Memory(ImportError::Gone)))));
     assert_eq!((ioas.areas().len(), bench.machine.resources()), (1, (0, 0)));
     memory.file.set_len(4 * PAGE).unwrap();
@@ -84,16 +84,16 @@ fn an_address_space_without_devices_maps_bytes_and_pages_with_one() {
     assert_eq!(ioas.iova_ranges().1, 1);
     let iova = ioas.map_pages(Some(Iova(0x12345)), &memory.pages, 5, 0x123, Access::all()).unwrap();
     assert_eq!(ioas.areas()[0].range, range(0x12345, 0x123));
-    let refused = device.attach(None, ioas.id().0.get());
+    let refused = device.attach(None, &ioas);
     assert!(matches!(refused, Err(AttachError::Misaligned(at, PAGE)) if at == range(0x12345, 0x123)));
     ioas.unmap(range(iova.0, 0x123)).unwrap();
     // IOVA, length and the offset in the memory's page: each of them has to be.
     for (iova, offset, length) in [(PAGE + 1, 0, PAGE), (PAGE, 0, PAGE - 1), (PAGE, 1, PAGE)] {
         ioas.map_pages(Some(Iova(iova)), &memory.pages, offset, length, Access::all()).unwrap();
-        assert!(matches!(device.attach(None, ioas.id().0.get()), Err(AttachError::Misaligned(..))), "{iova:#x}");
+        assert!(matches!(device.attach(None, &ioas), Err(AttachError::Misaligned(..))), "{iova:#x}");
         ioas.unmap(IovaRange::ALL).unwrap();
     }
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     assert_eq!(ioas.iova_ranges().1, PAGE);
     for (iova, offset, length) in [(PAGE + 1, 0, PAGE), (PAGE, 0, PAGE - 1), (PAGE, 1, PAGE)] {
         let refused = ioas.map_pages(Some(Iova(iova)), &memory.pages, offset, length, Access::all());
@@ -129,9 +129,9 @@ fn what_is_allowed_is_where_automatic_mappings_go_and_what_devices_must_not_rese
     // The window for interrupts, which the device reserves.
     let window = range(0xfee0_0000, 0x10_0000);
     ioas.allow_iovas(&[window]).unwrap();
-    assert!(matches!(device.attach(None, ioas.id().0.get()), Err(AttachError::Conflict(at)) if at == window));
+    assert!(matches!(device.attach(None, &ioas), Err(AttachError::Conflict(at)) if at == window));
     ioas.allow_iovas(&[]).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     assert!(matches!(ioas.allow_iovas(&[window]), Err(RuleError::Reserved(_))));
     assert!(ioas.map_pages(None, &memory.pages, 0, PAGE, Access::all()).is_ok(), "as before the refusal");
 }
@@ -166,7 +166,7 @@ fn without_large_pages_everything_is_made_of_the_processors() {
     let refused = ioas.map_pages(Some(Iova(0x1800)), &memory.pages, 0x800, 0x800, Access::all());
     assert!(matches!(refused, Err(MapError::Unaligned(..))));
     map(&ioas, 0x20_0000, 512).unwrap();
-    let hwpt = device.context().hwpt(device.attach(None, ioas.id().0.get()).unwrap()).unwrap();
+    let hwpt = device.context().hwpt(device.attach(None, &ioas).unwrap()).unwrap();
     hwpt.start_dirty_tracking(u64::MAX).unwrap();
     port.write(Iova(0x20_0000), &[1]).unwrap();
     let mut bitmap = [0; 8];
@@ -202,7 +202,7 @@ fn a_copy_shares_the_memory_and_its_rights() {
     let itself = copy(&ioas, None, 0x10000, PAGE, Access::READ).unwrap();
     ioas.unmap(range(itself.0, PAGE)).unwrap();
 
-    device.attach(None, other.id().0.get()).unwrap();
+    device.attach(None, &other).unwrap();
     assert_eq!((memory.fetched(), read_only.fetched()), (2, 1), "what is mapped, and no more");
     port.write(Iova(0x1000), &[9]).unwrap();
     let mut byte = [0];
@@ -260,14 +260,14 @@ proptest! {
 fn devices_behind_different_iommus_have_tables_of_different_formats() {
     let bench = Bench::new();
     let (_endpoint, mut port, ioas, device) = bench.one_device();
-    let options = EndpointOptions { iommu: IommuKind::Mock, reserved: Vec::new(), ..EndpointOptions::default() };
+    let options = EndpointOptions::behind(&bench.machine.iommu(IommuKind::Mock));
     let mock = bench.machine.add_endpoint_with(Rid::new(0, 0, 2, 0).unwrap(), GroupId(2), options).unwrap();
     mock.set_bus_master(true).unwrap();
     let (mut mock_port, mock) = (mock.port(), device.context().bind(&mock).unwrap());
     let memory = lazy(4, true);
     let base = 1 << 24;
     // In units of the mock's, where it translates.
-    let hwpt = mock.attach(None, ioas.id().0.get()).unwrap();
+    let hwpt = mock.attach(None, &ioas).unwrap();
     assert_eq!(ioas.iova_ranges(), (Ranges::union([range(base, (1 << 31) - base)]), 2048));
     let refused = ioas.map_pages(Some(Iova(base - 2048)), &memory.pages, 0, 2048, Access::all());
     assert!(matches!(refused, Err(MapError::Reserved(_))));
@@ -278,11 +278,13 @@ fn devices_behind_different_iommus_have_tables_of_different_formats() {
     memory.file.read_exact_at(&mut byte, 4 * 2048 - 1).unwrap();
     assert_eq!(byte, [5]);
     // A table of the other format does not fit what is mapped, and the mock's is none for the other device.
-    assert!(matches!(device.attach(None, ioas.id().0.get()), Err(AttachError::Misaligned(..))));
-    assert!(matches!(device.attach(None, hwpt.0.get()), Err(AttachError::WrongFormat(id)) if id == hwpt));
+    assert!(matches!(device.attach(None, &ioas), Err(AttachError::Misaligned(..))));
+    assert!(
+        matches!(device.attach(None, device.context().target(hwpt.into()).unwrap()), Err(AttachError::WrongFormat(id)) if id == hwpt)
+    );
     ioas.unmap(IovaRange::ALL).unwrap();
     ioas.map_pages(Some(Iova(base)), &memory.pages, 0, 2 * PAGE, Access::all()).unwrap();
-    let other = device.attach(None, ioas.id().0.get()).unwrap();
+    let other = device.attach(None, &ioas).unwrap();
     assert_ne!(other, hwpt);
     assert_eq!(ioas.iova_ranges().1, PAGE);
     mock_port.write(Iova(base), &[6]).unwrap();
@@ -309,7 +311,7 @@ fn what_a_page_table_leads_to_can_be_told_apart() {
     ioas.map(Placement::Fixed(Iova(0x10_0000)), 4 * PAGE, Access::all(), memory).unwrap();
     assert_eq!(bench.machine.pinned().count(byte(0)), 0, "nobody needs it yet");
 
-    let hwpt = device.context().hwpt(device.attach(None, ioas.id().0.get()).unwrap()).unwrap();
+    let hwpt = device.context().hwpt(device.attach(None, &ioas).unwrap()).unwrap();
     assert_eq!(hwpt.memory_at(Iova(0x10_1008)).unwrap(), Some(byte(0x1008)));
     assert_eq!(hwpt.memory_at(Iova(0x10_4000)).unwrap(), None);
     // Other pages of the same file, which are brought in by themselves.
@@ -351,7 +353,7 @@ fn a_dma_buffer_is_mapped_where_the_kernel_makes_one() {
     let (_, mut port, ioas, device) = bench.one_device();
     let pages = Pages::of_file(buffer, 0, 2 * PAGE, true);
     ioas.map_pages(Some(Iova(0x10_0000)), &pages, 0, 2 * PAGE, Access::all()).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     port.write(Iova(0x10_0ffe), &[1, 2, 3, 4]).unwrap();
     let mut found = [0; 4];
     file.read_exact_at(&mut found, PAGE - 2).unwrap();
@@ -362,7 +364,7 @@ fn a_dma_buffer_is_mapped_where_the_kernel_makes_one() {
 fn a_requester_leaves_the_bus_when_it_is_not_bound() {
     let bench = Bench::new();
     let (endpoint, mut port, ioas, device) = bench.one_device();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     assert!(!bench.machine.remove_endpoint(&endpoint));
     let context = device.context().clone();
     drop(device);
@@ -410,7 +412,7 @@ fn pinned_memory_is_counted_once_and_exactly_as_long_as_it_is_pinned() {
     map(&two, 0x1_0000).unwrap();
     map(&two, 0x2_0000).unwrap();
     assert_eq!(charged(&small), 0, "nobody needs it yet");
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     assert_eq!(charged(&small), 2);
     let error = map(&pages(2, &small), 0x3_0000);
     let over = OverLimit { limit: 3 * PAGE, wanted: 4 * PAGE };
@@ -442,7 +444,7 @@ fn an_area_that_is_cut_is_unmapped_in_parts() {
     let (_, mut port, ioas, device) = bench.one_device();
     let base = 0x4000_0000;
     ioas.set_large_pages(false).unwrap();
-    let hwpt = device.context().hwpt(device.attach(None, ioas.id().0.get()).unwrap()).unwrap();
+    let hwpt = device.context().hwpt(device.attach(None, &ioas).unwrap()).unwrap();
     assert_eq!(ioas.page_sizes(), 1 << 12 | 1 << 21 | 1 << 30);
     map(&ioas, base, 1024).unwrap();
     let before = hwpt.memory_at(Iova(base + 513 * PAGE)).unwrap().unwrap();

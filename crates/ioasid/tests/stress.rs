@@ -129,14 +129,13 @@ fn no_byte_moves_through_a_mapping_after_it_was_taken_away() {
     let endpoint = machine.add_endpoint(Rid::new(0, 0, 1, 0).unwrap(), GroupId(0)).unwrap();
     let context = machine.context();
     let (main, other) = (context.ioas_alloc().unwrap(), context.ioas_alloc().unwrap());
-    let id = main.id().0.get();
     for ioas in [&main, &other] {
         let (sink, _file) = Segment::memfd(LENGTH as u64).unwrap();
         ioas.map(Placement::Fixed(ELSEWHERE), LENGTH as u64, Access::all(), || Ok(vec![sink])).unwrap();
     }
     let buffers = [Buffer::file(), Buffer::private()];
     let device: Device = context.bind(&endpoint).unwrap();
-    device.attach(None, id).unwrap();
+    device.attach(None, &main).unwrap();
     endpoint.set_bus_master(true).unwrap();
 
     let (stop, counts) = (AtomicBool::new(false), [Counts::default(), Counts::default(), Counts::default()]);
@@ -159,7 +158,7 @@ fn no_byte_moves_through_a_mapping_after_it_was_taken_away() {
             match way {
                 0 => assert_eq!(main.unmap(range).unwrap(), LENGTH as u64),
                 1 => device.detach(None).unwrap(),
-                2 => drop(device.attach(None, other.id().0.get()).unwrap()),
+                2 => drop(device.attach(None, &other).unwrap()),
                 _ => endpoint.set_bus_master(false).unwrap(),
             }
             taken[way] += 1;
@@ -171,7 +170,7 @@ fn no_byte_moves_through_a_mapping_after_it_was_taken_away() {
             if way != 0 {
                 main.unmap(range).unwrap();
             }
-            device.attach(None, id).unwrap();
+            device.attach(None, &main).unwrap();
             endpoint.set_bus_master(true).unwrap();
         }
         stop.store(true, Ordering::Relaxed);
@@ -187,8 +186,8 @@ fn no_byte_moves_through_a_mapping_after_it_was_taken_away() {
 
     device.detach(None).unwrap();
     drop(device);
-    context.destroy(id).unwrap();
-    context.destroy(other.id().0.get()).unwrap();
+    context.destroy(main.id()).unwrap();
+    context.destroy(other.id()).unwrap();
     drop((main, other, context));
     assert_eq!(machine.resources(), (0, 0), "windows and tables are all given back");
 }

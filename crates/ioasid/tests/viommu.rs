@@ -8,41 +8,44 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ioasid::{
-    Access, AttachError, Context, DestroyError, Device, Endpoint, Event, GroupTooLarge, GuestFormat, GuestTable,
-    HwQueueError, HwQueueOptions, HwptError, HwptOptions, Ioas, Iova, NestedOptions, ObjectId, OnMiss, PageGroup,
-    PageRequest, PageResponse, Pasid, Placement, RequestedAccess, UnknownCookie, UnmapError, Viommu, ViommuError,
+    Access, AttachError, Context, DestroyError, Device, Endpoint, Event, FaultQueue, GroupTooLarge, GuestFormat,
+    GuestTable, HwQueueError, HwQueueOptions, Hwpt, HwptError, HwptOptions, Ioas, Iova, NestParent, NestedHwpt,
+    NestedOptions, NotBound, OnMiss, PageGroup, PageRequest, PageResponse, Pasid, Placement, RequestedAccess,
+    UnknownCookie, UnmapError, Viommu, ViommuError,
 };
 
-use common::{Bench, PAGE, PARENT, map, range};
+use common::{Bench, PAGE, map, parent, range};
 
 struct Guest {
     endpoint: Arc<Endpoint>,
     context: Arc<Context>,
     ioas: Arc<Ioas>,
     device: Device,
-    parent: ObjectId,
+    parent: Arc<Hwpt>,
 }
 
 impl Guest {
     fn new(bench: &Bench) -> Self {
         let (endpoint, _, ioas, device) = bench.one_device();
         let context = device.context().clone();
-        let parent = context.hwpt_alloc(device.id().into(), ioas.id().into(), PARENT).unwrap().id();
+        let parent = context.hwpt_alloc(device.endpoint(), &ioas, parent()).unwrap();
         Self { endpoint, context, ioas, device, parent }
     }
 
     fn viommu(&self) -> Arc<Viommu> {
-        let made = self
-            .context
-            .viommu_alloc::<ViommuError>(self.device.id().into(), self.parent.into(), |id| Ok(Box::new(u32::from(id))));
-        made.unwrap()
+        let extend = |id| Ok(Box::new(u32::from(id)) as Box<dyn std::any::Any + Send + Sync>);
+        self.context.viommu_alloc::<ViommuError>(&self.endpoint, &self.parent, extend).unwrap()
     }
 
-    fn nested(&self, on: ObjectId, fault_queue: Option<ObjectId>) -> Result<ObjectId, HwptError> {
+    fn nested(
+        &self,
+        on: impl Into<NestParent>,
+        fault_queue: Option<&Arc<FaultQueue>>,
+    ) -> Result<Arc<NestedHwpt>, HwptError> {
         let table = GuestTable { format: GuestFormat::X86_64, root: 0 };
-        let on_miss = fault_queue.map_or(OnMiss::Abort, |queue| OnMiss::Queue(queue.into()));
-        let options = NestedOptions { on_miss, ..table.into() };
-        Ok(self.context.hwpt_alloc_nested(on.into(), options)?.id())
+        let on_miss = fault_queue.map_or(OnMiss::Abort, |queue| OnMiss::Queue(queue.clone()));
+        let options = NestedOptions::from(table).on_miss(on_miss);
+        self.context.hwpt_alloc_nested(on, options)
     }
 }
 
@@ -65,9 +68,9 @@ fn page_requests_are_taken_in_groups_and_answered_by_cookie() {
     queue.on_arrival(Arc::new(move || {
         count.fetch_add(1, Ordering::Relaxed);
     }));
-    let options = HwptOptions { on_miss: OnMiss::Queue(queue.id().into()), ..HwptOptions::default() };
-    let hwpt = guest.context.hwpt_alloc(guest.device.id().into(), guest.ioas.id().into(), options).unwrap();
-    guest.device.attach(None, hwpt.id().into()).unwrap();
+    let options = HwptOptions::default().on_miss(OnMiss::Queue(queue.clone()));
+    let hwpt = guest.context.hwpt_alloc(guest.device.endpoint(), &guest.ioas, options).unwrap();
+    guest.device.attach(None, &hwpt).unwrap();
 
     let groups = [1, 3, 1].map(|requests| group(7, None, requests));
     let answers = groups.each_ref().map(|(_, answers)| answers.clone());
@@ -101,19 +104,19 @@ fn who_asks_is_answered_even_if_nobody_is_there_or_leaves() {
     let invalid = vec![PageResponse::Invalid];
     // Attached to nothing, and to what has no queue.
     assert_eq!(*ask(None).lock().unwrap(), invalid);
-    guest.device.attach(None, guest.ioas.id().into()).unwrap();
+    guest.device.attach(None, &guest.ioas).unwrap();
     assert_eq!(*ask(None).lock().unwrap(), invalid);
 
     let queue = guest.context.fault_queue_alloc().unwrap();
-    let nested = guest.nested(guest.parent, Some(queue.id())).unwrap();
+    let nested = guest.nested(&guest.parent, Some(&queue)).unwrap();
     let pasid = Pasid::new(9);
-    guest.device.attach(None, nested.into()).unwrap();
+    guest.device.attach(None, &nested).unwrap();
     // A PASID of the guest's own table comes by the attachment without one.
     let (waiting, taken) = (ask(pasid), ask(None));
     assert_eq!(queue.take(1).unwrap().unwrap().requests[0].pasid, pasid);
-    guest.device.attach(pasid, nested.into()).unwrap();
+    guest.device.attach(pasid, &nested).unwrap();
     let by_pasid = ask(pasid);
-    guest.device.attach(None, guest.ioas.id().into()).unwrap();
+    guest.device.attach(None, &guest.ioas).unwrap();
     assert_eq!([&waiting, &taken].map(|answers| answers.lock().unwrap().clone()), [invalid.clone(), invalid.clone()]);
     assert!(by_pasid.lock().unwrap().is_empty(), "it is attached still");
     assert_eq!(queue.answer(1, PageResponse::Success), Err(UnknownCookie(1)));
@@ -128,10 +131,12 @@ fn a_fault_queue_stays_as_long_as_it_is_needed() {
     let guest = Guest::new(&bench);
     let queue = guest.context.fault_queue_alloc().unwrap();
     let id = u32::from(queue.id());
-    assert!(matches!(guest.nested(guest.parent, Some(guest.ioas.id())), Err(HwptError::NotAFaultQueue(_))));
-    let nested = guest.nested(guest.parent, Some(queue.id())).unwrap();
+    let elsewhere = bench.machine.context().fault_queue_alloc().unwrap();
+    let refused = guest.nested(&guest.parent, Some(&elsewhere));
+    assert!(matches!(refused.map(drop), Err(HwptError::Missing(id)) if id == elsewhere.id()));
+    let nested = guest.nested(&guest.parent, Some(&queue)).unwrap();
     assert_eq!(guest.context.destroy(id), Err(DestroyError::Busy(id)));
-    guest.context.destroy(nested.into()).unwrap();
+    guest.context.destroy(nested.id()).unwrap();
     let held = guest.context.hold(queue.id()).unwrap();
     assert_eq!(guest.context.destroy(id), Err(DestroyError::Busy(id)));
     drop(held);
@@ -145,17 +150,17 @@ fn a_device_has_to_be_known_to_the_guest_whose_table_it_is_to_use() {
     let guest = Guest::new(&bench);
     let viommu = guest.viommu();
     assert_eq!(viommu.extension::<u32>(), Some(&viommu.id().into()));
-    let nested = guest.nested(viommu.id(), None).unwrap();
-    let refused = guest.device.attach(None, nested.into());
-    assert!(matches!(refused, Err(AttachError::NoVirtualDevice(id)) if id == nested));
-    let make = |id| guest.context.virtual_device_alloc(viommu.id().into(), guest.device.id().into(), id);
+    let nested = guest.nested(&viommu, None).unwrap();
+    let refused = guest.device.attach(None, &nested);
+    assert!(matches!(refused, Err(AttachError::NoVirtualDevice(id)) if id == nested.id()));
+    let make = |id| guest.context.virtual_device_alloc(&viommu, &guest.endpoint, id);
     let known = make(0x99).unwrap();
     assert_eq!((viommu.virtual_id(&guest.endpoint), known.virtual_id()), (Some(0x99), 0x99));
     assert!(Arc::ptr_eq(viommu.device(0x99).unwrap().endpoint(), &guest.endpoint));
-    guest.device.attach(None, nested.into()).unwrap();
+    guest.device.attach(None, &nested).unwrap();
     assert_eq!(make(0x88).err(), Some(ViommuError::Exists));
     guest.device.detach(None).unwrap();
-    guest.context.destroy(known.id().into()).unwrap();
+    guest.context.destroy(known.id()).unwrap();
     assert!(viommu.device(0x99).is_none());
     make(0x88).unwrap();
 }
@@ -166,13 +171,14 @@ fn a_virtual_device_goes_with_its_device_and_its_id_stays() {
     let guest = Guest::new(&bench);
     let viommu = guest.viommu();
     let Guest { context, device, endpoint, .. } = guest;
-    let (own, over) = (u32::from(device.id()), u32::from(viommu.id()));
-    let known = u32::from(context.virtual_device_alloc(over, own, 1).unwrap().id());
+    let over = u32::from(viommu.id());
+    let known = u32::from(context.virtual_device_alloc(&viommu, &endpoint, 1).unwrap().id());
     assert_eq!(context.destroy(over), Err(DestroyError::Busy(over)));
     drop(device);
     assert_eq!(viommu.virtual_id(&endpoint), None);
     assert_eq!(context.destroy(known), Err(DestroyError::Missing(known)));
-    assert_eq!(context.virtual_device_alloc(over, own, 1).err(), Some(ViommuError::Missing(own)));
+    let refused = context.virtual_device_alloc(&viommu, &endpoint, 1).err();
+    assert_eq!(refused, Some(ViommuError::NotBound(NotBound(endpoint.rid()))));
     assert!((0..8).all(|_| u32::from(context.ioas_alloc().unwrap().id()) != known));
     context.destroy(over).unwrap();
 }
@@ -181,28 +187,34 @@ fn a_virtual_device_goes_with_its_device_and_its_id_stays() {
 fn a_virtual_iommu_needs_a_parent_and_keeps_it() {
     let bench = Bench::new();
     let guest = Guest::new(&bench);
-    let make = |device: ObjectId, parent: ObjectId| {
-        let made = guest.context.viommu_alloc::<ViommuError>(device.into(), parent.into(), |_| Ok(Box::new(())));
-        made.map(|viommu| viommu.id()).map_err(|error| (error, u32::from(device), u32::from(parent)))
-    };
-    let plain = guest.context.hwpt_alloc(guest.device.id().into(), guest.ioas.id().into(), HwptOptions::default());
-    let plain = plain.unwrap().id();
-    assert!(matches!(make(guest.device.id(), plain), Err((ViommuError::NotAParent(id), _, parent)) if id == parent));
-    assert!(matches!(make(guest.ioas.id(), guest.parent), Err((ViommuError::Missing(id), device, _)) if id == device));
-    assert!(matches!(make(guest.device.id(), guest.ioas.id()), Err((ViommuError::Missing(id), _, at)) if id == at));
-    let viommu = make(guest.device.id(), guest.parent).unwrap();
-    let parent = u32::from(guest.parent);
+    let make = |device, parent| guest.context.viommu_alloc::<ViommuError>(device, parent, |_| Ok(Box::new(())));
+    let plain = guest.context.hwpt_alloc(guest.device.endpoint(), &guest.ioas, HwptOptions::default());
+    let plain = plain.unwrap();
+    assert_eq!(make(&guest.endpoint, &plain).err(), Some(ViommuError::NotAParent(plain.id())));
+    // Neither a device nor a page table of another context, nor a device behind another kind of IOMMU.
+    let stranger = bench.endpoint(2, 2);
+    assert_eq!(make(&stranger, &guest.parent).err(), Some(ViommuError::NotBound(NotBound(stranger.rid()))));
+    let elsewhere = bench.machine.context();
+    let bound = elsewhere.bind(&stranger).unwrap();
+    assert_eq!(make(&stranger, &guest.parent).err(), Some(ViommuError::NotBound(NotBound(stranger.rid()))));
+    let there = elsewhere.viommu_alloc::<ViommuError>(&stranger, &guest.parent, |_| Ok(Box::new(())));
+    assert_eq!(there.err(), Some(ViommuError::Missing(guest.parent.id())));
+    drop(bound);
+    let viommu = make(&guest.endpoint, &guest.parent).unwrap();
+    assert!(Arc::ptr_eq(viommu.iommu(), guest.endpoint.iommu()));
+    let parent = u32::from(guest.parent.id());
     assert_eq!(guest.context.destroy(parent), Err(DestroyError::Busy(parent)));
-    let nested = guest.nested(viommu, None).unwrap();
-    assert_eq!(guest.context.destroy(viommu.into()), Err(DestroyError::Busy(viommu.into())));
-    guest.context.destroy(nested.into()).unwrap();
-    guest.context.destroy(viommu.into()).unwrap();
+    let nested = guest.nested(&viommu, None).unwrap();
+    assert_eq!(guest.context.destroy(viommu.id()), Err(DestroyError::Busy(viommu.id().into())));
+    guest.context.destroy(nested.id()).unwrap();
+    guest.context.destroy(viommu.id()).unwrap();
     guest.context.destroy(parent).unwrap();
     // What fails in the middle leaves nothing.
-    let failed =
-        guest.context.viommu_alloc::<ViommuError>(guest.device.id().into(), plain.into(), |_| Err(ViommuError::NoRoom));
-    assert!(failed.is_err());
-    guest.context.destroy(plain.into()).unwrap();
+    let other = guest.context.hwpt_alloc(&guest.endpoint, &guest.ioas, common::parent()).unwrap();
+    let failed = guest.context.viommu_alloc::<ViommuError>(&guest.endpoint, &other, |_| Err(ViommuError::NoRoom));
+    assert_eq!(failed.err(), Some(ViommuError::NoRoom));
+    guest.context.destroy(other.id()).unwrap();
+    guest.context.destroy(plain.id()).unwrap();
 }
 
 #[test]
@@ -210,7 +222,7 @@ fn events_that_find_no_room_are_counted() {
     let bench = Bench::new();
     let guest = Guest::new(&bench);
     let viommu = guest.viommu();
-    let make = |depth| guest.context.event_queue_alloc(viommu.id().into(), 5, depth);
+    let make = |depth| guest.context.event_queue_alloc(&viommu, 5, depth);
     assert_eq!(make(0).err(), Some(ViommuError::NoRoom));
     let queue = make(2).unwrap();
     assert_eq!(make(2).err(), Some(ViommuError::Exists));
@@ -244,13 +256,13 @@ fn a_hardware_queue_keeps_its_memory_mapped() {
     let bench = Bench::new();
     let guest = Guest::new(&bench);
     let viommu = guest.viommu();
-    let options = HwQueueOptions { index: 0, after: None, iova: Iova(0x10_0800), length: 0x1000 };
-    let make = |options| guest.context.hw_queue_alloc(viommu.id().into(), options);
+    let options = HwQueueOptions::new(0, range(0x10_0800, 0x1000));
+    let make = |options| guest.context.hw_queue_alloc(&viommu, options);
     assert!(matches!(make(options), Err(HwQueueError::Memory(_))));
     map(&guest.ioas, 0x10_0000, 2).unwrap();
     map(&guest.ioas, 0x10_2000, 1).unwrap();
-    assert!(matches!(make(HwQueueOptions { iova: Iova(0x10_1800), ..options }), Err(HwQueueError::Scattered)));
-    let second = HwQueueOptions { index: 1, after: Some(0), ..options };
+    assert!(matches!(make(HwQueueOptions::new(0, range(0x10_1800, 0x1000))), Err(HwQueueError::Scattered)));
+    let second = HwQueueOptions::new(1, options.memory).after(Some(0));
     assert!(matches!(make(second), Err(HwQueueError::OutOfOrder(0))));
     let first = make(options).unwrap();
     assert_eq!(first.memory().range(), range(0x10_0000, 2 * PAGE));
@@ -269,5 +281,5 @@ fn a_hardware_queue_keeps_its_memory_mapped() {
     // What cannot be read is no queue.
     let write_only = ioasid::memory::Segment::memfd(PAGE).unwrap().0;
     guest.ioas.map(Placement::Fixed(Iova(0)), PAGE, Access::WRITE, || Ok(vec![write_only])).unwrap();
-    assert!(make(HwQueueOptions { iova: Iova(0), ..options }).is_err());
+    assert!(make(HwQueueOptions::new(2, range(0, PAGE))).is_err());
 }

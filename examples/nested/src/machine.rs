@@ -17,8 +17,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use ioasid::memory::{GuestTables, Segment};
 use ioasid::{
-    Access, BusAddress, Context, Device, DmaPort, GroupId, HwptOptions, Ioas, Iova, IovaRange, Machine, NestedHwpt,
-    NestedOptions, Pasid, Placement, Rid, Silent,
+    Access, BusAddress, Context, Device, DmaPort, GroupId, Hwpt, HwptOptions, Ioas, Iova, IovaRange, Machine,
+    NestedHwpt, NestedOptions, Pasid, Placement, Rid, Silent,
 };
 use iopt::Arena;
 
@@ -50,7 +50,7 @@ pub struct Host {
     device: Device,
     port: DmaPort,
     ioas: Arc<Ioas>,
-    parent: u32,
+    parent: Arc<Hwpt>,
     memory: Arc<File>,
     /// Where the guest makes page tables.
     pub arena: Arc<Arena<GuestTables>>,
@@ -89,8 +89,8 @@ impl Host {
 
         // And for a device that the guest is to have nested tables for: a parent.
         let device = context.bind(&endpoint)?;
-        let options = HwptOptions { nest_parent: true, pasids: true, ..HwptOptions::default() };
-        let parent = context.hwpt_alloc(device.id().into(), ioas.id().into(), options)?.id().into();
+        let options = HwptOptions::default().nest_parent(true).pasids(true);
+        let parent = context.hwpt_alloc(device.endpoint(), &ioas, options)?;
 
         let arena = Arc::new(Arena::with_memory(space));
         let (port, second) = (endpoint.port(), Second::default());
@@ -117,8 +117,8 @@ impl Host {
 
     /// A nested page table, and the device attached to it.
     pub fn attach(&self, pasid: Option<Pasid>, options: impl Into<NestedOptions>) -> Result<Arc<NestedHwpt>> {
-        let nested = self.context.hwpt_alloc_nested(self.parent, options)?;
-        self.device.attach(pasid, nested.id().into())?;
+        let nested = self.context.hwpt_alloc_nested(&self.parent, options)?;
+        self.device.attach(pasid, &nested)?;
         Ok(nested)
     }
 

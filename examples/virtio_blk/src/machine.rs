@@ -76,7 +76,7 @@ impl Guest {
         let ioas = context.ioas_alloc().context("no address space")?;
         ioas.map(Placement::Fixed(Iova(IOVA)), MEMORY as u64, Access::all(), || Ok(pages(&guest)))?;
         let device = context.bind(&endpoint)?;
-        device.attach(None, ioas.id().0.get())?;
+        device.attach(None, &ioas)?;
         endpoint.set_bus_master(true)?;
 
         Ok(Self { guest, port, block: Block::new(bytes / SECTOR)?, faults, seed: 0, _device: device })

@@ -28,8 +28,8 @@ impl Faulting {
         let (space, memory) = (Space::new()?, Memory::of(&Layout::permuted(pages, PAGE.ilog2()))?);
         ensure!(space.endpoint.recovery() == Recovery::Stall, "the device does not wait");
         let queue = space.context().fault_queue_alloc().context("no room for a fault queue")?;
-        let options = HwptOptions { on_miss: OnMiss::Queue(queue.id().0.get()), ..HwptOptions::default() };
-        space.attached.attach(None, space.hwpt_alloc(options)?.id().0.get())?;
+        let options = HwptOptions::default().on_miss(OnMiss::Queue(queue.clone()));
+        space.attached.attach(None, &space.hwpt_alloc(options)?)?;
         let range = IovaRange::new(BASE, u64::from(pages) * PAGE as u64).context("the range wraps")?;
         Ok(Self { space, queue, memory, range })
     }

@@ -47,7 +47,7 @@ impl Space {
         let context = machine.context();
         let ioas = context.ioas_alloc().context("no room for an address space")?;
         let device = context.bind(&endpoint)?;
-        device.attach(None, ioas.id().0.get())?;
+        device.attach(None, &ioas)?;
         endpoint.set_bus_master(true)?;
         Ok(Self { ioas, endpoint, attached: device })
     }
@@ -112,13 +112,13 @@ impl Space {
 
     /// The page table that the device is attached to.
     fn hwpt(&self) -> Result<Arc<Hwpt>> {
-        let id = self.attached.attach(None, self.ioas.id().0.get())?;
+        let id = self.attached.attach(None, &self.ioas)?;
         self.attached.context().hwpt(id).context("an attached device has a page table")
     }
 
     /// A new page table over it, that the device can be attached to.
     fn hwpt_alloc(&self, options: HwptOptions) -> Result<Arc<Hwpt>> {
-        Ok(self.context().hwpt_alloc(self.attached.id().0.get(), self.ioas.id().0.get(), options)?)
+        Ok(self.context().hwpt_alloc(self.attached.endpoint(), &self.ioas, options)?)
     }
 
     /// A new port of the device.

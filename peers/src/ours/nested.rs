@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ioasid::memory::{GuestTables, Segment};
-use ioasid::{Access, DmaPort, GuestFormat, GuestTable, HwptOptions, IovaRange, NestedHwpt, ObjectId};
+use ioasid::{Access, DmaPort, GuestFormat, GuestTable, HwptOptions, IovaRange, NestedHwpt, Target};
 use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, X86_64, X86_64FiveLevels};
 use iopt::{Arena, EmptyTables, Format, PageTable};
 
@@ -68,7 +68,7 @@ fn fill<F: Format + 'static>(arena: &Arc<Arena<GuestTables>>, layout: &Layout) -
 /// A device that is attached to a page table that was made for it.
 pub struct Stages {
     space: Space,
-    attached: ObjectId,
+    attached: Target,
     /// The nested table, and the guest's.
     guest: Option<(Arc<NestedHwpt>, Box<dyn Any>)>,
 }
@@ -80,7 +80,7 @@ impl Stages {
     /// Of the crate.
     pub fn one(layout: &Layout, memory: &Memory) -> Result<Self> {
         let space = Space::over(layout, memory)?;
-        let attached = space.hwpt_alloc(HwptOptions::default())?.id();
+        let attached = Target::from(&space.hwpt_alloc(HwptOptions::default())?);
         Self { space, attached, guest: None }.attach_anew()
     }
 
@@ -94,11 +94,11 @@ impl Stages {
         let file = table_space.file();
         space.map(0, Segment::file(file, 0, TABLES, true)?)?;
         space.map(DATA, memory.segment(0, layout.memory()))?;
-        let parent = space.hwpt_alloc(HwptOptions { nest_parent: true, ..HwptOptions::default() })?;
+        let parent = space.hwpt_alloc(HwptOptions::default().nest_parent(true))?;
         let (root, kept) = (tables.fill)(&Arc::new(Arena::with_memory(table_space)), layout)?;
         let table = GuestTable { format: tables.format, root };
-        let nested = space.context().hwpt_alloc_nested(parent.id().0.get(), table)?;
-        let attached = nested.id();
+        let nested = space.context().hwpt_alloc_nested(&parent, table)?;
+        let attached = Target::from(&nested);
         Self { space, attached, guest: Some((nested, kept)) }.attach_anew()
     }
 
@@ -114,7 +114,7 @@ impl Stages {
     pub fn forget_all(&self) -> Result<()> {
         let device = &self.space.attached;
         device.detach(None)?;
-        device.attach(None, self.attached.0.get())?;
+        device.attach(None, &self.attached)?;
         Ok(())
     }
 

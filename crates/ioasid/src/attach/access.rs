@@ -8,7 +8,6 @@
 //! ```
 
 use std::fmt;
-use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -25,10 +24,11 @@ use crate::ioas::{AccessError, Accessor, ConnectError, Hold, Ioas, PinnedRange, 
 
 /// Why an access was not attached. What it was attached to before, it still is.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum AccessAttachError {
-    /// The context has no such address space.
-    #[error("no address space {0} in the context")]
-    Missing(u32),
+    /// The address space was destroyed, or is another context's.
+    #[error("address space {0} is not in this context: it was destroyed, or another context has it")]
+    Missing(ObjectId),
     /// It is attached already, or is to be replaced and is not.
     #[error("the access is attached already, or not at all")]
     State,
@@ -76,47 +76,40 @@ impl IoasAccess {
         self.id
     }
 
-    /// Lets it reach what address space `ioas` maps.
+    /// Lets it reach what an address space of its context maps.
     ///
     /// # Errors
     /// See [`AccessAttachError`].
-    pub fn attach(&self, ioas: u32) -> Result<(), AccessAttachError> {
+    pub fn attach(&self, ioas: &Arc<Ioas>) -> Result<(), AccessAttachError> {
         self.change(ioas, false)
     }
 
-    /// Lets it reach what address space `ioas` maps, in place of what it reached before; what was pinned there is let go.
+    /// Lets it reach what an address space of its context maps, in place of what it reached before; what was pinned there is let
+    /// go.
     ///
     /// # Errors
     /// See [`AccessAttachError`].
-    pub fn replace(&self, ioas: u32) -> Result<(), AccessAttachError> {
+    pub fn replace(&self, ioas: &Arc<Ioas>) -> Result<(), AccessAttachError> {
         self.change(ioas, true)
     }
 
-    fn change(&self, id: u32, attached: bool) -> Result<(), AccessAttachError> {
+    fn change(&self, next: &Arc<Ioas>, attached: bool) -> Result<(), AccessAttachError> {
         check_may_wait()?;
-        let object_id = ObjectId(NonZeroU32::new(id).ok_or(AccessAttachError::Missing(id))?);
-        let fits = |object: &Object| match object {
-            Object::Ioas(ioas) => Ok(ioas.clone()),
-            _ => Err(AccessAttachError::Missing(id)),
-        };
         let before = {
             let mut now = self.locked();
             if now.is_some() != attached {
                 return Err(AccessAttachError::State);
             }
-            let next = self.context.ids().hold_if(object_id, fits).ok_or(AccessAttachError::Missing(id))??;
-            if now.as_ref().is_some_and(|now| Arc::ptr_eq(now, &next)) {
-                self.context.ids().release(object_id);
+            let held = self.context.hold_ioas(next).ok_or(AccessAttachError::Missing(next.id()))?;
+            if now.as_ref().is_some_and(|now| Arc::ptr_eq(now, next)) {
                 return Ok(());
             }
-            if let Err(error) = next.add_accessor(&self.accessor) {
-                self.context.ids().release(object_id);
-                return Err(match error {
-                    ConnectError::Misaligned(range, page) => AccessAttachError::Misaligned(range, page),
-                    _ => AccessAttachError::State,
-                });
-            }
-            now.replace(next)
+            next.add_accessor(&self.accessor).map_err(|error| match error {
+                ConnectError::Misaligned(range, page) => AccessAttachError::Misaligned(range, page),
+                _ => AccessAttachError::State,
+            })?;
+            held.keep();
+            now.replace(next.clone())
         };
         before.into_iter().for_each(|before| self.leave(&before));
         Ok(())

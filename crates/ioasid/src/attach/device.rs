@@ -12,12 +12,13 @@ use crate::base::observe::Leftover;
 use crate::base::sync::Ordering;
 use crate::base::types::{Pasid, WouldDeadlock};
 use crate::bus::{BEING_BOUND, Endpoint};
-use crate::context::{Afterwards, Context, Object};
+use crate::context::{Afterwards, Context, Object, Target};
 use crate::gate::check_may_wait;
 use crate::hwpt::Table;
 
 /// Why a device was not bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum BindError {
     /// A device of the same group is bound to another context.
     #[error("the device's IOMMU group belongs to another context")]
@@ -114,14 +115,14 @@ impl Device {
         &self.bound().context
     }
 
-    /// Lets the device's transactions with `pasid` (or without) reach what the address space or page table `target`
-    /// maps, in place of what they could reach before, and returns the id of the page table that it is attached to.
+    /// Lets the device's transactions with `pasid` (or without) reach what `target` maps, an address space (`&Arc<Ioas>`) or a
+    /// page table of any kind, in place of what they could reach before. Returns the id of the page table that it is attached to.
     ///
     /// When it returns, no DMA through the old translation is in flight.
     ///
     /// # Errors
     /// See [`AttachError`].
-    pub fn attach(&self, pasid: Option<Pasid>, target: u32) -> Result<ObjectId, AttachError> {
+    pub fn attach(&self, pasid: Option<Pasid>, target: impl Into<Target>) -> Result<ObjectId, AttachError> {
         self.attach_if(pasid, target, |_| true)
     }
 
@@ -133,11 +134,11 @@ impl Device {
     pub fn attach_if(
         &self,
         pasid: Option<Pasid>,
-        target: u32,
+        target: impl Into<Target>,
         confirm: impl FnOnce(ObjectId) -> bool,
     ) -> Result<ObjectId, AttachError> {
         check_may_wait()?;
-        attach(self.context(), self.endpoint(), pasid, target, confirm)
+        attach(self.context(), self.endpoint(), pasid, &target.into(), confirm)
     }
 
     /// The page table that the device's transactions with `pasid` (or without) go to.

@@ -9,7 +9,6 @@ mod device;
 mod parking;
 mod software;
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -18,8 +17,8 @@ use crate::base::callback;
 use crate::base::ids::ObjectId;
 use crate::base::types::{GroupId, IovaRange, Pasid, WouldDeadlock};
 use crate::bus::{Endpoint, PartPasidError, dismiss};
-use crate::context::{Afterwards, Context, Object};
-use crate::fault::{Disposition, Recovery};
+use crate::context::{Afterwards, Context, Object, Target, TargetKind};
+use crate::fault::Recovery;
 use crate::gate::walker::Walker;
 use crate::hwpt::{Hwpt, Table};
 use crate::ioas::{ConnectError, Ioas};
@@ -28,18 +27,15 @@ use crate::mirror::MirrorError;
 
 pub use access::{AccessAttachError, IoasAccess};
 pub use device::{BindError, Device};
-pub use software::{CopyError, Reach};
+pub use software::CopyError;
 
 /// Why a device was not attached. Whatever it was attached to before, it still is.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AttachError {
-    /// The context has no such object.
-    #[error("no object {0} in the context")]
-    Missing(u32),
-    /// The object is neither an address space nor a page table.
-    #[error("object {0} is neither an address space nor a page table")]
-    WrongKind(u32),
+    /// The address space or page table was destroyed, or is another context's.
+    #[error("object {0} is not in this context: it was destroyed, or another context has it")]
+    Missing(ObjectId),
     /// The page table is in a format that the IOMMU of this device does not walk.
     #[error("page table {0} is of another format than this device's IOMMU walks")]
     WrongFormat(ObjectId),
@@ -122,53 +118,28 @@ impl From<ConnectError> for AttachError {
     }
 }
 
-/// What a device is to be attached to, which is held so that it cannot be destroyed meanwhile.
-struct Target<'a> {
-    context: &'a Context,
-    id: ObjectId,
-    what: What,
-}
-
-enum What {
-    Ioas(Arc<Ioas>),
-    Table(Table),
-}
-
-impl<'a> Target<'a> {
-    fn hold(context: &'a Context, id: u32) -> Result<Self, AttachError> {
-        let object_id = ObjectId(NonZeroU32::new(id).ok_or(AttachError::Missing(id))?);
-        let fits = |object: &Object| match object {
-            Object::Ioas(ioas) => Ok(What::Ioas(ioas.clone())),
-            Object::Hwpt(table) => Ok(What::Table(table.clone())),
-            _ => Err(AttachError::WrongKind(id)),
-        };
-        let what = context.ids().hold_if(object_id, fits).ok_or(AttachError::Missing(id))??;
-        Ok(Self { context, id: object_id, what })
-    }
-}
-
-impl Drop for Target<'_> {
-    fn drop(&mut self) {
-        self.context.ids().release(self.id);
-    }
-}
-
-/// Attaches transactions of `device` with `own`, or without, to the address space or page table `target`, if `confirm` says yes
-/// to the id of the page table. It is asked when they are attached already, with no lock held; if it says no, or panics, they
-/// are attached again to what they were.
+/// Attaches transactions of `device` with `own`, or without, to `target`, if `confirm` says yes to the id of the page table. It
+/// is asked when they are attached already, with no lock held; if it says no, or panics, they are attached again to what they
+/// were.
 pub(crate) fn attach(
     context: &Arc<Context>,
     device: &Arc<Endpoint>,
     own: Option<Pasid>,
-    target: u32,
+    target: &Target,
     confirm: impl FnOnce(ObjectId) -> bool,
 ) -> Result<ObjectId, AttachError> {
-    let target = Target::hold(context, target)?;
+    // Nobody destroys it meanwhile.
+    let is_it = |object: &Object| match (&target.0, object) {
+        (TargetKind::Ioas(ioas), Object::Ioas(there)) => Arc::ptr_eq(ioas, there),
+        (TargetKind::Table(table), object) => object.is_table(table),
+        _ => false,
+    };
+    let _target = context.hold_object(target.id(), is_it).ok_or(AttachError::Missing(target.id()))?;
     let unconfirmed = loop {
         // A page table that is made for this may be gone again, with the last of others that used it meanwhile.
-        match &target.what {
-            What::Table(table) => break attach_to_table(context, device, own, table)?,
-            What::Ioas(ioas) => {
+        match &target.0 {
+            TargetKind::Table(table) => break attach_to_table(context, device, own, table)?,
+            TargetKind::Ioas(ioas) => {
                 let automatic = Automatic::of(context, device, own, ioas)?;
                 if let Some(attached) = automatic.attach(device, own)? {
                     break attached;
@@ -208,7 +179,7 @@ impl<'a> Automatic<'a> {
         own: Option<Pasid>,
         ioas: &Arc<Ioas>,
     ) -> Result<Self, AttachError> {
-        let (ids, kind) = (context.ids(), device.iommu_kind());
+        let (ids, kind) = (context.ids(), device.iommu().kind());
         if let Some(hwpt) = Hwpt::automatic_of(ioas, kind)
             && ids.hold_if(hwpt.id(), |object| if object.is_hwpt(&hwpt) { Ok(()) } else { Err(()) }) == Some(Ok(()))
         {
@@ -229,8 +200,7 @@ impl<'a> Automatic<'a> {
         }
         let reserved = ids.reserve().ok_or(AttachError::NoIds)?;
         let arena = context.shared().arena.clone();
-        let hwpt =
-            Arc::new(Hwpt::new(reserved.id(), kind, kind.format(), None, Disposition::Abort, ioas.clone(), arena)?);
+        let hwpt = Arc::new(Hwpt::automatic(reserved.id(), kind, ioas.clone(), arena)?);
         ioas.add_mirror(hwpt.clone())?;
         // The table holds its address space, and is held by this.
         let held = ids.hold(ioas.id());
@@ -380,7 +350,7 @@ impl Attachment<'_> {
     /// Attaches to a page table that there is, in place of what is returned, which nothing uses any more.
     fn attach(&self, table: &Table) -> Result<Option<Table>, AttachError> {
         if let Some(hwpt) = table.paging() {
-            if !self.endpoint.iommu_kind().walks(hwpt.format()) {
+            if !self.endpoint.iommu().kind().walks(hwpt.format()) {
                 return Err(AttachError::WrongFormat(table.id()));
             }
             if hwpt.options().is_some_and(|options| options.dirty_tracking) && !self.endpoint.tracks_dirty() {
@@ -396,14 +366,14 @@ impl Attachment<'_> {
         self.check_pasid(self.pasid.is_some(), table.allows_pasids())?;
         if let Table::Nested(nested) = table
             && let Some(viommu) = nested.viommu()
-            && self.context.viommu(viommu.into()).is_none_or(|viommu| viommu.virtual_id(self.device).is_none())
+            && self.context.viommu(viommu).is_none_or(|viommu| viommu.virtual_id(self.device).is_none())
         {
             return Err(AttachError::NoVirtualDevice(table.id()));
         }
         self.check_group(Some(table))?;
         // It may have been parked since it was found.
         let id = table.id();
-        self.context.ids().hold(id).ok_or(AttachError::Missing(id.into()))?;
+        self.context.ids().hold(id).ok_or(AttachError::Missing(id))?;
         table.connect(self.walker(), self.endpoint.reserved()).inspect_err(|_| self.context.ids().release(id))?;
         Ok(self.endpoint.attach(self.pasid, table.clone()))
     }

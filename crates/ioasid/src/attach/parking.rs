@@ -29,7 +29,8 @@ impl Context {
     ///
     /// # Errors
     /// See [`DestroyError`]; a page table is busy only if another is nested on it, or a virtual IOMMU is.
-    pub fn park(&self, id: u32) -> Result<(), DestroyError> {
+    pub fn park(&self, id: impl Into<u32>) -> Result<(), DestroyError> {
+        let id = id.into();
         check_may_wait()?;
         let Some(Object::Hwpt(table)) = self.get(id) else { return self.destroy(id) };
         let mut after = Afterwards::default();

@@ -4,7 +4,6 @@
 //! mapped how: by page table, or by device and PASID. Faults are the page table's affair here, too. (Who knows the address
 //! space itself, and wants to pin what it maps, takes an [`IoasAccess`](crate::IoasAccess).)
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -12,36 +11,28 @@ use thiserror::Error;
 use super::drop_automatic;
 use crate::base::ids::ObjectId;
 use crate::base::observe::FaultReason;
-use crate::base::types::{Iova, Pasid, WouldDeadlock};
+use crate::base::types::{Iova, Pasid, Rid, WouldDeadlock};
 use crate::bus::Endpoint;
-use crate::context::{Afterwards, Context, Object};
+use crate::context::{Afterwards, Context, InUse, NotBound, Reach, ReachKind};
 use crate::gate::check_may_wait;
 use crate::gate::walker::Walker;
 use crate::hwpt::Table;
 use crate::ioas::ConnectError;
 use crate::port::{BusAddress, DmaError, DmaPort};
 
-/// What software reaches memory through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
-    /// A page table, by its id.
-    Hwpt(u32),
-    /// What a device with this id, and its transactions with this PASID or without, are attached to.
-    Device(u32, Option<Pasid>),
-}
-
 /// Why nothing, or not all, was copied.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum CopyError {
-    /// The context has no such object.
-    #[error("no object {0} in the context")]
-    Missing(u32),
-    /// The object is no page table, or no device.
-    #[error("object {0} is not a page table, or not a device")]
-    WrongKind(u32),
+    /// The page table was destroyed, or is another context's.
+    #[error("page table {0} is not in this context: it was destroyed, or another context has it")]
+    Missing(ObjectId),
+    /// The device is not bound to the context.
+    #[error(transparent)]
+    NotBound(#[from] NotBound),
     /// The device is attached to nothing, with this PASID or without one.
     #[error("device {0} is attached to nothing with this PASID, or without")]
-    NotAttached(u32),
+    NotAttached(Rid),
     /// The context was closed.
     #[error("the context was closed")]
     Closed,
@@ -112,21 +103,21 @@ impl Context {
     ///
     /// # Errors
     /// See [`CopyError`].
-    pub fn copy_from(&self, from: Reach, iova: Iova, data: &mut [u8]) -> Result<(), CopyError> {
-        self.through(from, |access| access.read(iova.0, data))
+    pub fn copy_from(&self, from: impl Into<Reach>, iova: Iova, data: &mut [u8]) -> Result<(), CopyError> {
+        self.through(&from.into(), |access| access.read(iova.0, data))
     }
 
     /// Writes `data` at `iova` of what `to` reaches.
     ///
     /// # Errors
     /// See [`CopyError`].
-    pub fn copy_to(&self, to: Reach, iova: Iova, data: &[u8]) -> Result<(), CopyError> {
-        self.through(to, |access| access.write(iova.0, data))
+    pub fn copy_to(&self, to: impl Into<Reach>, iova: Iova, data: &[u8]) -> Result<(), CopyError> {
+        self.through(&to.into(), |access| access.write(iova.0, data))
     }
 
     fn through(
         &self,
-        reach: Reach,
+        reach: &Reach,
         copy: impl FnOnce(&mut SoftwareAccess) -> Result<(), DmaError>,
     ) -> Result<(), CopyError> {
         check_may_wait()?;
@@ -135,34 +126,25 @@ impl Context {
             if self.is_closed() {
                 return Err(CopyError::Closed);
             }
-            let (endpoint, pasid, id) = match reach {
-                Reach::Hwpt(id) => (None, None, id),
-                Reach::Device(device, pasid) => {
-                    let object = self.get(device).ok_or(CopyError::Missing(device))?;
-                    let Object::Device(endpoint) = object else { return Err(CopyError::WrongKind(device)) };
-                    let (bus, on_bus) = endpoint.on_bus(pasid).ok_or(CopyError::NotAttached(device))?;
-                    let (_, table) = bus.route(on_bus).ok_or(CopyError::NotAttached(device))?;
-                    let id = table.id().0.get();
-                    (Some(endpoint), pasid, id)
+            let (like, pasid, table) = match &reach.0 {
+                ReachKind::Table(table) => (Arc::new(Endpoint::software(self.shared(), 0)), None, table.clone()),
+                ReachKind::Device(device, pasid) => {
+                    self.check_bound(device)?;
+                    let not_attached = || CopyError::NotAttached(device.rid());
+                    let (bus, on_bus) = device.on_bus(*pasid).ok_or_else(not_attached)?;
+                    let (_, table) = bus.route(on_bus).ok_or_else(not_attached)?;
+                    (device.clone(), *pasid, table)
                 }
             };
-            let held = ObjectId(NonZeroU32::new(id).ok_or(CopyError::Missing(id))?);
-            let table = self.ids().hold_if(held, |object| match object {
-                Object::Hwpt(table) => Ok(table.clone()),
-                _ => Err(CopyError::WrongKind(id)),
-            });
-            let missing = match reach {
-                Reach::Hwpt(id) => CopyError::Missing(id),
+            let held = self.hold_object(table.id(), |object| object.is_table(&table)).ok_or(match &reach.0 {
+                ReachKind::Table(table) => CopyError::Missing(table.id()),
                 // What it was attached to is parked.
-                Reach::Device(device, _) => CopyError::NotAttached(device),
-            };
-            let table = table.ok_or(missing)??;
-            let like = endpoint.unwrap_or_else(|| Arc::new(Endpoint::software(self.shared(), 0)));
-            let access = SoftwareAccess::new(&like, &table, pasid);
-            (access, held)
+                ReachKind::Device(device, _) => CopyError::NotAttached(device.rid()),
+            })?;
+            (SoftwareAccess::new(&like, &table, pasid), held)
         };
         // If memory that calls back panics, it ends all the same.
-        let mut through = Through { context: self, access: access.ok(), held };
+        let mut through = Through { context: self, access: access.ok(), _held: held };
         let result = match &mut through.access {
             Some(access) => copy(access),
             None => Err(DmaError::new(Iova(0).into(), false, FaultReason::NotAttached)),
@@ -175,7 +157,8 @@ impl Context {
 struct Through<'a> {
     context: &'a Context,
     access: Option<SoftwareAccess>,
-    held: ObjectId,
+    /// Released last, as the table is let go of first.
+    _held: InUse<'a>,
 }
 
 impl Drop for Through<'_> {
@@ -186,6 +169,5 @@ impl Drop for Through<'_> {
         if let Some(access) = &self.access {
             drop_automatic(self.context, &access.table, access.end(), &mut after);
         }
-        self.context.ids().release(self.held);
     }
 }

@@ -53,6 +53,8 @@ ranks! {
     viommu::Events leaf,
     /// The endpoints of a machine.
     bus::Endpoints,
+    /// The IOMMUs of a machine.
+    bus::Iommus leaf,
     /// The IOMMU groups of a machine.
     bus::Groups leaf,
     /// Which context a group belongs to.

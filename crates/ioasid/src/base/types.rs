@@ -23,6 +23,7 @@ impl fmt::Display for Iova {
 
 /// A thread would have to wait for itself. Nothing is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum WouldDeadlock {
     /// It holds slices of a port, or its code runs inside an access of one, which it would have to wait for.
     #[error("this thread holds up a port that it would have to wait for: drop its slices first")]

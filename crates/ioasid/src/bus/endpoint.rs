@@ -16,12 +16,13 @@ use std::sync::{Arc, OnceLock};
 use thiserror::Error;
 
 use super::group::Group;
+use super::iommu::Iommu;
 use super::part::{Part, Parts};
 use crate::base::lock::RwLock;
 use crate::base::rank;
 use crate::base::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::base::types::{GroupId, IovaRange, Pasid, Rid, WouldDeadlock};
-use crate::fault::{Dismissed, Disposition, Recovery};
+use crate::fault::{Dismissed, OnMiss, Recovery};
 use crate::gate::invalidation::Invalidation;
 use crate::gate::walker::{Ports, Walker};
 use crate::gate::{check_may_wait, quiesce};
@@ -33,12 +34,13 @@ use crate::shared::Shared;
 /// In [`Endpoint::bound`]: somebody is about to have it, or it is gone for good.
 pub(crate) const BEING_BOUND: u32 = u32::MAX;
 
-/// What an endpoint is to the IOMMU.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What an endpoint is to its IOMMU.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct EndpointOptions {
-    /// Which IOMMU it is behind.
-    pub iommu: IommuKind,
-    /// IOVAs that it cannot use for memory.
+    /// Which IOMMU it is behind; if none is named, the machine's first, and a VT-d where there is none yet.
+    pub iommu: Option<Arc<Iommu>>,
+    /// IOVAs that it cannot use for memory, beside those that its IOMMU reserves.
     pub reserved: Vec<IovaRange>,
     /// Bits of a PASID, up to 20; 0 if it has none. More are refused ([`EndpointError::PasidBits`]).
     pub pasid_bits: u32,
@@ -49,24 +51,43 @@ pub struct EndpointOptions {
 }
 
 impl Default for EndpointOptions {
-    /// A PCI function behind VT-d, whose writes from 0xfee00000 to 0xfeefffff are interrupts, and whose transactions can wait for
-    /// a page.
+    /// A PCI function with PASIDs of 20 bits, whose writes can be tracked and whose transactions can wait for a page.
     fn default() -> Self {
-        Self::behind(IommuKind::default())
+        let (reserved, recovery) = (Vec::new(), Recovery::Stall);
+        Self { iommu: None, reserved, pasid_bits: 20, dirty_tracking: true, recovery }
     }
 }
 
 impl EndpointOptions {
-    /// A PCI function behind an IOMMU of this kind, which reserves what that does, and whose transactions can wait for a page.
+    /// As by default, behind this IOMMU.
     #[must_use]
-    pub fn behind(iommu: IommuKind) -> Self {
-        Self {
-            iommu,
-            reserved: iommu.reserved().to_vec(),
-            pasid_bits: 20,
-            dirty_tracking: true,
-            recovery: Recovery::Stall,
-        }
+    pub fn behind(iommu: &Arc<Iommu>) -> Self {
+        Self { iommu: Some(iommu.clone()), ..Self::default() }
+    }
+
+    /// It cannot use these IOVAs for memory, either.
+    #[must_use]
+    pub fn reserve(mut self, range: IovaRange) -> Self {
+        self.reserved.push(range);
+        self
+    }
+
+    /// Bits of a PASID, up to 20; 0 if it has none.
+    #[must_use]
+    pub fn pasid_bits(self, pasid_bits: u32) -> Self {
+        Self { pasid_bits, ..self }
+    }
+
+    /// Whether its IOMMU can track what it writes.
+    #[must_use]
+    pub fn dirty_tracking(self, dirty_tracking: bool) -> Self {
+        Self { dirty_tracking, ..self }
+    }
+
+    /// What it can do about a page that is not there.
+    #[must_use]
+    pub fn recovery(self, recovery: Recovery) -> Self {
+        Self { recovery, ..self }
     }
 }
 
@@ -77,6 +98,9 @@ pub enum EndpointError {
     /// There is one with this requester id.
     #[error("{0} is taken by another requester")]
     Taken(Rid),
+    /// The IOMMU belongs to another [`Machine`](crate::Machine).
+    #[error("the IOMMU belongs to another machine")]
+    OtherMachine,
     /// There are no PASIDs that wide (PCIe 6.20).
     #[error("PASIDs have 20 bits at the most, and not {0}")]
     PasidBits(u32),
@@ -86,7 +110,9 @@ pub enum EndpointError {
 pub struct Endpoint {
     rid: Rid,
     shared: Arc<Shared>,
+    iommu: Arc<Iommu>,
     pub(crate) group: Arc<Group>,
+    /// With all that is reserved.
     options: EndpointOptions,
     bus_master: AtomicBool,
     /// The id of the [`crate::Device`] that has it in its context, [`BEING_BOUND`], or 0 if none has.
@@ -123,6 +149,7 @@ impl Endpoint {
     pub(crate) fn new(
         rid: Rid,
         shared: &Arc<Shared>,
+        iommu: Arc<Iommu>,
         group: Arc<Group>,
         options: EndpointOptions,
         part: Option<Part>,
@@ -130,6 +157,7 @@ impl Endpoint {
         Self {
             rid,
             shared: shared.clone(),
+            iommu,
             group,
             options,
             bus_master: AtomicBool::new(false),
@@ -147,9 +175,10 @@ impl Endpoint {
 
     /// A requester that is on no bus, for what software does in the name of the device with the id `bound`.
     pub(crate) fn software(shared: &Arc<Shared>, bound: u32) -> Self {
-        let options = EndpointOptions { reserved: Vec::new(), ..EndpointOptions::default() };
+        let iommu = Iommu::new(IommuKind::default(), u32::MAX, shared);
         let group = Arc::new(Group::new(GroupId(u32::MAX)));
-        let endpoint = Self { software: true, ..Self::new(Rid::SOFTWARE, shared, group, options, None) };
+        let endpoint = Self::new(Rid::SOFTWARE, shared, iommu, group, EndpointOptions::default(), None);
+        let endpoint = Self { software: true, ..endpoint };
         endpoint.bound.store(bound, Ordering::Relaxed);
         endpoint.bus_master.store(true, Ordering::Release);
         endpoint
@@ -212,8 +241,8 @@ impl Endpoint {
 
     /// Which IOMMU it is behind.
     #[must_use]
-    pub fn iommu_kind(&self) -> IommuKind {
-        self.options.iommu
+    pub fn iommu(&self) -> &Arc<Iommu> {
+        &self.iommu
     }
 
     /// Bits of a PASID, or 0 if it has none.
@@ -337,7 +366,7 @@ impl Endpoint {
     pub(crate) fn cancel_requests(&self) {
         let mut queues = Vec::new();
         self.find_attachment(|(_, table)| {
-            queues.extend(table.dispositions().filter_map(Disposition::queue).cloned());
+            queues.extend(table.dispositions().filter_map(OnMiss::queue).cloned());
             None::<()>
         });
         let mut dismissed = Dismissed::default();
@@ -386,7 +415,7 @@ impl Walker for Endpoint {
 
 /// Nobody waits for what an attachment asked for.
 pub(crate) fn dismiss(endpoint: &Endpoint, pasid: Option<Pasid>, table: &Table, dismissed: &mut Dismissed) {
-    for queue in table.dispositions().filter_map(Disposition::queue) {
+    for queue in table.dispositions().filter_map(OnMiss::queue) {
         queue.dismiss_attachment(endpoint, pasid, dismissed);
     }
 }

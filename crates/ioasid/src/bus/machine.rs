@@ -1,4 +1,4 @@
-//! One machine's IOMMU: its stream table, its physical address space, its memory for page tables.
+//! A machine: its IOMMUs, its requesters, its physical address space, its memory for page tables.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::endpoint::{BEING_BOUND, Endpoint, EndpointError, EndpointOptions};
 use super::group::Group;
+use super::iommu::Iommu;
 use super::part::Part;
 use crate::base::lock::RwLock;
 use crate::base::observe::Observer;
@@ -23,11 +24,12 @@ const LEAST_TABLES: usize = 2 << 20;
 /// Bits of the widest PASID (PCIe 6.20).
 const MOST_PASID_BITS: u32 = 20;
 
-/// The software IOMMU of one machine.
+/// A machine: its IOMMUs, the requesters behind them, the physical space and the memory for page tables that they share.
 pub struct Machine {
     shared: Arc<Shared>,
     endpoints: RwLock<BTreeMap<Rid, Arc<Endpoint>>, rank::Endpoints>,
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>, rank::Groups>,
+    pub(super) iommus: RwLock<Vec<Arc<Iommu>>, rank::Iommus>,
 }
 
 impl fmt::Debug for Machine {
@@ -56,6 +58,7 @@ impl Machine {
             shared: Arc::new(Shared::new(observer, tables)),
             endpoints: RwLock::default(),
             groups: RwLock::default(),
+            iommus: RwLock::default(),
         })
     }
 
@@ -90,13 +93,19 @@ impl Machine {
         if options.pasid_bits > MOST_PASID_BITS {
             return Err(EndpointError::PasidBits(options.pasid_bits));
         }
-        self.add_requester(rid, group, options, None)
+        let iommu = options.iommu.clone().unwrap_or_else(|| self.first_iommu());
+        if !iommu.is_on(&self.shared) {
+            return Err(EndpointError::OtherMachine);
+        }
+        let reserved = [iommu.kind().reserved(), &options.reserved].concat();
+        self.add_requester(rid, group, iommu, EndpointOptions { reserved, ..options }, None)
     }
 
     pub(crate) fn add_requester(
         self: &Arc<Self>,
         rid: Rid,
         group: GroupId,
+        iommu: Arc<Iommu>,
         options: EndpointOptions,
         part: Option<Part>,
     ) -> Result<Arc<Endpoint>, EndpointError> {
@@ -108,7 +117,7 @@ impl Machine {
             let mut groups = self.groups.write();
             groups.entry(group).or_insert_with(|| Arc::new(Group::new(group))).clone()
         };
-        let endpoint = Arc::new(Endpoint::new(rid, &self.shared, group, options, part));
+        let endpoint = Arc::new(Endpoint::new(rid, &self.shared, iommu, group, options, part));
         endpoints.insert(rid, endpoint.clone());
         Ok(endpoint)
     }

@@ -41,6 +41,7 @@ pub enum PartPasids {
 
 /// Why there is no such part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum MediateError {
     /// The parent is bound to a context as a whole, or has left the bus.
     #[error("the device is in use as a whole")]
@@ -245,7 +246,7 @@ impl Machine {
         // From here on, dropping it undoes what was done.
         let share = Share::of(parent).ok_or(MediateError::InUse)?;
         let options = EndpointOptions {
-            iommu: parent.iommu_kind(),
+            iommu: Some(parent.iommu().clone()),
             reserved: parent.reserved().to_vec(),
             pasid_bits: if pasids == PartPasids::None { 0 } else { parent.pasid_bits() },
             dirty_tracking: parent.tracks_dirty(),
@@ -253,6 +254,7 @@ impl Machine {
         };
         let (table, named) = (Arc::default(), Mutex::default());
         let part = Part { parent: parent.clone(), _share: share, pasids, table, owner: self.shared().serial(), named };
-        self.add_requester(rid, group, options, Some(part)).map_err(|_| MediateError::Taken(rid))
+        self.add_requester(rid, group, parent.iommu().clone(), options, Some(part))
+            .map_err(|_| MediateError::Taken(rid))
     }
 }

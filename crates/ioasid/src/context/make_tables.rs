@@ -4,37 +4,32 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{Context, Object};
+use super::target::{NestParent, NestParentKind};
+use super::{Context, InUse, NotBound, Object, finalize_over, kept};
+use crate::base::ids::ObjectId;
 use crate::base::types::{IovaRange, WouldDeadlock};
-use crate::fault::{Disposition, OnMiss};
+use crate::bus::Endpoint;
+use crate::fault::OnMiss;
 use crate::gate::check_may_wait;
 use crate::hwpt::{BadGuestStage, Hwpt, HwptOptions, NestedHwpt, NestedOptions, SvaError, SvaHwpt, Table};
-use crate::ioas::ConnectError;
+use crate::ioas::{ConnectError, Ioas};
 use crate::kind::TableFormat;
 use crate::memory::{PinError, Process};
 use crate::mirror::MirrorError;
 
 /// Why no page table was made. Nothing is changed.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum HwptError {
-    /// There is no object with this id.
-    #[error("no object {0} in the context")]
-    Missing(u32),
-    /// A page table is made for a device, and this is something else.
-    #[error("object {0} is not a device")]
-    NotADevice(u32),
-    /// A page table mirrors an address space, and this is something else.
-    #[error("object {0} is not an address space")]
-    NotAnIoas(u32),
-    /// A nested page table needs a page table below it, and this is something else.
-    #[error("object {0} is not a page table")]
-    NotAPageTable(u32),
-    /// Faults go to a fault queue, and this is none.
-    #[error("object {0} is not a fault queue")]
-    NotAFaultQueue(u32),
+    /// What it is to be made on or with was destroyed, or is another context's.
+    #[error("object {0} is not in this context: it was destroyed, or another context has it")]
+    Missing(ObjectId),
+    /// A page table is made for a device that is bound to the context.
+    #[error(transparent)]
+    NotBound(#[from] NotBound),
     /// The page table was not made to be a parent, or is nested itself: there are two stages, and no third.
     #[error("page table {0} cannot be a parent: only one that mirrors an address space and was made as such can")]
-    NotAParent(u32),
+    NotAParent(ObjectId),
     /// The IOMMU that the device is behind does not walk this format.
     #[error("the device's IOMMU does not walk page tables of the format {0:?}")]
     WrongFormat(TableFormat),
@@ -83,42 +78,36 @@ impl From<ConnectError> for HwptError {
 }
 
 impl Context {
-    /// Makes a page table of the address space `ioas` for the IOMMU that `device` is behind. It stays until it is destroyed.
+    /// Makes a page table of an address space for the IOMMU that `device` is behind. It stays until it is destroyed.
     ///
     /// # Errors
     /// See [`HwptError`].
-    pub fn hwpt_alloc(&self, device: u32, ioas: u32, options: HwptOptions) -> Result<Arc<Hwpt>, HwptError> {
+    pub fn hwpt_alloc(
+        &self,
+        device: &Arc<Endpoint>,
+        ioas: &Arc<Ioas>,
+        options: HwptOptions,
+    ) -> Result<Arc<Hwpt>, HwptError> {
         check_may_wait()?;
         if self.is_closed() {
             return Err(HwptError::Closed);
         }
-        let Object::Device(endpoint) = self.get(device).ok_or(HwptError::Missing(device))? else {
-            return Err(HwptError::NotADevice(device));
-        };
-        let kind = endpoint.iommu_kind();
-        let format = options.format.unwrap_or(kind.format());
-        if !endpoint.iommu_kind().walks(format) {
+        self.check_bound(device)?;
+        let kind = device.iommu().kind();
+        if let Some(format) = options.format.filter(|format| !kind.walks(*format)) {
             return Err(HwptError::WrongFormat(format));
         }
-        if options.dirty_tracking && !endpoint.tracks_dirty() {
+        if options.dirty_tracking && !device.tracks_dirty() {
             return Err(HwptError::NoDirtyTracking);
         }
-        let owner = |object: &Object| match object {
-            Object::Ioas(owner) => Ok(owner.clone()),
-            _ => Err(HwptError::NotAnIoas(ioas)),
-        };
-        self.on_held(ioas, HwptError::Missing, owner, |owner| {
-            self.with_queue(options.on_miss, |on_miss| {
-                let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
-                let arena = self.shared().arena.clone();
-                let holds = on_miss.queue().map(|queue| queue.id()).into_iter().chain([owner.id()]).collect();
-                let hwpt =
-                    Arc::new(Hwpt::new(reserved.id(), kind, format, Some(options), on_miss, owner.clone(), arena)?);
-                owner.add_mirror(hwpt.clone())?;
-                reserved.finalize(Object::Hwpt(Table::Paging(hwpt.clone())), 0, holds);
-                Ok(hwpt)
-            })
-        })
+        let holds = [self.hold_ioas(ioas).ok_or(HwptError::Missing(ioas.id()))?];
+        let holds = holds.into_iter().chain(self.hold_queue(&options.on_miss)?).collect::<Vec<_>>();
+        let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
+        let arena = self.shared().arena.clone();
+        let hwpt = Arc::new(Hwpt::new(reserved.id(), kind, options, ioas.clone(), arena)?);
+        ioas.add_mirror(hwpt.clone())?;
+        reserved.finalize(Object::Hwpt(Table::Paging(hwpt.clone())), 0, kept(holds));
+        Ok(hwpt)
     }
 
     /// Makes a nested page table: a guest's own, whose addresses mean what `parent` maps, a page table or what a virtual IOMMU
@@ -128,30 +117,28 @@ impl Context {
     /// See [`HwptError`].
     pub fn hwpt_alloc_nested(
         &self,
-        parent: u32,
+        parent: impl Into<NestParent>,
         options: impl Into<NestedOptions>,
     ) -> Result<Arc<NestedHwpt>, HwptError> {
+        check_may_wait()?;
         if self.is_closed() {
             return Err(HwptError::Closed);
         }
-        let options = options.into();
+        let (parent, options) = (parent.into(), options.into());
         options.stage.check()?;
-        let below = |object: &Object| match object {
-            Object::Hwpt(Table::Paging(hwpt)) if hwpt.is_nest_parent() => Ok((hwpt.id(), hwpt.clone(), None)),
-            Object::Viommu(viommu) => Ok((viommu.id(), viommu.parent().clone(), Some(viommu.id()))),
-            Object::Hwpt(_) => Err(HwptError::NotAParent(parent)),
-            _ => Err(HwptError::NotAPageTable(parent)),
+        let missing = HwptError::Missing(parent.id());
+        let (held, viommu) = match &parent.0 {
+            NestParentKind::Hwpt(hwpt) if !hwpt.is_nest_parent() => return Err(HwptError::NotAParent(hwpt.id())),
+            NestParentKind::Hwpt(hwpt) => (self.hold_hwpt(hwpt), None),
+            NestParentKind::Viommu(viommu) => (self.hold_viommu(viommu), Some(viommu.id())),
         };
-        self.on_held(parent, HwptError::Missing, below, |(below, hwpt, viommu)| {
-            self.with_queue(options.on_miss, |on_miss| {
-                let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
-                let holds = on_miss.queue().map(|queue| queue.id()).into_iter().chain([below]).collect();
-                let nested = Arc::new(NestedHwpt::new(reserved.id(), hwpt, viommu, on_miss, options));
-                // The parent may have been parked meanwhile, and then leads nowhere.
-                let made = reserved.finalize_over(Object::Hwpt(Table::Nested(nested.clone())), holds);
-                made.map(|_| nested).ok_or(HwptError::Missing(parent))
-            })
-        })
+        let Some(held) = held else { return Err(missing) };
+        let holds = [held].into_iter().chain(self.hold_queue(&options.on_miss)?).collect::<Vec<_>>();
+        let reserved = self.ids.reserve().ok_or(HwptError::NoIds)?;
+        let nested = Arc::new(NestedHwpt::new(reserved.id(), parent.hwpt().clone(), viommu, options));
+        // The parent may have been parked meanwhile, and then leads nowhere.
+        finalize_over(reserved, Object::Hwpt(Table::Nested(nested.clone())), holds).ok_or(missing)?;
+        Ok(nested)
     }
 
     /// Makes a page table of a process's address space ([`Process::open_for_sva`](crate::memory::Process::open_for_sva)). It
@@ -169,21 +156,10 @@ impl Context {
         Ok(sva)
     }
 
-    /// Makes something with what happens on a miss, and holds a fault queue, if there is to be one, from then on.
-    fn with_queue<T>(
-        &self,
-        on_miss: OnMiss,
-        make: impl FnOnce(Disposition) -> Result<T, HwptError>,
-    ) -> Result<T, HwptError> {
-        let id = match on_miss {
-            OnMiss::Abort => return make(Disposition::Abort),
-            OnMiss::Resolve => return make(Disposition::Resolve),
-            OnMiss::Queue(id) => id,
-        };
-        let queue = |object: &Object| match object {
-            Object::FaultQueue(queue) => Ok(queue.clone()),
-            _ => Err(HwptError::NotAFaultQueue(id)),
-        };
-        self.on_held(id, HwptError::NotAFaultQueue, queue, |queue| make(Disposition::Queue(queue)))
+    /// Holds the fault queue that is asked on a miss, if one is.
+    fn hold_queue(&self, on_miss: &OnMiss) -> Result<Option<InUse<'_>>, HwptError> {
+        let Some(queue) = on_miss.queue() else { return Ok(None) };
+        let is_it = |object: &Object| matches!(object, Object::FaultQueue(there) if Arc::ptr_eq(there, queue));
+        self.hold_object(queue.id(), is_it).map(Some).ok_or(HwptError::Missing(queue.id()))
     }
 }

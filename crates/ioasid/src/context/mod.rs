@@ -3,6 +3,7 @@
 mod make_tables;
 mod make_viommu;
 mod object;
+mod target;
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -11,11 +12,11 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::base::ids::{Ids, ObjectId, RemoveError};
+use crate::base::ids::{Ids, ObjectId, RemoveError, Reserved};
 use crate::base::lock::Mutex;
 use crate::base::observe::Leftover;
 use crate::base::sync::{AtomicBool, Ordering};
-use crate::base::types::WouldDeadlock;
+use crate::base::types::{Rid, WouldDeadlock};
 use crate::base::{callback, rank};
 use crate::bus::{Endpoint, Machine};
 use crate::fault::{Dismissed, FaultQueue, FaultQueueOptions};
@@ -23,15 +24,23 @@ use crate::gate::check_may_wait;
 use crate::hwpt::{Hwpt, NestedHwpt, SvaHwpt, Table};
 use crate::ioas::Ioas;
 use crate::shared::Shared;
-use crate::viommu::VirtualDevice;
+use crate::viommu::{Viommu, VirtualDevice};
 
 pub use make_tables::HwptError;
 pub use make_viommu::{HwQueueError, HwQueueOptions, ViommuError};
 pub use object::External;
 pub(crate) use object::Object;
+pub use target::{NestParent, Reach, Target};
+pub(crate) use target::{ReachKind, TargetKind};
+
+/// A device is not bound to the context that it is used in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("device {0} is not bound to this context: bind it first")]
+pub struct NotBound(pub Rid);
 
 /// Why an object was not destroyed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum DestroyError {
     /// There is none with this id.
     #[error("no object {0} in the context")]
@@ -154,8 +163,8 @@ impl Context {
 
     /// The address space with this id.
     #[must_use]
-    pub fn ioas(&self, id: u32) -> Option<Arc<Ioas>> {
-        match self.get(id)? {
+    pub fn ioas(&self, id: impl Into<u32>) -> Option<Arc<Ioas>> {
+        match self.get(id.into())? {
             Object::Ioas(ioas) => Some(ioas),
             _ => None,
         }
@@ -197,8 +206,8 @@ impl Context {
 
     /// The device that is bound with this id.
     #[must_use]
-    pub fn endpoint(&self, id: u32) -> Option<Arc<Endpoint>> {
-        match self.get(id)? {
+    pub fn endpoint(&self, id: impl Into<u32>) -> Option<Arc<Endpoint>> {
+        match self.get(id.into())? {
             Object::Device(endpoint) => Some(endpoint),
             _ => None,
         }
@@ -206,8 +215,8 @@ impl Context {
 
     /// Whether there is an object with this id, of whatever kind.
     #[must_use]
-    pub fn has(&self, id: u32) -> bool {
-        self.get(id).is_some()
+    pub fn has(&self, id: impl Into<u32>) -> bool {
+        self.get(id.into()).is_some()
     }
 
     /// The SVA page table with this id.
@@ -221,8 +230,8 @@ impl Context {
 
     /// The fault queue with this id.
     #[must_use]
-    pub fn fault_queue(&self, id: u32) -> Option<Arc<FaultQueue>> {
-        match self.get(id)? {
+    pub fn fault_queue(&self, id: impl Into<u32>) -> Option<Arc<FaultQueue>> {
+        match self.get(id.into())? {
             Object::FaultQueue(queue) => Some(queue),
             _ => None,
         }
@@ -263,32 +272,39 @@ impl Context {
         Some(make(reserved.id()).map(|object| reserved.finalize(Object::External(object), 0, vec![])))
     }
 
-    /// Makes something of an object that `fits`, which is held from then on.
-    pub(crate) fn on_held<H, T, E, F>(
-        &self,
-        id: u32,
-        missing: impl Fn(u32) -> F,
-        fits: impl FnOnce(&Object) -> Result<H, F>,
-        make: impl FnOnce(H) -> Result<T, E>,
-    ) -> Result<T, E>
-    where
-        E: From<F> + From<WouldDeadlock>,
-    {
-        check_may_wait()?;
-        let held = ObjectId(NonZeroU32::new(id).ok_or_else(|| missing(id))?);
-        let object = self.ids.hold_if(held, fits).ok_or_else(|| missing(id))??;
-        // From here on, dropping it undoes what was done.
-        let hold = Unheld { context: self, id: held };
-        let made = make(object)?;
-        std::mem::forget(hold);
-        Ok(made)
+    /// Keeps an object that `is_it` in use until the result is dropped; `None` if what has the id is another one, or nothing.
+    pub(crate) fn hold_object(&self, id: ObjectId, is_it: impl FnOnce(&Object) -> bool) -> Option<InUse<'_>> {
+        let held = self.ids.hold_if(id, |object| if is_it(object) { Ok(()) } else { Err(()) });
+        held?.ok().map(|()| InUse { context: self, id })
+    }
+
+    /// Keeps an address space of this context in use.
+    pub(crate) fn hold_ioas(&self, ioas: &Arc<Ioas>) -> Option<InUse<'_>> {
+        self.hold_object(ioas.id(), |object| matches!(object, Object::Ioas(there) if Arc::ptr_eq(there, ioas)))
+    }
+
+    /// Keeps a page table of this context in use.
+    pub(crate) fn hold_hwpt(&self, hwpt: &Arc<Hwpt>) -> Option<InUse<'_>> {
+        self.hold_object(hwpt.id(), |object| object.is_hwpt(hwpt))
+    }
+
+    /// Keeps a virtual IOMMU of this context in use.
+    pub(crate) fn hold_viommu(&self, viommu: &Arc<Viommu>) -> Option<InUse<'_>> {
+        self.hold_object(viommu.id(), |object| matches!(object, Object::Viommu(there) if Arc::ptr_eq(there, viommu)))
+    }
+
+    /// Fails unless a device is bound to this context.
+    pub(crate) fn check_bound(&self, device: &Arc<Endpoint>) -> Result<(), NotBound> {
+        let bound = self.endpoint(device.bound_as());
+        if bound.is_some_and(|there| Arc::ptr_eq(&there, device)) { Ok(()) } else { Err(NotBound(device.rid())) }
     }
 
     /// Destroys an object that nothing refers to; what was mapped in an address space is unmapped.
     ///
     /// # Errors
     /// See [`DestroyError`]; nothing is changed then. It never fails for lack of memory.
-    pub fn destroy(&self, id: u32) -> Result<(), DestroyError> {
+    pub fn destroy(&self, id: impl Into<u32>) -> Result<(), DestroyError> {
+        let id = id.into();
         check_may_wait()?;
         let object_id = ObjectId(NonZeroU32::new(id).ok_or(DestroyError::Missing(id))?);
         let object = self.ids.remove(object_id).map_err(|error| match error {
@@ -321,16 +337,37 @@ impl Context {
     }
 }
 
-/// A claim on an object that is given up when this is dropped.
-struct Unheld<'a> {
+/// An object in use: it cannot be destroyed before this is dropped.
+pub(crate) struct InUse<'a> {
     context: &'a Context,
     id: ObjectId,
 }
 
-impl Drop for Unheld<'_> {
+impl InUse<'_> {
+    /// It stays in use until somebody releases its id.
+    pub(crate) fn keep(self) -> ObjectId {
+        let id = self.id;
+        std::mem::forget(self);
+        id
+    }
+}
+
+impl Drop for InUse<'_> {
     fn drop(&mut self) {
         self.context.ids.release(self.id);
     }
+}
+
+/// What is in use and stays so, for another object that holds it from now on.
+fn kept(holds: Vec<InUse<'_>>) -> Vec<ObjectId> {
+    holds.into_iter().map(InUse::keep).collect()
+}
+
+/// Publishes an object, unless what it holds was parked meanwhile.
+fn finalize_over(reserved: Reserved<'_, Object>, object: Object, holds: Vec<InUse<'_>>) -> Option<()> {
+    reserved.finalize_over(object, holds.iter().map(|held| held.id).collect())?;
+    kept(holds);
+    Some(())
 }
 
 /// Keeps an object from being destroyed, and its context.

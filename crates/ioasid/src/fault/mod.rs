@@ -105,27 +105,19 @@ impl fmt::Debug for PageGroup {
 }
 
 /// What happens when a device finds nothing in a page table, or not what it needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub enum OnMiss {
     /// The access is refused.
     #[default]
     Abort,
-    /// A device that can wait does, and the fault queue with this id is asked.
-    Queue(u32),
+    /// A device that can wait does, and this fault queue is asked. It has to be of the context that the page table is made in.
+    Queue(Arc<FaultQueue>),
     /// A device that can wait does, and what was made to fault ([`crate::Ioas::make_fault`]) is brought in. Where nothing is
     /// mapped the access is refused.
     Resolve,
 }
 
-/// [`OnMiss`], with the queue.
-#[derive(Clone)]
-pub(crate) enum Disposition {
-    Abort,
-    Queue(Arc<FaultQueue>),
-    Resolve,
-}
-
-impl Disposition {
+impl OnMiss {
     pub(crate) fn queue(&self) -> Option<&Arc<FaultQueue>> {
         match self {
             Self::Queue(queue) => Some(queue),

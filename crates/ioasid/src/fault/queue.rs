@@ -40,6 +40,7 @@ pub struct UnknownCookie(pub u32);
 
 /// How much a queue takes, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FaultQueueOptions {
     /// Groups that may wait at a time, taken or not. Further ones are answered with [`PageResponse::Failure`].
     pub depth: usize,
@@ -52,6 +53,20 @@ impl Default for FaultQueueOptions {
     /// 4096 groups, ten seconds.
     fn default() -> Self {
         Self { depth: 4096, timeout: Duration::from_secs(10) }
+    }
+}
+
+impl FaultQueueOptions {
+    /// Groups that may wait at a time.
+    #[must_use]
+    pub fn depth(self, depth: usize) -> Self {
+        Self { depth, ..self }
+    }
+
+    /// How long a group waits for its answer; [`Duration::MAX`] for as long as it takes.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 }
 

@@ -43,7 +43,7 @@ pub enum MapMemoryError {
 /// map_memory(&ioas, &memory, Access::all())?;
 ///
 /// let device = context.bind(&endpoint)?;
-/// device.attach(None, ioas.id().into())?;
+/// device.attach(None, &ioas)?;
 /// endpoint.port().write(Iova(0x10_0010), b"from a device")?;
 /// let mut seen = [0; 13];
 /// memory.read_slice(&mut seen, GuestAddress(0x10_0010))?;

@@ -57,7 +57,7 @@
 //! let (memory, _file) = Segment::memfd(4096)?;
 //! ioas.map(Placement::Fixed(Iova(0x1000)), 4096, Access::all(), || Ok(vec![memory]))?;
 //! let device = context.bind(&endpoint)?;
-//! device.attach(None, ioas.id().0.get())?;
+//! device.attach(None, &ioas)?;
 //! endpoint.set_bus_master(true)?;
 //!
 //! let memory = PortMemory::new(endpoint.port(), None);

@@ -63,8 +63,8 @@ fn bench_with(pasid: Option<Pasid>) -> Bench {
         map(&ioas, page, access, Segment::memfd(PAGE).unwrap().0);
     }
     let [device, other] = [0, 1].map(|n| context.bind(&endpoints[n]).unwrap());
-    let hwpt = device.attach(pasid, ioas.id().0.get()).unwrap();
-    other.attach(pasid, ioas.id().0.get()).unwrap();
+    let hwpt = device.attach(pasid, &ioas).unwrap();
+    other.attach(pasid, &ioas).unwrap();
     let [memory, witness] = [0, 1].map(|n| {
         endpoints[n].set_bus_master(true).unwrap();
         PortMemory::new(endpoints[n].port(), pasid)

@@ -21,6 +21,7 @@ use crate::gate::check_may_wait;
 
 /// Why the log was not started or read. Nothing is changed, but that large pages may have become small ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum DirtyError {
     /// Nothing is tracked.
     #[error("dirty tracking is off for this page table")]

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use crate::base::ids::ObjectId;
 use crate::base::types::IovaRange;
-use crate::fault::Disposition;
+use crate::fault::OnMiss;
 use crate::gate::walker::Walker;
 use crate::ioas::{ConnectError, Ioas};
 use crate::mirror::Users;
@@ -79,19 +79,19 @@ impl Table {
     }
 
     /// What happens on a miss in the table itself.
-    pub(crate) fn on_miss(&self) -> &Disposition {
+    pub(crate) fn on_miss(&self) -> &OnMiss {
         match self {
-            Self::Paging(hwpt) => &hwpt.on_miss,
-            Self::Nested(nested) => &nested.on_miss,
-            Self::Sva(_) => &Disposition::Resolve,
-            Self::Parked(_) => &Disposition::Abort,
+            Self::Paging(hwpt) => hwpt.on_miss(),
+            Self::Nested(nested) => nested.on_miss(),
+            Self::Sva(_) => &OnMiss::Resolve,
+            Self::Parked(_) => &OnMiss::Abort,
         }
     }
 
     /// Everybody who may be asked about a miss, in the table or below it.
-    pub(crate) fn dispositions(&self) -> impl Iterator<Item = &Disposition> {
+    pub(crate) fn dispositions(&self) -> impl Iterator<Item = &OnMiss> {
         let below = match self {
-            Self::Nested(nested) => Some(&nested.parent().on_miss),
+            Self::Nested(nested) => Some(nested.parent().on_miss()),
             _ => None,
         };
         std::iter::once(self.on_miss()).chain(below)

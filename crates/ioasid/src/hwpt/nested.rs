@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::Hwpt;
 use crate::base::ids::ObjectId;
 use crate::base::types::{IovaRange, Pasid, WouldDeadlock};
-use crate::fault::{Disposition, OnMiss};
+use crate::fault::OnMiss;
 use crate::gate::check_may_wait;
 use crate::gate::invalidation::{Invalidation, TableId};
 use crate::kind::{BadPasidTable, GuestPasidTable, GuestTable, UnalignedRoot, WithoutPasid};
@@ -64,7 +64,9 @@ impl GuestStage {
     }
 }
 
-/// What a nested page table is to be.
+/// What a nested page table is to be. It is made of a [`GuestTable`](crate::GuestTable) or a
+/// [`GuestPasidTable`](crate::GuestPasidTable) by `into()`, and then allows PASIDs, refuses what is missing, and extends nothing.
+#[non_exhaustive]
 pub struct NestedOptions {
     /// What is the guest's own.
     pub stage: GuestStage,
@@ -87,6 +89,26 @@ impl fmt::Debug for NestedOptions {
     }
 }
 
+impl NestedOptions {
+    /// Whether it can be attached to PASIDs, and to a device that has PASIDs attached.
+    #[must_use]
+    pub fn pasids(self, pasids: bool) -> Self {
+        Self { pasids, ..self }
+    }
+
+    /// What happens when a device finds nothing in the guest's table.
+    #[must_use]
+    pub fn on_miss(self, on_miss: OnMiss) -> Self {
+        Self { on_miss, ..self }
+    }
+
+    /// What its maker wants to find with it.
+    #[must_use]
+    pub fn extension(self, extension: impl Any + Send + Sync) -> Self {
+        Self { extension: Some(Box::new(extension)), ..self }
+    }
+}
+
 impl<T: Into<GuestStage>> From<T> for NestedOptions {
     fn from(stage: T) -> Self {
         Self { stage: stage.into(), pasids: true, on_miss: OnMiss::Abort, extension: None }
@@ -102,7 +124,6 @@ pub struct NestedHwpt {
     id: ObjectId,
     parent: Arc<Hwpt>,
     viommu: Option<ObjectId>,
-    pub(crate) on_miss: Disposition,
     options: NestedOptions,
     pub(super) users: Users,
 }
@@ -118,14 +139,12 @@ impl fmt::Debug for NestedHwpt {
 }
 
 impl NestedHwpt {
-    pub(crate) fn new(
-        id: ObjectId,
-        parent: Arc<Hwpt>,
-        viommu: Option<ObjectId>,
-        on_miss: Disposition,
-        options: NestedOptions,
-    ) -> Self {
-        Self { id, parent, viommu, on_miss, options, users: Users::default() }
+    pub(crate) fn new(id: ObjectId, parent: Arc<Hwpt>, viommu: Option<ObjectId>, options: NestedOptions) -> Self {
+        Self { id, parent, viommu, options, users: Users::default() }
+    }
+
+    pub(crate) fn on_miss(&self) -> &OnMiss {
+        &self.options.on_miss
     }
 
     /// Its id in its context.

@@ -13,7 +13,7 @@ use crate::base::ids::ObjectId;
 use crate::base::lock::RwLock;
 use crate::base::rank;
 use crate::base::types::{Iova, IovaRange, WouldDeadlock};
-use crate::fault::{Disposition, OnMiss};
+use crate::fault::OnMiss;
 use crate::gate::check_may_wait;
 use crate::gate::invalidation::{Invalidation, TableId};
 use crate::ioas::Ioas;
@@ -25,7 +25,8 @@ use crate::mirror::{Mirror, MirrorCapabilities, MirrorError, MirrorRun, Users};
 pub(crate) const LOWEST_SPAN_BITS: u32 = VtdSecondStage::PAGE_SHIFT + VtdSecondStage::INDEX_BITS;
 
 /// What a page table that is asked for is to be good for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct HwptOptions {
     /// Its format, if not what the IOMMU walks otherwise.
     pub format: Option<TableFormat>,
@@ -39,15 +40,46 @@ pub struct HwptOptions {
     pub on_miss: OnMiss,
 }
 
+impl HwptOptions {
+    /// In this format.
+    #[must_use]
+    pub fn format(self, format: TableFormat) -> Self {
+        Self { format: Some(format), ..self }
+    }
+
+    /// Whether nested tables can be made on it.
+    #[must_use]
+    pub fn nest_parent(self, nest_parent: bool) -> Self {
+        Self { nest_parent, ..self }
+    }
+
+    /// Whether only devices whose IOMMU can track what is written can be attached.
+    #[must_use]
+    pub fn dirty_tracking(self, dirty_tracking: bool) -> Self {
+        Self { dirty_tracking, ..self }
+    }
+
+    /// Whether it can be attached to PASIDs, and to a device that has PASIDs attached.
+    #[must_use]
+    pub fn pasids(self, pasids: bool) -> Self {
+        Self { pasids, ..self }
+    }
+
+    /// What happens when a device finds nothing there.
+    #[must_use]
+    pub fn on_miss(self, on_miss: OnMiss) -> Self {
+        Self { on_miss, ..self }
+    }
+}
+
 /// A paging HWPT: what an address space maps, in the format that an IOMMU walks.
 pub struct Hwpt {
     id: ObjectId,
     kind: IommuKind,
     format: TableFormat,
-    /// As it was asked for; if nobody did, it was made for a device that was attached to the address space, and goes with the
-    /// last one.
-    options: Option<HwptOptions>,
-    pub(crate) on_miss: Disposition,
+    options: HwptOptions,
+    /// Whether it was made for a device that was attached to the address space, and goes with the last one.
+    automatic: bool,
     ioas: Arc<Ioas>,
     pub(crate) table: PagingTable,
     /// Whether writes are marked, and how finely.
@@ -73,15 +105,25 @@ impl Hwpt {
     pub(crate) fn new(
         id: ObjectId,
         kind: IommuKind,
-        format: TableFormat,
-        options: Option<HwptOptions>,
-        on_miss: Disposition,
+        options: HwptOptions,
         ioas: Arc<Ioas>,
         arena: Arc<Arena<TableSpace>>,
     ) -> Result<Self, iopt::MapError> {
+        let format = options.format.unwrap_or(kind.format());
         let table = PagingTable::new(format, arena)?;
         let (granule, users, fill) = (Granule::none(), Users::default(), RwLock::default());
-        Ok(Self { id, kind, format, options, on_miss, ioas, table, granule, users, fill })
+        Ok(Self { id, kind, format, options, automatic: false, ioas, table, granule, users, fill })
+    }
+
+    /// One that nobody asked for.
+    pub(crate) fn automatic(
+        id: ObjectId,
+        kind: IommuKind,
+        ioas: Arc<Ioas>,
+        arena: Arc<Arena<TableSpace>>,
+    ) -> Result<Self, iopt::MapError> {
+        let options = HwptOptions::default().pasids(kind.automatic_for_pasids());
+        Ok(Self { automatic: true, ..Self::new(id, kind, options, ioas, arena)? })
     }
 
     /// Its id in its context.
@@ -92,8 +134,12 @@ impl Hwpt {
 
     /// What was asked for, if somebody did.
     #[must_use]
-    pub fn options(&self) -> Option<HwptOptions> {
-        self.options
+    pub fn options(&self) -> Option<&HwptOptions> {
+        (!self.automatic).then_some(&self.options)
+    }
+
+    pub(crate) fn on_miss(&self) -> &OnMiss {
+        &self.options.on_miss
     }
 
     /// The table that devices behind a kind of IOMMU get which are attached to the address space itself, if there is one.
@@ -105,15 +151,15 @@ impl Hwpt {
     }
 
     pub(crate) fn is_automatic(&self) -> bool {
-        self.options.is_none()
+        self.automatic
     }
 
     pub(crate) fn is_nest_parent(&self) -> bool {
-        self.options.is_some_and(|options| options.nest_parent)
+        self.options.nest_parent
     }
 
     pub(crate) fn allows_pasids(&self) -> bool {
-        self.options.map_or(self.kind.automatic_for_pasids(), |options| options.pasids)
+        self.options.pasids
     }
 
     /// The address space that it mirrors.

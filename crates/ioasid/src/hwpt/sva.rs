@@ -25,6 +25,7 @@ use crate::mirror::Users;
 
 /// Why a process's address space was not made a page table.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum SvaError {
     /// The process has ended, or became another program.
     #[error("the process has ended")]

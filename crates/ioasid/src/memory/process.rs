@@ -28,6 +28,7 @@ use crate::base::rank;
 
 /// Why memory of a process cannot be given to devices.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ImportError {
     /// Part of the range is not mapped, or not with the access that is asked for.
     #[error("address {0:#x} of the process is not mapped, or not with the access asked for")]

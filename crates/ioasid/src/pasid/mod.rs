@@ -27,6 +27,7 @@ pub use virtual_pasids::{PartPasidTable, VirtualPasids};
 
 /// Why a PASID was not allocated, held or freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum PasidError {
     /// All numbers in the range are taken.
     #[error("all PASIDs from {0} to {1} are taken")]

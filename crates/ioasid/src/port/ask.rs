@@ -12,7 +12,7 @@ use crate::base::callback;
 use crate::base::observe::{Fault, FaultReason};
 use crate::base::types::{Iova, Pasid};
 use crate::bus::Endpoint;
-use crate::fault::{Disposition, PageGroup, PageRequest, PageResponse, Pending, Recovery, RequestedAccess};
+use crate::fault::{OnMiss, PageGroup, PageRequest, PageResponse, Pending, Recovery, RequestedAccess};
 use crate::gate::check_may_wait;
 use crate::hwpt::Table;
 
@@ -70,7 +70,7 @@ impl Endpoint {
         requests: &[PageRequest],
     ) -> Option<Vec<PageRequest>> {
         let Table::Nested(nested) = table else { return None };
-        if nested.parent().on_miss.is_abort() {
+        if nested.parent().on_miss().is_abort() {
             return None;
         }
         // As the device's own transactions, so that whoever detaches it waits for this, too.
@@ -89,16 +89,16 @@ impl Endpoint {
     /// Does what a table, or with `below` its parent, has done about misses.
     fn dispose(self: &Arc<Self>, pasid: Option<Pasid>, table: &Table, below: bool, mut group: PageGroup) {
         let disposition = match table {
-            Table::Nested(nested) if below => &nested.parent().on_miss,
+            Table::Nested(nested) if below => nested.parent().on_miss(),
             _ => table.on_miss(),
         };
         match disposition {
-            Disposition::Abort => answer(group, PageResponse::Invalid),
-            Disposition::Resolve => {
+            OnMiss::Abort => answer(group, PageResponse::Invalid),
+            OnMiss::Resolve => {
                 let all = group.requests.iter().all(|request| bring_in(table, below, request));
                 answer(group, if all { PageResponse::Success } else { PageResponse::Invalid });
             }
-            Disposition::Queue(queue) => {
+            OnMiss::Queue(queue) => {
                 // Who uses a part of a device knows it by other names.
                 let (owner, own) = self.owner(pasid);
                 let named = group.requests.iter_mut().filter(|request| request.pasid == pasid);

@@ -15,6 +15,7 @@ use crate::fault::{PageGroup, PageRequest, PageResponse};
 
 /// Why a page was not asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum PageRequestError {
     /// As many requests as the device may have wait for an answer.
     #[error("{0} page requests are outstanding, which is all that the device may have")]

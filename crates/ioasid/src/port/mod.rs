@@ -109,7 +109,7 @@ impl DmaError {
 /// ioas.map(Placement::Fixed(Iova(0x1000)), 8192, Access::all(), || Ok(vec![memory]))?;
 ///
 /// let device = context.bind(&endpoint)?;
-/// device.attach(None, ioas.id().0.get())?;
+/// device.attach(None, &ioas)?;
 /// endpoint.set_bus_master(true)?;
 /// port.write(Iova(0x1ffe), &[1, 2, 3, 4])?;
 ///
@@ -316,7 +316,7 @@ impl DmaPort {
     /// #     ioas.map(Placement::Fixed(Iova(0x1000 * (page + 1))), 4096, Access::all(), || Ok(vec![memory]))?;
     /// # }
     /// # let device = context.bind(&endpoint)?;
-    /// # device.attach(None, ioas.id().0.get())?;
+    /// # device.attach(None, &ioas)?;
     /// # endpoint.set_bus_master(true)?;
     /// let slices = port.slices(Iova(0x1ff0), 0x20, Access::READ)?;
     /// // Two mappings, in two places.

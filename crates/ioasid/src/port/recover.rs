@@ -116,7 +116,7 @@ fn is_recoverable(table: Option<&Table>, refused: Refused) -> bool {
     }
     match (table, refused.below) {
         (None, _) => false,
-        (Some(Table::Nested(nested)), Some(_)) => !nested.parent().on_miss.is_abort(),
+        (Some(Table::Nested(nested)), Some(_)) => !nested.parent().on_miss().is_abort(),
         // Nothing can be brought in but what is there and not present.
         (Some(Table::Sva(_)), _) => refused.reason == NotPresent,
         (Some(table), _) => !table.on_miss().is_abort(),
@@ -127,7 +127,7 @@ fn is_recoverable(table: Option<&Table>, refused: Refused) -> bool {
 fn is_queued(table: Option<&Table>, refused: Refused) -> bool {
     match (table, refused.below) {
         (None, _) => false,
-        (Some(Table::Nested(nested)), Some(_)) => nested.parent().on_miss.queue().is_some(),
+        (Some(Table::Nested(nested)), Some(_)) => nested.parent().on_miss().queue().is_some(),
         (Some(table), _) => table.on_miss().queue().is_some(),
     }
 }

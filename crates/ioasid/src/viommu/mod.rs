@@ -18,7 +18,7 @@ use std::sync::{Arc, Weak};
 use crate::base::ids::ObjectId;
 use crate::base::lock::{Mutex, MutexGuard};
 use crate::base::rank;
-use crate::bus::Endpoint;
+use crate::bus::{Endpoint, Iommu};
 use crate::hwpt::Hwpt;
 
 pub use events::{Event, EventQueue};
@@ -27,6 +27,7 @@ pub use queue::HwQueue;
 /// A virtual IOMMU.
 pub struct Viommu {
     id: ObjectId,
+    iommu: Arc<Iommu>,
     parent: Arc<Hwpt>,
     extension: Box<dyn Any + Send + Sync>,
     state: Mutex<State, rank::Viommu>,
@@ -58,14 +59,25 @@ impl fmt::Debug for Viommu {
 }
 
 impl Viommu {
-    pub(crate) fn new(id: ObjectId, parent: Arc<Hwpt>, extension: Box<dyn Any + Send + Sync>) -> Self {
-        Self { id, parent, extension, state: Mutex::default() }
+    pub(crate) fn new(
+        id: ObjectId,
+        iommu: Arc<Iommu>,
+        parent: Arc<Hwpt>,
+        extension: Box<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self { id, iommu, parent, extension, state: Mutex::default() }
     }
 
     /// Its id in its context.
     #[must_use]
     pub fn id(&self) -> ObjectId {
         self.id
+    }
+
+    /// The IOMMU that it is a part of.
+    #[must_use]
+    pub fn iommu(&self) -> &Arc<Iommu> {
+        &self.iommu
     }
 
     /// What maps the guest's physical addresses.

@@ -9,14 +9,15 @@ use std::sync::{Arc, Mutex};
 use ioasid::memory::Segment;
 use ioasid::{
     Access, Device, DmaPort, Endpoint, Fault, GroupId, HwptOptions, Ioas, Iova, IovaRange, Leftover, Machine, MapError,
-    Observer, OnMiss, Placement, Rid,
+    Observer, Placement, Rid,
 };
 
 pub const PAGE: u64 = 4096;
 
 /// A page table that nested ones can be made on, and attached to PASIDs too.
-pub const PARENT: HwptOptions =
-    HwptOptions { format: None, nest_parent: true, dirty_tracking: false, pasids: true, on_miss: OnMiss::Abort };
+pub fn parent() -> HwptOptions {
+    HwptOptions::default().nest_parent(true).pasids(true)
+}
 
 #[derive(Default)]
 pub struct Log {

@@ -122,7 +122,7 @@ fn an_area_that_an_attach_brings_in_cannot_be_unmapped_from_its_source() {
             Ok(vec![Segment::memfd(length)?.0])
         });
         tenant.ioas.map_pages(Some(Iova(0x1000)), &pages, 0, PAGE, Access::all()).unwrap();
-        tenant.device.attach(None, tenant.ioas.id().into()).unwrap();
+        tenant.device.attach(None, &tenant.ioas).unwrap();
         assert_eq!(tenant.ioas.unmap(range(0x1000, PAGE)), Ok(PAGE));
     });
 }
@@ -140,10 +140,10 @@ fn a_panic_in_a_source_of_pages_leaves_nothing_behind() {
     let other = tenant.context.ioas_alloc().unwrap();
     other.map_pages(Some(Iova(0x1000)), &bad(), 0, PAGE, Access::all()).unwrap();
     map(&tenant.ioas, 0x1000, PAGE);
-    assert!(panics(|| tenant.device.attach(None, other.id().into())));
+    assert!(panics(|| tenant.device.attach(None, &other)));
     tenant.endpoint.port().write(Iova(0x1000), &[1]).unwrap();
     other.unmap(IovaRange::ALL).unwrap();
-    tenant.device.attach(None, other.id().into()).unwrap();
+    tenant.device.attach(None, &other).unwrap();
 }
 
 /// Calls the engine, or panics, when something is charged or released.
@@ -233,12 +233,11 @@ fn remote_memory_that_calls_the_engine_gets_an_error() {
 fn a_panic_in_confirm_leaves_nothing_behind() {
     let machine = machine();
     let Tenant { context, ioas, endpoint, device } = Tenant::detached(&machine, 1);
-    let id = ioas.id().into();
-    assert!(panics(|| device.attach_if(None, id, |_| panic!("mine"))));
+    assert!(panics(|| device.attach_if(None, &ioas, |_| panic!("mine"))));
     assert_eq!(device.attached_to(None), None);
     assert!(endpoint.port().read(Iova(0x1000), &mut [0]).is_err());
     drop(device);
-    assert_eq!(context.destroy(id), Ok(()));
+    assert_eq!(context.destroy(ioas.id()), Ok(()));
     drop(ioas);
     assert_eq!(machine.resources(), (0, 0));
 }
@@ -257,18 +256,18 @@ fn what_is_not_confirmed_goes_back_to_what_was_attached() {
             assert_ne!(tenant.device.attached_to(None), before);
             false
         };
-        assert!(tenant.device.attach_if(None, other.id().into(), confirm).is_err());
+        assert!(tenant.device.attach_if(None, &other, confirm).is_err());
         assert_eq!(tenant.device.attached_to(None), before);
         let mut byte = [0];
         tenant.endpoint.port().read(Iova(0x1000), &mut byte).unwrap();
-        assert_eq!((byte, tenant.context.destroy(other.id().into())), ([1], Ok(())));
+        assert_eq!((byte, tenant.context.destroy(other.id())), ([1], Ok(())));
     });
 }
 
 #[test]
 fn a_panic_in_one_answer_leaves_other_deadlines() {
     let machine = machine();
-    let options = FaultQueueOptions { depth: 4, timeout: Duration::from_millis(50) };
+    let options = FaultQueueOptions::default().depth(4).timeout(Duration::from_millis(50));
     let (one, other) = (Tenant::detached(&machine, 1), Tenant::detached(&machine, 2));
     let queues = [one.with_queue(options), other.with_queue(options)];
     one.endpoint.request_pages(one_page(0x1000, |_| panic!("a device model's bug")));
@@ -293,7 +292,7 @@ fn an_answer_may_call_the_engine_and_its_panic_leaves_the_others_answered() {
                 // By a detach, too: an answer comes with no lock held.
                 use_engine(&ioas);
                 let made: Option<Arc<Ioas>> = Context::ioas_alloc(&context);
-                context.destroy(made.unwrap().id().into()).unwrap();
+                context.destroy(made.unwrap().id()).unwrap();
                 answered.fetch_add(1, Ordering::Relaxed);
                 assert!(!panics, "a device model's bug");
             }
@@ -305,7 +304,7 @@ fn an_answer_may_call_the_engine_and_its_panic_leaves_the_others_answered() {
         assert!(panics(|| queue.answer(first.cookie, PageResponse::Success)));
         assert!(panics(|| tenant.device.detach(None)));
         assert_eq!((answered.load(Ordering::Relaxed), tenant.device.attached_to(None)), (3, None));
-        tenant.device.attach(None, tenant.ioas.id().into()).unwrap();
+        tenant.device.attach(None, &tenant.ioas).unwrap();
     });
 }
 
@@ -325,7 +324,7 @@ fn an_unmap_notice_may_call_the_engine_and_drop_the_access() {
             drop(taken);
         };
         let access = tenant.context.access(Some(Box::new(notice))).unwrap();
-        access.attach(tenant.ioas.id().into()).unwrap();
+        access.attach(&tenant.ioas).unwrap();
         let pin = access.pin(Iova(0x1000), PAGE, Access::READ).unwrap();
         *kept.lock().unwrap() = Some((pin, access));
         assert_eq!(tenant.ioas.unmap(range(0x1000, PAGE)), Ok(PAGE));
@@ -337,7 +336,7 @@ fn a_panic_in_an_unmap_notice_leaves_everything_mapped() {
     let tenant = Tenant::of(&machine(), 1);
     map(&tenant.ioas, 0x1000, PAGE);
     let access = tenant.context.access(Some(Box::new(|_| panic!("an access's bug")))).unwrap();
-    access.attach(tenant.ioas.id().into()).unwrap();
+    access.attach(&tenant.ioas).unwrap();
     let pin = access.pin(Iova(0x1000), PAGE, Access::READ).unwrap();
     assert!(panics(|| tenant.ioas.unmap(range(0x1000, PAGE))));
     tenant.endpoint.port().write(Iova(0x1000), &[1]).unwrap();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ioasid::{
     BusAddress, GuestFormat, GuestPasidFormat, GuestPasidTable, GuestStage, GuestTable, Hwpt, HwptOptions, Iova, Pasid,
-    Reach, WithoutPasid,
+    WithoutPasid,
 };
 
 use crate::*;
@@ -19,18 +19,17 @@ impl Guest {
     fn new(bytes: u64) -> Self {
         let tenant = Tenant::detached(&machine(), 1);
         (0..bytes / PAGE).for_each(|page| map(&tenant.ioas, page * PAGE, PAGE));
-        let parent = tenant.hwpt(HwptOptions { nest_parent: true, pasids: true, ..HwptOptions::default() });
+        let parent = tenant.hwpt(HwptOptions::default().nest_parent(true).pasids(true));
         Self { tenant, parent }
     }
 
     fn poke(&self, address: u64, value: u64) {
-        let parent = Reach::Hwpt(self.parent.id().into());
-        self.tenant.context.copy_to(parent, Iova(address), &value.to_le_bytes()).unwrap();
+        self.tenant.context.copy_to(&self.parent, Iova(address), &value.to_le_bytes()).unwrap();
     }
 
     fn attach(&self, stage: impl Into<GuestStage>) -> Arc<ioasid::NestedHwpt> {
-        let nested = self.tenant.context.hwpt_alloc_nested(self.parent.id().into(), stage.into()).unwrap();
-        self.tenant.device.attach(None, nested.id().into()).unwrap();
+        let nested = self.tenant.context.hwpt_alloc_nested(&self.parent, stage.into()).unwrap();
+        self.tenant.device.attach(None, &nested).unwrap();
         nested
     }
 }

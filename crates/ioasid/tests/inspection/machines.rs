@@ -95,15 +95,15 @@ fn nothing_is_reached_through_a_closed_context() {
     use ioasid::{CopyError, HwptError, HwptOptions, Reach, ViommuError};
     let tenant = Tenant::of(&machine(), 1);
     map(&tenant.ioas, 0x1000, PAGE);
-    let hwpt = tenant.hwpt(HwptOptions { nest_parent: true, ..HwptOptions::default() });
+    let hwpt = tenant.hwpt(HwptOptions::default().nest_parent(true));
     let context = &tenant.context;
-    let viommu = context.viommu_alloc::<ViommuError>(tenant.device.id().into(), hwpt.id().into(), |_| Ok(Box::new(())));
+    let viommu = context.viommu_alloc::<ViommuError>(&tenant.endpoint, &hwpt, |_| Ok(Box::new(())));
     let _kept = viommu.unwrap();
     context.close().unwrap();
-    for reach in [Reach::Hwpt(hwpt.id().into()), Reach::Device(tenant.device.id().into(), None)] {
+    for reach in [Reach::from(&hwpt), Reach::of_device(&tenant.endpoint, None)] {
         assert!(matches!(context.copy_to(reach, Iova(0x1000), &[1]), Err(CopyError::Closed)));
     }
-    let made = context.hwpt_alloc(tenant.device.id().into(), tenant.ioas.id().into(), HwptOptions::default());
+    let made = context.hwpt_alloc(tenant.device.endpoint(), &tenant.ioas, HwptOptions::default());
     assert!(matches!(made.map(drop), Err(HwptError::Closed)));
     assert!(tenant.endpoint.port().read(Iova(0x1000), &mut [0]).is_err());
 }
@@ -111,7 +111,7 @@ fn nothing_is_reached_through_a_closed_context() {
 #[test]
 fn pasid_bits_are_checked() {
     for bits in [21, 32, u32::MAX] {
-        let options = EndpointOptions { pasid_bits: bits, ..EndpointOptions::default() };
+        let options = EndpointOptions::default().pasid_bits(bits);
         let refused = machine().add_endpoint_with(rid(1), GroupId(1), options).map(drop);
         assert_eq!(refused, Err(EndpointError::PasidBits(bits)));
     }

@@ -62,7 +62,7 @@ pub struct Tenant {
 impl Tenant {
     pub fn of(machine: &Arc<Machine>, slot: u8) -> Self {
         let tenant = Self::detached(machine, slot);
-        tenant.device.attach(None, tenant.ioas.id().into()).unwrap();
+        tenant.device.attach(None, &tenant.ioas).unwrap();
         tenant
     }
 
@@ -74,14 +74,14 @@ impl Tenant {
     }
 
     pub fn hwpt(&self, options: HwptOptions) -> Arc<Hwpt> {
-        self.context.hwpt_alloc(self.device.id().into(), self.ioas.id().into(), options).unwrap()
+        self.context.hwpt_alloc(self.device.endpoint(), &self.ioas, options).unwrap()
     }
 
     /// Attaches the device to a page table that asks a queue.
     pub fn with_queue(&self, options: FaultQueueOptions) -> Arc<FaultQueue> {
         let queue = self.context.fault_queue_alloc_with(options).unwrap();
-        let hwpt = self.hwpt(HwptOptions { on_miss: OnMiss::Queue(queue.id().into()), ..HwptOptions::default() });
-        self.device.attach(None, hwpt.id().into()).unwrap();
+        let hwpt = self.hwpt(HwptOptions::default().on_miss(OnMiss::Queue(queue.clone())));
+        self.device.attach(None, &hwpt).unwrap();
         queue
     }
 }

@@ -84,7 +84,7 @@ fn a_device_asks_for_many_slices() {
         let iova = Some(Iova((n + 16) * PAGE));
         tenant.ioas.map_pages(iova, &pages[n as usize % 2], 0, PAGE, Access::all()).unwrap();
     }
-    tenant.device.attach(None, tenant.ioas.id().into()).unwrap();
+    tenant.device.attach(None, &tenant.ioas).unwrap();
     let mut port = tenant.endpoint.port();
     let slices = port.slices(Iova(16 * PAGE), 20_000 * PAGE, Access::READ).unwrap();
     // Two pages may happen to lie beside each other here, in one order, and then they are one slice.
@@ -102,7 +102,7 @@ fn unmap_of_many_pinned_areas() {
         told.lock().unwrap().retain(|pin| !pin.range().overlaps(&range));
     };
     let access = tenant.context.access(Some(Box::new(let_go))).unwrap();
-    access.attach(tenant.ioas.id().into()).unwrap();
+    access.attach(&tenant.ioas).unwrap();
     for n in 1..=1000 {
         map(&tenant.ioas, n * PAGE, PAGE);
         pins.lock().unwrap().push(access.pin(Iova(n * PAGE), PAGE, Access::READ).unwrap());
@@ -116,7 +116,7 @@ fn a_pin_that_is_kept_fails_the_unmap_and_nothing_else() {
     let tenant = Tenant::of(&machine(), 1);
     map(&tenant.ioas, 0x1000, 2 * PAGE);
     let access = tenant.context.access(Some(Box::new(|_| ()))).unwrap();
-    access.attach(tenant.ioas.id().into()).unwrap();
+    access.attach(&tenant.ioas).unwrap();
     let pin = access.pin(Iova(0x1000), PAGE, Access::all()).unwrap();
     assert_eq!(tenant.ioas.unmap(IovaRange::ALL), Err(UnmapError::Pinned(IovaRange::ALL)));
     tenant.endpoint.port().write(Iova(0x1000), &[3]).unwrap();
@@ -174,7 +174,7 @@ fn shared_tables_written_by_safe_code_lead_to_freed_memory() {
 #[test]
 fn a_queue_without_a_deadline() {
     let tenant = Tenant::detached(&machine(), 1);
-    let queue = tenant.with_queue(FaultQueueOptions { depth: 4, timeout: Duration::MAX });
+    let queue = tenant.with_queue(FaultQueueOptions::default().depth(4).timeout(Duration::MAX));
     tenant.endpoint.request_pages(one_page(0x1000, |_| ()));
     assert!(queue.has_groups());
 }
@@ -190,7 +190,7 @@ fn dirty_tracking_with_a_granule_of_one_byte() {
     let mut bits = [0];
     assert_eq!(hwpt.read_dirty(range(0x1000, PAGE), PAGE, false, &mut bits), Err(DirtyError::Off));
     hwpt.start_dirty_tracking(PAGE).unwrap();
-    tenant.device.attach(None, hwpt.id().into()).unwrap();
+    tenant.device.attach(None, &hwpt).unwrap();
     tenant.endpoint.port().write(Iova(0x1000), &[1]).unwrap();
     hwpt.read_dirty(range(0x1000, PAGE), PAGE, false, &mut bits).unwrap();
     assert_eq!(bits, [1]);
@@ -223,7 +223,7 @@ fn an_attach_brings_memory_in_without_locking_the_areas() {
     });
     tenant.ioas.map_pages(Some(Iova(0x1000)), &slow, 0, PAGE, Access::all()).unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| tenant.device.attach(None, tenant.ioas.id().into()).unwrap());
+        scope.spawn(|| tenant.device.attach(None, &tenant.ioas).unwrap());
         while !began.load(Ordering::Acquire) {
             std::thread::yield_now();
         }
@@ -233,7 +233,7 @@ fn an_attach_brings_memory_in_without_locking_the_areas() {
         tenant.ioas.unmap(range(0x8000, PAGE)).unwrap();
         let other = tenant.context.ioas_alloc().unwrap();
         map(&other, 0x1000, PAGE);
-        tenant.context.hwpt_alloc(tenant.device.id().into(), other.id().into(), Default::default()).unwrap();
+        tenant.context.hwpt_alloc(tenant.device.endpoint(), &other, Default::default()).unwrap();
         go.send(()).unwrap();
     });
     tenant.endpoint.port().write(Iova(0x1000), &[1]).unwrap();

@@ -25,9 +25,9 @@ fn attached() -> Attached {
     let ioas = context.ioas_alloc().unwrap();
     map(&ioas, 0x1000, PAGE);
     let device = context.bind(&part).unwrap();
-    let options = HwptOptions { pasids: true, ..HwptOptions::default() };
-    let hwpt = context.hwpt_alloc(device.id().into(), ioas.id().into(), options).unwrap();
-    device.attach(None, hwpt.id().into()).unwrap();
+    let options = HwptOptions::default().pasids(true);
+    let hwpt = context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap();
+    device.attach(None, &hwpt).unwrap();
     parent.set_bus_master(true).unwrap();
     part.set_bus_master(true).unwrap();
     let pasid = part.virtual_pasids().unwrap().physical(None).unwrap();

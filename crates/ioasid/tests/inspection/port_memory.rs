@@ -52,10 +52,10 @@ fn port_memory_is_not_entered_twice() {
     map(&tenant.ioas, 0x10000, PAGE);
     let tables = Segment::remote(Arc::new(Tables), 0x1000, 3 * PAGE);
     tenant.ioas.map(Placement::Fixed(Iova(0x1000)), 3 * PAGE, Access::READ, || Ok(vec![tables])).unwrap();
-    let parent = tenant.hwpt(HwptOptions { nest_parent: true, ..HwptOptions::default() });
+    let parent = tenant.hwpt(HwptOptions::default().nest_parent(true));
     let table = GuestTable { format: GuestFormat::X86_64, root: 0x1000 };
-    let nested = tenant.context.hwpt_alloc_nested(parent.id().into(), table).unwrap();
-    tenant.device.attach(None, nested.id().into()).unwrap();
+    let nested = tenant.context.hwpt_alloc_nested(&parent, table).unwrap();
+    tenant.device.attach(None, &nested).unwrap();
     let memory = Rc::new(PortMemory::new(tenant.endpoint.port(), None));
     AGAIN.with(|again| *again.borrow_mut() = Some(memory.clone()));
     let read = memory.read_obj::<u32>(GuestAddress(0x10000));

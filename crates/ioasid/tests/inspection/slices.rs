@@ -11,8 +11,8 @@ fn request_pages_with_slices_held_does_not_deadlock() {
             let tenant = Tenant::detached(&machine(), 1);
             map(&tenant.ioas, 0x1000, PAGE);
             map(&tenant.ioas, 0x2000, PAGE);
-            let hwpt = tenant.hwpt(HwptOptions { on_miss: OnMiss::Resolve, ..HwptOptions::default() });
-            tenant.device.attach(None, hwpt.id().into()).unwrap();
+            let hwpt = tenant.hwpt(HwptOptions::default().on_miss(OnMiss::Resolve));
+            tenant.device.attach(None, &hwpt).unwrap();
             tenant
         };
         ioas.make_fault(range(0x2000, PAGE)).unwrap();
@@ -37,7 +37,7 @@ fn dropping_an_access_with_slices_held_does_not_deadlock() {
         let tenant = Tenant::of(&machine(), 1);
         map(&tenant.ioas, 0x1000, PAGE);
         let access = tenant.context.access(None).unwrap();
-        access.attach(tenant.ioas.id().into()).unwrap();
+        access.attach(&tenant.ioas).unwrap();
         let (mut port, unmapper) = (tenant.endpoint.port(), tenant.ioas.clone());
         let slices = port.slices(Iova(0x1000), 8, Access::READ).unwrap();
         let unmap = std::thread::spawn(move || unmapper.unmap(range(0x1000, PAGE)));

@@ -217,11 +217,11 @@ impl<'m> Owner<'m> {
     }
 
     fn make_paging(&mut self, owned: &Arc<Owned>) -> Option<Arc<Table>> {
-        let device = self.bound.iter().find(|bound| Arc::ptr_eq(&bound.owned, owned))?.device.id();
+        let device = self.bound.iter().find(|bound| Arc::ptr_eq(&bound.owned, owned))?.device.endpoint();
         let space = self.random.pick(&owned.spaces.lock().unwrap())?;
         let is_parent = self.random.below(2) == 0;
-        let options = HwptOptions { nest_parent: is_parent, pasids: true, ..HwptOptions::default() };
-        let made = owned.context.hwpt_alloc(device.into(), space.ioas.id().into(), options);
+        let options = HwptOptions::default().nest_parent(is_parent).pasids(true);
+        let made = owned.context.hwpt_alloc(device, &space.ioas, options);
         let id = made
             .inspect_err(|error| assert!(matches!(error, HwptError::Missing(_) | HwptError::Closed), "{error}"))
             .ok()?
@@ -234,7 +234,8 @@ impl<'m> Owner<'m> {
         let parents: Vec<_> = owned.tables.lock().unwrap().iter().filter(|table| table.is_parent).cloned().collect();
         let parent = self.random.pick(&parents)?;
         // Somebody may park it meanwhile.
-        let made = owned.context.hwpt_alloc_nested(parent.id, Space::guest_table());
+        let on = owned.context.nest_parent(parent.id)?;
+        let made = owned.context.hwpt_alloc_nested(on, Space::guest_table());
         let id = made
             .inspect_err(|error| assert!(matches!(error, HwptError::Missing(_) | HwptError::Closed), "{error}"))
             .ok()?
@@ -398,7 +399,9 @@ impl<'m> Owner<'m> {
         if let Some(before) = &before {
             owned.ids.release(before.id);
         }
-        match bound.device.attach(own, id) {
+        // Somebody may have parked it.
+        let found = owned.context.target(id).ok_or(None);
+        match found.and_then(|target| bound.device.attach(own, target).map_err(Some)) {
             Ok(table) => {
                 let pasid = match scene.endpoints[bound.endpoint].virtual_pasids() {
                     Some(numbers) => numbers.physical(own),
@@ -426,9 +429,10 @@ impl<'m> Owner<'m> {
                 bound.made.insert(own, Made { token, id: table.into(), number, pasid });
             }
             Err(error) => {
-                let expected =
-                    matches!(error, AttachError::Missing(_) | AttachError::PasidElsewhere(_) | AttachError::Closed);
-                assert!(expected, "{error}");
+                let expected = error.as_ref().is_none_or(|error| {
+                    matches!(error, AttachError::Missing(_) | AttachError::PasidElsewhere(_) | AttachError::Closed)
+                });
+                assert!(expected, "{error:?}");
                 scene.history.cancel(requester, token);
                 DONE.add("attaching refused", 1);
                 if let Some(before) = before {

@@ -49,10 +49,10 @@ fn a13_sva_is_a_way_to_fill_a_table_that_ends_with_its_process() {
     let context = device.context();
     let sva = context.hwpt_alloc_sva(own_process()).unwrap();
     let pasid = Pasid::new(5);
-    device.attach(pasid, sva.id().0.get()).unwrap();
+    device.attach(pasid, &sva).unwrap();
     // A tuned map beside it, on the same device.
     map(&ioas, 0x1000, 1).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     port.write(Iova(0x1000), &[1]).unwrap();
 
     let at = |address: u64| BusAddress { pasid, iova: Iova(address) };
@@ -85,7 +85,7 @@ fn a13_sva_is_a_way_to_fill_a_table_that_ends_with_its_process() {
     let process = Process::open_for_sva(child.id()).unwrap();
     let stack = process.vmas().at_or_after(0x1000).unwrap().unwrap().start;
     let theirs = context.hwpt_alloc_sva(process).unwrap();
-    device.attach(pasid, theirs.id().0.get()).unwrap();
+    device.attach(pasid, &theirs).unwrap();
     port.read(at(stack), &mut found).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
@@ -94,10 +94,10 @@ fn a13_sva_is_a_way_to_fill_a_table_that_ends_with_its_process() {
     let plain = Process::open(std::process::id()).unwrap();
     assert!(context.hwpt_alloc_sva(plain).is_err());
     // Who cannot wait for a page cannot have it.
-    let cannot = EndpointOptions { recovery: Recovery::None, ..EndpointOptions::default() };
+    let cannot = EndpointOptions::default().recovery(Recovery::None);
     let rid = "0000:00:09.0".parse().unwrap();
     let cannot = context.bind(&bench.machine.add_endpoint_with(rid, GroupId(9), cannot).unwrap()).unwrap();
-    assert!(matches!(cannot.attach(pasid, sva.id().0.get()), Err(AttachError::CannotWait(_))));
+    assert!(matches!(cannot.attach(pasid, &sva), Err(AttachError::CannotWait(_))));
     assert_eq!(endpoint.parked_faults(), 0);
 }
 
@@ -111,8 +111,8 @@ fn a14_the_address_space_says_what_happens_on_a_fault_with_a_pasid_and_without()
         map(&ioas, 0x10_0000, 4).unwrap();
         ioas.make_fault(range(0x10_0000, 4 * PAGE)).unwrap();
         let table = |on_miss| {
-            let options = HwptOptions { on_miss, pasids: true, ..HwptOptions::default() };
-            context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), options).unwrap().id().0.get()
+            let options = HwptOptions::default().on_miss(on_miss).pasids(true);
+            context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap()
         };
         let at = BusAddress { pasid, iova: Iova(0x10_0000) };
         // Refused.
@@ -120,7 +120,7 @@ fn a14_the_address_space_says_what_happens_on_a_fault_with_a_pasid_and_without()
         assert_eq!(port.write(at, &[1]).unwrap_err().reason, FaultReason::NotPresent);
         assert_eq!(bench.log.faults.lock().unwrap().len(), 1);
         // An event, and the device waits for what comes of it.
-        device.attach(pasid, table(OnMiss::Queue(queue.id().0.get()))).unwrap();
+        device.attach(pasid, table(OnMiss::Queue(queue.clone()))).unwrap();
         let writer = std::thread::spawn(move || (port.write(at, &[2]), port));
         let taken = taken(&queue);
         assert_eq!((taken.requests[0].iova, taken.requests[0].pasid), (0x10_0000, pasid));
@@ -160,7 +160,7 @@ fn taken(queue: &ioasid::FaultQueue) -> TakenGroup {
 fn a16_formats_are_queried_and_ranges_invalidated_unmapped_and_made_to_fault_here() {
     let bench = Bench::new();
     let (_, mut port, ioas, device) = bench.one_device();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     assert_eq!(ioas.page_sizes(), 1 << 12 | 1 << 21 | 1 << 30);
     let (ranges, alignment) = ioas.iova_ranges();
     assert_eq!((ranges.iter().count(), alignment), (2, PAGE));
@@ -209,9 +209,9 @@ fn a16_lazy_memory_is_held_only_where_it_was_needed() {
     });
     ioas.map_pages(Some(Iova(0x10_0000)), &pages, 0, 1 << 20, Access::all()).unwrap();
     ioas.make_fault(range(0x10_0000, 1 << 20)).unwrap();
-    let options = HwptOptions { on_miss: OnMiss::Resolve, ..HwptOptions::default() };
-    let hwpt = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), options).unwrap();
-    device.attach(None, hwpt.id().0.get()).unwrap();
+    let options = HwptOptions::default().on_miss(OnMiss::Resolve);
+    let hwpt = context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap();
+    device.attach(None, &hwpt).unwrap();
     assert_eq!((fetched.lock().unwrap().len(), bench.machine.resources().0), (0, 0), "nobody needed anything");
     port.write(Iova(0x13_4567), &[1]).unwrap();
     assert_eq!(*fetched.lock().unwrap(), [(0x3_0000, 0x1_0000)]);
@@ -224,11 +224,11 @@ fn a17_answers_go_the_way_that_requests_came_once_and_to_nobody_else() {
     let bench = Bench::new();
     let (endpoint, _, ioas, device) = bench.one_device();
     let context = device.context();
-    let depth = FaultQueueOptions { depth: 2, ..FaultQueueOptions::default() };
+    let depth = FaultQueueOptions::default().depth(2);
     let queue = context.fault_queue_alloc_with(depth).unwrap();
-    let options = HwptOptions { on_miss: OnMiss::Queue(queue.id().0.get()), ..HwptOptions::default() };
-    let hwpt = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), options).unwrap();
-    device.attach(None, hwpt.id().0.get()).unwrap();
+    let options = HwptOptions::default().on_miss(OnMiss::Queue(queue.clone()));
+    let hwpt = context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap();
+    device.attach(None, &hwpt).unwrap();
     // Many at a time, and one more than fit, which is counted and answered.
     let asked: Vec<_> = (0..3).map(|n| group(&[n << 12, n << 12 | 0x1000], RequestedAccess::READ)).collect();
     let answers: Vec<_> = asked
@@ -257,11 +257,11 @@ fn a17_nobody_waits_for_ever() {
     let bench = Bench::new();
     let (endpoint, mut port, ioas, device) = bench.one_device();
     let context = device.context();
-    let options = FaultQueueOptions { timeout: Duration::from_millis(20), ..FaultQueueOptions::default() };
+    let options = FaultQueueOptions::default().timeout(Duration::from_millis(20));
     let queue = context.fault_queue_alloc_with(options).unwrap();
-    let options = HwptOptions { on_miss: OnMiss::Queue(queue.id().0.get()), ..HwptOptions::default() };
-    let hwpt = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), options).unwrap();
-    device.attach(None, hwpt.id().0.get()).unwrap();
+    let options = HwptOptions::default().on_miss(OnMiss::Queue(queue.clone()));
+    let hwpt = context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap();
+    device.attach(None, &hwpt).unwrap();
     // One that nobody takes, and one that is taken and not answered.
     let (one, answer) = group(&[0x1000], RequestedAccess::READ);
     endpoint.request_pages(one);
@@ -273,9 +273,9 @@ fn a17_nobody_waits_for_ever() {
     for end in [true, false] {
         endpoint.set_bus_master(true).unwrap();
         let patient = context.fault_queue_alloc().unwrap();
-        let options = HwptOptions { on_miss: OnMiss::Queue(patient.id().0.get()), ..HwptOptions::default() };
-        let hwpt = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), options).unwrap();
-        device.attach(None, hwpt.id().0.get()).unwrap();
+        let options = HwptOptions::default().on_miss(OnMiss::Queue(patient.clone()));
+        let hwpt = context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap();
+        device.attach(None, &hwpt).unwrap();
         let reader = std::thread::spawn(move || (port.read(Iova(0x1000), &mut [0]), port));
         let _taken = taken(&patient);
         if end {
@@ -293,7 +293,7 @@ fn a17_nobody_waits_for_ever() {
 fn a17_a_device_asks_page_by_page_and_a_group_is_answered_as_one() {
     let bench = Bench::new();
     let rid = "0000:00:03.0".parse().unwrap();
-    let options = EndpointOptions { recovery: Recovery::PageRequests, ..EndpointOptions::default() };
+    let options = EndpointOptions::default().recovery(Recovery::PageRequests);
     let endpoint = bench.machine.add_endpoint_with(rid, GroupId(3), options).unwrap();
     endpoint.set_bus_master(true).unwrap();
     let context = bench.machine.context();
@@ -301,9 +301,9 @@ fn a17_a_device_asks_page_by_page_and_a_group_is_answered_as_one() {
     map(&ioas, 0x10_0000, 4).unwrap();
     ioas.make_fault(range(0x10_0000, 4 * PAGE)).unwrap();
     let queue = context.fault_queue_alloc().unwrap();
-    let options = HwptOptions { on_miss: OnMiss::Queue(queue.id().0.get()), ..HwptOptions::default() };
-    let hwpt = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), options).unwrap();
-    device.attach(None, hwpt.id().0.get()).unwrap();
+    let options = HwptOptions::default().on_miss(OnMiss::Queue(queue.clone()));
+    let hwpt = context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap();
+    device.attach(None, &hwpt).unwrap();
     // What it can ask about is refused as such, and nobody is told of a bug.
     let mut port = endpoint.port();
     let refused = port.write(Iova(0x10_0000), &[1]).unwrap_err();
@@ -347,41 +347,40 @@ fn a18_software_reaches_an_address_space_by_table_or_by_device_and_pasid() {
     let (_, mut port, ioas, device) = bench.one_device();
     let context = device.context();
     map(&ioas, 0x1000, 2).unwrap();
-    let options = HwptOptions { on_miss: OnMiss::Resolve, pasids: true, ..HwptOptions::default() };
-    let hwpt = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), options).unwrap();
+    let options = HwptOptions::default().on_miss(OnMiss::Resolve).pasids(true);
+    let hwpt = context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap();
     let pasid = Pasid::new(4);
-    let by_device = Reach::Device(device.id().0.get(), pasid);
-    let nothing = context.copy_to(by_device, Iova(0x1000), &[1]);
+    let by_device = Reach::of_device(device.endpoint(), pasid);
+    let nothing = context.copy_to(&by_device, Iova(0x1000), &[1]);
     assert!(matches!(nothing, Err(CopyError::NotAttached(_))));
-    device.attach(pasid, hwpt.id().0.get()).unwrap();
+    device.attach(pasid, &hwpt).unwrap();
     context.copy_to(by_device, Iova(0x1ffe), &[1, 2, 3, 4]).unwrap();
     let mut found = [0; 4];
     port.read(BusAddress { pasid, iova: Iova(0x1ffe) }, &mut found).unwrap();
     assert_eq!(found, [1, 2, 3, 4]);
     // By the table, and what is not present comes in on the way.
     ioas.make_fault(range(0x1000, 2 * PAGE)).unwrap();
-    let by_table = Reach::Hwpt(hwpt.id().0.get());
-    context.copy_from(by_table, Iova(0x1ffe), &mut found).unwrap();
+    context.copy_from(&hwpt, Iova(0x1ffe), &mut found).unwrap();
     assert_eq!(found, [1, 2, 3, 4]);
     // A process's own, too.
     let sva = context.hwpt_alloc_sva(own_process()).unwrap();
     let address = untouched(1, ProtFlags::READ | ProtFlags::WRITE);
-    context.copy_to(Reach::Hwpt(sva.id().0.get()), Iova(address), b"hello").unwrap();
+    context.copy_to(&sva, Iova(address), b"hello").unwrap();
     assert_eq!(byte_at(address), b'h');
     // What cannot be is said, with where, and no device is blamed.
-    let Err(CopyError::Refused(DmaError { at, write, reason, .. })) = context.copy_to(by_table, Iova(0x2ffe), &[0; 4])
+    let Err(CopyError::Refused(DmaError { at, write, reason, .. })) = context.copy_to(&hwpt, Iova(0x2ffe), &[0; 4])
     else {
         panic!("beyond what is mapped")
     };
     assert_eq!((at.iova.0, write, reason), (0x3000, true, FaultReason::NotMapped));
     assert!(bench.log.faults.lock().unwrap().is_empty());
-    assert!(matches!(context.copy_to(Reach::Hwpt(999), Iova(0), &[0]), Err(CopyError::Missing(999))));
-    let wrong = context.copy_to(Reach::Hwpt(ioas.id().0.get()), Iova(0), &[0]);
-    assert!(matches!(wrong, Err(CopyError::WrongKind(_))));
-    assert!(matches!(
-        context.copy_to(Reach::Device(hwpt.id().0.get(), None), Iova(0), &[0]),
-        Err(CopyError::WrongKind(_))
-    ));
+    let stranger = Reach::of_device(&bench.endpoint(2, 2), None);
+    assert!(matches!(context.copy_to(stranger, Iova(0), &[0]), Err(CopyError::NotBound(_))));
+    assert!(matches!(bench.machine.context().copy_to(&hwpt, Iova(0), &[0]), Err(CopyError::Missing(_))));
+    // A number is a page table only if what has it is one.
+    assert!([999, ioas.id().into(), device.id().into()].into_iter().all(|id| context.reach(id).is_none()));
+    context.copy_to(context.reach(hwpt.id().into()).unwrap(), Iova(0x1000), &[0]).unwrap();
     device.detach(pasid).unwrap();
-    context.destroy(hwpt.id().0.get()).unwrap();
+    context.destroy(hwpt.id()).unwrap();
+    assert!(matches!(context.copy_to(&hwpt, Iova(0x1000), &[0]), Err(CopyError::Missing(id)) if id == hwpt.id()));
 }

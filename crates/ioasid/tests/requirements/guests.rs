@@ -9,7 +9,7 @@ use std::time::Duration;
 use ioasid::memory::Pages;
 use ioasid::{
     Access, AttachError, BadGuestStage, BadPasidTable, BusAddress, Context, Device, DmaPort, Endpoint, FaultReason,
-    GuestFormat, GuestPasidFormat, GuestPasidTable, GuestTable, HwptError, HwptOptions, Ioas, Iova, IovaRange,
+    GuestFormat, GuestPasidFormat, GuestPasidTable, GuestTable, Hwpt, HwptError, HwptOptions, Ioas, Iova, IovaRange,
     NestedHwpt, NestedOptions, OnMiss, PageResponse, Pasid, WithoutPasid,
 };
 
@@ -41,7 +41,7 @@ struct Guest {
     endpoint: Arc<Endpoint>,
     device: Device,
     ioas: Arc<Ioas>,
-    parent: u32,
+    parent: Arc<Hwpt>,
     memory: File,
     /// Where the next table goes.
     next: std::cell::Cell<u64>,
@@ -56,8 +56,8 @@ impl Guest {
         memory.set_len(MEMORY).unwrap();
         let pages = Pages::of_file(memory.try_clone().unwrap(), 0, MEMORY, true);
         ioas.map_pages(Some(Iova(0)), &pages, 0, MEMORY, Access::all()).unwrap();
-        let options = HwptOptions { nest_parent: true, pasids: true, on_miss, ..HwptOptions::default() };
-        let parent = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), options).unwrap().id().0.get();
+        let options = HwptOptions::default().nest_parent(true).pasids(true).on_miss(on_miss);
+        let parent = context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap();
         Self { bench, context, endpoint, device, ioas, parent, memory, next: std::cell::Cell::new(1 << 20) }
     }
 
@@ -99,7 +99,7 @@ impl Guest {
     }
 
     fn nested(&self, options: impl Into<NestedOptions>) -> Arc<NestedHwpt> {
-        self.context.hwpt_alloc_nested(self.parent, options).unwrap()
+        self.context.hwpt_alloc_nested(&self.parent, options).unwrap()
     }
 }
 
@@ -113,9 +113,9 @@ fn a15_a_miss_of_the_guest_goes_to_the_guest_and_one_of_the_host_is_fixed_by_the
     let queue = guest.context.fault_queue_alloc().unwrap();
     let root = guest.table(X86, 0x7000, 0x8_0000);
     let table = GuestTable { format: X86.format, root };
-    let options = NestedOptions { on_miss: OnMiss::Queue(queue.id().0.get()), ..table.into() };
+    let options = NestedOptions::from(table).on_miss(OnMiss::Queue(queue.clone()));
     let nested = guest.nested(options);
-    guest.device.attach(None, nested.id().0.get()).unwrap();
+    guest.device.attach(None, &nested).unwrap();
     let mut port = guest.endpoint.port();
     // The host took away what the guest's page is, and the tables too: the guest never hears of it.
     guest.ioas.make_fault(IovaRange::inclusive(0, MEMORY - 1).unwrap()).unwrap();
@@ -217,7 +217,7 @@ fn a23_a_guest_owns_all_pasids_in_every_form_and_each_device_is_authorised_still
         let (mut port, mut others) = (guest.endpoint.port(), other.port());
         let here = |port: &mut DmaPort, number: u64| read(port, pasid(number as u32), 0x7000);
         assert_eq!(here(&mut port, 1), Err(FaultReason::NotAttached), "{form:?}: nobody is authorised yet");
-        guest.device.attach(None, nested.id().0.get()).unwrap();
+        guest.device.attach(None, &nested).unwrap();
         assert_eq!([1, last].map(|number| here(&mut port, number)), [Ok(0xaa0), Ok(0xaa1)], "{form:?}");
         assert_eq!(here(&mut others, 1), Err(FaultReason::NotAttached), "{form:?}: another device");
         // No entry, one too many, and no PASID.
@@ -236,15 +236,15 @@ fn a23_a_guest_owns_all_pasids_in_every_form_and_each_device_is_authorised_still
         nested.invalidate(IovaRange::ALL).unwrap();
         assert_eq!(here(&mut port, last), Ok(0xaa2), "{form:?}");
         // A PASID that the host attached by itself goes there.
-        let own = guest.context.hwpt_alloc_nested(guest.parent, GuestTable { format: entries.format, root: 0 });
-        guest.device.attach(pasid(1), own.unwrap().id().0.get()).unwrap();
+        let own = guest.context.hwpt_alloc_nested(&guest.parent, GuestTable { format: entries.format, root: 0 });
+        guest.device.attach(pasid(1), own.unwrap()).unwrap();
         assert!(here(&mut port, 1).is_err(), "{form:?}");
         guest.device.detach(pasid(1)).unwrap();
         assert_eq!(here(&mut port, 1), Ok(0xaa2), "{form:?}");
         // And with the one attachment, all of it ends.
         guest.device.detach(None).unwrap();
         assert_eq!([1, last].map(|number| here(&mut port, number)), [Err(FaultReason::NotAttached); 2], "{form:?}");
-        bound.attach(None, nested.id().0.get()).unwrap();
+        bound.attach(None, &nested).unwrap();
         assert_eq!(here(&mut others, 1), Ok(0xaa2), "{form:?}");
     }
 }
@@ -269,10 +269,10 @@ fn a23_what_has_no_pasid_goes_where_the_table_says() {
         (WithoutPasid::EntryZero, true, Ok(0x77), Err(FaultReason::NotAttached)),
         (WithoutPasid::EntryZero, false, Ok(0x77), Ok(0x77)),
     ] {
-        guest.device.attach(None, guest.nested(table(without, zero_is_none)).id().0.get()).unwrap();
+        guest.device.attach(None, guest.nested(table(without, zero_is_none))).unwrap();
         assert_eq!((read(&mut port, None, 0x7000), read(&mut port, pasid(0), 0x7000)), (none, zero), "{without:?}");
     }
-    guest.device.attach(None, guest.nested(table(WithoutPasid::Bypass, false)).id().0.get()).unwrap();
+    guest.device.attach(None, guest.nested(table(WithoutPasid::Bypass, false))).unwrap();
     assert_eq!(read(&mut port, None, page), Ok(0x77), "the guest's own address");
     assert_eq!(read(&mut port, None, MEMORY), Err(FaultReason::NotMapped));
 }
@@ -286,7 +286,7 @@ fn a23_tables_that_lead_nowhere_in_circles_or_outside_are_faults_and_end() {
         for (number, root) in [(1, table.root), (2, MEMORY), (3, 0xf_ffff_f000)] {
             enter(&guest, &table, number, root);
         }
-        guest.device.attach(None, guest.nested(table).id().0.get()).unwrap();
+        guest.device.attach(None, guest.nested(table)).unwrap();
         let mut port = guest.endpoint.port();
         for number in 1..4 {
             let found = read(&mut port, pasid(number), 0x7000);
@@ -307,7 +307,7 @@ fn a23_tables_that_lead_nowhere_in_circles_or_outside_are_faults_and_end() {
         without: WithoutPasid::Refused,
         zero_is_none: true,
     };
-    let made = |table: GuestPasidTable| match guest.context.hwpt_alloc_nested(guest.parent, table) {
+    let made = |table: GuestPasidTable| match guest.context.hwpt_alloc_nested(&guest.parent, table) {
         Err(HwptError::Guest(BadGuestStage::Pasids(bad))) => Some(bad),
         _ => None,
     };
@@ -325,5 +325,5 @@ fn a23_tables_that_lead_nowhere_in_circles_or_outside_are_faults_and_end() {
     assert_eq!(made(narrow), Some(BadPasidTable::TooWide(9, 8)));
     // It is for all PASIDs, so it is attached to none.
     let nested = guest.nested(good);
-    assert!(matches!(guest.device.attach(pasid(1), nested.id().0.get()), Err(AttachError::OwnsPasids(_))));
+    assert!(matches!(guest.device.attach(pasid(1), &nested), Err(AttachError::OwnsPasids(_))));
 }

@@ -5,7 +5,7 @@ use ioasid::{
     PasidError,
 };
 
-use crate::common::{Bench, PARENT, map};
+use crate::common::{Bench, map, parent};
 
 fn write(port: &mut DmaPort, pasid: Option<Pasid>) -> Result<(), FaultReason> {
     port.write(BusAddress { pasid, iova: Iova(0x1000) }, &[1]).map_err(|error| error.reason)
@@ -19,28 +19,31 @@ fn a19_a_page_table_that_is_destroyed_stops_dma_and_its_id_waits_for_the_last_ho
     let second = context.bind(&bench.endpoint(2, 2)).unwrap();
     map(&ioas, 0x1000, 1).unwrap();
     let make = || {
-        let options = HwptOptions { pasids: true, ..HwptOptions::default() };
-        context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), options).unwrap().id().0.get()
+        let options = HwptOptions::default().pasids(true);
+        context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap()
     };
-    let hwpt = make();
-    device.attach(None, hwpt).unwrap();
-    device.attach(Pasid::new(2), hwpt).unwrap();
-    second.attach(None, hwpt).unwrap();
+    let table = make();
+    let hwpt = u32::from(table.id());
+    device.attach(None, &table).unwrap();
+    device.attach(Pasid::new(2), &table).unwrap();
+    second.attach(None, &table).unwrap();
     assert_eq!(write(&mut port, None), Ok(()));
     assert_eq!(context.destroy(hwpt), Err(DestroyError::Busy(hwpt)), "as on Linux");
     context.park(hwpt).unwrap();
     assert_eq!([None, Pasid::new(2)].map(|pasid| write(&mut port, pasid)), [Err(FaultReason::Parked); 2]);
+    // The id means nothing, and is nobody else's.
+    assert!(matches!(device.attach(None, &table), Err(AttachError::Missing(_))));
+    drop(table);
     assert_eq!(bench.machine.resources(), (0, 0), "what it was is gone");
     // Nobody is blamed, and it is counted.
     assert!(bench.log.faults.lock().unwrap().is_empty());
     assert_eq!(endpoint.parked_faults(), 2);
-    // The id means nothing, and is nobody else's.
     assert!(!context.has(hwpt));
     assert_eq!(context.destroy(hwpt), Err(DestroyError::Missing(hwpt)));
-    assert!(matches!(device.attach(None, hwpt), Err(AttachError::Missing(_))));
+    let make = || u32::from(make().id());
     assert_ne!(make(), hwpt);
     // In any order of letting go: replaced, detached, closed.
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     assert_eq!(write(&mut port, None), Ok(()));
     device.detach(Pasid::new(2)).unwrap();
     assert_ne!(make(), hwpt);
@@ -59,12 +62,12 @@ fn a19_a_pasid_that_is_freed_stops_dma_and_is_parked_until_the_last_holder_has_l
     let other = bench.machine.context();
     let stranger = other.bind(&bench.endpoint(2, 2)).unwrap();
     let strange = other.ioas_alloc().unwrap();
-    let refused = stranger.attach(Some(pasid), strange.id().0.get());
+    let refused = stranger.attach(Some(pasid), &strange);
     assert!(matches!(refused, Err(AttachError::PasidElsewhere(_))));
     assert_eq!(other.pasid_free(pasid), Err(PasidError::NotAllocated(pasid)));
     assert_eq!(other.hold_pasid(pasid).err(), Some(PasidError::NotAllocated(pasid)));
 
-    device.attach(Some(pasid), ioas.id().0.get()).unwrap();
+    device.attach(Some(pasid), &ioas).unwrap();
     let driver = context.hold_pasid(pasid).unwrap();
     assert_eq!(write(&mut port, Some(pasid)), Ok(()));
     context.pasid_free(pasid).unwrap();
@@ -74,7 +77,7 @@ fn a19_a_pasid_that_is_freed_stops_dma_and_is_parked_until_the_last_holder_has_l
         assert_eq!(context.pasid_alloc(1, 1), Err(PasidError::Full(1, 1)));
     }
     assert_eq!(context.pasid_free(pasid), Err(PasidError::NotAllocated(pasid)), "once");
-    let refused = device.attach(Some(pasid), ioas.id().0.get());
+    let refused = device.attach(Some(pasid), &ioas);
     assert!(matches!(refused, Err(AttachError::PasidElsewhere(_))), "not revived");
     device.detach(Some(pasid)).unwrap();
     assert_eq!(other.pasid_alloc(1, 1), Err(PasidError::Full(1, 1)), "the driver has it still");
@@ -93,8 +96,8 @@ fn a19_an_automatic_page_table_that_nobody_uses_goes_and_its_id_waits_for_attach
     let context = device.context();
     map(&ioas, 0x1000, 1).unwrap();
     let pasid = context.pasid_alloc(1, 1).unwrap();
-    let table = device.attach(Some(pasid), ioas.id().0.get()).unwrap();
-    assert_eq!(device.attach(None, ioas.id().0.get()).unwrap(), table, "the same for both");
+    let table = device.attach(Some(pasid), &ioas).unwrap();
+    assert_eq!(device.attach(None, &ioas).unwrap(), table, "the same for both");
     context.pasid_free(pasid).unwrap();
     assert_eq!(write(&mut port, None), Ok(()));
     // The last that uses it.
@@ -116,17 +119,13 @@ fn a19_a_context_that_is_closed_ends_what_its_devices_reach_in_any_order() {
         let context = device.context().clone();
         map(&ioas, 0x1000, 1).unwrap();
         let pasid = context.pasid_alloc(1, 9).unwrap();
-        let parent = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), PARENT).unwrap();
+        let parent = context.hwpt_alloc(device.endpoint(), &ioas, parent()).unwrap();
         let table = GuestTable { format: GuestFormat::X86_64, root: 0x1000 };
-        let nested = context.hwpt_alloc_nested(parent.id().0.get(), table).unwrap();
-        assert_eq!(
-            context.park(parent.id().0.get()),
-            Err(DestroyError::Busy(parent.id().0.get())),
-            "one is nested on it"
-        );
-        device.attach(None, ioas.id().0.get()).unwrap();
-        device.attach(Some(pasid), parent.id().0.get()).unwrap();
-        device.attach(Pasid::new(77), nested.id().0.get()).unwrap();
+        let nested = context.hwpt_alloc_nested(&parent, table).unwrap();
+        assert_eq!(context.park(parent.id()), Err(DestroyError::Busy(parent.id().0.get())), "one is nested on it");
+        device.attach(None, &ioas).unwrap();
+        device.attach(Some(pasid), &parent).unwrap();
+        device.attach(Pasid::new(77), &nested).unwrap();
         assert_eq!((write(&mut port, None), write(&mut port, Some(pasid))), (Ok(()), Ok(())));
         drop((parent, nested));
         if device_first {
@@ -136,7 +135,7 @@ fn a19_a_context_that_is_closed_ends_what_its_devices_reach_in_any_order() {
             context.close().unwrap();
             let all = [None, Some(pasid), Pasid::new(77)].map(|pasid| write(&mut port, pasid));
             assert_eq!(all, [Err(FaultReason::Parked); 3]);
-            assert!(matches!(device.attach(None, ioas.id().0.get()), Err(AttachError::Closed)));
+            assert!(matches!(device.attach(None, &ioas), Err(AttachError::Closed)));
             assert_eq!(context.pasid_alloc(1, 9), Err(PasidError::Full(1, 9)));
             assert_eq!(bench.machine.pasids_in_use(), 2, "the device holds them");
             drop(device);
@@ -156,15 +155,15 @@ fn a19_an_automatic_table_goes_with_the_last_who_uses_it_and_its_id_with_the_las
     let context = device.context();
     map(&ioas, 0x1000, 1).unwrap();
     let freed = context.pasid_alloc(1, 9).unwrap();
-    let hwpt = device.attach(Some(freed), ioas.id().0.get()).unwrap();
-    assert_eq!(device.attach(None, ioas.id().0.get()).unwrap(), hwpt);
+    let hwpt = device.attach(Some(freed), &ioas).unwrap();
+    assert_eq!(device.attach(None, &ioas).unwrap(), hwpt);
     context.pasid_free(freed).unwrap();
     assert_eq!((write(&mut port, Some(freed)), write(&mut port, None)), (Err(FaultReason::Parked), Ok(())));
     device.detach(None).unwrap();
     assert_eq!(bench.machine.resources(), (0, 0), "nobody uses it");
     assert!(!context.has(hwpt.0.get()));
-    assert_ne!(device.attach(None, ioas.id().0.get()).unwrap(), hwpt, "the id is held");
+    assert_ne!(device.attach(None, &ioas).unwrap(), hwpt, "the id is held");
     device.detach(Some(freed)).unwrap();
     device.detach(None).unwrap();
-    assert_eq!(device.attach(None, ioas.id().0.get()).unwrap(), hwpt);
+    assert_eq!(device.attach(None, &ioas).unwrap(), hwpt);
 }

@@ -61,21 +61,20 @@ fn a21_a_driver_keeps_a_table_and_a_device_says_that_it_can() {
     let context = bench.machine.context();
     let ioas = context.ioas_alloc().unwrap();
     map(&ioas, 0x1000, 1).unwrap();
-    let target = ioas.id().0.get();
     // A device that has no PASIDs has no parts; one that does not say that it can, no virtual ones.
-    let without = EndpointOptions { pasid_bits: 0, ..EndpointOptions::default() };
+    let without = EndpointOptions::default().pasid_bits(0);
     let without = bench.machine.add_endpoint_with("0000:00:02.0".parse().unwrap(), GroupId(2), without).unwrap();
     let made = bench.machine.add_part(&without, "0001:00:01.0".parse().unwrap(), GroupId(3), PartPasids::None);
     assert_eq!(made.err(), Some(MediateError::NoPasids));
     let plain = context.bind(&part(&bench, &parent, 1, PartPasids::None)).unwrap();
-    assert!(matches!(plain.attach(pasid(5), target), Err(AttachError::PasidTooWide(..))));
-    plain.attach(None, target).unwrap();
+    assert!(matches!(plain.attach(pasid(5), &ioas), Err(AttachError::PasidTooWide(..))));
+    plain.attach(None, &ioas).unwrap();
 
     let able = part(&bench, &parent, 2, PartPasids::Translated);
     let device = context.bind(&able).unwrap();
     let table = able.virtual_pasids().unwrap().clone();
     assert_eq!(table.physical(pasid(5)), None);
-    device.attach(pasid(5), target).unwrap();
+    device.attach(pasid(5), &ioas).unwrap();
     let physical = table.physical(pasid(5)).unwrap();
     // What the driver puts on the bus reaches what was attached; what the owner said does not.
     let mut port = parent.port();
@@ -100,9 +99,9 @@ fn a22_identity_and_translated_beside_whole_devices_in_one_context() {
     let devices = [&identity, &translated, &whole].map(|endpoint| context.bind(endpoint).unwrap());
     // One number, three devices, three address spaces.
     for (device, ioas) in devices.iter().zip(&spaces) {
-        device.attach(Some(allocated), ioas.id().0.get()).unwrap();
+        device.attach(Some(allocated), ioas).unwrap();
     }
-    assert!(matches!(devices[0].attach(pasid(5), spaces[0].id().0.get()), Err(AttachError::PasidElsewhere(_))));
+    assert!(matches!(devices[0].attach(pasid(5), &spaces[0]), Err(AttachError::PasidElsewhere(_))));
     assert_eq!(identity.virtual_pasids().unwrap().physical(Some(allocated)), Some(allocated));
     let physical = translated.virtual_pasids().unwrap().physical(Some(allocated)).unwrap();
     assert_ne!(physical, allocated);
@@ -113,7 +112,7 @@ fn a22_identity_and_translated_beside_whole_devices_in_one_context() {
     let found = [read(&mut port, Some(allocated)), read(&mut port, Some(physical)), read(&mut own, Some(allocated))];
     assert_eq!(found, [Ok(1), Ok(2), Ok(3)]);
     // A number that nobody allocated, which the second's owner chose.
-    devices[1].attach(pasid(7), spaces[1].id().0.get()).unwrap();
+    devices[1].attach(pasid(7), &spaces[1]).unwrap();
     let chosen = translated.virtual_pasids().unwrap().physical(pasid(7)).unwrap();
     // Freed, it ends wherever it was attached, whatever it is on the bus.
     context.pasid_free(allocated).unwrap();
@@ -136,7 +135,7 @@ fn a22_one_pasid_that_is_the_same_on_the_bus_is_of_one_part_at_a_time() {
     }
     let allocated = context.pasid_alloc(30, 40).unwrap();
     let devices = [1, 2].map(|slot| context.bind(&part(&bench, &parent, slot, PartPasids::Identity)).unwrap());
-    let attach = |n: usize| devices[n].attach(Some(allocated), spaces[n].id().0.get());
+    let attach = |n: usize| devices[n].attach(Some(allocated), &spaces[n]);
     attach(0).unwrap();
     let mut port = parent.port();
     write(&mut port, Some(allocated), 1).unwrap();
@@ -171,7 +170,7 @@ fn a22_parts_of_one_device_belong_to_different_contexts_and_meet_nowhere() {
     let mut port = parent.port();
     let bus: Vec<Pasid> = (0..2)
         .map(|n| {
-            devices[n].attach(None, spaces[n].id().0.get()).unwrap();
+            devices[n].attach(None, &spaces[n]).unwrap();
             parts[n].virtual_pasids().unwrap().physical(None).unwrap()
         })
         .collect();
@@ -203,12 +202,12 @@ fn a26_a_control_queue_gets_a_small_buffer_in_a_pasid_of_its_own() {
     let (_, mut port, guest, device) = bench.one_device();
     let context = device.context();
     map(&guest, 0, 256).unwrap();
-    device.attach(None, guest.id().0.get()).unwrap();
+    device.attach(None, &guest).unwrap();
     // The mediating software's own queue, of one page, which the guest's address space has nothing of.
     let control = context.ioas_alloc().unwrap();
     map(&control, 0x1000, 1).unwrap();
     let pasid = context.pasid_alloc(1, 100).unwrap();
-    device.attach(Some(pasid), control.id().0.get()).unwrap();
+    device.attach(Some(pasid), &control).unwrap();
     write(&mut port, Some(pasid), 1).unwrap();
     write(&mut port, None, 2).unwrap();
     assert_eq!((read(&mut port, Some(pasid)), read(&mut port, None)), (Ok(1), Ok(2)));
@@ -221,16 +220,10 @@ fn a26_a_control_queue_gets_a_small_buffer_in_a_pasid_of_its_own() {
 #[test]
 fn a27_whatever_it_is_a_device_is_bound_attached_and_detached_alike() {
     let bench = Bench::new();
-    // A PCI function, a platform device (no segment has it, no PASIDs, nothing reserved, stalls), a CXL device that asks for
+    // A PCI function, a platform device (no segment has it, no PASIDs, stalls), a CXL device that asks for
     // pages, and a part of a device.
-    let platform = EndpointOptions {
-        reserved: vec![],
-        pasid_bits: 0,
-        dirty_tracking: false,
-        recovery: Recovery::Stall,
-        ..EndpointOptions::default()
-    };
-    let cxl = EndpointOptions { recovery: Recovery::PageRequests, ..EndpointOptions::default() };
+    let platform = EndpointOptions::default().pasid_bits(0).dirty_tracking(false).recovery(Recovery::Stall);
+    let cxl = EndpointOptions::default().recovery(Recovery::PageRequests);
     let add = |rid: &str, group, options| {
         bench.machine.add_endpoint_with(rid.parse().unwrap(), GroupId(group), options).unwrap()
     };
@@ -248,7 +241,7 @@ fn a27_whatever_it_is_a_device_is_bound_attached_and_detached_alike() {
         let ioas = context.ioas_alloc().unwrap();
         map(&ioas, 0x1000, 1).unwrap();
         let device = context.bind(&endpoint).unwrap();
-        let hwpt = device.attach(None, ioas.id().0.get()).unwrap();
+        let hwpt = device.attach(None, &ioas).unwrap();
         assert_eq!(device.attached_to(None), Some(hwpt));
         let on_bus = endpoint.virtual_pasids().map(|table| table.physical(None).unwrap());
         let mut port = requester.as_ref().unwrap_or(&endpoint).port();
@@ -263,7 +256,7 @@ fn a27_whatever_it_is_a_device_is_bound_attached_and_detached_alike() {
 #[test]
 fn a22_a_parts_page_requests_carry_its_own_names_and_end_with_its_bus_mastering() {
     let bench = Bench::new();
-    let options = EndpointOptions { recovery: Recovery::PageRequests, ..EndpointOptions::default() };
+    let options = EndpointOptions::default().recovery(Recovery::PageRequests);
     let parent = bench.machine.add_endpoint_with("0000:00:05.0".parse().unwrap(), GroupId(5), options).unwrap();
     parent.set_bus_master(true).unwrap();
     let context = bench.machine.context();
@@ -271,10 +264,10 @@ fn a22_a_parts_page_requests_carry_its_own_names_and_end_with_its_bus_mastering(
     let owned = part(&bench, &parent, 1, PartPasids::Translated);
     let device = context.bind(&owned).unwrap();
     let queue = context.fault_queue_alloc().unwrap();
-    let options = HwptOptions { on_miss: OnMiss::Queue(queue.id().into()), pasids: true, ..HwptOptions::default() };
-    let hwpt = context.hwpt_alloc(device.id().into(), ioas.id().into(), options).unwrap();
+    let options = HwptOptions::default().on_miss(OnMiss::Queue(queue.clone())).pasids(true);
+    let hwpt = context.hwpt_alloc(device.endpoint(), &ioas, options).unwrap();
     let answers = [None, pasid(9)].map(|own| {
-        device.attach(own, hwpt.id().into()).unwrap();
+        device.attach(own, &hwpt).unwrap();
         let on_bus = owned.virtual_pasids().unwrap().physical(own);
         let (told, answer) = mpsc::channel();
         let requests = vec![PageRequest { pasid: on_bus, iova: 0x1000, access: RequestedAccess::READ }];
@@ -296,14 +289,14 @@ fn a18_software_copies_by_a_part_and_its_pasids() {
     for (own, value) in [(None, 1), (pasid(9), 2)] {
         let ioas = context.ioas_alloc().unwrap();
         map(&ioas, 0x1000, 1).unwrap();
-        device.attach(own, ioas.id().into()).unwrap();
-        context.copy_to(Reach::Device(device.id().into(), own), Iova(0x1000), &[value]).unwrap();
+        device.attach(own, &ioas).unwrap();
+        context.copy_to(Reach::of_device(device.endpoint(), own), Iova(0x1000), &[value]).unwrap();
     }
     for (own, value) in [(None, 1), (pasid(9), 2)] {
         let mut data = [0];
-        context.copy_from(Reach::Device(device.id().into(), own), Iova(0x1000), &mut data).unwrap();
+        context.copy_from(Reach::of_device(device.endpoint(), own), Iova(0x1000), &mut data).unwrap();
         assert_eq!(data, [value]);
     }
-    let other = context.copy_from(Reach::Device(device.id().into(), pasid(8)), Iova(0x1000), &mut [0]);
+    let other = context.copy_from(Reach::of_device(device.endpoint(), pasid(8)), Iova(0x1000), &mut [0]);
     assert!(matches!(other, Err(CopyError::NotAttached(_))));
 }

@@ -6,7 +6,7 @@ use ioasid::{
     MapError, Pasid, Placement, UnmapError,
 };
 
-use crate::common::{Bench, PAGE, PARENT, map, range};
+use crate::common::{Bench, PAGE, map, parent, range};
 
 fn pasid(number: u32) -> Option<Pasid> {
     Pasid::new(number)
@@ -20,12 +20,12 @@ fn a01_who_holds_the_context_controls_what_is_in_it_and_nothing_else_does() {
     let id = ioas[1].id().0.get();
     // The number means nothing elsewhere, not even to a device that is there.
     let device = other.bind(&bench.endpoint(1, 1)).unwrap();
-    assert!(matches!(device.attach(None, id), Err(AttachError::Missing(_))));
+    assert!(matches!(device.attach(None, &ioas[1]), Err(AttachError::Missing(_))));
     assert_eq!(other.destroy(id), Err(DestroyError::Missing(id)));
     assert!(other.ioas(id).is_none() && !other.has(id));
     // A number that is taken there stands for something else.
     assert_eq!(device.id(), ioas[0].id());
-    assert!(other.ioas(device.id().0.get()).is_none() && one.ioas(device.id().0.get()).is_some());
+    assert!(other.ioas(device.id()).is_none() && one.ioas(device.id()).is_some());
     assert!(one.destroy(id).is_ok());
 }
 
@@ -35,7 +35,7 @@ fn a02_many_address_spaces_share_one_space_of_numbers_and_are_counted() {
     let context = bench.machine.context();
     let spaces: Vec<_> = (0..100).map(|_| context.ioas_alloc().unwrap()).collect();
     let device = context.bind(&bench.endpoint(1, 1)).unwrap();
-    let hwpt = device.attach(None, spaces[3].id().0.get()).unwrap();
+    let hwpt = device.attach(None, &spaces[3]).unwrap();
     let mut numbers: Vec<u32> = spaces.iter().map(|ioas| ioas.id().0.get()).collect();
     numbers.extend([device.id().0.get(), hwpt.0.get()]);
     numbers.sort_unstable();
@@ -62,7 +62,7 @@ fn a03_open_allocate_map_open_a_device_authorise() {
     assert_eq!(refused(&mut port), Err(FaultReason::NotAttached), "a device that nobody opened");
     let device = context.bind(&endpoint).unwrap();
     assert_eq!(refused(&mut port), Err(FaultReason::NotAttached), "opened, and not authorised");
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     assert_eq!(refused(&mut port), Ok(()));
 }
 
@@ -73,12 +73,9 @@ fn a04_a_consumer_resolves_context_and_number_and_takes_a_reference() {
     let (ioas, queue) = (context.ioas_alloc().unwrap(), context.fault_queue_alloc().unwrap());
     let device = context.bind(&bench.endpoint(1, 1)).unwrap();
     // The right kind, and there.
-    assert!(matches!(device.attach(None, 0), Err(AttachError::Missing(0))));
-    assert!(matches!(device.attach(None, 999), Err(AttachError::Missing(999))));
-    assert!(matches!(device.attach(None, queue.id().0.get()), Err(AttachError::WrongKind(_))));
-    assert!(matches!(device.attach(None, device.id().0.get()), Err(AttachError::WrongKind(_))));
-    device.attach(None, ioas.id().0.get()).unwrap();
-    assert_eq!(context.destroy(ioas.id().0.get()), Err(DestroyError::Busy(ioas.id().0.get())));
+    assert!([0, 999, queue.id().into(), device.id().into()].into_iter().all(|id| context.target(id).is_none()));
+    device.attach(None, context.target(ioas.id().into()).unwrap()).unwrap();
+    assert_eq!(context.destroy(ioas.id()), Err(DestroyError::Busy(ioas.id().0.get())));
     // What is right for another machine's context is not right here.
     let elsewhere = Bench::new();
     assert!(matches!(elsewhere.machine.context().bind(&bench.endpoint(2, 2)), Err(BindError::OtherMachine)));
@@ -91,7 +88,7 @@ fn a05_authorising_and_mapping_are_separate_and_withdrawing_undoes_both_of_autho
     let context = device.context().clone();
     let id = ioas.id().0.get();
     // Authorised before anything is mapped, and mapped without the device's knowledge.
-    let hwpt = device.attach(None, id).unwrap();
+    let hwpt = device.attach(None, &ioas).unwrap();
     map(&ioas, 0x1000, 1).unwrap();
     port.write(Iova(0x1000), &[1]).unwrap();
     assert_eq!(context.destroy(id), Err(DestroyError::Busy(id)), "authorising took a reference");
@@ -111,7 +108,7 @@ fn a06_authorising_works_while_dma_runs_and_a_pasid_that_was_not_authorised_reac
     let bench = Bench::new();
     let (endpoint, _, ioas, device) = bench.one_device();
     map(&ioas, 0x1000, 1).unwrap();
-    device.attach(None, ioas.id().0.get()).unwrap();
+    device.attach(None, &ioas).unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
     let (told, began) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
@@ -127,7 +124,7 @@ fn a06_authorising_works_while_dma_runs_and_a_pasid_that_was_not_authorised_reac
         for number in 1..200 {
             let at = ioasid::BusAddress { pasid: pasid(number), iova: Iova(0x1000) };
             assert_eq!(port.write(at, &[2]).unwrap_err().reason, FaultReason::NotAttached);
-            device.attach(pasid(number), ioas.id().0.get()).unwrap();
+            device.attach(pasid(number), &ioas).unwrap();
             port.write(at, &[2]).unwrap();
             device.detach(pasid(number)).unwrap();
             assert_eq!(port.write(at, &[2]).unwrap_err().reason, FaultReason::NotAttached);
@@ -148,7 +145,7 @@ fn a07_what_is_shared_comes_from_a_context_and_from_nothing_hidden() {
         ioas.map(Placement::Fixed(Iova(0x1000)), PAGE, Access::all(), memory).unwrap();
         let endpoint = bench.endpoint(slot, slot.into());
         let device = context.bind(&endpoint).unwrap();
-        device.attach(None, ioas.id().0.get()).unwrap();
+        device.attach(None, &ioas).unwrap();
         (context, ioas, device, endpoint.port())
     };
     let (mut one, mut other) = (make(1), make(2));
@@ -159,7 +156,7 @@ fn a07_what_is_shared_comes_from_a_context_and_from_nothing_hidden() {
     one.1.unmap(range(0x1000, PAGE)).unwrap();
     other.3.read(Iova(0x1000), &mut found).unwrap();
     // A copy crosses contexts only in the hands of who has both address spaces.
-    assert!(one.0.ioas(999).is_none());
+    assert!(one.0.ioas(999u32).is_none());
     one.1.copy(Some(Iova(0x1000)), &other.1, Iova(0x1000), PAGE, Access::READ).unwrap();
     assert_eq!(one.3.write(Iova(0x1000), &[1]).unwrap_err().reason, FaultReason::NotPermitted);
 }
@@ -172,7 +169,7 @@ fn a08_one_owner_maps_for_every_consumer() {
     let endpoints = [1, 2, 3].map(|slot| bench.endpoint(slot, slot.into()));
     let mut ports = endpoints.each_ref().map(|endpoint| endpoint.port());
     let devices = endpoints.each_ref().map(|endpoint| context.bind(endpoint).unwrap());
-    let tables: Vec<_> = devices.iter().map(|device| device.attach(None, ioas.id().0.get()).unwrap()).collect();
+    let tables: Vec<_> = devices.iter().map(|device| device.attach(None, &ioas).unwrap()).collect();
     assert!(tables.iter().all(|table| *table == tables[0]), "one table for all");
     map(&ioas, 0x1000, 1).unwrap();
     ports[0].write(Iova(0x1000), &[5]).unwrap();
@@ -194,7 +191,7 @@ fn a09_an_address_space_becomes_routing_only_when_it_is_attached_by_rid_and_by_p
     for key in [None, pasid(0), pasid(1), pasid((1 << 20) - 1)] {
         let at = ioasid::BusAddress { pasid: key, iova: Iova(0x1000) };
         assert_eq!(port.write(at, &[1]).unwrap_err().reason, FaultReason::NotAttached);
-        let hwpt = device.attach(key, ioas.id().0.get()).unwrap();
+        let hwpt = device.attach(key, &ioas).unwrap();
         assert_eq!(device.attached_to(key), Some(hwpt));
         port.write(at, &[1]).unwrap();
         ioas.unmap(range(0x1000, PAGE)).unwrap();
@@ -211,14 +208,13 @@ fn a10_each_level_of_nesting_is_an_object_that_names_its_parent() {
     let bench = Bench::new();
     let (_, _, ioas, device) = bench.one_device();
     let context = device.context();
-    let parent = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), PARENT).unwrap();
+    let parent = context.hwpt_alloc(device.endpoint(), &ioas, parent()).unwrap();
     let table = GuestTable { format: GuestFormat::X86_64, root: 0x1000 };
-    let nested = context.hwpt_alloc_nested(parent.id().0.get(), table).unwrap();
+    let nested = context.hwpt_alloc_nested(&parent, table).unwrap();
     assert!(std::sync::Arc::ptr_eq(nested.parent(), &parent) && std::sync::Arc::ptr_eq(parent.ioas(), &ioas));
-    let third = context.hwpt_alloc_nested(nested.id().0.get(), table);
-    assert!(matches!(third, Err(HwptError::NotAParent(_))), "no format here has a third level");
-    let plain = context.hwpt_alloc(device.id().0.get(), ioas.id().0.get(), HwptOptions::default()).unwrap();
-    assert!(matches!(context.hwpt_alloc_nested(plain.id().0.get(), table), Err(HwptError::NotAParent(_))));
+    assert!(context.nest_parent(nested.id().into()).is_none(), "no format here has a third level");
+    let plain = context.hwpt_alloc(device.endpoint(), &ioas, HwptOptions::default()).unwrap();
+    assert!(matches!(context.hwpt_alloc_nested(&plain, table), Err(HwptError::NotAParent(_))));
     let busy = |id: u32| context.destroy(id) == Err(DestroyError::Busy(id));
     assert!(busy(parent.id().0.get()) && busy(ioas.id().0.get()));
     for id in [nested.id(), parent.id(), plain.id(), ioas.id()] {
@@ -235,37 +231,37 @@ fn a11_authorising_checks_what_the_hardware_demands() {
     let (first, second) = (context.bind(&one).unwrap(), context.bind(&other).unwrap());
     assert!(matches!(bench.machine.context().bind(&bench.endpoint(3, 7)), Err(BindError::GroupBusy)));
     let spaces = [context.ioas_alloc().unwrap(), context.ioas_alloc().unwrap()];
-    first.attach(None, spaces[0].id().0.get()).unwrap();
-    assert!(matches!(second.attach(None, spaces[1].id().0.get()), Err(AttachError::GroupElsewhere(_))));
-    second.attach(None, spaces[0].id().0.get()).unwrap();
+    first.attach(None, &spaces[0]).unwrap();
+    assert!(matches!(second.attach(None, &spaces[1]), Err(AttachError::GroupElsewhere(_))));
+    second.attach(None, &spaces[0]).unwrap();
     // Interrupts go where nothing can be mapped.
     assert!(matches!(map(&spaces[0], 0xfee0_0000, 1), Err(MapError::Reserved(_))));
     map(&spaces[1], 0xfee0_0000, 1).unwrap();
     let third = context.bind(&bench.endpoint(4, 4)).unwrap();
-    assert!(matches!(third.attach(None, spaces[1].id().0.get()), Err(AttachError::Conflict(_))));
+    assert!(matches!(third.attach(None, &spaces[1]), Err(AttachError::Conflict(_))));
     // A PASID is as wide as the device has them.
-    let narrow = ioasid::EndpointOptions { pasid_bits: 4, ..ioasid::EndpointOptions::default() };
+    let narrow = ioasid::EndpointOptions::default().pasid_bits(4);
     let rid = "0000:00:05.0".parse().unwrap();
     let narrow = context.bind(&bench.machine.add_endpoint_with(rid, ioasid::GroupId(5), narrow).unwrap()).unwrap();
-    assert!(matches!(narrow.attach(pasid(16), spaces[0].id().0.get()), Err(AttachError::PasidTooWide(..))));
-    narrow.attach(pasid(15), spaces[0].id().0.get()).unwrap();
+    assert!(matches!(narrow.attach(pasid(16), &spaces[0]), Err(AttachError::PasidTooWide(..))));
+    narrow.attach(pasid(15), &spaces[0]).unwrap();
 }
 
 #[test]
 fn a12_one_table_serves_devices_with_and_without_pasids_and_turning_them_on_changes_nothing() {
     let bench = Bench::new();
     let (endpoint, mut port, ioas, device) = bench.one_device();
-    let plain = ioasid::EndpointOptions { pasid_bits: 0, ..ioasid::EndpointOptions::default() };
+    let plain = ioasid::EndpointOptions::default().pasid_bits(0);
     let other = bench.machine.add_endpoint_with("0000:00:02.0".parse().unwrap(), ioasid::GroupId(2), plain).unwrap();
     other.set_bus_master(true).unwrap();
     let context = device.context();
     let without = context.bind(&other).unwrap();
     map(&ioas, 0x1000, 1).unwrap();
-    let hwpt = device.attach(None, ioas.id().0.get()).unwrap();
-    assert_eq!(without.attach(None, ioas.id().0.get()).unwrap(), hwpt);
+    let hwpt = device.attach(None, &ioas).unwrap();
+    assert_eq!(without.attach(None, &ioas).unwrap(), hwpt);
     port.write(Iova(0x1000), &[9]).unwrap();
     // Later the guest turns PASIDs on: the same table, beside what there was.
-    assert_eq!(device.attach(pasid(3), ioas.id().0.get()).unwrap(), hwpt);
+    assert_eq!(device.attach(pasid(3), &ioas).unwrap(), hwpt);
     let resources = bench.machine.resources();
     let mut found = [0; 3];
     port.read(Iova(0x1000), &mut found[..1]).unwrap();

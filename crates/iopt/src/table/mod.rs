@@ -65,6 +65,7 @@ pub struct Translation {
 
 /// Why a range could not be mapped, or its pages not be split. All translations are as they were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum MapError {
     /// An address or the length is not a multiple of the smallest page.
     #[error("IOVA {iova:#x}, address {pa:#x} and length {length:#x} must be multiples of the page size {page:#x}")]
@@ -98,6 +99,7 @@ pub enum MapError {
 
 /// Why a range could not be unmapped, changed or read. The table is as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum RangeError {
     /// The range is not made of whole pages of the format.
     #[error("IOVA {iova:#x} and length {length:#x} must be whole pages within {bits} bits")]

@@ -77,7 +77,7 @@ table! {
         Self::Table(_) => NOMEM,
     }
     ViommuError {
-        Self::Missing(_) => NOENT,
+        Self::Missing(_) | Self::NotBound(_) => NOENT,
         Self::NotAParent(_) | Self::OtherIommu(_) | Self::NoRoom => INVAL,
         Self::Exists => EXIST,
         Self::NoIds => NOMEM,
@@ -158,8 +158,7 @@ impl ToErrno for AttachError {
     fn errno(&self) -> Errno {
         match self {
             Self::Missing(_) | Self::NoVirtualDevice(_) => Errno::NOENT,
-            Self::WrongKind(_)
-            | Self::WrongFormat(_)
+            Self::WrongFormat(_)
             | Self::NoDirtyTracking(_)
             | Self::PasidTooWide(..)
             | Self::NotForPasids
@@ -184,8 +183,8 @@ impl ToErrno for AttachError {
 impl ToErrno for HwptError {
     fn errno(&self) -> Errno {
         match self {
-            Self::Missing(_) | Self::NotADevice(_) | Self::NotAFaultQueue(_) => Errno::NOENT,
-            Self::NotAnIoas(_) | Self::NotAPageTable(_) | Self::NotAParent(_) | Self::Guest(_) => Errno::INVAL,
+            Self::Missing(_) | Self::NotBound(_) => Errno::NOENT,
+            Self::NotAParent(_) | Self::Guest(_) => Errno::INVAL,
             Self::WrongFormat(_) | Self::NoDirtyTracking => Errno::OPNOTSUPP,
             Self::NoIds => Errno::NOMEM,
             Self::Conflict(_) | Self::Misaligned(..) => Errno::ADDRINUSE,
@@ -194,6 +193,7 @@ impl ToErrno for HwptError {
             Self::Table(error) => error.errno(),
             Self::Mirror(error) => error.errno(),
             Self::Closed => Errno::NODEV,
+            _ => UNKNOWN,
         }
     }
 }
@@ -205,6 +205,7 @@ impl ToErrno for SvaError {
             Self::NotForSva => Errno::INVAL,
             Self::Closed => Errno::NODEV,
             Self::NoIds => Errno::NOMEM,
+            _ => UNKNOWN,
         }
     }
 }
@@ -217,6 +218,7 @@ impl ToErrno for PasidError {
             Self::NotAllocated(_) => Errno::NOENT,
             Self::Elsewhere(_) => Errno::BUSY,
             Self::WouldDeadlock(error) => error.errno(),
+            _ => UNKNOWN,
         }
     }
 }
@@ -239,11 +241,12 @@ impl ToErrno for PresenceError {
 impl ToErrno for CopyError {
     fn errno(&self) -> Errno {
         match self {
-            Self::Missing(_) | Self::WrongKind(_) | Self::NotAttached(_) => Errno::NOENT,
+            Self::Missing(_) | Self::NotBound(_) | Self::NotAttached(_) => Errno::NOENT,
             Self::Refused(error) if error.recoverable => Errno::AGAIN,
             Self::Refused(_) => Errno::FAULT,
             Self::Closed => Errno::NODEV,
             Self::WouldDeadlock(error) => error.errno(),
+            _ => UNKNOWN,
         }
     }
 }
@@ -256,6 +259,7 @@ impl ToErrno for HwQueueError {
             Self::Memory(error) => error.errno(),
             Self::Scattered => Errno::FAULT,
             Self::WouldDeadlock(error) => error.errno(),
+            _ => UNKNOWN,
         }
     }
 }

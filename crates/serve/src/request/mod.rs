@@ -8,6 +8,7 @@ mod errno;
 pub mod given;
 mod hardware;
 pub mod iommufd;
+mod object;
 mod selftest;
 pub mod vfio;
 

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::argument::{Argument, get_part};
+use super::object;
 use super::{Caller, ToErrno};
 use crate::server::{PciDevice, Watcher};
 
@@ -217,7 +218,8 @@ impl Bound {
         let at = address.wrapping_add(offset_of!(uapi::AttachIommufdPt, pt_id) as u64);
         // What was attached before stays if the program cannot be told.
         let told = |id: ObjectId| caller.write(at, id.0.get().as_bytes()).is_ok();
-        self.device.attach_if(pasid, request.pt_id, told).map(drop).map_err(|error| error.errno())
+        let target = object::target(self.device.context(), request.pt_id)?;
+        self.device.attach_if(pasid, target, told).map(drop).map_err(|error| error.errno())
     }
 
     fn detach(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {

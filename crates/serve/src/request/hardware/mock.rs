@@ -98,7 +98,7 @@ impl Hardware for Mock {
         let request = Self::data(data)?;
         let iotlb = Iotlb([request.iotlb; uapi::MOCK_NESTED_DOMAIN_IOTLB_NUM as usize].map(AtomicU32::new));
         let table = GuestTable { format: GuestFormat::Mock, root: 0 };
-        Ok(NestedOptions { extension: Some(Box::new(iotlb)), ..table.into() })
+        Ok(NestedOptions::from(table).extension(iotlb))
     }
 
     fn invalidate(&self, nested: &NestedHwpt, entries: &Entries<'_>, done: &mut u32) -> Result<(), Errno> {

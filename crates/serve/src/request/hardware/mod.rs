@@ -84,7 +84,7 @@ pub(super) trait Hardware: Sync {
 
 /// That which a device is behind.
 pub(super) fn of(endpoint: &Endpoint) -> &'static dyn Hardware {
-    of_kind(endpoint.iommu_kind())
+    of_kind(endpoint.iommu().kind())
 }
 
 pub(super) fn of_kind(kind: IommuKind) -> &'static dyn Hardware {

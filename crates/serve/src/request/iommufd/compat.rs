@@ -16,6 +16,7 @@ use zerocopy::IntoBytes;
 use super::{Call, IommuFile, ToErrno, ioas};
 use crate::request::Caller;
 use crate::request::argument::get_part;
+use crate::request::object;
 
 /// The address space that VFIO's requests are about.
 #[derive(Default)]
@@ -25,7 +26,7 @@ impl Compat {
     fn get(&self, context: &Context) -> Result<Arc<Ioas>, Errno> {
         let chosen = self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade().ok_or(Errno::NODEV)?;
         // It may have been destroyed, and its id be another's.
-        let there = context.ioas(chosen.id().into()).filter(|there| Arc::ptr_eq(there, &chosen));
+        let there = context.ioas(chosen.id()).filter(|there| Arc::ptr_eq(there, &chosen));
         there.ok_or(Errno::NODEV)
     }
 
@@ -46,7 +47,7 @@ pub(super) fn vfio_ioas(call: &Call<'_>) -> Result<(), Errno> {
             call.put(&request)
         }
         iommufd_uapi::VFIO_IOAS_SET => {
-            compat.set(Arc::downgrade(&context.ioas(request.ioas_id).ok_or(Errno::NOENT)?));
+            compat.set(Arc::downgrade(&object::ioas(context, request.ioas_id)?));
             Ok(())
         }
         iommufd_uapi::VFIO_IOAS_CLEAR => {

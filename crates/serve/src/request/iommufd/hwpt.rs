@@ -1,12 +1,13 @@
 //! Requests on page tables.
 
-use ioasid::{HwptOptions, IommuKind, OnMiss};
+use ioasid::{HwptOptions, OnMiss};
 use ioasid_uapi::iommufd as uapi;
 use rustix::io::Errno;
 
 use super::{Call, ToErrno};
 use crate::request::argument::{Data, Entries};
 use crate::request::hardware;
+use crate::request::object;
 
 /// The most entries that one invalidation may have, and the bytes of each.
 const MOST_ENTRIES: u32 = 1 << 19;
@@ -21,13 +22,16 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
         return Err(Errno::INVAL);
     }
     let context = call.context();
-    let endpoint = context.endpoint(request.dev_id).ok_or(Errno::NOENT)?;
+    let endpoint = object::endpoint(context, request.dev_id)?;
     let hardware = hardware::of(&endpoint);
     let data =
         Data { caller: call.caller, kind: request.data_type, address: request.data_uptr, length: request.data_len };
     let has = |flag| request.flags & flag != 0;
-    let on_miss = if has(uapi::HWPT_FAULT_ID_VALID) { OnMiss::Queue(request.fault_id) } else { OnMiss::Abort };
-    let id = if context.ioas(request.pt_id).is_some() {
+    let on_miss = || {
+        let queue = || object::fault_queue(context, request.fault_id).map(OnMiss::Queue);
+        if has(uapi::HWPT_FAULT_ID_VALID) { queue() } else { Ok(OnMiss::Abort) }
+    };
+    let id = if let Some(ioas) = context.ioas(request.pt_id) {
         let known = uapi::HWPT_ALLOC_NEST_PARENT
             | uapi::HWPT_ALLOC_DIRTY_TRACKING
             | uapi::HWPT_ALLOC_PASID
@@ -36,27 +40,25 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
         if request.flags & !known != 0 || faulting_parent {
             return Err(Errno::OPNOTSUPP);
         }
-        let options = HwptOptions {
-            format: if request.data_len == 0 { None } else { Some(hardware.table(&data)?) },
-            nest_parent: has(uapi::HWPT_ALLOC_NEST_PARENT),
-            dirty_tracking: has(uapi::HWPT_ALLOC_DIRTY_TRACKING),
-            pasids: has(uapi::HWPT_ALLOC_PASID),
-            on_miss,
-        };
-        let made = context.hwpt_alloc(request.dev_id, request.pt_id, options);
+        let mut options = HwptOptions::default()
+            .nest_parent(has(uapi::HWPT_ALLOC_NEST_PARENT))
+            .dirty_tracking(has(uapi::HWPT_ALLOC_DIRTY_TRACKING))
+            .pasids(has(uapi::HWPT_ALLOC_PASID));
+        if request.data_len != 0 {
+            options = options.format(hardware.table(&data)?);
+        }
+        let made = context.hwpt_alloc(&endpoint, &ioas, options.on_miss(on_miss()?));
         made.map_err(|error| error.errno())?.id()
-    } else if let Some(kind) = nested_in(call, request.pt_id) {
+    } else if let Some(parent) = context.nest_parent(request.pt_id) {
         let known = uapi::HWPT_ALLOC_PASID | uapi::HWPT_FAULT_ID_VALID;
         if request.flags & !known != 0 || request.data_len == 0 {
             return Err(Errno::OPNOTSUPP);
         }
-        if kind != endpoint.iommu_kind() {
+        if parent.hwpt().iommu_kind() != endpoint.iommu().kind() {
             return Err(Errno::INVAL);
         }
-        let mut options = hardware.nested(&data)?;
-        options.pasids = has(uapi::HWPT_ALLOC_PASID);
-        options.on_miss = on_miss;
-        let made = context.hwpt_alloc_nested(request.pt_id, options);
+        let options = hardware.nested(&data)?.pasids(has(uapi::HWPT_ALLOC_PASID)).on_miss(on_miss()?);
+        let made = context.hwpt_alloc_nested(parent, options);
         made.map_err(|error| error.errno())?.id()
     } else {
         // Also if there is nothing.
@@ -65,15 +67,8 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     request.out_hwpt_id = id.0.get();
     call.put(&request).inspect_err(|_| {
         // The program cannot know the id, so nobody else can have used it.
-        let _ = context.destroy(id.0.get());
+        let _ = context.destroy(id);
     })
-}
-
-/// The kind of IOMMU of what a nested page table can be asked for on.
-fn nested_in(call: &Call<'_>, id: u32) -> Option<IommuKind> {
-    let context = call.context();
-    let parent = context.hwpt(id).or_else(|| Some(context.viommu(id)?.parent().clone()))?;
-    Some(parent.iommu_kind())
 }
 
 pub(super) fn invalidate(call: &Call<'_>) -> Result<(), Errno> {
@@ -106,7 +101,7 @@ fn invalidate_entries(call: &Call<'_>, request: &uapi::HwptInvalidate, done: &mu
         return Err(Errno::NOENT);
     }
     if let Some(viommu) = call.context().viommu(request.hwpt_id) {
-        let hardware = hardware::of_kind(viommu.parent().iommu_kind());
+        let hardware = hardware::of_kind(viommu.iommu().kind());
         return hardware.invalidate_viommu(&viommu, &entries, done);
     }
     let nested = call.context().nested_hwpt(request.hwpt_id).ok_or(Errno::INVAL)?;

@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 use super::{Call, IommuFile, ToErrno};
 use crate::request::Caller;
 use crate::request::given::of_kind;
+use crate::request::object;
 use crate::request::selftest::TestBuffer;
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
@@ -24,7 +25,7 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     request.out_ioas_id = ioas.id().0.get();
     call.put(&request).inspect_err(|_| {
         // The program cannot know the id, so nobody else can have used it.
-        let _ = call.context().destroy(ioas.id().0.get());
+        let _ = call.context().destroy(ioas.id());
     })
 }
 
@@ -33,7 +34,7 @@ pub(super) fn iova_ranges(call: &Call<'_>) -> Result<(), Errno> {
     if request.reserved != 0 {
         return Err(Errno::OPNOTSUPP);
     }
-    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    let ioas = object::ioas(call.context(), request.ioas_id)?;
     let (ranges, alignment) = ioas.iova_ranges();
     let places = request.num_iovas;
     request.num_iovas = 0;
@@ -74,7 +75,7 @@ pub(super) fn map(call: &Call<'_>) -> Result<(), Errno> {
     if access.is_empty() {
         return Err(Errno::INVAL);
     }
-    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    let ioas = object::ioas(call.context(), request.ioas_id)?;
     let iova = fixed.then_some(Iova(request.iova));
     request.iova = map_memory(call.file, call.caller, &ioas, request.user_va, request.length, iova, access)?;
     call.put(&request).inspect_err(|_| take_back(&ioas, request.iova, request.length))
@@ -112,7 +113,7 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<(), Errno> {
     if access.is_empty() {
         return Err(Errno::INVAL);
     }
-    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    let ioas = object::ioas(call.context(), request.ioas_id)?;
     if request.length == 0 {
         return Err(Errno::INVAL);
     }
@@ -159,10 +160,10 @@ pub(super) fn copy(call: &Call<'_>) -> Result<(), Errno> {
     if access.is_empty() {
         return Err(Errno::INVAL);
     }
-    let source = call.context().ioas(request.src_ioas_id).ok_or(Errno::NOENT)?;
+    let source = object::ioas(call.context(), request.src_ioas_id)?;
     let last = request.length.checked_sub(1).ok_or(Errno::INVAL)?;
     request.src_iova.checked_add(last).ok_or(Errno::OVERFLOW)?;
-    let target = call.context().ioas(request.dst_ioas_id).ok_or(Errno::NOENT)?;
+    let target = object::ioas(call.context(), request.dst_ioas_id)?;
     let (to, from) = (fixed.then_some(Iova(request.dst_iova)), Iova(request.src_iova));
     let copied = target.copy(to, &source, from, request.length, access);
     request.dst_iova = copied.map_err(|error| error.errno())?.0;
@@ -174,7 +175,7 @@ pub(super) fn allow_iovas(call: &Call<'_>) -> Result<(), Errno> {
     if request.reserved != 0 {
         return Err(Errno::OPNOTSUPP);
     }
-    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    let ioas = object::ioas(call.context(), request.ioas_id)?;
     // The program says how many there are, so room is made as they arrive.
     let mut ranges = Vec::new();
     for n in 0..u64::from(request.num_iovas) {
@@ -191,7 +192,7 @@ pub(super) fn allow_iovas(call: &Call<'_>) -> Result<(), Errno> {
 
 pub(super) fn unmap(call: &Call<'_>) -> Result<(), Errno> {
     let request: uapi::IoasUnmap = call.get()?;
-    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    let ioas = object::ioas(call.context(), request.ioas_id)?;
     let range = if request.iova == 0 && request.length == u64::MAX {
         IovaRange::ALL
     } else if request.iova == u64::MAX || request.length == u64::MAX {

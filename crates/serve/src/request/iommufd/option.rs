@@ -5,6 +5,7 @@ use rustix::io::Errno;
 
 use super::{Call, ToErrno};
 use crate::request::Capability;
+use crate::request::object;
 
 pub(super) fn option(call: &Call<'_>) -> Result<(), Errno> {
     let request: uapi::IommuOption = call.get()?;
@@ -45,7 +46,7 @@ fn rlimit_mode(call: &Call<'_>, request: uapi::IommuOption) -> Result<(), Errno>
 
 /// Whether page tables of an address space may have other pages than the processor's.
 fn huge_pages(call: &Call<'_>, request: uapi::IommuOption) -> Result<(), Errno> {
-    let ioas = call.context().ioas(request.object_id).ok_or(Errno::NOENT)?;
+    let ioas = object::ioas(call.context(), request.object_id)?;
     match (request.op, request.val64) {
         (uapi::OPTION_OP_GET, _) => tell(call, request, ioas.has_large_pages()),
         (uapi::OPTION_OP_SET, large @ 0..=1) => ioas.set_large_pages(large == 1).map_err(|error| error.errno()),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ioasid::{EventQueue, Held, HwQueueOptions, Iova, IovaRange};
+use ioasid::{EventQueue, Held, HwQueueOptions, IovaRange};
 use ioasid_uapi::iommufd as uapi;
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
@@ -11,6 +11,7 @@ use super::{Call, ToErrno};
 use crate::request::argument::Data;
 use crate::request::given::{GivenFile, Ready, Waiters, Wake};
 use crate::request::hardware;
+use crate::request::object;
 
 /// The most events that a queue can have room for.
 const DEEPEST: u32 = 1 << 19;
@@ -21,12 +22,14 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
         return Err(Errno::OPNOTSUPP);
     }
     let context = call.context();
-    let hardware = hardware::of(&*context.endpoint(request.dev_id).ok_or(Errno::NOENT)?);
+    let device = object::endpoint(context, request.dev_id)?;
+    let hardware = hardware::of(&device);
     if !hardware.has_viommu(request.kind) {
         return Err(Errno::OPNOTSUPP);
     }
     let data = Data { caller: call.caller, kind: request.kind, address: request.data_uptr, length: request.data_len };
-    let viommu = context.viommu_alloc(request.dev_id, request.hwpt_id, |id| {
+    let parent = context.hwpt(request.hwpt_id).ok_or(Errno::NOENT)?;
+    let viommu = context.viommu_alloc(&device, &parent, |id| {
         let data = Some(&data).filter(|data| data.length != 0);
         hardware.viommu(data, &|memory| call.file.add_region(id.into(), memory)).map_err(ViommuFailure)
     });
@@ -48,7 +51,9 @@ impl<E: ToErrno> From<E> for ViommuFailure {
 pub(super) fn alloc_device(call: &Call<'_>) -> Result<(), Errno> {
     let mut request: uapi::VdeviceAlloc = call.get()?;
     let context = call.context();
-    let made = context.virtual_device_alloc(request.viommu_id, request.dev_id, request.virt_id);
+    let viommu = object::viommu(context, request.viommu_id)?;
+    let device = object::endpoint(context, request.dev_id)?;
+    let made = context.virtual_device_alloc(&viommu, &device, request.virt_id);
     request.out_vdevice_id = made.map_err(|error| error.errno())?.id().into();
     call.put(&request).inspect_err(|_| {
         let _ = context.destroy(request.out_vdevice_id);
@@ -63,17 +68,11 @@ pub(super) fn alloc_hw_queue(call: &Call<'_>) -> Result<(), Errno> {
     if request.length == 0 {
         return Err(Errno::INVAL);
     }
-    IovaRange::new(request.nesting_parent_iova, request.length).ok_or(Errno::OVERFLOW)?;
+    let memory = IovaRange::new(request.nesting_parent_iova, request.length).ok_or(Errno::OVERFLOW)?;
     let context = call.context();
-    let viommu = context.viommu(request.viommu_id).ok_or(Errno::NOENT)?;
-    let hardware = hardware::of_kind(viommu.parent().iommu_kind());
-    let options = HwQueueOptions {
-        index: request.index,
-        after: hardware.hw_queue(request.kind, request.index)?,
-        iova: Iova(request.nesting_parent_iova),
-        length: request.length,
-    };
-    let made = context.hw_queue_alloc(request.viommu_id, options);
+    let viommu = object::viommu(context, request.viommu_id)?;
+    let after = hardware::of_kind(viommu.iommu().kind()).hw_queue(request.kind, request.index)?;
+    let made = context.hw_queue_alloc(&viommu, HwQueueOptions::new(request.index, memory).after(after));
     request.out_hw_queue_id = made.map_err(|error| error.errno())?.id().into();
     call.put(&request).inspect_err(|_| {
         let _ = context.destroy(request.out_hw_queue_id);
@@ -89,7 +88,8 @@ pub(super) fn alloc_event_queue(call: &Call<'_>) -> Result<(), Errno> {
         return Err(Errno::INVAL);
     }
     let context = call.context();
-    let queue = context.event_queue_alloc(request.viommu_id, request.kind, request.veventq_depth as usize);
+    let viommu = object::viommu(context, request.viommu_id)?;
+    let queue = context.event_queue_alloc(&viommu, request.kind, request.veventq_depth as usize);
     let queue = queue.map_err(|error| error.errno())?;
     request.out_veventq_id = queue.id().into();
     let held = context.hold(queue.id()).ok_or(Errno::NOENT)?;

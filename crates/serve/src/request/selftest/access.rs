@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::{Test, pages};
 use crate::request::ToErrno;
 use crate::request::given::{GivenFile, of_kind};
+use crate::request::object;
 
 /// The most that is read, written or pinned in one request.
 const MOST: u64 = 16 << 20;
@@ -52,7 +53,7 @@ pub(super) fn create(test: &Test<'_>) -> Result<(), Errno> {
     };
     let unmap: Option<Box<dyn Fn(IovaRange) + Send + Sync>> = if pins { Some(Box::new(unmap)) } else { None };
     let access = test.call.context().access(unmap).ok_or(Errno::NOMEM)?;
-    access.attach(test.request.id).map_err(|error| error.errno())?;
+    access.attach(&object::ioas(test.call.context(), test.request.id)?).map_err(|error| error.errno())?;
     let number = test.call.caller.reserve()?;
     body.out_access_fd = number as u32;
     test.put(&body)?;
@@ -61,7 +62,8 @@ pub(super) fn create(test: &Test<'_>) -> Result<(), Errno> {
 
 pub(super) fn replace(test: &Test<'_>) -> Result<(), Errno> {
     let body: command::AccessReplaceIoas = test.body()?;
-    TestAccess::of(test)?.access.replace(body.ioas_id).map_err(|error| error.errno())
+    let access = TestAccess::of(test)?;
+    access.access.replace(&object::ioas(test.call.context(), body.ioas_id)?).map_err(|error| error.errno())
 }
 
 pub(super) fn pin(test: &Test<'_>) -> Result<(), Errno> {

@@ -15,6 +15,7 @@ use zerocopy::IntoBytes;
 use super::Test;
 use crate::request::ToErrno;
 use crate::request::hardware::DeviceCache;
+use crate::request::object;
 
 /// The PCI segment of mock devices, and the number of the first one's group: no others have them.
 const SEGMENT: u16 = 0xffff;
@@ -86,13 +87,10 @@ impl Drop for Slot {
 impl Slot {
     /// The first free one.
     fn take(machine: &Arc<Machine>, flags: u32) -> Option<Self> {
-        let options = EndpointOptions {
-            iommu: IommuKind::Mock,
-            reserved: Vec::new(),
-            pasid_bits: if flags & uapi::MOCK_FLAGS_DEVICE_PASID != 0 { uapi::MOCK_PASID_WIDTH } else { 0 },
-            dirty_tracking: flags & uapi::MOCK_FLAGS_DEVICE_NO_DIRTY == 0,
-            recovery: Recovery::PageRequests,
-        };
+        let options = EndpointOptions::behind(&machine.iommu(IommuKind::Mock))
+            .pasid_bits(if flags & uapi::MOCK_FLAGS_DEVICE_PASID != 0 { uapi::MOCK_PASID_WIDTH } else { 0 })
+            .dirty_tracking(flags & uapi::MOCK_FLAGS_DEVICE_NO_DIRTY == 0)
+            .recovery(Recovery::PageRequests);
         (0..=u16::MAX).find_map(|number| {
             let [bus, devfn] = number.to_be_bytes();
             let rid = Rid::new(SEGMENT, bus, devfn >> 3, devfn & 7)?;
@@ -126,7 +124,8 @@ impl MockDevice {
         if is_reserved && self.fails.swap(false, Ordering::Relaxed) {
             return Err(Errno::NOMEM);
         }
-        let attached = self.device.attach_if(pasid, table, |id| tell(id).is_ok()).map_err(|error| error.errno())?;
+        let target = object::target(self.device.context(), table)?;
+        let attached = self.device.attach_if(pasid, target, |id| tell(id).is_ok()).map_err(|error| error.errno())?;
         self.fails.fetch_or(is_reserved, Ordering::Relaxed);
         Ok(attached)
     }
@@ -231,7 +230,7 @@ pub(super) fn report_event(test: &Test<'_>) -> Result<(), Errno> {
     let device = test.mock.by_device_id(body.dev_id)?;
     let attached = device.device.attached_to(None).ok_or(Errno::NOENT)?;
     let nested = test.mock.context.nested_hwpt(attached).ok_or(Errno::NOENT)?;
-    let viommu = nested.viommu().and_then(|id| test.mock.context.viommu(id.into())).ok_or(Errno::NOENT)?;
+    let viommu = nested.viommu().and_then(|id| test.mock.context.viommu(id)).ok_or(Errno::NOENT)?;
     let virt_id = viommu.virtual_id(&device.slot.endpoint).filter(|&id| id != 0).ok_or(Errno::NOENT)?;
     let queue = viommu.events(data::VEVENTQ_TYPE_SELFTEST).ok_or(Errno::OPNOTSUPP)?;
     queue.report(data::ViommuEvent { virt_id: virt_id as u32 }.as_bytes());

@@ -20,6 +20,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::ToErrno;
 use super::iommufd::Call;
+use crate::request::object;
 
 pub(super) use buffer::TestBuffer;
 pub(super) use device::MockDevices;
@@ -85,7 +86,7 @@ fn add_reserved(test: &Test<'_>) -> Result<(), Errno> {
         return Err(Errno::INVAL);
     }
     let range = IovaRange::new(body.start, body.length).ok_or(Errno::OVERFLOW)?;
-    let ioas = test.call.context().ioas(test.request.id).ok_or(Errno::NOENT)?;
+    let ioas = object::ioas(test.call.context(), test.request.id)?;
     ioas.reserve(range).map_err(|error: RuleError| error.errno())
 }
 

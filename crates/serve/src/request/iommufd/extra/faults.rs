@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::{Call, check};
 use crate::request::iommufd::fault;
+use crate::request::object;
 
 /// The most groups that a queue can have room for, and the longest that one can wait, in milliseconds: an hour.
 const DEEPEST: u32 = 1 << 16;
@@ -36,7 +37,7 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
 
 pub(super) fn get(call: &Call<'_>) -> Result<(), Errno> {
     let mut request: uapi::FaultQueueGet = call.get()?;
-    let counts = call.context().fault_queue(request.fault_id).ok_or(Errno::NOENT)?.counts();
+    let counts = object::fault_queue(call.context(), request.fault_id)?.counts();
     (request.out_overflowed, request.out_timed_out) = (counts.overflowed, counts.timed_out);
     call.put(&request)
 }

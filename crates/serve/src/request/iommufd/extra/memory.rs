@@ -5,6 +5,7 @@ use ioasid_uapi::ioasid as uapi;
 use rustix::io::Errno;
 
 use super::{Call, ToErrno, check, pasid_of};
+use crate::request::object;
 
 /// The most bytes of one copy, and how many are under way at a time.
 const LONGEST: u64 = 1 << 20;
@@ -13,7 +14,7 @@ const PIECE: u64 = 64 << 10;
 pub(super) fn presence(call: &Call<'_>) -> Result<(), Errno> {
     let mut request: uapi::IoasPresence = call.get()?;
     check(0, 0, request.reserved)?;
-    let ioas = call.context().ioas(request.ioas_id).ok_or(Errno::NOENT)?;
+    let ioas = object::ioas(call.context(), request.ioas_id)?;
     if request.length == 0 {
         return Err(Errno::INVAL);
     }
@@ -55,9 +56,9 @@ pub(super) fn copy(call: &Call<'_>) -> Result<(), Errno> {
     IovaRange::new(request.iova, request.length).ok_or(Errno::OVERFLOW)?;
     let reach = if has(uapi::COPY_DEVICE) {
         let pasid = by_pasid.then(|| pasid_of(request.pasid)).transpose()?;
-        Reach::Device(request.id, pasid)
+        Reach::of_device(&object::endpoint(call.context(), request.id)?, pasid)
     } else {
-        Reach::Hwpt(request.id)
+        call.context().reach(request.id).ok_or(Errno::NOENT)?
     };
     let mut done = 0;
     let mut buffer = vec![0; request.length.min(PIECE) as usize];
@@ -66,9 +67,9 @@ pub(super) fn copy(call: &Call<'_>) -> Result<(), Errno> {
         let (iova, address) = (Iova(request.iova + done), request.user_va.wrapping_add(done));
         if has(uapi::COPY_TO) {
             call.caller.read(address, piece)?;
-            call.context().copy_to(reach, iova, piece).map_err(|error| error.errno())?;
+            call.context().copy_to(&reach, iova, piece).map_err(|error| error.errno())?;
         } else {
-            call.context().copy_from(reach, iova, piece).map_err(|error| error.errno())?;
+            call.context().copy_from(&reach, iova, piece).map_err(|error| error.errno())?;
             call.caller.write(address, piece)?;
         }
         done += piece.len() as u64;

@@ -8,6 +8,7 @@ use ioasid_uapi::ioasid as uapi;
 use rustix::io::Errno;
 
 use super::{Call, ToErrno, check, pasid_of};
+use crate::request::object;
 
 pub(super) fn park(call: &Call<'_>) -> Result<(), Errno> {
     let request: uapi::Park = call.get()?;
@@ -31,14 +32,14 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     let id = match request.kind {
         uapi::HWPT_PAGING => {
             let has = |flag| request.flags & flag != 0;
-            let options = HwptOptions {
-                format: None,
-                nest_parent: has(uapi::HWPT_NEST_PARENT),
-                dirty_tracking: has(uapi::HWPT_DIRTY_TRACKING),
-                pasids: has(uapi::HWPT_PASID),
-                on_miss: on_miss(&request)?,
-            };
-            context.hwpt_alloc(request.dev_id, request.pt_id, options).map_err(|error| error.errno())?.id()
+            let device = object::endpoint(context, request.dev_id)?;
+            let ioas = context.ioas(request.pt_id).ok_or_else(|| object::other_kind(context, request.pt_id))?;
+            let options = HwptOptions::default()
+                .nest_parent(has(uapi::HWPT_NEST_PARENT))
+                .dirty_tracking(has(uapi::HWPT_DIRTY_TRACKING))
+                .pasids(has(uapi::HWPT_PASID))
+                .on_miss(on_miss(call, &request)?);
+            context.hwpt_alloc(&device, &ioas, options).map_err(|error| error.errno())?.id()
         }
         uapi::HWPT_SVA => {
             let process = call.caller.process(request.pidfd)?;
@@ -51,8 +52,10 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
                 GuestStage::Pasids(guest_pasids(&request)?)
             };
             let pasids = request.kind == uapi::HWPT_GUEST_PASIDS || request.flags & uapi::HWPT_PASID != 0;
-            let options = NestedOptions { pasids, on_miss: on_miss(&request)?, ..stage.into() };
-            context.hwpt_alloc_nested(request.pt_id, options).map_err(|error| error.errno())?.id()
+            let parent =
+                context.nest_parent(request.pt_id).ok_or_else(|| object::other_kind(context, request.pt_id))?;
+            let options = NestedOptions::from(stage).pasids(pasids).on_miss(on_miss(call, &request)?);
+            context.hwpt_alloc_nested(parent, options).map_err(|error| error.errno())?.id()
         }
     };
     request.out_hwpt_id = id.0.get();
@@ -86,9 +89,9 @@ fn unused(request: &uapi::HwptAlloc) -> bool {
     }
 }
 
-fn on_miss(request: &uapi::HwptAlloc) -> Result<OnMiss, Errno> {
+fn on_miss(call: &Call<'_>, request: &uapi::HwptAlloc) -> Result<OnMiss, Errno> {
     match request.on_miss {
-        uapi::ON_MISS_QUEUE => Ok(OnMiss::Queue(request.fault_id)),
+        uapi::ON_MISS_QUEUE => object::fault_queue(call.context(), request.fault_id).map(OnMiss::Queue),
         _ if request.fault_id != 0 => Err(Errno::INVAL),
         uapi::ON_MISS_ABORT => Ok(OnMiss::Abort),
         uapi::ON_MISS_RESOLVE => Ok(OnMiss::Resolve),
