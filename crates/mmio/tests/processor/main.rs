@@ -184,6 +184,11 @@ fn start(instruction: &Instruction, group: Group, processor: &Processor, random:
     if instruction.op_kinds().any(|kind| kind == OpKind::Memory) {
         aim(instruction, target, processor, &mut state, random);
     }
+    if instruction.mnemonic() == Mnemonic::Movdir64b {
+        // The register holds the address that the bytes go to, which has to be a multiple of 64.
+        let off = if random.below(3) > 0 { 0 } else { random.below(64) };
+        state.gpr[instruction.op0_register().full_register().number()] = ARENA + middle as u64 + 0x100 + off;
+    }
     // RET has no operand: it takes the address from the stack.
     let operand = address_of(instruction, processor, &state);
     let operand = operand.unwrap_or(if group == Group::Jump { state.gpr[4] } else { target });
