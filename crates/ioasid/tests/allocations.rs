@@ -7,22 +7,31 @@
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use ioasid::{Access, GroupId, Iova, IovaRange, Machine, Observer, Rid};
+use ioasid::memory::Segment;
+use ioasid::{Access, FaultReason, GroupId, Ioas, Iova, IovaRange, Machine, Observer, Placement, Rid, UnmapError};
 
 use common::{Bench, PAGE, map, range};
 
 struct Counting;
 
-thread_local!(static ALLOCATIONS: Cell<usize> = const { Cell::new(0) });
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    /// Asked at each allocation of this thread, once at a time.
+    static PROBE: Cell<Option<fn()>> = const { Cell::new(None) };
+}
 
 // SAFETY: passes everything on.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        if let Some(probe) = PROBE.take() {
+            probe();
+            PROBE.set(Some(probe));
+        }
         // SAFETY: as the caller says.
         unsafe { System.alloc(layout) }
     }
@@ -75,6 +84,54 @@ fn dma_allocates_nothing_whether_it_hits_or_walks() {
         let told = bench.log.faults.lock().unwrap().len();
         assert!(count <= told, "{count} allocations when {state}");
     }
+}
+
+thread_local! {
+    static SPACE: RefCell<Option<Arc<Ioas>>> = const { RefCell::new(None) };
+    static INSIDE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts what is allocated where nobody may wait, inside the gate, as an unmap by this thread would never end there.
+fn count_inside() {
+    SPACE.with_borrow(|space| {
+        let nothing = space.as_ref().unwrap().unmap(range(1 << 45, PAGE));
+        INSIDE.set(INSIDE.get() + usize::from(matches!(nothing, Err(UnmapError::WouldDeadlock(_)))));
+    });
+}
+
+#[test]
+fn room_for_many_slices_is_made_outside_of_the_gate() {
+    const SLICES: u64 = 5000;
+    let bench = Bench::new();
+    let (_endpoint, mut port, ioas, device) = bench.one_device();
+    // One page again and again: no two slices are one.
+    let memory = Segment::memfd(PAGE).unwrap().0;
+    for page in 0..SLICES {
+        let segment = memory.clone();
+        ioas.map(Placement::Fixed(Iova(page * PAGE)), PAGE, Access::READ, || Ok(vec![segment])).unwrap();
+    }
+    device.attach(None, &ioas).unwrap();
+    // What a thread keeps for itself it gets at its first access of the kind.
+    drop(port.slices(Iova(0), 8, Access::READ).unwrap());
+    SPACE.set(Some(ioas.clone()));
+    PROBE.set(Some(count_inside));
+    let slices = port.slices(Iova(0), SLICES * PAGE, Access::READ).unwrap();
+    PROBE.set(None);
+    assert_eq!((slices.len() as u64, INSIDE.get()), (SLICES, 0));
+    drop(slices);
+    // The probe does find what is allocated inside: `add` goes on in the access that there is.
+    let mut slices = port.slices(Iova(0), SLICES * PAGE, Access::READ).unwrap();
+    PROBE.set(Some(count_inside));
+    for _ in 0..4 {
+        slices.add(Iova(0), SLICES * PAGE).unwrap();
+    }
+    PROBE.set(None);
+    assert!(INSIDE.get() > 0);
+    drop(slices);
+    // However long a device says that a transaction is: what is not there ends it.
+    let refused = port.slices(Iova(0), u64::MAX, Access::READ).unwrap_err();
+    assert_eq!((refused.at.iova.0, refused.reason), (SLICES * PAGE, FaultReason::NotMapped));
+    SPACE.set(None);
 }
 
 #[test]

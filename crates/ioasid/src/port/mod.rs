@@ -334,7 +334,9 @@ impl DmaPort {
     pub fn slices(&mut self, at: impl Into<BusAddress>, length: u64, access: Access) -> Result<Slices<'_>, DmaError> {
         let at = at.into();
         self.translator.prepare(at.pasid);
-        self.scratch.prepare(length);
+        if !self.scratch.prepare(length) {
+            self.make_room(at, length, access)?;
+        }
         let Self { bus, translator, scratch, .. } = self;
         let (held, access) = Slices::begin(bus, translator, access);
         // By itself and by value, as what is lent to a function lies on the stack, which costs more than all the rest.
@@ -349,6 +351,16 @@ impl DmaPort {
         let mut slices = Slices::of(bus, translator, scratch, held, at.pasid, access);
         slices.add(at.iova, length)?;
         Ok(slices)
+    }
+
+    /// Counts the slices of an access, and makes room for them outside of the gate.
+    #[cold]
+    fn make_room(&mut self, at: BusAddress, length: u64, access: Access) -> Result<(), DmaError> {
+        let Self { bus, translator, scratch, .. } = self;
+        let (held, access) = Slices::begin(bus, translator, access);
+        let slices = Slices::of(bus, translator, scratch, held, at.pasid, access).count(at, length)?;
+        self.scratch.make_room(slices);
+        Ok(())
     }
 
     /// What an access to `at` would find, without it.

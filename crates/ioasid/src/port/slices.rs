@@ -15,8 +15,9 @@ use super::{BusAddress, DmaError, address};
 /// log2 of the smallest page of any format: a slice is no shorter, but for the first and the last of a range.
 const SHORTEST_SHIFT: u32 = 11;
 
-/// Slices that room is made for before it is known that there are so many: a device says how long a transaction is.
-const MOST_AT_ONCE: u64 = 1024;
+/// Slices that room is made for before it is known that there are so many: a device says how long a transaction is, and what is
+/// longer is looked through first.
+const MOST_AT_ONCE: u64 = 1026;
 
 /// Bytes of this process that a transaction leads to, as long as the [`Slices`] that they were borrowed with live.
 #[derive(Debug)]
@@ -138,15 +139,10 @@ impl<'p> Slices<'p> {
     /// [`Slices::add`], page by page.
     #[cold]
     fn add_pages(&mut self, at: BusAddress, length: u64) -> Result<(), DmaError> {
-        let (access, write) = (self.access, self.access.contains(Access::WRITE));
         let before = self.scratch.slices.len();
         let mut done = 0;
         while done < length {
-            let span = address(at, done, write).and_then(|at| {
-                let span = self.translator.translate_here(self.bus, self.held.inside(), at, access);
-                span.map_err(|refused| self.bus.refusal(at, access, refused))
-            });
-            match span {
+            match self.find(at, done) {
                 Ok((start, there)) => {
                     let there = there.min(length - done);
                     if done == 0 {
@@ -163,6 +159,28 @@ impl<'p> Slices<'p> {
             }
         }
         Ok(())
+    }
+
+    /// How many slices the `length` bytes at `at` are. None is borrowed.
+    #[cold]
+    pub(super) fn count(&mut self, at: BusAddress, length: u64) -> Result<usize, DmaError> {
+        let (mut slices, mut done, mut end) = (0, 0, None);
+        while done < length {
+            let (start, there) = self.find(at, done)?;
+            let there = there.min(length - done);
+            slices += usize::from(end != Some(start));
+            end = Some(start.wrapping_add(there as usize));
+            done += there;
+        }
+        Ok(slices)
+    }
+
+    /// Where the byte `done` bytes after `at` is, and how many lie there in one piece.
+    fn find(&mut self, at: BusAddress, done: u64) -> Result<(*mut u8, u64), DmaError> {
+        let access = self.access;
+        let at = address(at, done, access.contains(Access::WRITE))?;
+        let found = self.translator.translate_here(self.bus, self.held.inside(), at, access);
+        found.map_err(|refused| self.bus.refusal(at, access, refused))
     }
 
     /// Ends the access and tells whether the memory was there all the time.
@@ -204,12 +222,24 @@ pub(super) struct Scratch {
 unsafe impl Send for Scratch {}
 
 impl Scratch {
-    /// Forgets the last access, and makes room for the slices that `length` bytes can have. Not to be called inside the
-    /// gate: who waits there must not wait for memory.
+    /// Forgets the last access, and makes room for the slices that `length` bytes can have; false if they can be more than
+    /// there is room for, and have to be counted. Not to be called inside the gate: who waits there must not wait for memory.
     #[inline]
-    pub(super) fn prepare(&mut self, length: u64) {
+    pub(super) fn prepare(&mut self, length: u64) -> bool {
         self.slices.clear();
-        self.slices.reserve((length >> SHORTEST_SHIFT).min(MOST_AT_ONCE) as usize + 2);
+        let most = (length >> SHORTEST_SHIFT) + 2;
+        self.slices.capacity() as u64 >= most || self.grow(most)
+    }
+
+    #[cold]
+    fn grow(&mut self, most: u64) -> bool {
+        self.slices.reserve(most.min(MOST_AT_ONCE) as usize);
+        most <= MOST_AT_ONCE
+    }
+
+    /// Makes room for so many slices. Not to be called inside the gate.
+    pub(super) fn make_room(&mut self, slices: usize) {
+        self.slices.reserve(slices);
     }
 
     #[inline(always)]
