@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use iopt::Access;
 
-use super::BusAddress;
+use super::{BusAddress, bus};
 use crate::base::callback;
-use crate::base::observe::{Fault, FaultReason};
+use crate::base::observe::FaultReason;
 use crate::base::types::{Iova, Pasid};
 use crate::bus::Endpoint;
 use crate::fault::{OnMiss, PageGroup, PageRequest, PageResponse, Pending, Recovery, RequestedAccess};
@@ -121,12 +121,8 @@ impl Endpoint {
 
     fn report(self: &Arc<Self>, request: PageRequest) {
         if self.recovery() == Recovery::PageRequests {
-            let ioas = self.with_attachment(request.pasid, |table| table.ioas().map(|ioas| ioas.serial())).flatten();
-            let write = request.access.contains(RequestedAccess::WRITE);
-            let (owner, pasid) = self.owner(request.pasid);
-            let (rid, iova) = (owner.rid(), Iova(request.iova));
-            let fault = Fault { rid, pasid, iova, write, reason: FaultReason::NotMapped, ioas };
-            self.shared().observer().fault(&fault);
+            let at = BusAddress { pasid: request.pasid, iova: Iova(request.iova) };
+            bus::tell(self, at, request.access.contains(RequestedAccess::WRITE), FaultReason::NotMapped);
         }
     }
 }

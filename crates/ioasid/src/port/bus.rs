@@ -8,7 +8,7 @@ use crate::bus::Endpoint;
 use crate::gate::requester::Requester;
 use crate::shared::Shared;
 
-use super::DmaError;
+use super::{BusAddress, DmaError};
 
 /// A port's place on the bus.
 #[derive(Clone)]
@@ -22,18 +22,20 @@ impl Bus {
     /// Tells the observer; where slices are held, inside the gate.
     #[cold]
     pub(crate) fn fault(&self, error: DmaError) -> DmaError {
-        let DmaError { at, write, reason, .. } = error;
-        if reason == FaultReason::Parked {
-            self.endpoint.count_parked_fault();
-            return error;
+        match error.reason {
+            FaultReason::Parked => self.endpoint.count_parked_fault(),
+            // Its maker is told by the error.
+            _ if self.endpoint.is_software() => {}
+            reason => tell(&self.endpoint, error.at, error.write, reason),
         }
-        if self.endpoint.is_software() {
-            return error;
-        }
-        let ioas = self.endpoint.with_attachment(at.pasid, |table| table.ioas().map(|ioas| ioas.serial())).flatten();
-        let (owner, pasid) = self.endpoint.owner(at.pasid);
-        let fault = Fault { rid: owner.rid(), pasid, iova: at.iova, write, reason, ioas };
-        callback::call(|| self.shared.observer().fault(&fault));
         error
     }
+}
+
+/// Tells the observer of a transaction that was refused, in the names of whose it was: a part's, if the PASID is one of its.
+pub(super) fn tell(endpoint: &Arc<Endpoint>, at: BusAddress, write: bool, reason: FaultReason) {
+    let ioas = endpoint.with_attachment(at.pasid, |table| table.ioas().map(|ioas| ioas.serial())).flatten();
+    let (owner, pasid) = endpoint.owner(at.pasid);
+    let fault = Fault { rid: owner.rid(), pasid, iova: at.iova, write, reason, ioas };
+    callback::call(|| endpoint.shared().observer().fault(&fault));
 }
