@@ -3,7 +3,7 @@
 //!
 //! Devices read, write and copy in one buffer without a pause. Another thread gives them a buffer there and takes it away
 //! again. Taken away, the buffer is filled with a secret: if a device's data ever shows the secret, or the buffer ever
-//! shows a device's data, a DMA came too late.
+//! shows a device's data, a DMA came too late. Meanwhile the dirty log is read without a pause.
 
 #![allow(unsafe_code, reason = "looks at memory that devices write")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -15,12 +15,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ioasid::memory::{Process, Segment};
-use ioasid::{Access, Device, Endpoint, GroupId, Iova, IovaRange, Machine, Placement, Rid, Silent};
+use ioasid::{Access, Device, Endpoint, GroupId, Hwpt, HwptOptions, Iova, IovaRange, Machine, Placement, Rid, Silent};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
-/// What each device has of the buffer for itself, with a page that it shares with the next: two that write one byte at once
+/// What each device has of the buffer for itself, so that two share a page and no byte: two that write one byte at once
 /// race, as on hardware, and a tool that looks for races could not tell that from one of ours.
 const SHARE: usize = 6 * 1024;
+const PAGE: u64 = 4096;
 const LENGTH: usize = 3 * SHARE + 2048;
 const AT: Iova = Iova(0x7_f000);
 const ELSEWHERE: Iova = Iova(0x100_0000);
@@ -106,6 +107,19 @@ fn hammer(endpoint: &Arc<Endpoint>, what: u32, stop: &AtomicBool, counts: &Count
     }
 }
 
+/// Reads the dirty log of the buffer again and again until `stop`, and returns how many pages were dirty.
+fn harvest(table: &Hwpt, stop: &AtomicBool) -> u64 {
+    let range = IovaRange::new(AT.0, LENGTH as u64).unwrap();
+    let (mut bitmap, mut dirty) = ([0], 0);
+    while !stop.load(Ordering::Relaxed) {
+        bitmap[0] = 0;
+        table.read_dirty(range, PAGE, true, &mut bitmap).unwrap();
+        assert_eq!(bitmap[0] & 1, 0, "the first page is only read");
+        dirty += u64::from(bitmap[0].count_ones());
+    }
+    dirty
+}
+
 /// A small generator: the test must not depend on how good it is.
 struct Random(u64);
 
@@ -139,13 +153,16 @@ fn no_byte_moves_through_a_mapping_after_it_was_taken_away() {
     }
     let buffers = [Buffer::file(), Buffer::private()];
     let device: Device = context.bind(&endpoint).unwrap();
-    device.attach(None, &main).unwrap();
+    let table = context.hwpt_alloc(&endpoint, &main, HwptOptions::default().dirty_tracking(true)).unwrap();
+    table.start_dirty_tracking(PAGE).unwrap();
+    device.attach(None, &table).unwrap();
     endpoint.set_bus_master(true).unwrap();
 
     let (stop, counts) = (AtomicBool::new(false), [Counts::default(), Counts::default(), Counts::default()]);
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut taken = [0u64; 4];
-    std::thread::scope(|scope| {
+    let dirty = std::thread::scope(|scope| {
+        let harvest = scope.spawn(|| harvest(&table, &stop));
         for (what, counts) in (0..).zip(&counts) {
             let (endpoint, stop) = (&endpoint, &stop);
             scope.spawn(move || hammer(endpoint, what, stop, counts));
@@ -174,11 +191,14 @@ fn no_byte_moves_through_a_mapping_after_it_was_taken_away() {
             if way != 0 {
                 main.unmap(range).unwrap();
             }
-            device.attach(None, &main).unwrap();
+            device.attach(None, &table).unwrap();
             endpoint.set_bus_master(true).unwrap();
         }
         stop.store(true, Ordering::Relaxed);
+        harvest.join().unwrap()
     });
+    println!("pages found dirty: {dirty}");
+    assert!(dirty > 20, "the test had no power: {dirty} pages found dirty");
 
     println!("taken away by unmap, detach, replacement, bus master: {taken:?}");
     for (what, counts) in ["reads", "writes", "copies"].into_iter().zip(&counts) {
@@ -190,8 +210,9 @@ fn no_byte_moves_through_a_mapping_after_it_was_taken_away() {
 
     device.detach(None).unwrap();
     drop(device);
+    context.destroy(table.id()).unwrap();
     context.destroy(main.id()).unwrap();
     context.destroy(other.id()).unwrap();
-    drop((main, other, context));
+    drop((table, main, other, context));
     assert_eq!(machine.resources(), (0, 0), "windows and tables are all given back");
 }
