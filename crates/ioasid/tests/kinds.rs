@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use ioasid::memory::{Pages, Segment};
 use ioasid::{
-    Access, AttachError, Device, DmaPort, EndpointOptions, FaultReason, GroupId, HwptError, HwptOptions, Ioas,
-    IommuKind, Iova, IovaRange, Machine, MapError, Rid, Silent, TableFormat,
+    Access, AttachError, Device, DmaPort, EndpointError, EndpointOptions, FaultReason, GroupId, HwptError, HwptOptions,
+    Ioas, IommuKind, Iova, IovaRange, Machine, MapError, Rid, Silent, TableFormat, ViommuError,
 };
 
 const PAGE: u64 = 4096;
@@ -188,4 +188,65 @@ fn devices_behind_two_kinds_share_an_address_space_by_a_table_each() {
     let amd = HwptOptions::default().format(TableFormat::AmdV1);
     let table = device.context().hwpt_alloc(other.endpoint(), &ioas, amd).unwrap();
     assert!(matches!(device.attach(None, &table), Err(AttachError::WrongFormat(_))));
+}
+
+#[test]
+fn two_iommus_of_one_kind_share_tables_and_no_virtual_iommu() {
+    let Bench { machine, ioas, device, .. } = bench(IommuKind::SmmuV3);
+    let first = device.endpoint().iommu().clone();
+    assert!(Arc::ptr_eq(&first, &machine.iommu(IommuKind::SmmuV3)));
+    let second = machine.add_iommu(IommuKind::SmmuV3);
+    assert_eq!(machine.iommus().iter().map(|iommu| iommu.number()).collect::<Vec<_>>(), [0, 1]);
+    let rid = Rid::new(0, 0, 2, 0).unwrap();
+    let endpoint = machine.add_endpoint_with(rid, GroupId(2), EndpointOptions::behind(&second)).unwrap();
+    let context = device.context();
+    let other = context.bind(&endpoint).unwrap();
+    assert_eq!(device.attach(None, &ioas).unwrap(), other.attach(None, &ioas).unwrap());
+    // What a guest has of one IOMMU does not reach the other, although a page table does.
+    let parent = context.hwpt_alloc(&endpoint, &ioas, HwptOptions::default().nest_parent(true)).unwrap();
+    let viommu = context.viommu_alloc::<ViommuError>(device.endpoint(), &parent, |_| Ok(Box::new(()))).unwrap();
+    assert!(Arc::ptr_eq(viommu.iommu(), &first));
+    let refused = context.virtual_device_alloc(&viommu, &endpoint, 1).map(drop);
+    assert_eq!(refused, Err(ViommuError::OtherIommu(rid)));
+    context.virtual_device_alloc(&viommu, device.endpoint(), 1).unwrap();
+}
+
+#[test]
+fn a_device_is_behind_an_iommu_of_its_own_machine_and_reserves_what_that_does() {
+    let (here, there) = (Machine::new(Arc::new(Silent)), Machine::new(Arc::new(Silent)));
+    let foreign = EndpointOptions::behind(&there.iommu(IommuKind::Amd));
+    let rid = Rid::new(0, 0, 1, 0).unwrap();
+    assert_eq!(here.add_endpoint_with(rid, GroupId(1), foreign).map(drop), Err(EndpointError::OtherMachine));
+    // Beside what it reserves itself.
+    let own = IovaRange::new(0x10_0000, PAGE).unwrap();
+    let options = EndpointOptions::behind(&here.iommu(IommuKind::Amd)).reserve(own);
+    let endpoint = here.add_endpoint_with(rid, GroupId(1), options).unwrap();
+    let all = IommuKind::Amd.reserved().iter().chain([&own]);
+    assert!(all.clone().all(|range| endpoint.reserved().contains(range)));
+    assert_eq!(endpoint.reserved().len(), all.count());
+    // Where none is named, the first is meant; where there is none, it is a VT-d.
+    let next = Rid::new(0, 0, 2, 0).unwrap();
+    assert_eq!(here.add_endpoint(next, GroupId(2)).unwrap().iommu().kind(), IommuKind::Amd);
+    let empty = Machine::new(Arc::new(Silent));
+    assert_eq!(empty.add_endpoint(rid, GroupId(1)).unwrap().iommu().kind(), IommuKind::Vtd);
+}
+
+#[test]
+fn formats_have_the_pages_and_the_bits_of_their_specifications() {
+    let any = |from, to| (from..to).collect::<Vec<u32>>();
+    for (format, shifts, bits) in [
+        (TableFormat::VtdSecondStage, vec![12, 21, 30], 48),
+        (TableFormat::VtdSecondStageFiveLevels, vec![12, 21, 30], 57),
+        (TableFormat::AmdV1, any(12, 48), 48),
+        (TableFormat::Armv8Stage2, vec![12, 16, 21, 25, 30, 34], 48),
+        (TableFormat::Sv48, vec![12, 21, 30, 39], 47),
+        (TableFormat::Mock, any(11, 56), 31),
+        (TableFormat::MockHuge, vec![12, 20], 56),
+    ] {
+        let sizes = shifts.iter().map(|shift| 1u64 << shift).sum::<u64>();
+        assert_eq!(format.page_sizes(), sizes, "{format:?}");
+        assert_eq!(format.aperture().last(), (1 << bits) - 1, "{format:?}");
+        let start = if format == TableFormat::Mock { 1 << 24 } else { 0 };
+        assert_eq!(format.aperture().start(), start, "{format:?}");
+    }
 }

@@ -357,7 +357,7 @@ impl Attachment<'_> {
                 return Err(AttachError::NoDirtyTracking(table.id()));
             }
         }
-        if table.dispositions().any(|on_miss| !on_miss.is_abort()) && self.endpoint.recovery() == Recovery::None {
+        if table.on_misses().any(|on_miss| !on_miss.is_abort()) && self.endpoint.recovery() == Recovery::None {
             return Err(AttachError::CannotWait(table.id()));
         }
         if self.pasid.is_some() && table.owns_pasids() {

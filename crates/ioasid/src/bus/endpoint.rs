@@ -366,7 +366,7 @@ impl Endpoint {
     pub(crate) fn cancel_requests(&self) {
         let mut queues = Vec::new();
         self.find_attachment(|(_, table)| {
-            queues.extend(table.dispositions().filter_map(OnMiss::queue).cloned());
+            queues.extend(table.on_misses().filter_map(OnMiss::queue).cloned());
             None::<()>
         });
         let mut dismissed = Dismissed::default();
@@ -415,7 +415,7 @@ impl Walker for Endpoint {
 
 /// Nobody waits for what an attachment asked for.
 pub(crate) fn dismiss(endpoint: &Endpoint, pasid: Option<Pasid>, table: &Table, dismissed: &mut Dismissed) {
-    for queue in table.dispositions().filter_map(OnMiss::queue) {
+    for queue in table.on_misses().filter_map(OnMiss::queue) {
         queue.dismiss_attachment(endpoint, pasid, dismissed);
     }
 }

@@ -89,7 +89,7 @@ impl Table {
     }
 
     /// Everybody who may be asked about a miss, in the table or below it.
-    pub(crate) fn dispositions(&self) -> impl Iterator<Item = &OnMiss> {
+    pub(crate) fn on_misses(&self) -> impl Iterator<Item = &OnMiss> {
         let below = match self {
             Self::Nested(nested) => Some(nested.parent().on_miss()),
             _ => None,

@@ -88,11 +88,11 @@ impl Endpoint {
 
     /// Does what a table, or with `below` its parent, has done about misses.
     fn dispose(self: &Arc<Self>, pasid: Option<Pasid>, table: &Table, below: bool, mut group: PageGroup) {
-        let disposition = match table {
+        let on_miss = match table {
             Table::Nested(nested) if below => nested.parent().on_miss(),
             _ => table.on_miss(),
         };
-        match disposition {
+        match on_miss {
             OnMiss::Abort => answer(group, PageResponse::Invalid),
             OnMiss::Resolve => {
                 let all = group.requests.iter().all(|request| bring_in(table, below, request));

@@ -1,7 +1,7 @@
 //! What becomes of an access that found nothing: outside of the gate, so that nobody who unmaps waits for it.
 //!
 //! ```text
-//!   miss ──► the table's (or its parent's) disposition
+//!   miss ──► what the table (or its parent) has done about it
 //!              abort ────────────────────────────────► refused, and told
 //!              queue, resolve ─┬─ the device asks ───► refused as recoverable, and not told
 //!                              ├─ its IOMMU stalls ──► asked here; Success: try again, else refused, and told
