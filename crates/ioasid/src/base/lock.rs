@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::rank::Rank;
-use super::sync;
+use super::sync::{self, AtomicUsize, Ordering};
 
 /// A mutual exclusion with a place among all locks.
 pub(crate) struct Mutex<T, R> {
@@ -76,17 +76,28 @@ impl<T, R: Rank> DerefMut for MutexGuard<'_, T, R> {
 
 /// Something that a thread can wait for, which another changes under a [`Mutex`].
 #[derive(Default)]
-pub(crate) struct Condvar(sync::Condvar);
+pub(crate) struct Condvar {
+    inner: sync::Condvar,
+    /// Threads that wait, as nearly always there are none, and to tell of a change is a system call. It grows while the lock is
+    /// held: who changes something under it afterwards sees that, and who changed it before is seen by who would wait.
+    waiting: AtomicUsize,
+}
 
 impl Condvar {
+    /// Tells all that wait of a change that was made under their lock.
     pub(crate) fn notify_all(&self) {
-        self.0.notify_all();
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.inner.notify_all();
+        }
     }
 
     /// Lets the lock go until something has changed, perhaps.
     pub(crate) fn wait<'a, T, R: Rank>(&self, guard: MutexGuard<'a, T, R>) -> MutexGuard<'a, T, R> {
         let MutexGuard { guard, held } = guard;
-        MutexGuard { guard: self.0.wait(guard).unwrap_or_else(PoisonError::into_inner), held }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let guard = self.inner.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        MutexGuard { guard, held }
     }
 
     /// As [`Condvar::wait`], for so long at the most.
@@ -96,7 +107,9 @@ impl Condvar {
         timeout: Duration,
     ) -> MutexGuard<'a, T, R> {
         let MutexGuard { guard, held } = guard;
-        let (guard, _) = self.0.wait_timeout(guard, timeout).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let (guard, _) = self.inner.wait_timeout(guard, timeout).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
         MutexGuard { guard, held }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use crate::base::callback::{self, Each};
 use crate::base::ids::ObjectId;
 use crate::base::lock::{Mutex, MutexGuard};
 use crate::base::rank;
+use crate::base::sync::{AtomicUsize, Ordering};
 use crate::base::types::Pasid;
 use crate::gate::walker::Walker;
 
@@ -119,12 +121,55 @@ struct State {
     watched: bool,
 }
 
+/// The state of a queue, under its lock.
+struct Locked<'a> {
+    /// Until this is dropped.
+    state: Option<MutexGuard<'a, State, rank::Queue>>,
+    /// Groups that nobody had taken.
+    before: usize,
+    arrivals: &'a AtomicUsize,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        match &self.state {
+            Some(state) => state,
+            None => unreachable!("it is held until this is dropped"),
+        }
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        match &mut self.state {
+            Some(state) => state,
+            None => unreachable!("it is held until this is dropped"),
+        }
+    }
+}
+
+impl Drop for Locked<'_> {
+    /// Says how many have arrived, or are gone. After the lock: who looks, and finds one, wants it.
+    fn drop(&mut self) {
+        let more = self.waiting.len().wrapping_sub(self.before);
+        drop(self.state.take());
+        if more != 0 {
+            self.arrivals.fetch_add(more, Ordering::Release);
+        }
+    }
+}
+
 /// A queue of page requests.
 pub struct FaultQueue {
     id: ObjectId,
     options: FaultQueueOptions,
     deadlines: Deadlines,
     state: Mutex<State, rank::Queue>,
+    /// Groups that nobody has taken, less those that were taken before they were counted; to be read without the lock, as a
+    /// handler that looks again and again holds up no device.
+    arrivals: AtomicUsize,
     arrived: Notify,
 }
 
@@ -140,7 +185,14 @@ impl fmt::Debug for FaultQueue {
 
 impl FaultQueue {
     pub(crate) fn new(id: ObjectId, options: FaultQueueOptions, deadlines: Deadlines) -> Self {
-        Self { id, options, deadlines, state: Mutex::default(), arrived: Notify::default() }
+        Self {
+            id,
+            options,
+            deadlines,
+            state: Mutex::default(),
+            arrivals: AtomicUsize::new(0),
+            arrived: Notify::default(),
+        }
     }
 
     /// Its id in its context.
@@ -149,8 +201,9 @@ impl FaultQueue {
         self.id
     }
 
-    fn lock(&self) -> MutexGuard<'_, State, rank::Queue> {
-        self.state.lock()
+    fn lock(&self) -> Locked<'_> {
+        let state = self.state.lock();
+        Locked { before: state.waiting.len(), state: Some(state), arrivals: &self.arrivals }
     }
 
     /// Has `tell` called, by whoever asks for pages, when there is a group to be taken.
@@ -161,7 +214,7 @@ impl FaultQueue {
     /// Whether there is a group to be taken.
     #[must_use]
     pub fn has_groups(&self) -> bool {
-        !self.lock().waiting.is_empty()
+        self.arrivals.load(Ordering::Acquire).cast_signed() > 0
     }
 
     /// What became of groups that nobody answered.

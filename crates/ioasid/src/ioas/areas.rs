@@ -1,6 +1,7 @@
 //! The areas of an address space, and what each of them is going through.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use iopt::Access;
@@ -19,6 +20,46 @@ pub(super) struct Area {
     holds: Holds,
     /// Mirrors are being changed because of it, and it stays as it is meanwhile.
     busy: bool,
+}
+
+impl Area {
+    /// Whether it can be cut at `iova`, which lies in it and not at its `start`.
+    fn check_cut(&self, start: u64, iova: u64, alignment: u64, large_pages: bool) -> Result<(), CutError> {
+        let holds = &self.holds;
+        let Some(backed) = self.state.backed() else { return Err(CutError::Busy(iova)) };
+        if holds.pins > 0 || holds.locks > 0 || holds.told {
+            return Err(CutError::Busy(iova));
+        }
+        let offset = backed.offset + (iova - start);
+        if !(iova | offset).is_multiple_of(alignment) {
+            return Err(CutError::Unaligned(iova, alignment));
+        }
+        // What is in no table is in no large page.
+        if large_pages && matches!(self.state, State::Mapped(_)) {
+            return Err(CutError::LargePages(iova));
+        }
+        Ok(())
+    }
+}
+
+/// A part of an area that devices do not find, and that is to be brought in.
+pub(super) struct Wanted {
+    pub(super) part: IovaRange,
+    /// All of the area.
+    pub(super) area: IovaRange,
+    pub(super) access: Access,
+    /// Of the part.
+    pub(super) backed: Backed,
+}
+
+impl Wanted {
+    /// Where the area has to be cut, so that the part is one of its own.
+    pub(super) fn cuts(&self) -> impl Iterator<Item = u64> + use<> {
+        let Self { part, area, .. } = *self;
+        let low = (part.start > area.start).then_some(part.start);
+        let high = (part.last < area.last).then(|| part.last + 1);
+        low.into_iter().chain(high)
+    }
 }
 
 /// What keeps an area from being unmapped.
@@ -198,25 +239,28 @@ impl Areas {
     }
 
     /// What is absent in `range`, as far as it lies there, and that allows `access`.
-    pub(super) fn absent_in(&self, range: IovaRange, access: Access) -> Vec<(IovaRange, Backed)> {
+    pub(super) fn absent_in(&self, range: IovaRange, access: Access) -> Vec<Wanted> {
         let absent = self.in_or_around(range).filter_map(|(area, each)| match &each.state {
             State::Absent(backed) if each.access.contains(access) => {
                 let part = IovaRange { start: area.start.max(range.start), last: area.last.min(range.last) };
-                Some((part, Backed { offset: backed.offset + (part.start - area.start), ..backed.clone() }))
+                let backed = Backed { offset: backed.offset + (part.start - area.start), ..backed.clone() };
+                Some(Wanted { part, area, access: each.access, backed })
             }
             _ => None,
         });
         absent.collect()
     }
 
-    /// What is allowed in `part`, if one absent area has all of it, and it is `backed` as [`Areas::absent_in`] said.
-    pub(super) fn absent_still(&self, part: IovaRange, backed: &Backed) -> Option<Access> {
-        let (area, each) = self.in_or_around(part).next()?;
-        let State::Absent(now) = &each.state else { return None };
-        let same = area.contains(&part)
-            && Arc::ptr_eq(&now.pages, &backed.pages)
-            && now.offset + (part.start - area.start) == backed.offset;
-        same.then_some(each.access)
+    /// Whether something is absent still as [`Areas::absent_in`] said.
+    pub(super) fn is_absent_still(&self, Wanted { part, area, access, backed }: &Wanted) -> bool {
+        self.areas.get(&area.start).is_some_and(|each| match &each.state {
+            State::Absent(now) => {
+                (each.last, each.access) == (area.last, *access)
+                    && Arc::ptr_eq(&now.pages, &backed.pages)
+                    && now.offset + (part.start - area.start) == backed.offset
+            }
+            State::Coming | State::Mapped(_) | State::Leaving(_) => false,
+        })
     }
 
     /// What devices find at `iova`.
@@ -305,19 +349,15 @@ impl Areas {
         }
     }
 
+    /// The areas that have something in common with `range`, in order.
     fn in_or_around(&self, range: IovaRange) -> impl Iterator<Item = (IovaRange, &Area)> + '_ {
-        let before = self.areas.range(..range.start).next_back();
-        before
-            .into_iter()
-            .chain(self.areas.range(range.start..=range.last))
-            .map(|(&start, area)| (IovaRange { start, last: area.last }, area))
-            .filter(move |(area, _)| area.overlaps(&range))
-    }
-
-    /// `range`, with all of the areas that it cuts.
-    pub(super) fn hull(&self, range: IovaRange) -> IovaRange {
-        self.overlapping(range)
-            .fold(range, |hull, area| IovaRange { start: hull.start.min(area.start), last: hull.last.max(area.last) })
+        let first = self.areas.range(..=range.start).next_back().filter(|(_, area)| area.last >= range.start);
+        // Nearly always that is all there is, and a second search costs as much as the first.
+        let goes_on = first.is_none_or(|(_, area)| area.last < range.last);
+        let behind = (Bound::Excluded(range.start), Bound::Included(range.last));
+        let more = (goes_on && range.start < range.last).then(|| self.areas.range(behind));
+        let all = first.into_iter().chain(more.into_iter().flatten());
+        all.map(|(&start, area)| (IovaRange { start, last: area.last }, area))
     }
 
     /// The ranges of the areas that have something in common with `range`.
@@ -404,8 +444,13 @@ impl Areas {
     }
 
     fn for_each_in(&mut self, range: IovaRange, mut each: impl FnMut(&mut Area)) {
-        let first = self.in_or_around(range).next().map_or(range.start, |(area, _)| area.start);
-        self.areas.range_mut(first..=range.last).for_each(|(_, area)| each(area));
+        let first = self.areas.range_mut(..=range.start).next_back().filter(|(_, area)| area.last >= range.start);
+        let goes_on = first.as_ref().is_none_or(|(_, area)| area.last < range.last) && range.start < range.last;
+        first.into_iter().for_each(|(_, area)| each(area));
+        if goes_on {
+            let behind = (Bound::Excluded(range.start), Bound::Included(range.last));
+            self.areas.range_mut(behind).for_each(|(_, area)| each(area));
+        }
     }
 
     /// Lets accesses to what lies in `range` begin again, as it was not unmapped after all.
@@ -434,43 +479,26 @@ impl Areas {
 
     /// Makes two areas of the one that `iova` lies in, if it does not begin there.
     pub(super) fn cut(&mut self, iova: u64, alignment: u64, large_pages: bool) -> Result<(), CutError> {
-        self.check_cut(iova, alignment, large_pages)?;
         let Some((&start, area)) = self.areas.range_mut(..iova).next_back().filter(|(_, area)| area.last >= iova)
         else {
             return Ok(());
         };
-        let range = IovaRange { start: iova, last: area.last };
-        let (upper, access) = match &mut area.state {
-            State::Mapped(backed) => (State::Mapped(backed.split_off(iova - start)), area.access),
-            State::Absent(backed) => (State::Absent(backed.split_off(iova - start)), area.access),
+        area.check_cut(start, iova, alignment, large_pages)?;
+        let state = match &mut area.state {
+            State::Mapped(backed) => State::Mapped(backed.split_off(iova - start)),
+            State::Absent(backed) => State::Absent(backed.split_off(iova - start)),
             State::Coming | State::Leaving(_) => return Ok(()),
         };
+        let upper = Area { state, holds: Holds::default(), ..*area };
         area.last = iova - 1;
-        let busy = area.busy;
-        self.insert(range, access, upper);
-        self.set_busy(range, busy);
+        self.areas.insert(iova, upper);
         Ok(())
     }
 
     /// Whether [`Areas::cut`] can.
     pub(super) fn check_cut(&self, iova: u64, alignment: u64, large_pages: bool) -> Result<(), CutError> {
-        let Some((&start, area)) = self.areas.range(..iova).next_back().filter(|(_, area)| area.last >= iova) else {
-            return Ok(());
-        };
-        let holds = &area.holds;
-        let Some(backed) = area.state.backed() else { return Err(CutError::Busy(iova)) };
-        if holds.pins > 0 || holds.locks > 0 || holds.told {
-            return Err(CutError::Busy(iova));
-        }
-        let offset = backed.offset + (iova - start);
-        if !(iova | offset).is_multiple_of(alignment) {
-            return Err(CutError::Unaligned(iova, alignment));
-        }
-        // What is in no table is in no large page.
-        if large_pages && matches!(area.state, State::Mapped(_)) {
-            return Err(CutError::LargePages(iova));
-        }
-        Ok(())
+        let below = self.areas.range(..iova).next_back().filter(|(_, area)| area.last >= iova);
+        below.map_or(Ok(()), |(&start, area)| area.check_cut(start, iova, alignment, large_pages))
     }
 
     /// Begins to unmap all areas in `range`, which must not cut one, and returns how many bytes they have. If something is

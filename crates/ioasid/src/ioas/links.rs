@@ -56,6 +56,8 @@ pub(super) struct Called<'a> {
     mirror: Arc<dyn Mirror>,
     /// The areas that begin below are in it, or all.
     below: Option<u64>,
+    /// log2 of the bytes of the largest page that it may use.
+    pub(super) largest: u32,
 }
 
 impl Called<'_> {
@@ -128,15 +130,18 @@ impl Ioas {
     pub(super) fn next_mirror(&self, number: u64, first: u64) -> Result<Called<'_>, Locked<'_>> {
         let mut state = self.lock();
         match state.links.call_next(number, first) {
-            Some((number, mirror, below)) => Ok(Called { ioas: self, number, mirror, below }),
+            Some((number, mirror, below)) => {
+                Ok(Called { ioas: self, number, mirror, below, largest: state.rules.largest_page() })
+            }
             None => Err(state),
         }
     }
 
     /// The next mirror after `number` of those that there were, as they were.
     pub(super) fn next_mirror_of(&self, number: u64, now: Now) -> Option<Called<'_>> {
-        let (number, mirror, below) = self.lock().links.call_next_of(number, now)?;
-        Some(Called { ioas: self, number, mirror, below })
+        let mut state = self.lock();
+        let (number, mirror, below) = state.links.call_next_of(number, now)?;
+        Some(Called { ioas: self, number, mirror, below, largest: state.rules.largest_page() })
     }
 
     /// Maps an area, or a part of one, in a mirror.
@@ -146,11 +151,10 @@ impl Ioas {
         range: IovaRange,
         access: Access,
         backed: &Backed,
-        largest: u32,
     ) -> Result<(), MirrorError> {
         // There is a mirror, so it is pinned.
         let Some(pin) = &backed.pin else { return Ok(()) };
-        let run = MirrorRun { range, access, pin, offset: backed.offset, largest };
+        let run = MirrorRun { range, access, pin, offset: backed.offset, largest: called.largest };
         let result = guarded(|| called.mirror.map(&run));
         if let Err(MirrorError::Panicked) = result {
             self.unmap_in(called, &mut std::iter::once(range));
@@ -175,6 +179,7 @@ impl Ioas {
         let pins = {
             let mut state = self.lock();
             state.links.links.retain(|link| link.number != number);
+            state.limits_changed();
             state.areas.pins()
         };
         std::mem::forget(pins);
@@ -189,7 +194,7 @@ impl Ioas {
     pub fn add_mirror(&self, mirror: Arc<dyn Mirror>) -> Result<(), ConnectError> {
         check_may_wait()?;
         let capabilities = callback::call(|| mirror.capabilities());
-        let (number, alignment) = {
+        let (number, alignment, largest) = {
             let mut state = self.lock();
             while state.links.now().joining.is_some() {
                 state = self.wait(state)?;
@@ -201,15 +206,15 @@ impl Ioas {
             state.areas.check(unusable())?;
             let alignment = state.rules.alignment(&state.links, &state.accessors).max(capabilities.page_size());
             state.areas.check_alignment(alignment)?;
-            state.areas.holes.forget();
             let links = &mut state.links;
             links.added += 1;
             let number = links.added;
             links.links.push(Link { number, mirror: mirror.clone(), capabilities, calls: 1, cursor: Some(0) });
-            (number, alignment)
+            state.limits_changed();
+            (number, alignment, state.rules.largest_page())
         };
         // A panic of a callback's takes it out again.
-        let called = Called { ioas: self, number, mirror, below: None };
+        let called = Called { ioas: self, number, mirror, below: None, largest };
         let joining = Joining { ioas: self, called, filled: 0, joined: false };
         joining.fill(alignment)
     }
@@ -227,7 +232,7 @@ impl Ioas {
                 state = self.wait(state)?;
             }
             state.links.links.retain(|link| !is_it(link));
-            state.areas.holes.forget();
+            state.limits_changed();
         }
         self.unpin_unused();
         Ok(())
@@ -242,7 +247,7 @@ impl Ioas {
             state = self.settled.wait(state);
         }
         let removed = state.links.links.iter().position(is_it).map(|at| state.links.links.remove(at));
-        state.areas.holes.forget();
+        state.limits_changed();
         drop(state);
         drop(removed);
     }
@@ -301,7 +306,7 @@ impl Joining<'_> {
                 drop(ioas.wait(state)?);
                 continue;
             };
-            let largest = state.rules.largest_page();
+            self.called.largest = state.rules.largest_page();
             let (pages, offset) = (backed.pages.clone(), backed.offset);
             let mut pin = backed.pin.clone();
             state.areas.set_busy(range, true);
@@ -312,7 +317,7 @@ impl Joining<'_> {
                 pin = Some(pages.pin(&ioas.shared.phys, range.start, offset, range.len_minus_one() + 1)?);
             }
             let backed = Backed { pages, offset, pin };
-            ioas.map_in(&self.called, range, access, &backed, largest)?;
+            ioas.map_in(&self.called, range, access, &backed)?;
             let mut state = ioas.lock();
             let spare = state.areas.set_pin(range, backed.pin);
             // Nothing begins behind an area that ends at the top.
@@ -346,6 +351,7 @@ impl Drop for Joining<'_> {
                 state = ioas.settled.wait(state);
             }
             state.links.links.retain(|link| link.number != number);
+            state.limits_changed();
         }
         ioas.settled.notify_all();
         let mut next = Some(0);

@@ -168,9 +168,8 @@ impl Ioas {
                 }
             };
             self.pin_all(areas)?;
-            let largest = self.largest_page();
             for (at, (range, backed)) in areas.iter().enumerate() {
-                if let Err(error) = self.map_in(&called, *range, access, backed, largest) {
+                if let Err(error) = self.map_in(&called, *range, access, backed) {
                     self.unmap_in(&called, &mut areas[..at].iter().map(|(range, _)| *range));
                     drop(called);
                     if let Some(now) = filled {
@@ -182,10 +181,6 @@ impl Ioas {
             done = called.number;
             filled = Some(Now::up_to(done));
         }
-    }
-
-    fn largest_page(&self) -> u32 {
-        self.lock().rules.largest_page()
     }
 
     fn pin_all(&self, areas: &mut [(IovaRange, Backed)]) -> Result<(), PinError> {

@@ -31,6 +31,7 @@ mod rules;
 mod software;
 mod unmap;
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -49,7 +50,7 @@ pub use errors::{ConnectError, CutError, MapError, Placement, PresenceError, Pro
 use links::Links;
 pub use pinned::PinnedRange;
 pub(crate) use pinned::range_of;
-use rules::Rules;
+use rules::{Limits, Rules};
 pub use software::AccessError;
 pub(crate) use software::Accessor;
 
@@ -71,6 +72,8 @@ struct State {
     rules: Rules,
     /// Software that reads and writes without DMA.
     accessors: Vec<Arc<Accessor>>,
+    /// What the mirrors and the rules leave, from the first time that it is asked for until they change.
+    limits: OnceCell<Limits>,
 }
 
 /// An I/O address space.
@@ -98,8 +101,13 @@ impl fmt::Debug for Ioas {
 
 impl Ioas {
     pub(crate) fn new(id: ObjectId, shared: Arc<Shared>) -> Self {
-        let state =
-            State { areas: Areas::default(), links: Links::default(), rules: Rules::new(), accessors: Vec::new() };
+        let state = State {
+            areas: Areas::default(),
+            links: Links::default(),
+            rules: Rules::new(),
+            accessors: Vec::new(),
+            limits: OnceCell::new(),
+        };
         Self { id, serial: shared.serial(), shared, state: Mutex::new(state), settled: Condvar::default() }
     }
 

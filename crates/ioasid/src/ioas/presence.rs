@@ -10,7 +10,7 @@
 
 use iopt::Access;
 
-use super::areas::{Areas, Backed, Presence};
+use super::areas::{Areas, Presence, Wanted};
 use super::links::{Busy, Now};
 use super::{CutError, Ioas, Locked, PresenceError};
 use crate::base::types::{Iova, IovaRange};
@@ -23,7 +23,7 @@ const AROUND: u64 = 64 << 10;
 /// Parts that some mirrors have and that are not present yet; taken out of those mirrors again if they do not become so.
 struct Filled<'a, 'r> {
     ioas: &'a Ioas,
-    parts: &'r [(IovaRange, Backed)],
+    wanted: &'r [Wanted],
     now: Now,
 }
 
@@ -31,7 +31,7 @@ impl Drop for Filled<'_, '_> {
     fn drop(&mut self) {
         let mut done = 0;
         while let Some(called) = self.ioas.next_mirror_of(done, self.now) {
-            let mut runs = self.parts.iter().map(|(part, _)| *part).filter(|part| called.has(part.start));
+            let mut runs = self.wanted.iter().map(|wanted| wanted.part).filter(|part| called.has(part.start));
             self.ioas.unmap_in(&called, &mut runs);
             done = called.number;
         }
@@ -133,7 +133,7 @@ impl Ioas {
     #[must_use]
     pub fn absent_bytes(&self, range: IovaRange) -> u64 {
         let absent = self.lock().areas.absent_in(range, Access::empty());
-        absent.iter().map(|(part, _)| part.len_minus_one() + 1).sum()
+        absent.iter().map(|wanted| wanted.part.len_minus_one() + 1).sum()
     }
 
     /// Brings in what is absent in `range` and allows `access`: all of it or, on an error, nothing.
@@ -141,15 +141,12 @@ impl Ioas {
         loop {
             // Memory is brought in without the lock, so it is looked again afterwards whether it is absent still.
             let mut wanted = self.lock().areas.absent_in(range, access);
-            for (part, backed) in &mut wanted {
+            for Wanted { part, backed, .. } in &mut wanted {
                 let length = part.len_minus_one() + 1;
                 backed.pin = Some(backed.pages.pin(&self.shared.phys, part.start, backed.offset, length)?);
             }
             let state = self.when_settled(self.lock(), range)?;
-            let is_still = |(part, backed): &(IovaRange, Backed)| {
-                state.areas.absent_still(*part, backed).is_some_and(|allowed| allowed.contains(access))
-            };
-            if wanted.iter().all(is_still) {
+            if wanted.iter().all(|wanted| state.areas.is_absent_still(wanted)) {
                 return self.make_present(state, wanted);
             }
             drop(state);
@@ -157,38 +154,32 @@ impl Ioas {
     }
 
     /// Puts what is absent, and brought in, into every mirror.
-    fn make_present(&self, mut state: Locked<'_>, parts: Vec<(IovaRange, Backed)>) -> Result<u64, PresenceError> {
-        let (Some((first, _)), Some((last, _))) = (parts.first(), parts.last()) else { return Ok(0) };
-        let (start, range) = (first.start, IovaRange { start: first.start, last: last.last });
+    fn make_present(&self, mut state: Locked<'_>, wanted: Vec<Wanted>) -> Result<u64, PresenceError> {
+        let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else { return Ok(0) };
+        let (start, hull) = (first.part.start, IovaRange { start: first.area.start, last: last.area.last });
         let alignment = PAGE_SIZE.min(state.alignment());
         // They become areas of their own.
-        check_ends(&state.areas, &parts, alignment)?;
-        let allowed: Vec<Access> = parts
-            .iter()
-            .map(|(part, _)| state.areas.presence(part.start).map_or(Access::empty(), |(allowed, _)| allowed))
-            .collect();
-        let hull = state.areas.hull(range);
-        let largest = state.rules.largest_page();
+        check_cuts(&state.areas, &wanted, alignment)?;
         state.areas.set_busy(hull, true);
         drop(state);
         let _busy = Busy { ioas: self, range: hull };
         let (mut done, mut filled) = (0, None);
         let take_back = |filled: Option<Now>| {
             if let Some(now) = filled {
-                drop(Filled { ioas: self, parts: &parts, now });
+                drop(Filled { ioas: self, wanted: &wanted, now });
             }
         };
         let mut state = loop {
             match self.next_mirror(done, start) {
                 Err(state) => break state,
                 Ok(called) => {
-                    for (at, ((part, backed), access)) in parts.iter().zip(&allowed).enumerate() {
+                    for (at, Wanted { part, access, backed, .. }) in wanted.iter().enumerate() {
                         if !called.has(part.start) {
                             continue;
                         }
-                        if let Err(error) = self.map_in(&called, *part, *access, backed, largest) {
-                            let before =
-                                parts[..at].iter().map(|(part, _)| *part).filter(|part| called.has(part.start));
+                        if let Err(error) = self.map_in(&called, *part, *access, backed) {
+                            let before = wanted[..at].iter().map(|wanted| wanted.part);
+                            let before = before.filter(|part| called.has(part.start));
                             self.unmap_in(&called, &mut { before });
                             drop(called);
                             take_back(filled);
@@ -201,17 +192,18 @@ impl Ioas {
             }
         };
         // Software may have pinned something since it was looked at.
-        if let Err(error) = check_ends(&state.areas, &parts, alignment) {
+        if let Err(error) = check_cuts(&state.areas, &wanted, alignment) {
             drop(state);
             take_back(filled);
             return Err(error.into());
         }
         let pinned = !state.links.is_empty();
         let (mut bytes, mut spare) = (0, Vec::new());
-        for (part, backed) in parts {
-            for end in ends(&part) {
-                state.areas.cut(end, alignment, false)?;
+        for wanted in wanted {
+            for cut in wanted.cuts() {
+                state.areas.cut(cut, alignment, false)?;
             }
+            let Wanted { part, backed, .. } = wanted;
             let pin = if pinned {
                 backed.pin
             } else {
@@ -235,12 +227,7 @@ impl Ioas {
     }
 }
 
-/// Where a part begins, and what lies behind it.
-fn ends(part: &IovaRange) -> impl Iterator<Item = u64> + use<> {
-    [Some(part.start), part.last.checked_add(1)].into_iter().flatten()
-}
-
-/// Fails if the parts cannot become areas of their own.
-fn check_ends(areas: &Areas, parts: &[(IovaRange, Backed)], alignment: u64) -> Result<(), CutError> {
-    parts.iter().flat_map(|(part, _)| ends(part)).try_for_each(|end| areas.check_cut(end, alignment, false))
+/// Fails if what is wanted cannot become areas of its own.
+fn check_cuts(areas: &Areas, wanted: &[Wanted], alignment: u64) -> Result<(), CutError> {
+    wanted.iter().flat_map(Wanted::cuts).try_for_each(|cut| areas.check_cut(cut, alignment, false))
 }

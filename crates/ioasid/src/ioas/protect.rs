@@ -29,7 +29,6 @@ impl Ioas {
         }
         let areas: Vec<Changing> =
             state.areas.mapped_in(range).map(|(range, before, backed)| (range, before, backed.clone())).collect();
-        let largest = state.rules.largest_page();
         state.areas.set_busy(range, true);
         drop(state);
         let _busy = Busy { ioas: self, range };
@@ -46,10 +45,10 @@ impl Ioas {
                 if !called.has(area.start) {
                     continue;
                 }
-                if let Err(error) = self.protect_in(&called, *area, access, *before, backed, largest) {
+                if let Err(error) = self.protect_in(&called, *area, access, *before, backed) {
                     let number = called.number;
                     drop(called);
-                    self.undo(&areas, at, number, access, largest);
+                    self.undo(&areas, at, number, access);
                     return Err(error.into());
                 }
             }
@@ -65,10 +64,9 @@ impl Ioas {
         access: Access,
         before: Access,
         backed: &Backed,
-        largest: u32,
     ) -> Result<(), MirrorError> {
         let Some(pin) = &backed.pin else { return Ok(()) };
-        let run = MirrorRun { range, access, pin, offset: backed.offset, largest };
+        let run = MirrorRun { range, access, pin, offset: backed.offset, largest: called.largest };
         let result = guarded(|| called.mirror().protect(&run, before));
         if let Err(MirrorError::Panicked) = result {
             // What it lets through now is not known.
@@ -78,7 +76,7 @@ impl Ioas {
     }
 
     /// Allows again what was allowed, in the mirrors before `failed`, and of the areas before `at` in that one.
-    fn undo(&self, areas: &[Changing], at: usize, failed: u64, access: Access, largest: u32) {
+    fn undo(&self, areas: &[Changing], at: usize, failed: u64, access: Access) {
         let mut done = 0;
         while let Ok(called) = self.next_mirror(done, areas[0].0.start) {
             if called.number > failed {
@@ -87,7 +85,7 @@ impl Ioas {
             done = called.number;
             let changed = if called.number == failed { at } else { areas.len() };
             for (range, before, backed) in areas[..changed].iter().filter(|(range, ..)| called.has(range.start)) {
-                if self.protect_in(&called, *range, *before, access, backed, largest).is_err() {
+                if self.protect_in(&called, *range, *before, access, backed).is_err() {
                     self.cut_off(called.number);
                 }
             }

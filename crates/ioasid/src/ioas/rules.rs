@@ -26,6 +26,15 @@ pub(super) struct Rules {
     large_pages: bool,
 }
 
+/// What mirrors and rules leave.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// What can be mapped.
+    usable: Ranges,
+    /// What of it may be chosen for a mapping.
+    automatic: Ranges,
+}
+
 impl Rules {
     pub(super) fn new() -> Self {
         Self { allowed: Ranges::default(), reserved: Vec::new(), of_devices: Vec::new(), large_pages: true }
@@ -47,14 +56,17 @@ impl Rules {
         self.large_pages
     }
 
-    /// What can be mapped.
-    fn usable(&self, links: &Links) -> Ranges {
+    fn limits(&self, links: &Links) -> Limits {
         let mut unusable: Vec<IovaRange> = self.reserved.iter().chain(&self.of_devices).copied().collect();
         for mirror in links.capabilities() {
             unusable.extend(Ranges::union([mirror.aperture]).complement().iter());
             unusable.extend(&mirror.reserved);
         }
-        Ranges::union(unusable).complement()
+        let usable = Ranges::union(unusable).complement();
+        let ends = Ranges::union([IovaRange { start: PAGE_SIZE, last: u64::MAX - PAGE_SIZE }]);
+        let allowed = if self.allowed.is_empty() { &ends } else { &self.allowed };
+        let automatic = usable.intersection(allowed).intersection(&ends);
+        Limits { usable, automatic }
     }
 
     /// Fails if some of what is allowed to be mapped is `reserved`.
@@ -69,8 +81,20 @@ impl State {
         self.rules.alignment(&self.links, &self.accessors)
     }
 
-    fn usable(&self) -> Ranges {
-        self.rules.usable(&self.links)
+    fn usable(&self) -> &Ranges {
+        &self.limits().usable
+    }
+
+    fn limits(&self) -> &Limits {
+        let limits = self.limits.get_or_init(|| self.rules.limits(&self.links));
+        debug_assert_eq!(*limits, self.rules.limits(&self.links), "the limits changed, and nobody said so");
+        limits
+    }
+
+    /// The mirrors, the rules or the accesses of software are others now: so is what can be mapped, and where there is room.
+    pub(super) fn limits_changed(&mut self) {
+        self.areas.holes.forget();
+        self.limits.take();
     }
 
     /// A free range of `length` bytes for memory that begins `offset` bytes into a page.
@@ -114,29 +138,22 @@ impl State {
             return Err(MapError::Unaligned(like, smallest));
         }
         let want = Want { length, alignment: block, offset: like & (block - 1) };
-        let ends = Ranges::union([IovaRange { start: PAGE_SIZE, last: u64::MAX - PAGE_SIZE }]);
-        let allowed = &self.rules.allowed;
-        let allowed = if allowed.is_empty() { ends.clone() } else { allowed.intersection(&ends) };
-        let from = self.areas.holes.search_from(&want);
-        for usable in self.usable().intersection(&allowed).iter() {
+        let found = self.search(&want);
+        self.areas.holes.searched(want, found.map_or(u64::MAX, |range| range.start));
+        found.ok_or(MapError::NoSpace(length))
+    }
+
+    fn search(&self, want: &Want) -> Option<IovaRange> {
+        let from = self.areas.holes.search_from(want);
+        for usable in self.limits().automatic.iter() {
             let mut next = usable.start.max(from);
-            loop {
-                let candidate = want.first_at(next).filter(|range| range.last <= usable.last);
-                let Some(candidate) = candidate else { break };
-                match self.areas.overlapping(candidate).last() {
-                    None => {
-                        self.areas.holes.searched(want, candidate.start);
-                        return Ok(candidate);
-                    }
-                    Some(area) => match area.last.checked_add(1) {
-                        Some(after) => next = after,
-                        None => break,
-                    },
-                }
+            while let Some(candidate) = want.first_at(next).filter(|range| range.last <= usable.last) {
+                let Some(area) = self.areas.overlapping(candidate).last() else { return Some(candidate) };
+                let Some(behind) = area.last.checked_add(1) else { break };
+                next = behind;
             }
         }
-        self.areas.holes.searched(want, u64::MAX);
-        Err(MapError::NoSpace(length))
+        None
     }
 }
 
@@ -146,7 +163,7 @@ impl Ioas {
     #[must_use]
     pub fn iova_ranges(&self) -> (Ranges, u64) {
         let state = self.lock();
-        (state.usable(), state.alignment())
+        (state.usable().clone(), state.alignment())
     }
 
     /// Lets mappings with [`Placement::Automatic`] go to `ranges` only, in place of what was allowed before, and keeps devices
@@ -168,7 +185,7 @@ impl Ioas {
             return Err(RuleError::Reserved(reserved));
         }
         state.rules.allowed = allowed;
-        state.areas.holes.forget();
+        state.limits_changed();
         Ok(())
     }
 
@@ -185,6 +202,7 @@ impl Ioas {
             return Err(RuleError::Reserved(allowed));
         }
         state.rules.reserved.push(range);
+        state.limits_changed();
         Ok(())
     }
 
@@ -211,7 +229,7 @@ impl Ioas {
             }
         }
         state.rules.large_pages = large;
-        state.areas.holes.forget();
+        state.limits_changed();
         Ok(())
     }
 
@@ -227,7 +245,7 @@ impl Ioas {
         state.rules.check_allowed(reserved)?;
         state.areas.check(reserved.iter().copied())?;
         state.rules.of_devices.extend_from_slice(reserved);
-        state.areas.holes.forget();
+        state.limits_changed();
         Ok(())
     }
 
@@ -239,6 +257,6 @@ impl Ioas {
                 state.rules.of_devices.swap_remove(at);
             }
         }
-        state.areas.holes.forget();
+        state.limits_changed();
     }
 }

@@ -124,7 +124,7 @@ impl Ioas {
         let mut state = self.lock();
         state.areas.check_alignment(state.alignment().max(accessor.page_size()))?;
         state.accessors.push(accessor.clone());
-        state.areas.holes.forget();
+        state.limits_changed();
         Ok(())
     }
 
@@ -132,7 +132,7 @@ impl Ioas {
     pub(crate) fn remove_accessor(&self, accessor: &Arc<Accessor>) {
         let mut state = self.lock();
         state.accessors.retain(|other| !Arc::ptr_eq(other, accessor));
-        state.areas.holes.forget();
+        state.limits_changed();
     }
 
     /// Tells all who may have something pinned in `range` to let it go.

@@ -65,12 +65,12 @@ impl<W> Map<W> {
                 .filter(|((other, _), fragment)| *other == space && fragment.end > at)
                 .map(|((_, start), fragment)| (*start, fragment)),
             Self::Many(many) => {
-                let before = many.range((space, 0)..=(space, at)).next_back();
-                let start = match before {
-                    Some((&(_, start), fragment)) if fragment.end > at => start,
-                    _ => many.range((space, at)..=(space, u64::MAX)).next()?.0.1,
-                };
-                many.get_mut(&(space, start)).map(|fragment| (start, fragment))
+                let before = many.range(..=(space, at)).next_back().filter(|((other, _), _)| *other == space);
+                if before.is_some_and(|(_, fragment)| fragment.end > at) {
+                    return many.range_mut(..=(space, at)).next_back().map(|((_, start), fragment)| (*start, fragment));
+                }
+                let behind = many.range_mut((space, at)..).next().filter(|((other, _), _)| *other == space);
+                behind.map(|((_, start), fragment)| (*start, fragment))
             }
         }
     }
@@ -114,22 +114,26 @@ impl<W: Clone> Fragments<W> {
 
     /// Counts one pin more of `range`, of which nothing is being brought in, and returns what of it is to be brought in now.
     pub(super) fn hold(&mut self, space: usize, range: Range) -> Vec<Range> {
-        self.split(space, range.start);
-        self.split(space, range.end);
-        self.hold_again(space, range);
         let (mut gaps, mut at) = (Vec::new(), range.start);
-        self.find(space, range, |fragment, _| {
-            if at < fragment.start {
-                gaps.push(Range { start: at, end: fragment.start });
-            }
-            at = fragment.end;
-            None::<()>
-        });
-        if at < range.end {
-            gaps.push(Range { start: at, end: range.end });
-        }
-        for gap in &gaps {
-            self.0.insert((space, gap.start), Fragment { end: gap.end, count: 1, what: None });
+        while at < range.end {
+            let end = match self.0.at_or_after(space, at) {
+                // What is held by itself nearly always is held, and let go, as a whole.
+                Some((start, fragment)) if start == at && fragment.end <= range.end => {
+                    fragment.count += 1;
+                    at = fragment.end;
+                    continue;
+                }
+                Some((start, _)) if start <= at => {
+                    self.split(space, at);
+                    self.split(space, range.end);
+                    continue;
+                }
+                Some((start, _)) => start.min(range.end),
+                None => range.end,
+            };
+            self.0.insert((space, at), Fragment { end, count: 1, what: None });
+            gaps.push(Range { start: at, end });
+            at = end;
         }
         gaps
     }

@@ -212,8 +212,8 @@ impl Pages {
         for gap in gaps {
             let windows = self.bring_in(space, gap, first_iova.wrapping_add(gap.start - range.start))?;
             self.pinned.lock().fill(id, gap, Arc::new(windows));
+            self.settled.notify_all();
         }
-        self.settled.notify_all();
         Ok(pin)
     }
 
