@@ -10,6 +10,7 @@ use std::time::Instant;
 use rustix::thread::{MembarrierCommand, membarrier};
 use serde::Serialize;
 
+use crate::pair::Pair;
 use crate::process;
 use crate::statistics::Spread;
 
@@ -37,6 +38,8 @@ pub struct Machine {
     huge_pages: Option<String>,
     /// What `membarrier` costs a thread.
     barrier: Option<Barrier>,
+    /// What there is to know of two processors together.
+    pair: Option<Pair>,
     /// Whether this is root, for whom `ioasid run` has more ways to reach memory.
     root: Option<bool>,
     /// Load averages over 1, 5 and 15 minutes before the measurement.
@@ -79,6 +82,7 @@ impl Machine {
             caches: caches.collect(),
             huge_pages: chosen(&read("/sys/kernel/mm/transparent_hugepage/enabled")),
             barrier: Barrier::measure(),
+            pair: Pair::measure(),
             ..machine
         }
     }
@@ -95,6 +99,7 @@ impl Machine {
             caches: Vec::new(),
             huge_pages: None,
             barrier: None,
+            pair: None,
             kernel: Some(osrelease.trim().to_owned()).filter(|text| !text.is_empty()),
             memory_bytes: kib.map(|kib| kib << 10),
             root: field(status, "Uid").map(|ids| ids.split_whitespace().nth(1) == Some("0")),
@@ -219,6 +224,10 @@ impl fmt::Display for Machine {
         writeln!(f, "memory      {}", or_unknown(&memory))?;
         writeln!(f, "huge pages  {}", or_unknown(&self.huge_pages))?;
         writeln!(f, "membarrier  {barrier}")?;
+        let pair = self.pair.map(|Pair { round_trip_ns, throughput }| {
+            format!("a word there and back {round_trip_ns:.0} ns; both do {throughput:.2} × one")
+        });
+        writeln!(f, "two cores   {}", or_unknown(&pair))?;
         writeln!(f, "user        {}", self.root.map_or(unknown, |root| if root { "root" } else { "not root" }))?;
         write!(f, "load        {}", or_unknown(&load))
     }

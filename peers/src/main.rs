@@ -22,6 +22,7 @@ mod layout;
 mod machine;
 mod memory;
 mod ours;
+mod pair;
 mod process;
 mod random;
 mod run;
