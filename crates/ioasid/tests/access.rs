@@ -137,6 +137,13 @@ fn an_unmap_has_it_let_go_and_waits_for_that() {
     assert_eq!(left, [range(BASE + 6 * PAGE, PAGE)]);
     assert_eq!(ioas.unmap(IovaRange::ALL), Ok(4 * PAGE));
     assert!(matches!(mediator.pin(BASE, PAGE), Err(AccessError::NotMapped(_))));
+    // The notice is of the areas in which something is pinned, and of no others.
+    for area in 0..3 {
+        map(&ioas, BASE + area * PAGE, 1, Access::all());
+    }
+    mediator.pin(BASE + PAGE, PAGE).unwrap();
+    assert_eq!(ioas.unmap(range(BASE, 3 * PAGE)), Ok(3 * PAGE));
+    assert_eq!(mediator.told.lock().unwrap().last(), Some(&range(BASE + PAGE, PAGE)));
     assert_eq!(bench.machine.resources(), (0, 0));
 }
 

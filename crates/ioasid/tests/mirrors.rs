@@ -527,3 +527,64 @@ fn a_mirror_that_breaks_its_contract_is_cut_off_and_said_to_be() {
     bench.ioas.map_pages(Some(Iova(0x1000)), &bench.memory, 0, PAGE, Access::all()).unwrap();
     assert_eq!(bench.ioas.unmap(whole), Ok(PAGE));
 }
+
+/// A list that says when it is to map its eighth page, and waits there.
+struct Stops {
+    list: List,
+    reached: mpsc::SyncSender<()>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Mirror for Stops {
+    fn capabilities(&self) -> MirrorCapabilities {
+        MirrorCapabilities::default()
+    }
+
+    fn map(&self, run: &MirrorRun<'_>) -> Result<(), MirrorError> {
+        if run.range.start() == 8 * PAGE {
+            self.reached.send(()).unwrap();
+            self.go_on.lock().unwrap().recv().unwrap();
+        }
+        self.list.map(run)
+    }
+
+    fn unmap(&self, unmapped: &mut dyn Iterator<Item = IovaRange>) {
+        self.list.unmap(unmapped);
+    }
+}
+
+#[test]
+fn what_changes_while_a_mirror_is_filled_is_in_it_on_either_side_and_nothing_if_that_fails() {
+    for fails in [false, true] {
+        let bench = Bench::new();
+        let map = |page: u64, pages: u64| {
+            let memory = &bench.memory;
+            bench.ioas.map_pages(Some(Iova(page * PAGE)), memory, 0, pages * PAGE, Access::all()).unwrap();
+        };
+        [1, 4, 8, 12].into_iter().for_each(|page| map(page, 1));
+        let ((reached, is_reached), (go, goes)) = (mpsc::sync_channel(1), mpsc::channel());
+        let mirror = Arc::new(Stops { list: List::default(), reached, go_on: Mutex::new(goes) });
+        std::thread::scope(|scope| {
+            let joins = scope.spawn(|| bench.ioas.add_mirror(mirror.clone()));
+            is_reached.recv().unwrap();
+            // It has been filled up to the fourth page, and the eighth is on its way.
+            map(2, 1);
+            map(6, 2);
+            map(9, 2);
+            bench.ioas.unmap(pages_of(4, 1)).unwrap();
+            map(3, 3);
+            bench.ioas.unmap(pages_of(12, 1)).unwrap();
+            map(14, 1);
+            if fails {
+                mirror.list.fails_at(0, Wrong::Fails);
+            }
+            go.send(()).unwrap();
+            assert_eq!(joins.join().unwrap().is_err(), fails);
+        });
+        let pages: Vec<u64> = mirror.list.pages().into_keys().collect();
+        let all = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14];
+        assert_eq!(pages, if fails { &[][..] } else { &all });
+        bench.ioas.unmap(IovaRange::ALL).unwrap();
+        assert!(mirror.list.pages().is_empty());
+    }
+}

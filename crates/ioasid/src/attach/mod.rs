@@ -1,8 +1,8 @@
 //! Attaching: what a device's transactions reach, with a PASID or without.
 //!
 //! It is decided by (context, device, PASID), and done on the bus: to the requester that makes the transactions, and the PASID
-//! that is in them, which for a part of a device are others (see [`crate::bus`]). Whoever calls holds the context's lock on
-//! attachments.
+//! that is in them, which for a part of a device are others (see [`crate::bus`]). What changes an attachment holds the
+//! context's lock on attachments.
 
 mod access;
 mod device;

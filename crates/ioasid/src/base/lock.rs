@@ -256,3 +256,72 @@ mod held {
 }
 
 pub(crate) use held::assert_none;
+
+#[cfg(test)]
+#[cfg(all(debug_assertions, not(any(loom, shuttle))))]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::base::rank::{Attach, Ids, State, Users};
+
+    fn panics(work: impl FnOnce()) -> String {
+        let panic = catch_unwind(AssertUnwindSafe(work)).expect_err("out of order, and nothing said so");
+        panic.downcast_ref::<String>().cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn locks_are_taken_from_the_outermost_to_the_innermost() {
+        let (outer, inner) = (Mutex::<(), Attach>::default(), RwLock::<(), State>::default());
+        let leaf = Mutex::<(), Ids>::default();
+        drop((outer.lock(), inner.read(), leaf.lock()));
+        let said = panics(|| drop((inner.write(), outer.lock())));
+        assert!(said.contains("attach::Attach is taken while ioas::State is held"), "{said}");
+        // What was let go is not held any more, in whatever order.
+        let held = (outer.lock(), inner.read());
+        drop(held.0);
+        drop((held.1, leaf.lock()));
+        drop(outer.lock());
+    }
+
+    #[test]
+    fn nothing_is_taken_under_a_leaf_nor_twice() {
+        let (leaf, inner) = (Mutex::<(), Users>::default(), Mutex::<(), Ids>::default());
+        let said = panics(|| drop((leaf.lock(), inner.lock())));
+        assert!(said.contains("base::Ids is taken while mirror::Users is held"), "{said}");
+        let [one, other] = [(); 2].map(|()| RwLock::<(), State>::default());
+        let said = panics(|| drop((one.read(), other.read())));
+        assert!(said.contains("ioas::State is taken while ioas::State is held"), "{said}");
+    }
+
+    #[test]
+    fn callers_code_does_not_run_under_a_lock() {
+        let lock = Mutex::<(), Attach>::default();
+        let guard = lock.lock();
+        assert!(panics(|| assert_none("a caller's code runs")).contains("runs while attach::Attach is held"));
+        drop(guard);
+        assert_none("a caller's code runs");
+    }
+
+    #[test]
+    fn who_waits_is_told_and_who_does_not_costs_nothing() {
+        let (lock, changed) = (Mutex::<bool, State>::new(false), Condvar::default());
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                let mut done = lock.lock();
+                while !*done {
+                    done = changed.wait(done);
+                }
+            });
+            while changed.waiting.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            *lock.lock() = true;
+            changed.notify_all();
+            waits.join().unwrap();
+        });
+        assert_eq!(changed.waiting.load(Ordering::Relaxed), 0);
+        drop(changed.wait_timeout(lock.lock(), Duration::from_millis(1)));
+        assert_eq!(changed.waiting.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,7 +1,7 @@
 //! How virtual IOMMUs are made, and what is made on them.
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use iopt::Access;
 use thiserror::Error;
@@ -181,6 +181,7 @@ impl Context {
         kind: u32,
         depth: usize,
     ) -> Result<Arc<EventQueue>, ViommuError> {
+        check_may_wait()?;
         if depth == 0 {
             return Err(ViommuError::NoRoom);
         }
@@ -209,18 +210,21 @@ impl Context {
         if !memory.is_contiguous() {
             return Err(HwQueueError::Scattered);
         }
+        // Let go after the lock, as the memory of a queue that goes is a caller's affair.
+        let mut before = None;
         let mut state = viommu.lock();
         if state.queues.contains_key(&index) {
             return Err(ViommuError::Exists.into());
         }
         if let Some(after) = after {
-            let before = state.queues.get(&after).and_then(|id| self.hold_object(*id, |_| true));
-            holds.push(before.ok_or(HwQueueError::OutOfOrder(after))?);
+            let found = state.queues.get(&after).and_then(Weak::upgrade);
+            let before = before.insert(found.ok_or(HwQueueError::OutOfOrder(after))?);
+            let is_it = |object: &Object| matches!(object, Object::HwQueue(there) if Arc::ptr_eq(there, before));
+            holds.push(self.hold_object(before.id(), is_it).ok_or(HwQueueError::OutOfOrder(after))?);
         }
         let reserved = self.ids().reserve().ok_or(ViommuError::NoIds)?;
-        let id = reserved.id();
-        let queue = Arc::new(HwQueue::new(id, index, viommu, memory));
-        state.queues.insert(index, id);
+        let queue = Arc::new(HwQueue::new(reserved.id(), index, viommu, memory));
+        state.queues.insert(index, Arc::downgrade(&queue));
         reserved.finalize(Object::HwQueue(queue.clone()), 0, kept(holds));
         Ok(queue)
     }

@@ -211,7 +211,7 @@ impl FaultQueue {
         self.arrived.set(tell);
     }
 
-    /// Whether there is a group to be taken.
+    /// Whether there is a group to be taken: a hint, as another thread may take it. Waits for no lock.
     #[must_use]
     pub fn has_groups(&self) -> bool {
         self.arrivals.load(Ordering::Acquire).cast_signed() > 0

@@ -380,3 +380,9 @@ fn who_borrows_from_a_port_that_came_with_a_leaked_slice_holds_it() {
     let refused = told.recv_timeout(Duration::from_secs(20)).unwrap();
     assert!(matches!(refused, Err(UnmapError::WouldDeadlock(_))));
 }
+
+#[test]
+fn it_says_what_it_is() {
+    let bench = bench_with(Pasid::new(7));
+    assert_eq!(format!("{:?}", bench.memory), "PortMemory { pasid: Some(Pasid(7)), .. }");
+}

@@ -180,12 +180,11 @@ impl Areas {
         })
     }
 
-    /// The first area from `start` on, and below `end`, that devices find.
-    pub(super) fn filled_below(&self, start: u64, end: u64) -> Option<IovaRange> {
-        let mut areas = self.areas.range(start..).take_while(|(start, _)| **start < end);
-        areas.find_map(|(&start, area)| {
-            matches!(area.state, State::Mapped(_)).then_some(IovaRange { start, last: area.last })
-        })
+    /// The areas that begin below `end` and that mirrors have, or may have still.
+    pub(super) fn filled_below(&self, end: u64) -> Vec<IovaRange> {
+        let is_filled = |area: &Area| matches!(area.state, State::Mapped(_) | State::Leaving(_));
+        let filled = self.areas.range(..end).filter(|(_, area)| is_filled(area));
+        filled.map(|(&start, area)| IovaRange { start, last: area.last }).collect()
     }
 
     /// Has what is mapped in `range`, an area, hold its memory, and returns what is one pin too many.
@@ -251,16 +250,17 @@ impl Areas {
         absent.collect()
     }
 
-    /// Whether something is absent still as [`Areas::absent_in`] said.
-    pub(super) fn is_absent_still(&self, Wanted { part, area, access, backed }: &Wanted) -> bool {
-        self.areas.get(&area.start).is_some_and(|each| match &each.state {
-            State::Absent(now) => {
-                (each.last, each.access) == (area.last, *access)
-                    && Arc::ptr_eq(&now.pages, &backed.pages)
-                    && now.offset + (part.start - area.start) == backed.offset
-            }
-            State::Coming | State::Mapped(_) | State::Leaving(_) => false,
-        })
+    /// Whether something is absent still as [`Areas::absent_in`] said, and allows `access`. The area that it is a part of may be
+    /// another by now, as what was beside it was brought in.
+    pub(super) fn is_absent_still(&self, wanted: &mut Wanted, access: Access) -> bool {
+        let Some((area, each)) = self.in_or_around(wanted.part).next() else { return false };
+        let State::Absent(now) = &each.state else { return false };
+        let same = area.contains(&wanted.part)
+            && each.access.contains(access)
+            && Arc::ptr_eq(&now.pages, &wanted.backed.pages)
+            && now.offset + (wanted.part.start - area.start) == wanted.backed.offset;
+        (wanted.area, wanted.access) = (area, each.access);
+        same
     }
 
     /// What devices find at `iova`.

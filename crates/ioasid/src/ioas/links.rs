@@ -1,9 +1,13 @@
 //! The mirrors of an address space, and how they come and go.
 //!
 //! Mirrors have numbers, in the order in which they were added, and whoever fills or empties them goes from one number to
-//! the next, without the lock in between. One mirror at a time *joins*: it is on the list, and a cursor says how far it has
-//! been filled. Areas below the cursor are in it; those above will be, when the cursor comes there. So each area is mapped in
-//! each mirror once, by its mapper or by the one who adds the mirror.
+//! the next, without the lock in between. One mirror at a time *joins*: it is the last on the list, and a cursor says how far
+//! it has been looked after. What begins below the cursor is mapped in it by its mapper, or has been; what begins above is
+//! mapped in it when the cursor comes there. The cursor moves under the lock, over what is free or not mapped yet as well,
+//! and a mapper decides and publishes under the lock, so each area is mapped in each mirror once.
+//!
+//! A mapper that has mapped something in a mirror that joins keeps its call of it until it has published. So when a mirror
+//! that could not be filled is taken away again, what it has is what the areas say.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -61,6 +65,11 @@ pub(super) struct Called<'a> {
 }
 
 impl Called<'_> {
+    /// Whether it joins.
+    pub(super) fn joins(&self) -> bool {
+        self.below.is_some()
+    }
+
     pub(super) fn mirror(&self) -> &dyn Mirror {
         &*self.mirror
     }
@@ -110,6 +119,16 @@ impl Links {
         Some((link.number, link.mirror.clone(), link.cursor))
     }
 
+    /// As [`Links::call_next`], to have all of `range`, which is free but for its mapper: the cursor does not stop inside.
+    fn call_next_for(&mut self, number: u64, range: IovaRange) -> Option<(u64, Arc<dyn Mirror>, Option<u64>)> {
+        let called = self.call_next(number, range.start)?;
+        let link = self.links.iter_mut().find(|link| link.number == called.0)?;
+        if let Some(cursor) = &mut link.cursor {
+            *cursor = (*cursor).max(range.last.saturating_add(1));
+        }
+        Some(called)
+    }
+
     /// As [`Links::call_next`], of those that there were, as they were.
     fn call_next_of(&mut self, number: u64, now: Now) -> Option<(u64, Arc<dyn Mirror>, Option<u64>)> {
         let link = self.links.iter_mut().find(|link| link.number > number && link.number <= now.last)?;
@@ -130,6 +149,17 @@ impl Ioas {
     pub(super) fn next_mirror(&self, number: u64, first: u64) -> Result<Called<'_>, Locked<'_>> {
         let mut state = self.lock();
         match state.links.call_next(number, first) {
+            Some((number, mirror, below)) => {
+                Ok(Called { ioas: self, number, mirror, below, largest: state.rules.largest_page() })
+            }
+            None => Err(state),
+        }
+    }
+
+    /// As [`Ioas::next_mirror`], to have all of `range`, which is kept for the caller.
+    pub(super) fn next_mirror_for(&self, number: u64, range: IovaRange) -> Result<Called<'_>, Locked<'_>> {
+        let mut state = self.lock();
+        match state.links.call_next_for(number, range) {
             Some((number, mirror, below)) => {
                 Ok(Called { ioas: self, number, mirror, below, largest: state.rules.largest_page() })
             }
@@ -215,7 +245,7 @@ impl Ioas {
         };
         // A panic of a callback's takes it out again.
         let called = Called { ioas: self, number, mirror, below: None, largest };
-        let joining = Joining { ioas: self, called, filled: 0, joined: false };
+        let joining = Joining { ioas: self, called, joined: false };
         joining.fill(alignment)
     }
 
@@ -284,8 +314,6 @@ impl Ioas {
 struct Joining<'a> {
     ioas: &'a Ioas,
     called: Called<'a>,
-    /// What begins below is in it.
-    filled: u64,
     joined: bool,
 }
 
@@ -293,24 +321,27 @@ impl Joining<'_> {
     fn fill(mut self, alignment: u64) -> Result<(), ConnectError> {
         let ioas = self.ioas;
         loop {
-            let mut state = ioas.lock();
-            let Some(changing) = state.areas.next_to_fill(self.filled) else {
-                let link = state.links.links.iter_mut().find(|link| link.number == self.called.number);
-                // It may have been cut off meanwhile.
-                let link = link.ok_or(MirrorError::Panicked)?;
+            let mut locked = ioas.lock();
+            let state = &mut *locked;
+            let link = state.links.links.iter_mut().find(|link| link.number == self.called.number);
+            // It may have been cut off meanwhile.
+            let link = link.ok_or(MirrorError::Panicked)?;
+            let Some(changing) = state.areas.next_to_fill(link.cursor.unwrap_or(0)) else {
                 link.cursor = None;
                 self.joined = true;
                 return Ok(());
             };
             let Some((range, access, backed)) = changing else {
-                drop(ioas.wait(state)?);
+                drop(ioas.wait(locked)?);
                 continue;
             };
+            // What comes to lie before it is its mapper's affair from now on.
+            link.cursor = Some(range.start);
             self.called.largest = state.rules.largest_page();
             let (pages, offset) = (backed.pages.clone(), backed.offset);
             let mut pin = backed.pin.clone();
             state.areas.set_busy(range, true);
-            drop(state);
+            drop(locked);
             let busy = Busy { ioas, range };
             debug_assert!((range.start | range.last.wrapping_add(1)).is_multiple_of(alignment));
             if pin.is_none() {
@@ -320,10 +351,9 @@ impl Joining<'_> {
             ioas.map_in(&self.called, range, access, &backed)?;
             let mut state = ioas.lock();
             let spare = state.areas.set_pin(range, backed.pin);
-            // Nothing begins behind an area that ends at the top.
-            self.filled = range.last.saturating_add(1);
             if let Some(link) = state.links.links.iter_mut().find(|link| link.number == self.called.number) {
-                link.cursor = Some(self.filled);
+                // Nothing begins behind an area that ends at the top.
+                link.cursor = link.cursor.max(Some(range.last.saturating_add(1)));
             }
             drop(state);
             drop(spare);
@@ -338,13 +368,13 @@ impl Drop for Joining<'_> {
         if self.joined {
             return;
         }
-        let ioas = self.ioas;
-        {
-            let number = self.called.number;
+        let (ioas, number) = (self.ioas, self.called.number);
+        let filled = {
             let mut state = ioas.lock();
-            // Nobody begins to call it from here on.
+            let mut end = 0;
+            // No thread begins to call it from here on.
             while let Some(link) = state.links.links.iter_mut().find(|link| link.number == number) {
-                link.cursor = Some(0);
+                end = end.max(link.cursor.replace(0).unwrap_or(0));
                 if link.calls == 1 || callback::is_in_one() {
                     break;
                 }
@@ -352,14 +382,10 @@ impl Drop for Joining<'_> {
             }
             state.links.links.retain(|link| link.number != number);
             state.limits_changed();
-        }
+            state.areas.filled_below(end)
+        };
         ioas.settled.notify_all();
-        let mut next = Some(0);
-        while let Some(start) = next {
-            let Some(range) = ioas.lock().areas.filled_below(start, self.filled) else { break };
-            ioas.unmap_in(&self.called, &mut std::iter::once(range));
-            next = range.last.checked_add(1);
-        }
+        ioas.unmap_in(&self.called, &mut filled.into_iter());
         ioas.unpin_unused();
     }
 }

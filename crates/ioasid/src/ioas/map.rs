@@ -144,17 +144,19 @@ impl Ioas {
                 (area, Backed { pages, offset, pin: None })
             })
             .collect();
-        self.publish(range.start, &mut areas, access)?;
+        self.publish(range, &mut areas, access)?;
         std::mem::forget(kept);
         Ok(Iova(range.start))
     }
 
-    /// Puts pages into ranges that are kept for them from `first` on, and into every mirror.
-    fn publish(&self, first: u64, areas: &mut Vec<(IovaRange, Backed)>, access: Access) -> Result<(), MapError> {
+    /// Puts pages into ranges that are kept for them, `all` of it, and into every mirror.
+    fn publish(&self, all: IovaRange, areas: &mut Vec<(IovaRange, Backed)>, access: Access) -> Result<(), MapError> {
         let mut done = 0;
         let mut filled: Option<Now> = None;
+        // A mirror that joins, until the areas are published.
+        let mut joins = None;
         loop {
-            let called = match self.next_mirror(done, first) {
+            let called = match self.next_mirror_for(done, all) {
                 Ok(called) => called,
                 Err(mut state) => {
                     // Without a mirror nothing is pinned; what was, for one that went, is let go without the lock.
@@ -163,7 +165,7 @@ impl Ioas {
                         state.areas.publish(range, access, backed);
                     }
                     drop(state);
-                    drop(spare);
+                    drop((spare, joins));
                     return Ok(());
                 }
             };
@@ -180,6 +182,9 @@ impl Ioas {
             }
             done = called.number;
             filled = Some(Now::up_to(done));
+            if called.joins() {
+                joins = Some(called);
+            }
         }
     }
 

@@ -146,7 +146,7 @@ impl Ioas {
                 backed.pin = Some(backed.pages.pin(&self.shared.phys, part.start, backed.offset, length)?);
             }
             let state = self.when_settled(self.lock(), range)?;
-            if wanted.iter().all(|wanted| state.areas.is_absent_still(wanted)) {
+            if wanted.iter_mut().all(|wanted| state.areas.is_absent_still(wanted, access)) {
                 return self.make_present(state, wanted);
             }
             drop(state);
@@ -159,11 +159,16 @@ impl Ioas {
         let (start, hull) = (first.part.start, IovaRange { start: first.area.start, last: last.area.last });
         let alignment = PAGE_SIZE.min(state.alignment());
         // They become areas of their own.
-        check_cuts(&state.areas, &wanted, alignment)?;
+        if let Err(error) = check_cuts(&state.areas, &wanted, alignment) {
+            // The pins go after the lock: the account is a caller's.
+            drop(state);
+            return Err(error.into());
+        }
         state.areas.set_busy(hull, true);
         drop(state);
         let _busy = Busy { ioas: self, range: hull };
-        let (mut done, mut filled) = (0, None);
+        // A mirror that joins, until what is wanted is present.
+        let (mut done, mut filled, mut joins) = (0, None, None);
         let take_back = |filled: Option<Now>| {
             if let Some(now) = filled {
                 drop(Filled { ioas: self, wanted: &wanted, now });
@@ -188,6 +193,9 @@ impl Ioas {
                     }
                     done = called.number;
                     filled = Some(Now::up_to(done));
+                    if called.joins() {
+                        joins = Some(called);
+                    }
                 }
             }
         };
@@ -216,7 +224,7 @@ impl Ioas {
             bytes += part.len_minus_one() + 1;
         }
         drop(state);
-        drop(spare);
+        drop((spare, joins));
         Ok(bytes)
     }
 

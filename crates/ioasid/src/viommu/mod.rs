@@ -41,7 +41,7 @@ pub(crate) struct State {
     /// By their kinds.
     pub(crate) events: BTreeMap<u32, Arc<EventQueue>>,
     /// By their indices.
-    pub(crate) queues: BTreeMap<u32, ObjectId>,
+    pub(crate) queues: BTreeMap<u32, Weak<HwQueue>>,
 }
 
 /// A device of a virtual IOMMU.

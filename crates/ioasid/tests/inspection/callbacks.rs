@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use ioasid::memory::{Account, OverLimit, Pages, PinError, RemoteMemory, Segment};
 use ioasid::{
-    Access, Context, Fault, FaultQueueOptions, Ioas, Iova, IovaRange, Leftover, Machine, MapError, Observer,
-    PageResponse, Placement, UnmapError, WouldDeadlock,
+    Access, Context, CutError, Fault, FaultQueueOptions, Ioas, Iova, IovaRange, Leftover, Machine, MapError, Observer,
+    PageResponse, Placement, PresenceError, UnmapError, WouldDeadlock,
 };
 
 use crate::*;
@@ -192,6 +192,28 @@ fn an_account_may_call_the_engine_and_its_panic_loses_nothing() {
         tenant.ioas.unmap(range(0x1000, PAGE)).unwrap();
         *account.ioas.lock().unwrap() = None;
         assert_eq!((machine.resources().0, tenant.ioas.size()), (0, (0, 0)));
+    });
+}
+
+#[test]
+fn an_account_is_told_with_no_lock_held_when_a_pin_keeps_pages_from_coming_in() {
+    returns(|| {
+        let machine = machine();
+        let tenant = Tenant::of(&machine, 1);
+        let account = Arc::new(Charges { ioas: Mutex::new(Some(tenant.ioas.clone())), panics: AtomicBool::new(false) });
+        let pages = pages(64 * PAGE);
+        pages.charge_to(Some(account.clone())).unwrap();
+        tenant.ioas.map_pages(Some(Iova(0x10_0000)), &pages, 0, 64 * PAGE, Access::all()).unwrap();
+        tenant.ioas.make_fault(range(0x10_0000, 64 * PAGE)).unwrap();
+        let access = tenant.context.access(Some(Box::new(|_| ()))).unwrap();
+        access.attach(&tenant.ioas).unwrap();
+        let pinned = access.pin(Iova(0x10_0000), PAGE, Access::READ).unwrap();
+        // It would have to become an area of its own, beside what is pinned.
+        let refused = tenant.ioas.populate(range(0x10_4000, PAGE));
+        assert!(matches!(refused, Err(PresenceError::Cut(CutError::Busy(0x10_4000)))), "{refused:?}");
+        drop((pinned, access));
+        assert_eq!(tenant.ioas.populate(range(0x10_4000, PAGE)).unwrap(), PAGE);
+        *account.ioas.lock().unwrap() = None;
     });
 }
 

@@ -4,8 +4,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use ioasid::memory::{Account, OverLimit, Pages, Segment, TableSpace};
-use ioasid::{Access, DirtyError, FaultQueueOptions, Iova, IovaRange, Machine, PinnedRange, Silent, UnmapError};
+use ioasid::memory::{Account, ImportError, OverLimit, Pages, Segment, TableSpace};
+use ioasid::{
+    Access, DirtyError, FaultQueueOptions, FaultReason, HwptOptions, Iova, IovaRange, Machine, OnMiss, PinnedRange,
+    PresenceError, Silent, UnmapError,
+};
 
 use crate::*;
 
@@ -50,6 +53,68 @@ fn what_was_made_to_fault_is_not_held() {
     assert_eq!(account.pages(), 3);
     tenant.ioas.unmap(IovaRange::ALL).unwrap();
     assert_eq!(account.pages(), 0);
+}
+
+#[test]
+fn what_faults_and_comes_in_is_whole_pages() {
+    let (tenant, account) = eight_pages();
+    for odd in [range(0x10800, PAGE), range(0x10000, PAGE / 2), range(0x11001, PAGE), range(0x10800, PAGE / 2)] {
+        assert!(matches!(tenant.ioas.make_fault(odd), Err(PresenceError::Unaligned(..))), "{odd}");
+        assert!(matches!(tenant.ioas.populate(odd), Err(PresenceError::Unaligned(..))), "{odd}");
+    }
+    assert_eq!((account.pages(), tenant.ioas.size().0), (8, 1));
+}
+
+#[test]
+fn pages_of_one_area_that_come_in_at_once_are_fetched_once_each() {
+    const PAGES: u64 = 32;
+    let machine = machine();
+    let tenant = Tenant::detached(&machine, 1);
+    let hwpt = tenant.hwpt(HwptOptions::default());
+    tenant.device.attach(None, &hwpt).unwrap();
+    let fetched = Arc::new(AtomicUsize::new(0));
+    let count = fetched.clone();
+    let pages = Pages::new(0, PAGES * PAGE, true, move |_, length| {
+        count.fetch_add(1, Ordering::Relaxed);
+        // So that others come in meanwhile.
+        std::thread::yield_now();
+        Ok(vec![Segment::memfd(length)?.0])
+    });
+    tenant.ioas.map_pages(Some(Iova(0x10000)), &pages, 0, PAGES * PAGE, Access::all()).unwrap();
+    tenant.ioas.make_fault(range(0x10000, PAGES * PAGE)).unwrap();
+    fetched.store(0, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let ioas = &tenant.ioas;
+            scope.spawn(move || {
+                for page in (thread..PAGES).step_by(4) {
+                    assert_eq!(ioas.populate(range(0x10000 + page * PAGE, PAGE)).unwrap(), PAGE);
+                }
+            });
+        }
+    });
+    assert_eq!(fetched.load(Ordering::Relaxed) as u64, PAGES, "what comes in beside a page does not let it go");
+}
+
+#[test]
+fn a_page_comes_in_though_what_is_around_it_cannot() {
+    let tenant = Tenant::detached(&machine(), 1);
+    let hwpt = tenant.hwpt(HwptOptions::default().on_miss(OnMiss::Resolve));
+    tenant.device.attach(None, &hwpt).unwrap();
+    let gone = Arc::new(AtomicBool::new(false));
+    let is_gone = gone.clone();
+    let lost = Pages::new(0, PAGE, true, move |_, length| match is_gone.load(Ordering::Relaxed) {
+        true => Err(ImportError::Gone),
+        false => Ok(vec![Segment::memfd(length)?.0]),
+    });
+    // Both in one block of 64 KiB, and the page that is there not the first in it.
+    tenant.ioas.map_pages(Some(Iova(0x10000)), &lost, 0, PAGE, Access::all()).unwrap();
+    map(&tenant.ioas, 0x13000, PAGE);
+    tenant.ioas.make_fault(range(0x10000, 4 * PAGE)).unwrap();
+    gone.store(true, Ordering::Relaxed);
+    let mut port = tenant.endpoint.port();
+    port.write(Iova(0x13008), &[1]).unwrap();
+    assert_eq!(port.write(Iova(0x10008), &[1]).unwrap_err().reason, FaultReason::NotPresent);
 }
 
 #[test]

@@ -393,6 +393,12 @@ fn tables(asker: &mut Asker<'_>) {
         ("nothing to nest", uapi::HwptAlloc { data_type: 0, data_len: 0, ..nested }, Errno::OPNOTSUPP),
         ("a nested parent", uapi::HwptAlloc { flags: 1, ..nested }, Errno::OPNOTSUPP),
         ("nested on no parent", uapi::HwptAlloc { pt_id: objects.automatic, ..nested }, Errno::INVAL),
+        // The queue is looked for last.
+        (
+            "nested on no parent, and no fault queue",
+            uapi::HwptAlloc { pt_id: objects.automatic, flags: 4, fault_id: 999, ..nested },
+            Errno::INVAL,
+        ),
         ("nested on nested", uapi::HwptAlloc { pt_id: objects.nested, ..nested }, Errno::INVAL),
         ("short data", uapi::HwptAlloc { data_len: 3, ..nested }, Errno::INVAL),
         ("long data", uapi::HwptAlloc { data_len: 9, ..nested }, Errno::INVAL),

@@ -27,9 +27,11 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     let data =
         Data { caller: call.caller, kind: request.data_type, address: request.data_uptr, length: request.data_len };
     let has = |flag| request.flags & flag != 0;
-    let on_miss = || {
-        let queue = || object::fault_queue(context, request.fault_id).map(OnMiss::Queue);
-        if has(uapi::HWPT_FAULT_ID_VALID) { queue() } else { Ok(OnMiss::Abort) }
+    // Linux looks for the fault queue when the table is made, so that whatever else is wrong comes first.
+    let queue = has(uapi::HWPT_FAULT_ID_VALID).then(|| object::fault_queue(context, request.fault_id));
+    let on_miss = || match &queue {
+        Some(Ok(queue)) => OnMiss::Queue(queue.clone()),
+        Some(Err(_)) | None => OnMiss::Abort,
     };
     let id = if let Some(ioas) = context.ioas(request.pt_id) {
         let known = uapi::HWPT_ALLOC_NEST_PARENT
@@ -47,7 +49,7 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
         if request.data_len != 0 {
             options = options.format(hardware.table(&data)?);
         }
-        let made = context.hwpt_alloc(&endpoint, &ioas, options.on_miss(on_miss()?));
+        let made = context.hwpt_alloc(&endpoint, &ioas, options.on_miss(on_miss()));
         made.map_err(|error| error.errno())?.id()
     } else if let Some(parent) = context.nest_parent(request.pt_id) {
         let known = uapi::HWPT_ALLOC_PASID | uapi::HWPT_FAULT_ID_VALID;
@@ -57,7 +59,7 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
         if parent.hwpt().iommu_kind() != endpoint.iommu().kind() {
             return Err(Errno::INVAL);
         }
-        let options = hardware.nested(&data)?.pasids(has(uapi::HWPT_ALLOC_PASID)).on_miss(on_miss()?);
+        let options = hardware.nested(&data)?.pasids(has(uapi::HWPT_ALLOC_PASID)).on_miss(on_miss());
         let made = context.hwpt_alloc_nested(parent, options);
         made.map_err(|error| error.errno())?.id()
     } else {
@@ -65,7 +67,8 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
         return Err(Errno::INVAL);
     };
     request.out_hwpt_id = id.0.get();
-    call.put(&request).inspect_err(|_| {
+    let told = queue.transpose().and_then(|_| call.put(&request));
+    told.inspect_err(|_| {
         // The program cannot know the id, so nobody else can have used it.
         let _ = context.destroy(id);
     })

@@ -32,13 +32,14 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     let id = match request.kind {
         uapi::HWPT_PAGING => {
             let has = |flag| request.flags & flag != 0;
+            let on_miss = on_miss(call, &request)?;
             let device = object::endpoint(context, request.dev_id)?;
             let ioas = context.ioas(request.pt_id).ok_or_else(|| object::other_kind(context, request.pt_id))?;
             let options = HwptOptions::default()
                 .nest_parent(has(uapi::HWPT_NEST_PARENT))
                 .dirty_tracking(has(uapi::HWPT_DIRTY_TRACKING))
                 .pasids(has(uapi::HWPT_PASID))
-                .on_miss(on_miss(call, &request)?);
+                .on_miss(on_miss);
             context.hwpt_alloc(&device, &ioas, options).map_err(|error| error.errno())?.id()
         }
         uapi::HWPT_SVA => {
@@ -51,10 +52,11 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
             } else {
                 GuestStage::Pasids(guest_pasids(&request)?)
             };
+            let on_miss = on_miss(call, &request)?;
             let pasids = request.kind == uapi::HWPT_GUEST_PASIDS || request.flags & uapi::HWPT_PASID != 0;
             let parent =
                 context.nest_parent(request.pt_id).ok_or_else(|| object::other_kind(context, request.pt_id))?;
-            let options = NestedOptions::from(stage).pasids(pasids).on_miss(on_miss(call, &request)?);
+            let options = NestedOptions::from(stage).pasids(pasids).on_miss(on_miss);
             context.hwpt_alloc_nested(parent, options).map_err(|error| error.errno())?.id()
         }
     };
