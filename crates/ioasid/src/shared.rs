@@ -10,7 +10,7 @@ use crate::fault::Deadlines;
 use crate::memory::{PhysSpace, TableSpace};
 use crate::pasid::PasidSpace;
 
-/// The physical space of a machine, its memory for page tables, its PASIDs, and the one who watches over it.
+/// The physical space of a machine, its memory for page tables, its PASIDs, and its observer.
 pub(crate) struct Shared {
     observer: Arc<dyn Observer>,
     pub(crate) arena: Arc<Arena<TableSpace>>,

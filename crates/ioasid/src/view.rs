@@ -32,7 +32,7 @@ pub struct AttachmentView {
 }
 
 impl Machine {
-    /// A picture of who can reach what, for people to look at.
+    /// A picture of which device can reach what, for people to look at.
     #[must_use]
     pub fn view(&self) -> Vec<EndpointView> {
         self.endpoints()

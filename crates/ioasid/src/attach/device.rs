@@ -1,4 +1,4 @@
-//! A device bound to a context: who may decide what it reaches.
+//! A device bound to a context: the right to decide what it reaches.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, mem};
@@ -192,7 +192,7 @@ impl Drop for Bound {
             callback::call_contained(|| self.context.shared().observer().left_behind(&what));
         }
         self.context.ids().release_last(self.id);
-        // Nobody finds the device any more who could make it known to a guest.
+        // No thread finds the device any more to make it known to a guest.
         if let Some(known) = self.context.take_virtual_device(&self.claim.endpoint)
             && self.context.ids().bury(known.id()).is_ok()
         {
@@ -212,7 +212,7 @@ impl Drop for Device {
         let take = |bound: &Mutex<Option<Bound>>| bound.lock().unwrap_or_else(PoisonError::into_inner).take();
         let thread = std::thread::Builder::new().name("detach".to_owned());
         if thread.spawn(move || drop(take(&later))).is_err() {
-            // Nobody can detach it: it stays attached, and what it can reach stays, too.
+            // No thread can detach it: it stays attached, and what it can reach stays, too.
             mem::forget(take(&bound));
         }
     }

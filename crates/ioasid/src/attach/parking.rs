@@ -1,8 +1,8 @@
 //! Parking: what is destroyed while a device may still use it.
 //!
-//! DMA stops at once, and the object goes; its number is not used again before every holder has let go, so that nobody who
-//! still knows it can be misdirected. There is nobody to tell: a holder finds out when it detaches, or by DMA that is refused
-//! and counted. It can never fail for lack of memory.
+//! DMA stops at once, and the object goes; its number is not used again before every holder has let go, so that no
+//! holder that still knows it can be misdirected. No holder is told: it finds out when it detaches, or by DMA that is
+//! refused and counted. Parking can never fail for lack of memory.
 //!
 //! ```text
 //!   attachment ──► page table          park            attachment ──► parked: the id, and nothing to translate by
@@ -41,7 +41,7 @@ impl Context {
         })
     }
 
-    /// [`Context::park`], for who holds the lock on attachments.
+    /// [`Context::park`], for a caller that holds the lock on attachments.
     fn park_table(&self, table: &Table, after: &mut Afterwards) -> Result<(), RemoveError> {
         let (object, holds) = self.ids().park(table.id(), |object| object.is_table(table))?;
         stop_all(table, after);
@@ -63,8 +63,8 @@ impl Context {
         self.shared().pasids.alloc(self.serial(), first, last)
     }
 
-    /// Frees a PASID. DMA with it stops at once, on every device that is attached with it; it is used again only when nobody holds
-    /// it any more.
+    /// Frees a PASID. DMA with it stops at once, on every device that is attached with it; it is used again only when
+    /// no attachment or [`PasidHold`] keeps it any more.
     ///
     /// # Errors
     /// [`PasidError::NotAllocated`], [`PasidError::WouldDeadlock`]; nothing is changed then.
@@ -125,8 +125,8 @@ impl Context {
             self.stop_pasid(pasid, &mut after);
             self.shared().pasids.free(pasid, self.serial());
         }
-        // Nested ones first, as they keep what they are nested on; then what a virtual IOMMU kept is left alone, which nobody
-        // can attach to any more.
+        // Nested ones first, as they keep what they are nested on; then what a virtual IOMMU kept is left alone, which
+        // no device can be attached to any more.
         let tables =
             || self.ids().all(|object| if let Object::Hwpt(table) = object { Some(table.clone()) } else { None });
         for nested in [true, false] {
@@ -158,8 +158,8 @@ fn stop_all(table: &Table, after: &mut Afterwards) {
     }
 }
 
-/// Puts an attachment to a table out of use: it translates nothing any more, and keeps the table's id. Returns whether nobody
-/// uses the table that mirrors an address space any more.
+/// Puts an attachment to a table out of use: it translates nothing any more, and keeps the table's id. Returns whether
+/// no requester uses the table that mirrors an address space any more.
 fn stop(endpoint: &Arc<Endpoint>, pasid: Option<Pasid>, table: &Table, after: &mut Afterwards) -> bool {
     endpoint.attach(pasid, Table::Parked(table.id()));
     dismiss(endpoint, pasid, table, &mut after.dismissed);

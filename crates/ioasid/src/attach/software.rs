@@ -1,8 +1,9 @@
 //! Software that reads and writes as a device would: through a page table, whatever its kind.
 //!
-//! Who mediates a device, or emulates one, has its transactions translated like the device's own, without knowing what is
-//! mapped how: by page table, or by device and PASID. Faults are the page table's affair here, too. (Who knows the address
-//! space itself, and wants to pin what it maps, takes an [`IoasAccess`](crate::IoasAccess).)
+//! Software that mediates a device, or emulates one, has its transactions translated like the device's own, without
+//! knowing what is mapped how: by page table, or by device and PASID. Faults are the page table's affair here, too.
+//! (Software that knows the address space itself, and wants to pin what it maps, takes an
+//! [`IoasAccess`](crate::IoasAccess).)
 
 use std::sync::Arc;
 
@@ -36,8 +37,8 @@ pub enum CopyError {
     /// The context was closed.
     #[error("the context was closed")]
     Closed,
-    /// The first address that could not be read or written. What lies before it was copied. If that is recoverable, it is
-    /// whoever reads the page table's fault queue who has to bring it in: nobody is asked, and nobody waits.
+    /// The first address that could not be read or written. What lies before it was copied. If that is recoverable, the
+    /// handler of the page table's fault queue has to bring it in: it is not asked, and no thread waits.
     #[error(transparent)]
     Refused(#[from] DmaError),
     /// It would have to wait for this thread.
@@ -54,8 +55,8 @@ pub(crate) struct SoftwareAccess {
 }
 
 impl SoftwareAccess {
-    /// Reaches what `table` maps, for `like`: with `pasid`, where a guest owns the PASIDs of the table. The table stays as long as
-    /// somebody else sees to it.
+    /// Reaches what `table` maps, for `like`: with `pasid`, where a guest owns the PASIDs of the table. The caller sees
+    /// to it that the table stays.
     pub(crate) fn new(like: &Endpoint, table: &Table, pasid: Option<Pasid>) -> Result<Self, FaultReason> {
         let endpoint = Arc::new(Endpoint::software(like.shared(), like.bound_as()));
         let pasid = pasid.filter(|_| table.owns_pasids());
@@ -82,7 +83,7 @@ impl SoftwareAccess {
 }
 
 impl SoftwareAccess {
-    /// Ends it. Returns whether nobody uses the table that mirrors an address space any more.
+    /// Ends it. Returns whether no requester uses the table that mirrors an address space any more.
     fn end(&self) -> bool {
         // It may have been parked meanwhile, which disconnected it.
         self.endpoint.detach(None).is_some_and(|table| {

@@ -3,7 +3,7 @@
 //! | callback | what it may do | if it panics |
 //! | --- | --- | --- |
 //! | source of pages | call the engine; what waits for these pages is an error | nothing is mapped, the caller sees it |
-//! | [`Account`](crate::memory::Account) | call the engine; what waits for these pages is an error | the same; from a drop, nobody does |
+//! | [`Account`](crate::memory::Account) | the same | the same; from a drop, no caller sees it |
 //! | [`Observer`](crate::Observer) | call the engine | what it was told of is done, the caller sees it |
 //! | unmap notice of an access | call the engine; unmapping that range is an error | nothing is unmapped, the caller sees it |
 //! | answer to a page request | call the engine | the others are answered, the caller sees it |

@@ -5,10 +5,10 @@
 //!                   │ dropped
 //!                   └──► gone
 //! ```
-//! An id is reserved before its object is built and published when it is whole, so that nobody can find a half-built
-//! object and a failure leaves no trace. An object that others refer to counts them, and is not removed until the
-//! count is zero. What it refers to itself stands beside it and is released in the step that removes it, so the graph of
-//! who holds whom is here, and changes under one lock.
+//! An id is reserved before its object is built and published when it is whole, so that no thread can find a half-built
+//! object and a failure leaves no trace. An object that others refer to counts them, and is not removed until the count
+//! is zero. What it refers to itself stands beside it and is released in the step that removes it, so the graph of
+//! which object holds which is here, and changes under one lock.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,7 +40,7 @@ enum Slot<T> {
         users: usize,
         holds: Vec<ObjectId>,
     },
-    /// The object went with another, and who made it may not know: the id is not used again.
+    /// The object went with another, and its maker may not know: the id is not used again.
     Buried,
     /// The object is gone, and so many know its id still: it is free when they have let go.
     Parked(usize),
@@ -120,8 +120,8 @@ impl<T: Clone> Ids<T> {
         held.ok()
     }
 
-    /// As [`Ids::hold`], but only of an object that `fits`; what it says instead of others. So nobody comes to hold what
-    /// somebody else counts on being the last to hold.
+    /// As [`Ids::hold`], but only of an object that `fits`; what it says instead of others. So no thread comes to hold
+    /// what another counts on being the last to hold.
     pub(crate) fn hold_if<R, E>(&self, id: ObjectId, fits: impl FnOnce(&T) -> Result<R, E>) -> Option<Result<R, E>> {
         match self.lock().get_mut(&id.0.get())? {
             Slot::Ready { object, users, .. } => Some(fits(object).inspect(|_| *users += 1)),
@@ -134,14 +134,15 @@ impl<T: Clone> Ids<T> {
         release(&mut self.lock(), id);
     }
 
-    /// Removes an object that nobody but the caller holds, in one step: no other can come to hold or remove it in between.
+    /// Removes an object that only the caller holds, in one step: no other thread can come to hold or remove it in
+    /// between.
     pub(crate) fn release_last(&self, id: ObjectId) {
         let mut slots = self.lock();
         debug_assert!(matches!(slots.get(&id.0.get()), Some(Slot::Ready { users: 1, .. })), "{id} has other users");
         take(&mut slots, id);
     }
 
-    /// Removes `id` if nobody uses it.
+    /// Removes `id` if it has no users.
     pub(crate) fn remove(&self, id: ObjectId) -> Result<T, RemoveError> {
         self.remove_leaving(id, None)
     }
@@ -159,9 +160,9 @@ impl<T: Clone> Ids<T> {
         }
     }
 
-    /// Takes the object of `id` out if it is the one that is meant, although others may hold it, and keeps the id from being used
-    /// again until they have let go. An object that another was made on stays. What it holds is the caller's to release, when
-    /// nobody gets there by way of the object any more.
+    /// Takes the object of `id` out if it is the one that is meant, although others may hold it, and keeps the id from
+    /// being used again until they have let go. An object that another was made on stays. What it holds is the caller's
+    /// to release, when no device gets there by way of the object any more.
     pub(crate) fn park(
         &self,
         id: ObjectId,
@@ -182,13 +183,13 @@ impl<T: Clone> Ids<T> {
         }
     }
 
-    /// Removes `id` if nobody uses it, and keeps the id from being used again.
+    /// Removes `id` if it has no users, and keeps the id from being used again.
     pub(crate) fn bury(&self, id: ObjectId) -> Result<T, RemoveError> {
         self.remove_leaving(id, Some(Slot::Buried))
     }
 
-    /// Takes an object out that no other refers to; what is left when there is none has been leaked by somebody, and is
-    /// taken out too.
+    /// Takes an object out that no other refers to; what is left when there is none has been leaked by its holder, and
+    /// is taken out too.
     pub(crate) fn take_leaf(&self) -> Option<(ObjectId, T)> {
         let mut slots = self.lock();
         let mut ready = slots.iter().filter_map(|(id, slot)| match slot {

@@ -78,8 +78,9 @@ impl<T, R: Rank> DerefMut for MutexGuard<'_, T, R> {
 #[derive(Default)]
 pub(crate) struct Condvar {
     inner: sync::Condvar,
-    /// Threads that wait, as nearly always there are none, and to tell of a change is a system call. It grows while the lock is
-    /// held: who changes something under it afterwards sees that, and who changed it before is seen by who would wait.
+    /// Threads that wait, as nearly always there are none, and to tell of a change is a system call. It grows while the
+    /// lock is held: a thread that changes something under it afterwards sees that, and a thread that would wait sees
+    /// what changed before.
     waiting: AtomicUsize,
 }
 

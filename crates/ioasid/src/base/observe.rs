@@ -1,4 +1,4 @@
-//! What the engine tells whoever watches over it: faults, and what was left behind.
+//! What the engine tells its observer: faults, and what was left behind.
 //!
 //! The engine keeps no log. A tool that reports bugs, a VMM that counts errors, a test: each implements [`Observer`].
 
@@ -15,8 +15,8 @@ pub enum FaultReason {
     NotBusMaster,
     /// The device, or this PASID of it, is attached to nothing.
     NotAttached,
-    /// What the device, or this PASID of it, was attached to has been destroyed. Not told to an [`Observer`], as nobody did
-    /// anything wrong, but counted ([`crate::Endpoint::parked_faults`]).
+    /// What the device, or this PASID of it, was attached to has been destroyed. Not told to an [`Observer`], as the
+    /// device did nothing wrong, but counted ([`crate::Endpoint::parked_faults`]).
     Parked,
     /// Nothing is mapped at the address.
     NotMapped,
@@ -58,7 +58,7 @@ impl fmt::Display for FaultReason {
 /// One refused DMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
-    /// Who asked.
+    /// The endpoint that asked.
     pub rid: Rid,
     /// With which PASID, if any.
     pub pasid: Option<Pasid>,

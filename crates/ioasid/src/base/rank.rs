@@ -6,8 +6,9 @@
 //! (`tests/layers.rs`).
 //!
 //! No lock is held while memory is brought in, while a caller's code runs (see [`super::callback`]), or
-//! while a thread waits for ports, but `attach::Attach`, which keeps others from attaching in the same context, and
-//! `hwpt::Fill`. A port inside its gate takes those marked so, and nobody waits for a port who holds one of these.
+//! while a thread waits for ports, but `attach::Attach`, which keeps other threads from attaching in the same context,
+//! and `hwpt::Fill`. A port inside its gate takes those marked so, and no thread that holds one of these waits for a
+//! port.
 
 #![cfg_attr(any(loom, shuttle, not(debug_assertions)), allow(dead_code, reason = "ranks are checked in debug builds"))]
 
@@ -74,17 +75,17 @@ ranks! {
     ioas::State,
     /// Whether an access of software is being told of an unmap.
     ioas::Accessor leaf,
-    /// Who is attached to a page table.
+    /// The requesters that are attached to a page table.
     mirror::Users leaf,
     /// Groups of page requests in a queue.
     fault::Queue leaf,
     /// Queues that have a deadline.
     fault::Deadlines leaf,
-    /// Who is told of an arrival.
+    /// The callback that is told of an arrival.
     fault::Notify leaf,
     /// What is pinned of some pages.
     memory::Pinned,
-    /// Who answers for some pages.
+    /// The account that answers for some pages.
     memory::Ledger leaf,
     /// The free blocks of the physical space.
     memory::Blocks leaf,

@@ -73,8 +73,8 @@ mod platform {
         *MEMBARRIER
     }
 
-    /// Orders this thread's earlier store before its later load, as seen by who calls [`heavy_fence`]. `asymmetric` is what
-    /// [`is_asymmetric`] said.
+    /// Orders this thread's earlier store before its later load, as seen by the thread that calls [`heavy_fence`].
+    /// `asymmetric` is what [`is_asymmetric`] said.
     #[inline]
     pub(crate) fn light_fence(asymmetric: bool) {
         if asymmetric {

@@ -31,7 +31,7 @@ use crate::kind::IommuKind;
 use crate::pasid::PartPasidTable;
 use crate::shared::Shared;
 
-/// In [`Endpoint::bound`]: somebody is about to have it, or it is gone for good.
+/// In [`Endpoint::bound`]: a context is about to have it, or it is gone for good.
 pub(crate) const BEING_BOUND: u32 = u32::MAX;
 
 /// What an endpoint is to its IOMMU.
@@ -117,7 +117,7 @@ pub struct Endpoint {
     bus_master: AtomicBool,
     /// The id of the [`crate::Device`] that has it in its context, [`BEING_BOUND`], or 0 if none has.
     pub(crate) bound: AtomicU32,
-    /// Whether it is on no bus: its refusals are its maker's affair, and nobody else's.
+    /// Whether it is on no bus: its refusals are its maker's affair, and not the observer's.
     software: bool,
     /// If it is a part of another: its transactions are the other's.
     pub(crate) part: Option<Part>,
@@ -210,7 +210,7 @@ impl Endpoint {
         self.parked_faults.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Keeps something with it, for whoever made it. Only the first call counts.
+    /// Keeps something with it, for the caller that made it. Only the first call counts.
     pub fn extend(&self, extension: impl Any + Send + Sync) {
         let _ = self.extension.set(Box::new(extension));
     }
@@ -294,7 +294,8 @@ impl Endpoint {
         self.bus_master.load(Ordering::Acquire)
     }
 
-    /// Whose transactions with `pasid` are, and what that calls it: a part's, if it was given this one.
+    /// The endpoint that owns transactions with `pasid`, and its own number for that PASID: a part, if it was given
+    /// this one.
     pub(crate) fn owner(self: &Arc<Self>, pasid: Option<Pasid>) -> (Arc<Self>, Option<Pasid>) {
         self.parts.find(pasid).unwrap_or_else(|| (self.clone(), pasid))
     }
@@ -311,12 +312,12 @@ impl Endpoint {
         self.part.as_ref().map(|part| PartPasidTable::new(part.table.clone()))
     }
 
-    /// Who makes its transactions.
+    /// The endpoint that makes its transactions.
     pub(crate) fn requester(self: &Arc<Self>) -> &Arc<Self> {
         self.part.as_ref().map_or(self, |part| &part.parent)
     }
 
-    /// Who makes its transactions with `pasid`, and with which PASID on the bus; `None` if it has none there.
+    /// The endpoint that makes its transactions with `pasid`, and the PASID on the bus; `None` if it has none there.
     pub(crate) fn on_bus(self: &Arc<Self>, pasid: Option<Pasid>) -> Option<(Arc<Self>, Option<Pasid>)> {
         match &self.part {
             None => Some((self.clone(), pasid)),
@@ -376,7 +377,7 @@ impl Endpoint {
     /// Attaches, in place of what is returned, which no port uses any more. Only one thread attaches or detaches at a time.
     pub(crate) fn attach(&self, pasid: Option<Pasid>, table: Table) -> Option<Table> {
         let used = self.attachments.read().len();
-        // Ports take this lock, and those who unmap wait for ports: nothing is allocated while it is held.
+        // Ports take this lock, and threads that unmap wait for ports: nothing is allocated while it is held.
         let mut room = Attachments::with_capacity((used + 1).next_power_of_two());
         let before = {
             let mut attachments = self.attachments.write();
@@ -413,7 +414,7 @@ impl Walker for Endpoint {
     }
 }
 
-/// Nobody waits for what an attachment asked for.
+/// Gives up what an attachment asked for: no device waits for it.
 pub(crate) fn dismiss(endpoint: &Endpoint, pasid: Option<Pasid>, table: &Table, dismissed: &mut Dismissed) {
     for queue in table.on_misses().filter_map(OnMiss::queue) {
         queue.dismiss_attachment(endpoint, pasid, dismissed);

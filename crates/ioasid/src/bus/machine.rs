@@ -162,7 +162,7 @@ impl Machine {
             return false;
         }
         let mut endpoints = self.endpoints.write();
-        // Who is taken cannot be bound any more.
+        // A requester that is taken cannot be bound any more.
         if endpoint.bound.compare_exchange(0, BEING_BOUND, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return false;
         }

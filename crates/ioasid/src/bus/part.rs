@@ -1,15 +1,16 @@
 //! Mediated devices: parts of a device, each with an owner of its own, that share its requester id.
 //!
-//! A part is an endpoint like any other: it is bound, attached and detached, and has a group. On the bus it has PASIDs of its
-//! parent: one for what it does without a PASID, and one for each PASID that it is attached with. Who programs the parent
-//! translates what the part's owner names ([`VirtualPasids`]), so that it can name nothing else.
+//! A part is an endpoint like any other: it is bound, attached and detached, and has a group. On the bus it has PASIDs
+//! of its parent: one for what it does without a PASID, and one for each PASID that it is attached with. The parent's
+//! driver translates what the part's owner names ([`VirtualPasids`]), so that the owner can name nothing else.
 //!
 //! ```text
 //!   part, no PASID  ──attach──►  parent, PASID 17 ──► page table
 //!   part, PASID 5   ──attach──►  parent, PASID 18 ──► page table      virtual 5 is physical 18: translated
 //!   part, PASID 42  ──attach──►  parent, PASID 42 ──► page table      its context allocated 42: identity
 //! ```
-//! The parent itself is nobody's: it cannot be bound, and what it does without a PASID is attached to nothing.
+//! The parent itself belongs to no context: it cannot be bound, and what it does without a PASID is attached to
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -106,13 +107,13 @@ pub(crate) struct Part {
     pasids: PartPasids,
     /// What the owner's numbers mean on the bus.
     pub(crate) table: Arc<VirtualPasids>,
-    /// Whose PASIDs those are that the part was given: nobody's who could attach with them.
+    /// Owns the PASIDs that the part was given: a number that no context has, so that none can attach with them.
     owner: u64,
     /// Of the owner's own numbers, those that its context has allocated: they end with that.
     named: Mutex<Vec<PasidHold>, rank::Named>,
 }
 
-/// The parts of a parent, by physical PASID: whose it is, and as what.
+/// The parts of a parent, by physical PASID: the part that it belongs to, and the part's own number for it.
 #[derive(Default)]
 pub(crate) struct Parts {
     owned: RwLock<BTreeMap<Pasid, Owned>, rank::Parts>,
@@ -169,7 +170,7 @@ impl Part {
         let shared = part.shared();
         let pasids = &shared.pasids;
         if self.physical(pasid).is_some() {
-            // What was freed is not revived by who has it still.
+            // What was freed is not revived by a part that has it still.
             let named = self.named();
             let freed = named.iter().find(|named| Some(named.pasid()) == pasid && named.is_parked());
             return freed.map_or(Ok(false), |freed| Err(PartPasidError::Elsewhere(freed.pasid())));
@@ -197,7 +198,7 @@ impl Part {
         self.named().retain(|named| Some(named.pasid()) != pasid);
         if let Some(hold) = self.table.remove(pasid) {
             self.parent.parts.remove(hold.pasid());
-            // It is used again when whoever programs the parent has let go as well.
+            // It is used again when the parent's driver has let go as well.
             self.parent.shared().pasids.free(hold.pasid(), self.owner);
         }
     }

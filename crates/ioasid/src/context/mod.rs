@@ -53,7 +53,7 @@ pub enum DestroyError {
     WouldDeadlock(#[from] WouldDeadlock),
 }
 
-/// A context, the security object: whoever holds it controls what is in it, and ids mean something only inside it.
+/// A context, the security object: its holder controls what is in it, and ids mean something only inside it.
 ///
 /// It goes when the last reference goes, and devices bound to it hold one: then whatever is left in it is told to the
 /// observer and torn down.
@@ -259,8 +259,8 @@ impl Context {
         self.ids.get(ObjectId(NonZeroU32::new(id)?))
     }
 
-    /// Gives `object` an id, which is destroyed as others are, or returns `None` when the context has 2^31 objects. `make` is
-    /// told the id before anybody can find it; on an error of its own there is none.
+    /// Gives `object` an id, which is destroyed as others are, or returns `None` when the context has 2^31 objects.
+    /// `make` is told the id before any thread can find it; on an error of its own there is none.
     ///
     /// # Errors
     /// That of `make`.
@@ -344,7 +344,7 @@ pub(crate) struct InUse<'a> {
 }
 
 impl InUse<'_> {
-    /// It stays in use until somebody releases its id.
+    /// It stays in use until its new holder releases its id.
     pub(crate) fn keep(self) -> ObjectId {
         let id = self.id;
         std::mem::forget(self);
@@ -398,7 +398,7 @@ impl Drop for Held {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // Devices hold the context, so none is bound any more, and nobody is attached to a page table.
+        // Devices hold the context, so none is bound any more, or attached to a page table.
         while let Some((id, object)) = self.ids.take_leaf() {
             if let Object::Ioas(ioas) = &object {
                 let (areas, bytes) = ioas.size();

@@ -8,9 +8,9 @@ use crate::hwpt::{Hwpt, Table};
 use crate::ioas::Ioas;
 use crate::viommu::{EventQueue, HwQueue, Viommu, VirtualDevice};
 
-/// An object of somebody else's that has an id in a context and is destroyed by it, as the objects of a context are.
+/// A caller's object that has an id in a context and is destroyed by it, as the objects of a context are.
 pub trait External: Send + Sync {
-    /// Its id is gone: somebody destroyed it.
+    /// Its id is gone: the context destroyed it.
     fn destroyed(&self);
 }
 

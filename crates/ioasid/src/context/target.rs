@@ -1,8 +1,8 @@
 //! Handles: what a device is attached to, what software reads through, what a nested page table is made on.
 //!
-//! Each is made of an object by `into()`. An object that was destroyed, or is another context's, is a handle as well: whoever
-//! is given it finds out, by its id and its identity, and refuses it. A number that comes from elsewhere, such as a program,
-//! is looked up in the context first.
+//! Each is made of an object by `into()`. An object that was destroyed, or is another context's, is a handle as well:
+//! the context that is given it finds out, by its id and its identity, and refuses it. A number that comes from
+//! elsewhere, such as a program, is looked up in the context first.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Who sees to it that page requests do not wait for ever.
+//! The thread that keeps page requests from waiting for ever.
 //!
 //! One thread for all queues of a machine, which there is only as long as something waits. A queue is on its list with the
 //! time of its first deadline, so asking and answering do not wake it.
@@ -22,7 +22,7 @@ struct Shared {
     changed: Condvar,
 }
 
-/// The queues of a machine that somebody waits for an answer of.
+/// The queues of a machine in which a device waits for an answer.
 #[derive(Clone, Default)]
 pub(crate) struct Deadlines(Arc<Shared>);
 
@@ -38,7 +38,7 @@ impl Shared {
             let now = Instant::now();
             if let Some(due) = state.queues.iter().position(|(at, _)| *at <= now) {
                 let (_, queue) = state.queues.swap_remove(due);
-                // Without the lock, as whoever is answered may ask again.
+                // Without the lock, as a device that is answered may ask again.
                 drop(state);
                 let next = queue.upgrade().and_then(|queue| queue.expire(Some(now)));
                 state = self.lock();
@@ -55,7 +55,7 @@ impl Shared {
 }
 
 impl Deadlines {
-    /// Has `queue` looked at when it is `at`, and as it says from then on. False if there is nobody who could.
+    /// Has `queue` looked at when it is `at`, and as it says from then on. False if there is no thread that could.
     pub(crate) fn watch(&self, queue: &Arc<FaultQueue>, at: Instant) -> bool {
         let mut state = self.0.lock();
         state.queues.push((at, Arc::downgrade(queue)));

@@ -1,15 +1,15 @@
-//! Page requests: what a device asks for that found nothing mapped, and who answers.
+//! Page requests: what a device asks for that found nothing mapped, and how that is answered.
 //!
-//! What happens on a miss is the page table's affair: it is refused, or somebody who reads a queue is asked, or the page is
-//! brought in from the memory behind the mapping. The device decides nothing, nor does who drives it. A device that can wait
-//! asks in groups, and does one thing with the answer to a whole group.
+//! What happens on a miss is the page table's affair: it is refused, or the handler of a queue is asked, or the page is
+//! brought in from the memory behind the mapping. The device decides nothing, nor does its driver. A device that can
+//! wait asks in groups, and does one thing with the answer to a whole group.
 //!
 //! ```text
 //!   Endpoint::request_pages ─┬─ abort ─────► Invalid
 //!                            ├─ resolve ───► brought in: Success; nothing mapped there: Invalid
 //!                            └─ queue ─────► waiting ──take──► taken, by cookie ──answer──► the device's function
 //!                                              ├─ full ─────────────────────────────────────► Failure
-//!                                              ├─ nobody answers in time ───────────────────► Failure
+//!                                              ├─ no handler answers in time ───────────────► Failure
 //!                                              └─ detach, replacement, destruction, reset ──► Invalid
 //! ```
 //! Each is answered, once, whatever happens; what finds a queue full or is not answered in time is counted.
@@ -17,7 +17,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `queue` | groups that wait for an answer |
-//! | `deadline` | who sees to it that they do not wait for ever |
+//! | `deadline` | the thread that keeps them from waiting for ever |
 //!
 //! Where a request goes, and how a page is brought in, is in `port::ask`; a device's own way to ask, in `port::interface`.
 
@@ -81,7 +81,7 @@ pub enum PageResponse {
     Success,
     /// It cannot have them: it shall give up.
     Invalid,
-    /// Nobody could be asked, or nobody answered: it shall give up on this, and may ask for other pages.
+    /// No handler could be asked, or none answered: it shall give up on this, and may ask for other pages.
     Failure,
 }
 
@@ -141,7 +141,7 @@ pub enum Recovery {
     PageRequests,
 }
 
-/// Whoever is to be told of something.
+/// A callback that is to be told of something.
 #[derive(Default)]
 pub(crate) struct Notify(Mutex<Option<Arc<dyn Fn() + Send + Sync>>, rank::Notify>);
 

@@ -1,4 +1,4 @@
-//! Fault queues: groups of page requests, until somebody answers.
+//! Fault queues: groups of page requests, until a handler answers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -72,7 +72,7 @@ impl FaultQueueOptions {
     }
 }
 
-/// What became of groups that nobody answered.
+/// What became of groups that no handler answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct QueueCounts {
     /// They found the queue full.
@@ -103,10 +103,10 @@ struct Waiting {
     deadline: Option<Instant>,
 }
 
-/// A group was put in, and nobody has been told of it yet.
+/// A group was put in, and the handler has not been told of it yet.
 #[must_use]
 pub(crate) struct Arrival {
-    /// When somebody has to look at the deadlines, if nobody does so far.
+    /// When the thread for deadlines has to look at the queue, if it does not so far.
     watch: Option<Instant>,
 }
 
@@ -117,7 +117,7 @@ struct State {
     /// What was given out last.
     last_cookie: u32,
     counts: QueueCounts,
-    /// Whether somebody looks at the deadlines.
+    /// Whether the thread for deadlines looks at the queue.
     watched: bool,
 }
 
@@ -125,7 +125,7 @@ struct State {
 struct Locked<'a> {
     /// Until this is dropped.
     state: Option<MutexGuard<'a, State, rank::Queue>>,
-    /// Groups that nobody had taken.
+    /// Groups that no handler had taken.
     before: usize,
     arrivals: &'a AtomicUsize,
 }
@@ -151,7 +151,7 @@ impl DerefMut for Locked<'_> {
 }
 
 impl Drop for Locked<'_> {
-    /// Says how many have arrived, or are gone. After the lock: who looks, and finds one, wants it.
+    /// Says how many have arrived, or are gone. After the lock: a handler that looks, and finds one, wants it.
     fn drop(&mut self) {
         let more = self.waiting.len().wrapping_sub(self.before);
         drop(self.state.take());
@@ -167,8 +167,8 @@ pub struct FaultQueue {
     options: FaultQueueOptions,
     deadlines: Deadlines,
     state: Mutex<State, rank::Queue>,
-    /// Groups that nobody has taken, less those that were taken before they were counted; to be read without the lock, as a
-    /// handler that looks again and again holds up no device.
+    /// Groups that no handler has taken, less those that were taken before they were counted; to be read without the
+    /// lock, as a handler that looks again and again holds up no device.
     arrivals: AtomicUsize,
     arrived: Notify,
 }
@@ -206,7 +206,7 @@ impl FaultQueue {
         Locked { before: state.waiting.len(), state: Some(state), arrivals: &self.arrivals }
     }
 
-    /// Has `tell` called, by whoever asks for pages, when there is a group to be taken.
+    /// Has `tell` called, by the thread that asks for pages, when there is a group to be taken.
     pub fn on_arrival(&self, tell: Arc<dyn Fn() + Send + Sync>) {
         self.arrived.set(tell);
     }
@@ -217,7 +217,7 @@ impl FaultQueue {
         self.arrivals.load(Ordering::Acquire).cast_signed() > 0
     }
 
-    /// What became of groups that nobody answered.
+    /// What became of groups that no handler answered.
     #[must_use]
     pub fn counts(&self) -> QueueCounts {
         self.lock().counts
@@ -258,7 +258,7 @@ impl FaultQueue {
         Ok(())
     }
 
-    /// Puts a group into the queue, if there is room; whoever does tells of it when no lock is held.
+    /// Puts a group into the queue, if there is room; the caller tells of it when no lock is held.
     pub(crate) fn push(&self, pending: Pending) -> Result<Arrival, Pending> {
         let mut state = self.lock();
         if state.waiting.len() + state.taken.len() >= self.options.depth {
@@ -274,7 +274,7 @@ impl FaultQueue {
     /// Tells of a group that was put in.
     pub(crate) fn tell(self: &Arc<Self>, Arrival { watch }: Arrival) {
         if watch.is_some_and(|deadline| !self.deadlines.watch(self, deadline)) {
-            // Nobody would see to it that it is answered.
+            // No thread would see to it that it is answered.
             self.expire(None);
         }
         self.arrived.tell();
@@ -312,7 +312,7 @@ impl FaultQueue {
         dismissed.0.extend(taken.extract_if(.., |_, each| fits(&each.pending)).map(|(_, each)| each));
     }
 
-    /// An attachment is gone: nobody waits for what it asked for.
+    /// An attachment is gone: no device waits for what it asked for.
     pub(crate) fn dismiss_attachment(&self, walker: &dyn Walker, pasid: Option<Pasid>, dismissed: &mut Dismissed) {
         self.dismiss(dismissed, |pending| pending.is_of(walker) && pending.pasid == pasid);
     }
@@ -322,7 +322,7 @@ impl FaultQueue {
         self.dismiss(dismissed, |pending| pending.is_of(walker));
     }
 
-    /// Nobody answers any more.
+    /// No handler answers any more.
     pub(crate) fn close(&self, dismissed: &mut Dismissed) {
         self.dismiss(dismissed, |_| true);
     }

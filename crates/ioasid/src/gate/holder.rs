@@ -1,8 +1,8 @@
 //! Which gates a thread holds slices behind.
 //!
-//! A thread that holds slices asks seldom, and takes and gives back slices often. So a gate names the thread that held it
-//! last, a thread has a list of the gates that it was new to once, and whoever asks looks through them: holding the same
-//! gate again writes nothing here.
+//! A thread that holds slices asks seldom, and takes and gives back slices often. So a gate names the thread that held
+//! it last, a thread has a list of the gates that it was new to once, and looks through them when it asks: holding the
+//! same gate again writes nothing here.
 
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Weak, atomic::AtomicUsize};

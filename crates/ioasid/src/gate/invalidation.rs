@@ -1,8 +1,8 @@
 //! What a port must forget, and the queue in which it is told.
 //!
-//! Whoever takes a translation away puts an [`Invalidation`] into the queue of every port that may have cached it; the
-//! port takes them out before its next access (see [`crate::gate`]). The queue has a fixed length, so that posting
-//! allocates nothing; when more is posted than fits, the port is told to forget everything.
+//! A thread that takes a translation away puts an [`Invalidation`] into the queue of every port that may have cached
+//! it; the port takes them out before its next access (see [`crate::gate`]). The queue has a fixed length, so that
+//! posting allocates nothing; when more is posted than fits, the port is told to forget everything.
 
 use std::num::NonZeroUsize;
 

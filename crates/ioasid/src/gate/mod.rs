@@ -1,28 +1,28 @@
 //! The gate of a DMA port: the protocol behind the completion guarantee.
 //!
-//! Every port has a gate. The port passes it for each access with a plain store and a load; whoever takes a
+//! Every port has a gate. The port passes it for each access with a plain store and a load; the thread that takes a
 //! translation away pays for the rest.
 //!
 //! ```text
-//!  port (often)                            who unmaps (seldom)
-//!  ────────────                            ───────────────────
+//!  port (often)                            thread that unmaps (seldom)
+//!  ────────────                            ───────────────────────────
 //!  inside += 1  (odd: in an access)        take the translation out of the table
 //!  light fence                             post what to forget; posted += 1
 //!  posted changed? forget what is posted   heavy fence
 //!  translate, move bytes                   inside odd? wait until it changes
-//!  inside += 1  (even)                     now nobody uses it, and nobody will
+//!  inside += 1  (even)                     now no port uses it, and none will
 //! ```
 //!
-//! Why it holds: the two fences order as if both were sequentially consistent. Either the port's `inside` is seen by
-//! the one who unmaps, who then waits; or the port's later loads see both `posted` and the emptied table, so that it
+//! Why it holds: the two fences order as if both were sequentially consistent. Either the thread that unmaps sees the
+//! port's `inside`, and then waits; or the port's later loads see both `posted` and the emptied table, so that it
 //! neither uses a cached translation nor finds the old one. What the port caches after it looked at `posted` may be of
-//! the old table; it is used within this access, for which the other side waits, and forgotten before the next. The loom
+//! the old table; it is used within this access, for which that thread waits, and forgotten before the next. The loom
 //! tests in `port/gate_model.rs` walk through every order.
 //!
-//! An access is short: a port leaves its gate between pieces of a long transfer, so waiting is bounded by one piece. Only
-//! borrowed slices are held for as long as their holder likes. A thread that waited for slices which it holds itself, or for
-//! one who waits for them, would wait for ever; so a thread knows the gates that it holds (see [`holder`]), and whoever takes
-//! a lock under which another thread may be waiting asks first ([`check_may_wait`]).
+//! An access is short: a port leaves its gate between pieces of a long transfer, so waiting is bounded by one piece.
+//! Only borrowed slices are held for as long as their holder likes. A thread that waited for slices which it holds
+//! itself, or for one that waits for them, would wait for ever; so a thread knows the gates that it holds (see
+//! [`holder`]), and asks ([`check_may_wait`]) before it takes a lock under which another thread may be waiting.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -50,9 +50,9 @@ const HELD: u64 = 1 << 63;
 pub(crate) struct Gate {
     /// Odd while the port is inside an access, with [`HELD`] if slices are held. Written by the port only.
     inside: AtomicU64,
-    /// Who holds, or last held, slices.
+    /// The thread that holds, or last held, slices.
     holder: Holder,
-    /// Counts what was posted. Written by those who take translations away.
+    /// Counts what was posted. Written by threads that take translations away.
     posted: AtomicU64,
     /// See [`is_asymmetric`].
     asymmetric: bool,
@@ -68,7 +68,7 @@ pub(crate) struct Inside<'a> {
 }
 
 impl Inside<'_> {
-    /// Changes when something is posted. Who finds it changed calls [`Gate::drain`].
+    /// Changes when something is posted. A port that finds it changed calls [`Gate::drain`].
     #[inline(always)]
     pub(crate) fn posted(&self) -> u64 {
         self.gate.posted.load(Ordering::Acquire)
@@ -111,7 +111,7 @@ impl<'a> Held<'a> {
 }
 
 impl Gate {
-    /// A gate with nobody inside.
+    /// A gate with no port inside.
     pub(crate) fn new() -> Self {
         Self {
             inside: AtomicU64::new(0),
@@ -123,7 +123,7 @@ impl Gate {
     }
 
     /// Begins an access. Only the gate's one port calls this, and not while it is inside; but a [`Held`] may have been
-    /// leaked: then nobody can reach what it held, and its access goes on as this one.
+    /// leaked: then no thread can reach what it held, and its access goes on as this one.
     #[inline]
     pub(crate) fn enter(&self) -> Inside<'_> {
         let entered = self.begin();
@@ -202,8 +202,9 @@ impl Gate {
     }
 }
 
-/// Fails if this thread holds up a port, by slices or by code of a caller's inside an access, and so must not wait for any. To be
-/// asked by what waits for ports, before it takes a lock: the one who holds it may be waiting for those slices.
+/// Fails if this thread holds up a port, by slices or by code of a caller's inside an access, and so must not wait for
+/// any. Code that waits for ports asks this before it takes a lock: the thread that holds the lock may be waiting for
+/// those slices.
 pub(crate) fn check_may_wait() -> Result<(), WouldDeadlock> {
     if holds_any() { Err(WouldDeadlock::HoldsSlices) } else { Ok(()) }
 }
@@ -211,8 +212,8 @@ pub(crate) fn check_may_wait() -> Result<(), WouldDeadlock> {
 /// Returns when no port behind the gates uses, or will use, a translation that was taken away before the call and that
 /// `invalidation` covers.
 ///
-/// `gates` goes through all of them and is called twice. A gate that is new the second time is harmless, and one that is
-/// gone by then has nobody inside.
+/// `gates` goes through all of them and is called twice. A gate that is new the second time is harmless, and one that
+/// is gone by then has no port inside.
 pub(crate) fn quiesce(gates: impl Fn(&mut dyn FnMut(&Gate)), invalidation: Invalidation) {
     let mut any = false;
     gates(&mut |gate| {

@@ -1,4 +1,4 @@
-//! What others see of a port: its gate, and what it moved.
+//! What other threads see of a port: its gate, and what it moved.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use iopt::Access;
 
 use super::Gate;
 
-/// What others see of a port.
+/// What other threads see of a port.
 #[derive(Debug)]
 pub(crate) struct Requester {
     pub(crate) gate: Arc<Gate>,

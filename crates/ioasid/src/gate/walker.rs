@@ -1,4 +1,4 @@
-//! Who walks page tables: the ports of one requester on the bus, for those who wait for them.
+//! What walks page tables: the ports of one requester on the bus, for threads that wait for them.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ impl Ports {
         requester
     }
 
-    /// Takes one out that nobody is inside of any more.
+    /// Takes one out that is inside no access any more.
     pub(crate) fn close(&self, requester: &Arc<Requester>) {
         let mut ports = self.lock();
         ports.open.retain(|(_, other)| !Arc::ptr_eq(other, requester));

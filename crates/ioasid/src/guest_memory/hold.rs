@@ -11,12 +11,12 @@ use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use crate::gate::requester::Requester;
 use crate::gate::{Held, Inside};
 
-/// How many hold the port's access in progress. One thread has it, as it is not `Sync`.
+/// How many [`Hold`]s the port's access in progress has. One thread has it, as it is not `Sync`.
 ///
-/// Whether anybody does is in the gate already. So the most common case, one who holds, writes nothing here.
+/// Whether it has any is in the gate already. So the most common case, one hold, writes nothing here.
 pub(super) struct Holds {
     requester: Arc<Requester>,
-    /// Those who hold, less one. Zero, too, if nobody does.
+    /// The holds, less one. Zero, too, if there is none.
     others: Cell<usize>,
     /// Whether a miss is being dealt with, in which a caller's code may run that gets here again.
     in_miss: Cell<bool>,
@@ -74,7 +74,7 @@ impl Holds {
 }
 
 impl Drop for Holds {
-    /// Whoever leaked a hold cannot use what it held any more.
+    /// A caller that leaked a hold cannot use what it held any more.
     fn drop(&mut self) {
         if self.requester.gate.is_held() {
             drop(self.requester.gate.enter());
@@ -82,8 +82,8 @@ impl Drop for Holds {
     }
 }
 
-/// Keeps the bytes of a [`VolatileSlice`](vm_memory::VolatileSlice) where they are: whoever unmaps waits until it and all
-/// of its clones are dropped.
+/// Keeps the bytes of a [`VolatileSlice`](vm_memory::VolatileSlice) where they are: a thread that unmaps waits until it
+/// and all of its clones are dropped.
 ///
 /// It has the place of a dirty bitmap in the slice, and marks nothing: a page was marked as written, where that is asked
 /// for, when it was translated for writing.

@@ -11,9 +11,9 @@
 //!
 //! # What is held, and for how long
 //!
-//! vm-memory hands out memory as [`VolatileSlice`]s. Each is part of the port's access in progress, so whoever unmaps
-//! waits until the last one is dropped; that is what the [`Hold`] in it is for. The gate (see the module `gate`) is
-//! passed by the first slice and left with the last:
+//! vm-memory hands out memory as [`VolatileSlice`]s. Each is part of the port's access in progress, so a thread that
+//! unmaps waits until the last one is dropped; that is what the [`Hold`] in it is for. The gate (see the module `gate`)
+//! is passed by the first slice and left with the last:
 //!
 //! ```text
 //!   slices alive   0 ─► 1        enter the gate, forget what was taken away
@@ -22,10 +22,10 @@
 //! ```
 //!
 //! The functions of [`vm_memory::Bytes`] drop each slice before they take the next, so between the pieces of a long
-//! transfer nobody has to wait. Slices that are kept hold up every unmap and detach: keep them for a moment only, and not
-//! while waiting for somebody who may be unmapping. A thread that unmaps what it holds itself gets
-//! [`UnmapError::WouldDeadlock`](crate::UnmapError::WouldDeadlock). A slice that is leaked holds until the [`PortMemory`] is
-//! dropped.
+//! transfer no thread has to wait. Slices that are kept hold up every unmap and detach: keep them for a moment only,
+//! and not while waiting for a thread that may be unmapping. A thread that unmaps what it holds itself gets
+//! [`UnmapError::WouldDeadlock`](crate::UnmapError::WouldDeadlock). A slice that is leaked holds until the
+//! [`PortMemory`] is dropped.
 //!
 //! # What is different from guest memory without an IOMMU
 //!
@@ -95,7 +95,7 @@ pub use map::{MapMemoryError, map_memory};
 /// What a port reaches, as guest memory whose addresses are IOVAs. See the [module](self).
 pub struct PortMemory {
     pasid: Option<Pasid>,
-    /// Whom to tell of faults.
+    /// Tells the observer of faults.
     bus: Bus,
     /// The last access that was refused, until it is asked for.
     refusal: Cell<Option<DmaError>>,
@@ -170,16 +170,16 @@ impl PortMemory {
             Ok((hold, start, there)) => {
                 let length = there.min(most as u64) as usize;
                 self.holds.count(access, length as u64);
-                // SAFETY: the translation goes on for `length` bytes. They stay as long as `hold`, for which whoever takes
-                // the translation away waits, and which every slice made of this one has a clone of. Whoever else uses
-                // them is prepared for a device to change them (see `Segment::local`).
+                // SAFETY: the translation goes on for `length` bytes. They stay as long as `hold`, for which a thread
+                // that takes the translation away waits, and which every slice made of this one has a clone of. Every
+                // other user of them is prepared for a device to change them (see `Segment::local`).
                 Ok(unsafe { VolatileSlice::with_bitmap(start, length, hold, None) })
             }
             Err(refused) => self.recover(iova, most, access, refused),
         }
     }
 
-    /// As [`PortMemory::borrow`], out of the way of those who need only one piece.
+    /// As [`PortMemory::borrow`], out of the way of callers that need only one piece.
     #[inline(never)]
     fn borrow_more(&self, iova: u64, most: usize, access: Access) -> GuestMemoryResult<VolatileSlice<'_, Hold<'_>>> {
         self.borrow(iova, most, access)
@@ -223,7 +223,7 @@ impl fmt::Debug for PortMemory {
     }
 }
 
-/// What a port has to ask for. Nobody borrows bytes for nothing, so that is taken for reading.
+/// What a port has to ask for. No caller borrows bytes for nothing, so that is taken for reading.
 #[inline]
 fn access(permissions: Permissions) -> Access {
     match permissions {

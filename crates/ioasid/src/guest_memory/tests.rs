@@ -161,7 +161,7 @@ fn a_refused_access_changes_nothing_and_is_reported() {
     let refused = bench.memory.write_slice(&[9; 32], at(3 * PAGE - 16)).unwrap_err();
     assert!(matches!(refused, GuestMemoryError::PartialBuffer { expected: 32, completed: 16 }));
     assert_eq!(bench.faults.take(), [(BASE + 3 * PAGE, true, FaultReason::NotPermitted)]);
-    // Nobody is left inside.
+    // The port is not left inside.
     bench.ioas.unmap(IovaRange::ALL).unwrap();
 }
 

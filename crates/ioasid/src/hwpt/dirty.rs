@@ -5,10 +5,10 @@
 //! waits for them. So a write is either complete, and in what was read, or it is marked afresh:
 //!
 //! ```text
-//!  port                          who reads the log
-//!  ────                          ─────────────────
+//!  port                          thread that reads the log
+//!  ────                          ─────────────────────────
 //!  walk: mark                    take the marks out
-//!  write, and write again        post, wait for those inside
+//!  write, and write again        post, wait for ports inside
 //!  miss: mark, write             now copy the pages
 //! ```
 

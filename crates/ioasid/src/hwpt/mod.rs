@@ -88,7 +88,7 @@ impl Table {
         }
     }
 
-    /// Everybody who may be asked about a miss, in the table or below it.
+    /// What is done about a miss, in the table and below it.
     pub(crate) fn on_misses(&self) -> impl Iterator<Item = &OnMiss> {
         let below = match self {
             Self::Nested(nested) => Some(nested.parent().on_miss()),
@@ -97,7 +97,7 @@ impl Table {
         std::iter::once(self.on_miss()).chain(below)
     }
 
-    /// Lets `walker` use it: from now on, what it reserves is nobody's.
+    /// Lets `walker` use it: from now on, nothing can be mapped in what it reserves.
     pub(crate) fn connect(&self, walker: Arc<dyn Walker>, reserved: &[IovaRange]) -> Result<(), ConnectError> {
         if let Some(hwpt) = self.paging() {
             hwpt.ioas().connect(reserved)?;
@@ -111,8 +111,8 @@ impl Table {
         Ok(())
     }
 
-    /// Undoes one [`Table::connect`], after the walker stopped using the table. Returns whether nobody uses the one that
-    /// mirrors an address space any more.
+    /// Undoes one [`Table::connect`], after the walker stopped using the table. Returns whether no walker uses the one
+    /// that mirrors an address space any more.
     pub(crate) fn disconnect(&self, walker: &Arc<dyn Walker>, reserved: &[IovaRange]) -> bool {
         match self {
             Self::Nested(nested) => drop(nested.users.remove(walker)),

@@ -84,9 +84,9 @@ pub struct Hwpt {
     pub(crate) table: PagingTable,
     /// Whether writes are marked, and how finely.
     pub(crate) granule: Granule,
-    /// Who is attached, to the table itself or to one that is nested on it.
+    /// The requesters that are attached, to the table itself or to one that is nested on it.
     pub(crate) users: Users,
-    /// Held to fill and to empty the table, by many at a time, and by one alone to find it as it is.
+    /// Held to fill and to empty the table, by many threads at a time, and by one alone to find it as it is.
     pub(super) fill: RwLock<(), rank::Fill>,
 }
 
@@ -115,7 +115,7 @@ impl Hwpt {
         Ok(Self { id, kind, format, options, automatic: false, ioas, table, granule, users, fill })
     }
 
-    /// One that nobody asked for.
+    /// One that no caller asked for.
     pub(crate) fn automatic(
         id: ObjectId,
         kind: IommuKind,
@@ -132,7 +132,7 @@ impl Hwpt {
         self.id
     }
 
-    /// What was asked for, if somebody did.
+    /// What the caller asked for, if one did.
     #[must_use]
     pub fn options(&self) -> Option<&HwptOptions> {
         (!self.automatic).then_some(&self.options)

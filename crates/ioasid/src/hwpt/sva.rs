@@ -10,7 +10,7 @@
 //!                      present?                     no ──► a page request, which brings it in
 //!                      copy from, or to, the process
 //! ```
-//! Nothing of it is cached, so nobody has to be told of a change.
+//! Nothing of it is cached, so no port has to be told of a change.
 
 use std::fmt;
 use std::sync::Arc;

@@ -67,9 +67,9 @@ impl Wanted {
 struct Holds {
     /// Accesses that have something in it, and let it go when they are told.
     pins: usize,
-    /// Those who do not.
+    /// Holders that keep it, told or not.
     locks: usize,
-    /// Whether they have been told, so that nobody else may come to have something in it.
+    /// Whether the accesses have been told: from then on none may get anything more in it.
     told: bool,
 }
 
@@ -399,8 +399,8 @@ impl Areas {
         self.areas.insert(range.start, Area { last: range.last, access, state, holds: Holds::default(), busy: false });
     }
 
-    /// What lies in `range`, which has to be mapped as a whole, for `access` by software; with `hold`, so that it stays. Whoever
-    /// holds it in pages gets whole ones.
+    /// What lies in `range`, which has to be mapped as a whole, for `access` by software; with `hold`, so that it
+    /// stays. A holder gets it in whole pages.
     pub(super) fn pieces(
         &mut self,
         range: IovaRange,
@@ -501,8 +501,8 @@ impl Areas {
         below.map_or(Ok(()), |(&start, area)| area.check_cut(start, iova, alignment, large_pages))
     }
 
-    /// Begins to unmap all areas in `range`, which must not cut one, and returns how many bytes they have. If something is
-    /// pinned in one, nobody may pin anything else there from then on.
+    /// Begins to unmap all areas in `range`, which must not cut one, and returns how many bytes they have. If something
+    /// is pinned in one, no access may pin anything else there from then on.
     pub(super) fn begin_unmap(&mut self, range: IovaRange) -> Result<u64, NotNow> {
         let (mut bytes, mut pinned) = (0u64, None);
         for (area, Area { state, holds, .. }) in self.in_or_around(range) {

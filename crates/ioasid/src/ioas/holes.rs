@@ -1,7 +1,7 @@
 //! Where a search for a free range begins, so that each does not pass all areas that the one before it passed.
 //!
-//! Everything below some address was found to be without a hole for a request. Whoever wants no less, aligned no less,
-//! need not look there either, until something there is unmapped that leaves a hole large enough.
+//! Everything below some address was found to be without a hole for a request. A search that wants no less, aligned no
+//! less, need not look there either, until something there is unmapped that leaves a hole large enough.
 
 use crate::base::types::IovaRange;
 

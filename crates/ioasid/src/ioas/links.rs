@@ -1,7 +1,7 @@
 //! The mirrors of an address space, and how they come and go.
 //!
-//! Mirrors have numbers, in the order in which they were added, and whoever fills or empties them goes from one number to
-//! the next, without the lock in between. One mirror at a time *joins*: it is the last on the list, and a cursor says how far
+//! Mirrors have numbers, in the order in which they were added, and a thread that fills or empties them goes from one
+//! number to the next, without the lock in between. One mirror at a time *joins*: it is the last on the list, and a cursor says how far
 //! it has been looked after. What begins below the cursor is mapped in it by its mapper, or has been; what begins above is
 //! mapped in it when the cursor comes there. The cursor moves under the lock, over what is free or not mapped yet as well,
 //! and a mapper decides and publishes under the lock, so each area is mapped in each mirror once.

@@ -4,20 +4,20 @@
 //! not merged, as an unmap has to name whole areas. Memory is brought in for the first mirror and let go with the last, area
 //! by area; without one, an address space is a list.
 //!
-//! # Who waits for whom
+//! # Which thread waits for which
 //!
 //! One lock guards the areas, the list of mirrors and the rules. It is held for a few instructions: not while memory is
-//! brought in, a mirror is filled or emptied, or ports are waited for. What keeps others away meanwhile is the state of
-//! an area:
+//! brought in, a mirror is filled or emptied, or ports are waited for. What keeps other threads away meanwhile is the
+//! state of an area:
 //!
 //! ```text
-//!             ┌─ coming ──► mapped ⇄ absent          whoever meets one that is
+//!             ┌─ coming ──► mapped ⇄ absent          a thread that meets one that is
 //!    free ────┤               │  ▲│                    coming:  fails, as two map the same
 //!             ▲               ▼  ││busy                leaving: waits for its end
 //!             └──────────── leaving                    busy:    waits until it is settled
 //! ```
-//! So mappings of different ranges go on beside each other, and a mirror that takes long holds up those who use the same
-//! range, or add and remove mirrors of the same address space.
+//! So mappings of different ranges go on beside each other, and a mirror that takes long holds up threads that use the
+//! same range, or add and remove mirrors of the same address space.
 
 mod areas;
 mod errors;

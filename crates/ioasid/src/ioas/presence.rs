@@ -40,9 +40,9 @@ impl Drop for Filled<'_, '_> {
 
 impl Ioas {
     /// Makes devices fault in `range`, where everything stays mapped: what happens then is up to their page tables
-    /// ([`OnMiss`](crate::OnMiss)). When it returns, no DMA through these mappings is in flight and none can start, and their
-    /// memory is not held for devices any more. What devices wrote and nobody has read from the dirty bitmaps is lost there, as at
-    /// an unmap.
+    /// ([`OnMiss`](crate::OnMiss)). When it returns, no DMA through these mappings is in flight and none can start, and
+    /// their memory is not held for devices any more. Dirty marks that have not been read are lost there, as at an
+    /// unmap.
     ///
     /// # Errors
     /// See [`PresenceError`].

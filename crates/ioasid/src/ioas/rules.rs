@@ -189,7 +189,7 @@ impl Ioas {
         Ok(())
     }
 
-    /// Keeps everybody from mapping anything in `range` from now on.
+    /// From now on, nothing can be mapped in `range`.
     ///
     /// # Errors
     /// [`RuleError::Mapped`], [`RuleError::Reserved`] if some of it is allowed to be mapped by [`Ioas::allow_iovas`].
@@ -239,7 +239,7 @@ impl Ioas {
         self.lock().links.capabilities().fold(u64::MAX, |sizes, mirror| sizes & mirror.page_sizes)
     }
 
-    /// From now on, what a device reserves is nobody's, until [`Ioas::disconnect`].
+    /// From now on, nothing can be mapped in what a device reserves, until [`Ioas::disconnect`].
     pub(crate) fn connect(&self, reserved: &[IovaRange]) -> Result<(), ConnectError> {
         let mut state = self.lock();
         state.rules.check_allowed(reserved)?;

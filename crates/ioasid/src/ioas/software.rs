@@ -135,7 +135,7 @@ impl Ioas {
         state.limits_changed();
     }
 
-    /// Tells all who may have something pinned in `range` to let it go.
+    /// Tells all accesses that may have something pinned in `range` to let it go.
     pub(super) fn notify(&self, range: IovaRange) {
         let accessors = self.lock().accessors.clone();
         accessors.iter().for_each(|accessor| accessor.notify(range));

@@ -11,8 +11,8 @@ use crate::gate::check_may_wait;
 impl Ioas {
     /// Unmaps every area in `range`, which must not cut one, and returns the number of bytes that were mapped.
     ///
-    /// When it returns, no DMA through these mappings is in flight and none can start. Software that pinned something there
-    /// ([`IoasAccess`](crate::IoasAccess)) is told to let it go first. Allocates nothing if nobody did.
+    /// When it returns, no DMA through these mappings is in flight and none can start. Software that pinned something
+    /// there ([`IoasAccess`](crate::IoasAccess)) is told to let it go first. Allocates nothing if nothing was pinned.
     ///
     /// # Errors
     /// [`UnmapError::Empty`] if nothing is mapped in `range`, [`UnmapError::NotWhole`] if it cuts an area, [`UnmapError::Busy`]
@@ -33,8 +33,9 @@ impl Ioas {
         self.take_out(range, now).map(|()| bytes)
     }
 
-    /// Lets no other have what is in `range` from now on. What is pinned there is told to be let go, as long as each notice
-    /// leads to fewer pins: an access lets go before its notice returns, so one that changes nothing will not.
+    /// Keeps other threads from what is in `range` from now on. What is pinned there is told to be let go, as long as
+    /// each notice leads to fewer pins: an access lets go before its notice returns, so one that changes nothing will
+    /// not.
     fn begin_unmap(&self, range: IovaRange) -> Result<(u64, Now), UnmapError> {
         let mut pinned_before = usize::MAX;
         loop {

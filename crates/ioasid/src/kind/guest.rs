@@ -50,7 +50,7 @@ macro_rules! with_format {
 }
 
 impl GuestFormat {
-    /// Every format that translates, for who wants to try them all.
+    /// Every format that translates, for a caller that wants to try them all.
     pub const ALL: [Self; 8] = [
         Self::X86_64,
         Self::X86_64FiveLevels,

@@ -1,8 +1,8 @@
 //! A guest's own table of PASIDs: for each, where its page table is.
 //!
 //! On Arm, AMD and RISC-V a guest can own the whole table, and not only page tables. Then it decides which PASID means
-//! what, and each device that uses it is still attached by whoever owns the device: without a PASID, once. A walk looks the
-//! PASID up in the guest's memory, in the form that hardware reads:
+//! what, and each device that uses it is still attached by the owner of the device: without a PASID, once. A walk looks
+//! the PASID up in the guest's memory, in the form that hardware reads:
 //!
 //! ```text
 //!  SMMUv3   context descriptors of 64 bytes, in a row, or in leaves of 64 or 1,024 that a first level leads to

@@ -33,7 +33,7 @@ struct Kind {
     formats: &'static [TableFormat],
     /// IOVAs that no device behind it can use for memory.
     reserved: &'static [IovaRange],
-    /// Whether a page table that nobody asked for may be attached to PASIDs.
+    /// Whether a page table that no caller asked for may be attached to PASIDs.
     automatic_for_pasids: bool,
 }
 
@@ -106,7 +106,7 @@ impl IommuKind {
         self.data().reserved
     }
 
-    /// Whether a page table that nobody asked for may be attached to PASIDs.
+    /// Whether a page table that no caller asked for may be attached to PASIDs.
     pub(crate) fn automatic_for_pasids(self) -> bool {
         self.data().automatic_for_pasids
     }

@@ -1,4 +1,4 @@
-//! Who answers for memory that is pinned.
+//! The accounts that answer for memory that is pinned.
 
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ pub struct OverLimit {
     pub wanted: u64,
 }
 
-/// Counts memory that is pinned: of a user, of a process, of whoever is to answer for it. It is called with no lock held, and
-/// from drops, where a panic goes no further.
+/// Counts memory that is pinned: of a user, of a process, of whatever is to answer for it. It is called with no lock
+/// held, and from drops, where a panic goes no further.
 pub trait Account: Send + Sync {
     /// Counts `bytes` more.
     ///

@@ -153,7 +153,7 @@ impl<W: Clone> Fragments<W> {
         }
     }
 
-    /// Counts one pin of `range` less. What nobody needs stays until it is taken out. Allocates nothing.
+    /// Counts one pin of `range` less. What no pin needs stays until it is taken out. Allocates nothing.
     pub(super) fn release(&mut self, space: usize, range: Range) {
         self.find(space, range, |_, fragment| {
             fragment.count -= 1;
@@ -161,7 +161,7 @@ impl<W: Clone> Fragments<W> {
         });
     }
 
-    /// Takes something out of `range` that nobody needs: where it was, unless it never came. Allocates nothing.
+    /// Takes something out of `range` that no pin needs: where it was, unless it never came. Allocates nothing.
     pub(super) fn take_unused(&mut self, space: usize, range: Range) -> Option<(Range, Option<W>)> {
         let unused = self.find(space, range, |at, fragment| (fragment.count == 0).then_some(at))?;
         let fragment = self.0.remove((space, unused.start))?;

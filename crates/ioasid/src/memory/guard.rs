@@ -1,6 +1,6 @@
-//! Files mapped into this process that somebody else may cut short.
+//! Files mapped into this process that another process may cut short.
 //!
-//! Touching a page of a mapping beyond the end of its file raises SIGBUS, and whoever owns the file decides where it
+//! Touching a page of a mapping beyond the end of its file raises SIGBUS, and the owner of the file decides where it
 //! ends. So every such mapping is entered in a list that the SIGBUS handler looks through: a fault inside one marks it
 //! as failed and puts empty pages in place of the whole of it, so that the copy in progress ends, its result is thrown
 //! away, and there is no second fault. A SIGBUS anywhere else goes to whatever handled it before.
@@ -40,7 +40,7 @@ impl Entry {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Changes what is guarded. Only whoever took the entry off the free list calls this.
+    /// Changes what is guarded. Only the map that took the entry off the free list calls this.
     fn set(&self, start: usize, length: usize) {
         let changes = self.changes.load(Ordering::Relaxed);
         self.changes.store(changes + 1, Ordering::Relaxed);
@@ -68,8 +68,8 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 /// What SIGBUS did before.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Changes whenever a mapping of this process turns out to have lost bytes, before anybody can read what takes their
-/// place. So whoever moves bytes needs to ask for a certain mapping only if this has changed.
+/// Changes whenever a mapping of this process turns out to have lost bytes, before any thread can read what takes their
+/// place. So code that moves bytes needs to ask for a certain mapping only if this has changed.
 #[inline]
 pub(crate) fn memory_lost() -> u64 {
     LOST.load(Ordering::Acquire)
@@ -133,13 +133,13 @@ impl GuardedMap {
         }
     }
 
-    /// Nobody needs `length` bytes at `start` any more, both multiples of the page size: what they were is let go, and
-    /// their addresses stay taken.
+    /// The caller needs `length` bytes at `start` no more, both multiples of the page size: what they were is let go,
+    /// and their addresses stay taken.
     pub(crate) fn give_back(&self, start: NonNull<u8>, length: usize) {
         debug_assert!(start >= self.start && start.addr().get() + length <= self.start.addr().get() + self.length);
         let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: replaces a part of the mapping, which is ours, and whose bytes there nobody uses by the caller's word. If
-        // the kernel has no room for it, the bytes stay.
+        // SAFETY: replaces a part of the mapping, which is ours, and whose bytes there are unused by the caller's word.
+        // If the kernel has no room for it, the bytes stay.
         unsafe { libc::mmap(start.as_ptr().cast(), length, libc::PROT_NONE, flags, -1, 0) };
     }
 
@@ -151,9 +151,9 @@ impl GuardedMap {
 
 impl Drop for GuardedMap {
     fn drop(&mut self) {
-        // First out of the list: the address may be somebody else's as soon as it is unmapped.
+        // First out of the list: the address may be another mapping's as soon as it is unmapped.
         self.entry.set(0, 0);
-        // SAFETY: the mapping is ours, and whoever could use it has let go of the owner of this object.
+        // SAFETY: the mapping is ours, and every user of it has let go of the owner of this object.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
         debug_assert!(unmapped.is_ok());
         let mut free = FREE.lock();
@@ -224,7 +224,7 @@ fn install() -> io::Result<()> {
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel hands a valid siginfo to an SA_SIGINFO handler.
     let code = unsafe { (*info).si_code };
-    // A signal that somebody sent says nothing about memory, whatever address is in it.
+    // A signal that a process sent says nothing about memory, whatever address is in it.
     if code <= 0 {
         return pass_on_sent(signal, info, context);
     }
@@ -238,7 +238,7 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
             LOST.fetch_add(1, Ordering::Release);
             let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             let prot = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: replaces a mapping that this module owns and that somebody is using right now, so that its owner
+            // SAFETY: replaces a mapping that this module owns and that a thread is using right now, so that its owner
             // is alive; all of it, so that no more mappings come of it, however often this happens.
             if unsafe { libc::mmap(start as *mut libc::c_void, length, prot, flags, -1, 0) } != libc::MAP_FAILED {
                 return;

@@ -1,4 +1,4 @@
-//! Which memory it is, by whatever way it is reached: for those who want to know whether two are the same.
+//! Which memory it is, by whatever way it is reached: for a caller that wants to know whether two are the same.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -79,7 +79,7 @@ impl Identity {
 
 /// Everything that is pinned at one moment.
 pub struct Pinned {
-    /// Whose each piece is, its first byte and its length.
+    /// The owner of each piece, its first byte and its length.
     pub(super) pieces: Vec<(usize, Identity, u64)>,
 }
 
@@ -90,7 +90,7 @@ impl fmt::Debug for Pinned {
 }
 
 impl Pinned {
-    /// How often a byte is pinned: once by all who need the same pages together.
+    /// How often a byte is pinned: once by all users of the same pages together.
     #[must_use]
     pub fn count(&self, byte: Identity) -> usize {
         let owner = |&(owner, start, length): &(usize, Identity, u64)| {

@@ -41,7 +41,7 @@ pub enum PinError {
     /// Memory whose length is no multiple of the page size, or which wraps.
     #[error("memory of {0:#x} bytes is not made of whole pages")]
     NotPages(u64),
-    /// Whoever answers for it may pin no more.
+    /// The account that answers for it may pin no more.
     #[error(transparent)]
     OverLimit(#[from] OverLimit),
     /// The physical space is full.
@@ -52,7 +52,7 @@ pub enum PinError {
     Recursive,
 }
 
-/// Where memory comes from when somebody needs it.
+/// Where memory comes from when a device or software needs it.
 enum Source {
     /// It is there already.
     Segments(Vec<Segment>),
@@ -69,8 +69,8 @@ impl Source {
     }
 }
 
-/// A range of backing memory. What is needed of it is brought in (pinned) when a device or software first needs it, exists
-/// once in a machine however often it is mapped, and is let go when nobody needs it any more.
+/// A range of backing memory. What is needed of it is brought in (pinned) when a device or software first needs it,
+/// exists once in a machine however often it is mapped, and is let go when none needs it any more.
 pub struct Pages {
     address: u64,
     length: u64,
@@ -123,7 +123,7 @@ impl Pages {
         }
     }
 
-    /// Has `account`, or nobody, answer for what is pinned from now on, and for what is pinned already, in place of the
+    /// Has `account`, or none, answer for what is pinned from now on, and for what is pinned already, in place of the
     /// account so far, which is returned.
     ///
     /// # Errors
@@ -186,8 +186,8 @@ impl Pages {
         self.writable
     }
 
-    /// Brings in the pages that `length` bytes from `offset` on lie in, as far as nobody has yet. The first of those bytes
-    /// is going to be mapped at `iova`, if anywhere.
+    /// Brings in the pages that `length` bytes from `offset` on lie in, as far as no other pin has yet. The first of
+    /// those bytes is going to be mapped at `iova`, if anywhere.
     pub(crate) fn pin(
         self: &Arc<Self>,
         space: &Arc<PhysSpace>,
@@ -420,7 +420,7 @@ impl Drop for Pin {
             let unused = self.pages.pinned.lock().take_unused(id, self.range);
             match unused {
                 None => break,
-                // It never came: whoever waited for it tries by itself.
+                // It never came: a thread that waited for it tries by itself.
                 Some((_, None)) => self.pages.settled.notify_all(),
                 Some((range, Some(windows))) => {
                     // The windows stay as long as another part of them is needed; what is behind this part does not.

@@ -16,7 +16,7 @@
 //! never split or joined, do not run out in whatever mix of sizes they come and go.
 //!
 //! The lists of blocks only grow, in buckets each as large as all before it together, so that a look-up needs no lock.
-//! Giving a block back allocates nothing and waits for nobody who allocates.
+//! Giving a block back allocates nothing and waits for no thread that allocates.
 #![allow(unsafe_code, reason = "blocks point at windows, which the gate protocol keeps alive")]
 
 use std::ptr;
@@ -51,7 +51,7 @@ pub(crate) struct Window {
     length: u64,
     backing: Backing,
     place: Place,
-    /// Whose it is: windows of the same pages have the same.
+    /// Its owner: windows of the same pages have the same.
     owner: usize,
 }
 
@@ -266,8 +266,8 @@ impl PhysSpace {
         _accounts: &'a MutexGuard<'_, Accounts, rank::Blocks>,
     ) -> Option<&'a Window> {
         let window = self.block(place)?.window.load(Ordering::Acquire);
-        // SAFETY: null, or a window that is there: who removes one takes it out of its block and then waits for the lock that
-        // is held here, before it drops the window.
+        // SAFETY: null, or a window that is there: a thread that removes one takes it out of its block and then waits
+        // for the lock that is held here, before it drops the window.
         unsafe { window.as_ref() }
     }
 

@@ -7,7 +7,7 @@
 //! 2. everything else is copied through `/proc/PID/mem`.
 //!
 //! `/proc/PID/mem` rather than `process_vm_readv`: an open file of it stays with the address space it was opened on, so
-//! that after an exec, or after the process number went to somebody else, DMA fails instead of reaching other memory.
+//! that after an exec, or after the process number went to another process, DMA fails instead of reaching other memory.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -51,7 +51,7 @@ struct ProcessMemory {
     pid: u32,
     memory: File,
     vmas: VmaQuery,
-    /// `/proc/PID/pagemap`, for who wants to know which pages are present.
+    /// `/proc/PID/pagemap`, for a caller that wants to know which pages are present.
     pages: Option<File>,
     /// Files that its shared mappings are of and that are open here, by device and inode number, and whether for writing:
     /// a descriptor for each, and not for each mapping.
@@ -65,8 +65,8 @@ const PRESENT: u64 = 1 << 63;
 
 impl ProcessMemory {
     fn is_current(&self) -> bool {
-        // Nobody has a page at 0 that an ordinary user could read, but a dead address space says "end of file" where
-        // a living one says EIO.
+        // No process has a page at 0 that an ordinary user could read, but a dead address space says "end of file"
+        // where a living one says EIO.
         !matches!(self.memory.read_at(&mut [0], 0), Ok(0))
     }
 }

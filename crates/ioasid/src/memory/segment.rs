@@ -69,7 +69,7 @@ mod shared {
     /// Copies from what is `offset` bytes behind the start of a backing, which goes on for as long.
     pub(super) fn copy_from(start: NonNull<u8>, offset: u64, data: &mut [u8]) -> io::Result<()> {
         let source = start.as_ptr().wrapping_add(offset as usize);
-        // SAFETY: the bytes are there as long as the backing is, and nobody has a reference to them.
+        // SAFETY: the bytes are there as long as the backing is, and no code has a reference to them.
         unsafe { ptr::copy(source, data.as_mut_ptr(), data.len()) };
         check(source, data.len())
     }
@@ -118,10 +118,11 @@ impl Backing {
         }
     }
 
-    /// Nobody uses `length` bytes from `offset` on any more, both multiples of the page size, though others of the backing.
+    /// No pin needs `length` bytes from `offset` on any more, both multiples of the page size, though others of the
+    /// backing.
     pub(super) fn give_back(&self, offset: u64, length: u64) {
         if let Self::Local { start, keep, guard: Some(_), .. } = self
-            // Nobody else has the mapping, and nobody can come to have it but through this.
+            // No other backing has the mapping, and none can come to have it but through this.
             && Arc::strong_count(keep) == 1
             && let Some(map) = (&**keep as &dyn Any).downcast_ref::<GuardedMap>()
         {

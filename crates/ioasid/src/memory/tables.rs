@@ -54,8 +54,8 @@ impl TableSpace {
         Self::new(start, bytes + HUGE_PAGE, bytes, None)
     }
 
-    /// Room for `bytes` of tables (rounded up to 2 MiB) in a memfd, which [`TableSpace::file`] gives. Whoever is given it
-    /// can read all tables in it, and can neither write them nor change the file's length: it is sealed.
+    /// Room for `bytes` of tables (rounded up to 2 MiB) in a memfd, which [`TableSpace::file`] gives. A process that is
+    /// given it can read all tables in it, and can neither write them nor change the file's length: it is sealed.
     ///
     /// # Errors
     /// Of `memfd_create`, `ftruncate` and `mmap`.
@@ -65,7 +65,7 @@ impl TableSpace {
         let file = File::from(rustix::fs::memfd_create(c"ioasid-tables", flags)?);
         file.set_len(bytes as u64)?;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: as above. The file keeps its length, as it is sealed before anybody else has it.
+        // SAFETY: as above. The file keeps its length, as it is sealed before any other code has it.
         let start = unsafe { rustix::mm::mmap(ptr::null_mut(), bytes, Self::PROT, flags, file.as_fd(), 0) }?;
         let mut space = Self::new(start, bytes, bytes, None)?;
         // The mapping that there is stays writable, and there will be no other.
@@ -100,7 +100,7 @@ impl TableMemory for TableSpace {
     fn entries(&self) -> &[AtomicU64] {
         let count = self.used.len() / size_of::<AtomicU64>();
         // SAFETY: the mapping is as long, aligned to pages, readable and writable as long as this lives, and zero where
-        // nobody wrote; all who use it use atomics.
+        // nothing was written; all code that uses it uses atomics.
         unsafe { slice::from_raw_parts(self.start.add(self.used.start).cast().as_ptr(), count) }
     }
 
@@ -161,8 +161,8 @@ impl GuestTables {
 
 impl TableMemory for GuestTables {
     fn entries(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is as long, aligned to pages, readable and writable as long as this lives, whatever becomes of
-        // the file; whoever else uses its bytes is another process, or uses raw copies and atomics.
+        // SAFETY: the mapping is as long, aligned to pages, readable and writable as long as this lives, whatever
+        // becomes of the file; every other user of its bytes is another process, or uses raw copies and atomics.
         unsafe { slice::from_raw_parts(self.map.start().cast().as_ptr(), self.length / size_of::<AtomicU64>()) }
     }
 

@@ -1,4 +1,4 @@
-//! Who follows an address space: the contract, and who is attached.
+//! What follows an address space: the contract, and the requesters that are attached.
 //!
 //! The areas of an address space are the truth. Each mirror has the same: a page table that ports walk, a device in another
 //! process, a host's own IOMMU. What is mapped is handed to all of them, and an unmap returns when none of them lets anything

@@ -1,4 +1,4 @@
-//! Who is attached to a page table.
+//! The requesters that are attached to a page table.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ impl Users {
         users.walkers.push((number, walker));
     }
 
-    /// Undoes one [`Users::add`]. Returns whether there is nobody left.
+    /// Undoes one [`Users::add`]. Returns whether there is none left.
     pub(crate) fn remove(&self, walker: &Arc<dyn Walker>) -> bool {
         let mut users = self.0.lock();
         let at = users.walkers.iter().position(|(_, other)| Arc::ptr_eq(other, walker));
@@ -50,8 +50,8 @@ impl Users {
 
     /// Returns when no port of theirs uses what was taken away before the call and is covered by `invalidation`.
     ///
-    /// Others may come and go meanwhile. One that comes has walked nothing before, and finds the table as it is now; the
-    /// one that goes has waited for its ports itself.
+    /// Other requesters may come and go meanwhile. One that comes has walked nothing before, and finds the table as it
+    /// is now; the one that goes has waited for its ports itself.
     pub(crate) fn quiesce(&self, invalidation: Invalidation) {
         quiesce(
             |each| {

@@ -1,12 +1,12 @@
-//! PASIDs: who has which, on the whole machine.
+//! PASIDs: which context has which, on the whole machine.
 //!
-//! A context allocates a PASID, and nobody else gets the number before the last who holds it has let go: the attachments made
-//! with it, and whoever keeps a [`PasidHold`] (a driver that wrote it into a device, a table that translates to it). What is
-//! freed while somebody holds it is *parked*: DMA with it has stopped, and the number waits.
+//! A context allocates a PASID, and no other context gets the number before its last holder has let go: the attachments
+//! made with it, and what keeps a [`PasidHold`] (a driver that wrote it into a device, a table that translates to it).
+//! What is freed while it has a holder is *parked*: DMA with it has stopped, and the number waits.
 //!
 //! ```text
-//!   free ──alloc──► allocated ──free, nobody holds it────────────────────► free
-//!                       └──────free, somebody does──► parked ──last lets go──┘
+//!   free ──alloc──► allocated ──free, without a holder───────────────────► free
+//!                       └──────free, with a holder──► parked ──last lets go──┘
 //! ```
 //! A consumer that owns a whole device may choose PASIDs for it, without allocating them. Numbers that are allocated in another
 //! context, or parked, it cannot choose.
@@ -50,7 +50,7 @@ pub enum PasidError {
 enum State {
     /// By the context with this serial number.
     Allocated(u64),
-    /// Nobody allocated it.
+    /// No context allocated it.
     Chosen,
     Parked,
 }
@@ -149,7 +149,7 @@ impl PasidSpace {
         }
     }
 
-    /// Undoes one hold, which somebody forgot on purpose.
+    /// Undoes one hold: of a [`PasidHold`] that is dropped, or one that an attachment forgot on purpose.
     pub(crate) fn release(&self, pasid: Pasid) {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(&pasid) else { return };
@@ -164,7 +164,7 @@ impl PasidSpace {
         self.lock().get(&pasid).is_some_and(|entry| entry.state == State::Allocated(owner))
     }
 
-    /// Frees what `owner` has allocated, or parks it if somebody holds it.
+    /// Frees what `owner` has allocated, or parks it if it has a holder.
     pub(crate) fn free(&self, pasid: Pasid, owner: u64) {
         let mut entries = self.lock();
         match entries.get_mut(&pasid) {

@@ -1,8 +1,9 @@
 //! Virtual PASIDs: the numbers that a guest or a program uses, and the physical ones that are on the bus.
 //!
-//! Whoever hands work on to hardware that others share keeps such a table: the driver of a mediated device for what its user
-//! writes into descriptors, and a virtual processor for ENQCMD. It is empty at first, and what is not in it is refused. Each
-//! entry holds its physical PASID, so that this is not used for something else as long as somebody could name it.
+//! Software that hands work on to shared hardware keeps such a table: the driver of a mediated device for what its user
+//! writes into descriptors, and a virtual processor for ENQCMD. It is empty at first, and what is not in it is refused.
+//! Each entry holds its physical PASID, so that this is not used for something else as long as a guest or a program
+//! could name it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -81,8 +82,8 @@ impl VirtualPasids {
         self.0.read().get(&number).map(PasidHold::pasid)
     }
 
-    /// As [`VirtualPasids::physical`], held: for who hands on work that is done later. Until it is done, nobody else
-    /// must get the PASID, whatever `number` has come to mean.
+    /// As [`VirtualPasids::physical`], held: for a caller that hands on work that is done later. Until it is done, no
+    /// other context must get the PASID, whatever `number` has come to mean.
     #[must_use]
     pub fn hold(&self, number: Option<Pasid>) -> Option<PasidHold> {
         self.0.read().get(&number).cloned()

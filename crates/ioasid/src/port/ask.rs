@@ -1,7 +1,7 @@
 //! Where page requests go, and how a page is brought in.
 //!
-//! A miss belongs to the table that has nothing there: a guest's own table is the guest's affair, and what is missing below
-//! it is the affair of who maps the guest's memory.
+//! A miss belongs to the table that has nothing there: a guest's own table is the guest's affair, and what is missing
+//! below it is the affair of the VMM that maps the guest's memory.
 
 use std::sync::Arc;
 
@@ -21,11 +21,12 @@ fn dma_access(request: &PageRequest) -> Access {
 }
 
 impl Endpoint {
-    /// Asks for pages. Who answers is up to the page table that the device is attached to ([`OnMiss`](crate::OnMiss)); without an
-    /// attachment, or where misses are refused, the answer is [`PageResponse::Invalid`], before this returns. An answer that is
-    /// not [`PageResponse::Success`] is told to the observer, as a refused DMA.
+    /// Asks for pages. The page table that the device is attached to decides what answers ([`OnMiss`](crate::OnMiss));
+    /// without an attachment, or where misses are refused, the answer is [`PageResponse::Invalid`], before this
+    /// returns. An answer that is not [`PageResponse::Success`] is told to the observer, as a refused DMA.
     ///
-    /// A thread that holds slices cannot ask, as it would hold up whoever answers: the answer is [`PageResponse::Failure`].
+    /// A thread that holds slices cannot ask, as it would hold up the handler that answers: the answer is
+    /// [`PageResponse::Failure`].
     pub fn request_pages(self: &Arc<Self>, mut group: PageGroup) {
         if check_may_wait().is_err() {
             return answer(group, PageResponse::Failure);
@@ -73,7 +74,7 @@ impl Endpoint {
         if nested.parent().on_miss().is_abort() {
             return None;
         }
-        // As the device's own transactions, so that whoever detaches it waits for this, too.
+        // As the device's own transactions, so that a thread that detaches it waits for this, too.
         let mut port = self.port();
         let pasid = if table.owns_pasids() { requests.first()?.pasid } else { pasid };
         let mut below = Vec::with_capacity(requests.len());
@@ -99,13 +100,13 @@ impl Endpoint {
                 answer(group, if all { PageResponse::Success } else { PageResponse::Invalid });
             }
             OnMiss::Queue(queue) => {
-                // Who uses a part of a device knows it by other names.
+                // The owner of a part of a device knows it by other names.
                 let (owner, own) = self.owner(pasid);
                 let named = group.requests.iter_mut().filter(|request| request.pasid == pasid);
                 named.for_each(|request| request.pasid = own);
                 let mut pending = Some(Pending { walker: self.clone(), pasid, device: owner.bound_as(), group });
                 let mut refused = None;
-                // Who detaches waits for this look at the attachment, and then finds the group.
+                // A thread that detaches waits for this look at the attachment, and then finds the group.
                 let queued = self.with_attachment(pasid, |now| {
                     let asked = pending.take_if(|_| now.is(table))?;
                     queue.push(asked).map_err(|back| refused = Some(back)).ok()

@@ -1,4 +1,4 @@
-//! What a port is on the bus: who asks, and whom.
+//! What a port is on the bus: the endpoint that asks, and the machine that it asks.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ impl Bus {
     }
 }
 
-/// Tells the observer of a transaction that was refused, in the names of whose it was: a part's, if the PASID is one of its.
+/// Tells the observer of a transaction that was refused, in the names of its owner: a part, if the PASID is one of its.
 pub(super) fn tell(endpoint: &Arc<Endpoint>, at: BusAddress, write: bool, reason: FaultReason) {
     let ioas = endpoint.with_attachment(at.pasid, |table| table.ioas().map(|ioas| ioas.serial())).flatten();
     let (owner, pasid) = endpoint.owner(at.pasid);

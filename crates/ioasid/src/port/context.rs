@@ -24,7 +24,7 @@ const PASIDS: usize = 256;
 /// From one domain to the next. As it is odd, all are different.
 const DOMAIN_SPREAD: u64 = 0x2c5;
 
-/// A page table. Valid inside the gate: who detaches waits there.
+/// A page table. Valid inside the gate: a thread that detaches waits there.
 #[derive(Clone, Copy)]
 pub(super) enum Attached {
     Paging(NonNull<Hwpt>),
@@ -89,7 +89,7 @@ pub(super) struct Contexts {
     domains: u64,
 }
 
-// SAFETY: the cache only keeps the pointers; who follows them says why that is right.
+// SAFETY: the cache only keeps the pointers; code that follows them says why that is right.
 #[allow(unsafe_code, reason = "keeps pointers")]
 unsafe impl Send for Contexts {}
 
@@ -105,7 +105,7 @@ impl Contexts {
         }
     }
 
-    /// Makes room for PASIDs. Not to be called inside the gate: who waits there must not wait for memory.
+    /// Makes room for PASIDs. Not to be called inside the gate: a thread that waits there must not wait for memory.
     #[cold]
     pub(super) fn prepare(&mut self) {
         self.pasids.get_or_insert_with(|| Box::new([None; PASIDS]));
@@ -229,7 +229,7 @@ mod tests {
 
     use super::*;
 
-    /// A table that nobody follows the pointer to.
+    /// A table whose pointer no test follows.
     fn hwpt(n: usize) -> Attached {
         Attached::Paging(NonNull::new(std::ptr::without_provenance_mut(n * 4096)).unwrap())
     }

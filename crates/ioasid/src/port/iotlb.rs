@@ -220,8 +220,8 @@ impl Iotlb {
         self.patience == 0
     }
 
-    /// Makes room for four times as many translations. Not to be called inside the gate: who waits there must not wait for
-    /// memory.
+    /// Makes room for four times as many translations. Not to be called inside the gate: a thread that waits there must
+    /// not wait for memory.
     #[cold]
     pub(crate) fn grow(&mut self) {
         let sets = empty_sets((self.sets.len() * 4).min(MOST_SETS));
@@ -284,7 +284,7 @@ mod tests {
     /// In which pages have places far from those of [`DOMAIN`].
     const OTHER: u64 = 0x2c5;
 
-    /// A target that nobody follows.
+    /// A target that no test follows.
     fn target(n: u64) -> *mut u8 {
         ptr::without_provenance_mut((n as usize) << 12)
     }

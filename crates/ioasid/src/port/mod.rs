@@ -2,7 +2,8 @@
 //!
 //! Each transaction is cut into pieces that lie in one page of the page table and are no longer than [`PIECE`]. For
 //! each piece the port passes its gate (see [`crate::gate`]), translates (see [`translate`]), and moves the bytes while
-//! it is inside. So no piece straddles a change of the mapping, and whoever unmaps waits for one piece at the most.
+//! it is inside. So no piece straddles a change of the mapping, and a thread that unmaps waits for one piece at the
+//! most.
 
 mod ask;
 mod bus;
@@ -242,7 +243,7 @@ impl DmaPort {
     /// [`DmaPort::copy_hit`], wherever the bytes are.
     #[cold]
     fn copy_missed(&mut self, from: BusAddress, to: BusAddress, left: u64) -> Result<u64, DmaError> {
-        // Before the gate: who waits there must not wait for memory.
+        // Before the gate: a thread that waits there must not wait for memory.
         self.bounce.resize(PIECE as usize, 0);
         let Self { bus, translator, bounce, .. } = self;
         let inside = bus.requester.gate.enter();
@@ -448,7 +449,7 @@ fn address(at: BusAddress, done: u64, write: bool) -> Result<BusAddress, DmaErro
 
 impl Drop for DmaPort {
     fn drop(&mut self) {
-        // Slices that were leaked are held no longer: somebody may be waiting for them.
+        // Slices that were leaked are held no longer: a thread that unmaps or detaches may be waiting for them.
         drop(self.bus.requester.gate.enter());
         self.bus.endpoint.ports().close(&self.bus.requester);
     }

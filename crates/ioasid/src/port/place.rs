@@ -1,4 +1,4 @@
-//! A port one translation at a time, for those who look after its gate themselves (`guest_memory`).
+//! A port one translation at a time, for callers that look after its gate themselves (`guest_memory`).
 
 use iopt::Access;
 
@@ -14,7 +14,8 @@ impl DmaPort {
         &self.bus
     }
 
-    /// Gets memory for the accesses with `pasid` that follow. Outside the gate: who waits there must not wait for memory.
+    /// Gets memory for the accesses with `pasid` that follow. Outside the gate: a thread that waits there must not wait
+    /// for memory.
     pub(crate) fn prepare(&mut self, pasid: Option<Pasid>) {
         self.translator.prepare(pasid);
     }
@@ -40,7 +41,7 @@ impl DmaPort {
     /// As [`DmaPort::hit`], cached or not.
     ///
     /// # Errors
-    /// What nobody was told yet.
+    /// What the observer was not told yet.
     pub(crate) fn place(&mut self, held: &Held<'_>, at: BusAddress, access: Access) -> Result<(*mut u8, u64), Refused> {
         self.translator.translate_here(&self.bus, held.inside(), at, access)
     }

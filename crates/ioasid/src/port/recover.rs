@@ -1,4 +1,4 @@
-//! What becomes of an access that found nothing: outside of the gate, so that nobody who unmaps waits for it.
+//! What becomes of an access that found nothing: outside of the gate, so that no thread that unmaps waits for it.
 //!
 //! ```text
 //!   miss ──► what the table (or its parent) has done about it
@@ -25,7 +25,7 @@ use super::translate::Refused;
 use super::{BusAddress, DmaError};
 
 /// How often a stalled access looks for its answer before it sleeps: for ten to a hundred microseconds, depending on
-/// the processor, in which whoever answers can be woken. To be woken in turn would take as long again.
+/// the processor, in which the handler that answers can be woken. To wake the asker in turn would take as long again.
 const SPINS: u32 = 4000;
 
 impl Bus {
@@ -40,15 +40,15 @@ impl Bus {
         if !is_recoverable(table.as_ref(), refused) {
             return Err(self.fault(explain()));
         }
-        // Software does not wait for whoever reads a queue, who may be waiting for it.
+        // Software does not wait for a queue's handler, which may be waiting for it.
         if self.endpoint.is_software() && is_queued(table.as_ref(), refused) {
             return Err(DmaError { recoverable: true, ..explain() });
         }
-        // Who waits keeps nothing.
+        // A thread that waits keeps no table.
         drop(table);
         match self.endpoint.recovery() {
             Recovery::PageRequests => Err(DmaError { recoverable: true, ..explain() }),
-            // Who unmaps waits for the slices, and whoever is asked may want to unmap.
+            // A thread that unmaps waits for the slices, and the handler that is asked may want to unmap.
             Recovery::Stall if check_may_wait().is_ok() => match self.stall(at, access, refused) {
                 PageResponse::Success => Ok(()),
                 PageResponse::Invalid | PageResponse::Failure => Err(self.fault(explain())),
@@ -57,7 +57,7 @@ impl Bus {
         }
     }
 
-    /// As [`Bus::recover`], for who cannot wait here: the device may ask, whatever it can do otherwise.
+    /// As [`Bus::recover`], for a caller that cannot wait here: the device may ask, whatever it can do otherwise.
     #[cold]
     pub(crate) fn refusal(&self, at: BusAddress, access: Access, refused: Refused) -> DmaError {
         let table = self.table(at);
@@ -86,8 +86,8 @@ impl Bus {
     }
 }
 
-/// What says how an access was refused, once it is: what is mapped and made to fault is not present, where others would
-/// say that nothing is mapped. Whoever brings a page in needs the lock that this takes.
+/// What says how an access was refused, once it is: what is mapped and made to fault is not present, where a walk says
+/// that nothing is mapped. A thread that brings a page in needs the lock that this takes.
 fn explanation(
     table: Option<&Table>,
     at: BusAddress,
@@ -108,7 +108,7 @@ fn explanation(
     }
 }
 
-/// Whether somebody can be asked about it.
+/// Whether a handler, or the engine, can be asked about it.
 fn is_recoverable(table: Option<&Table>, refused: Refused) -> bool {
     use FaultReason::{GuestTable, NotMapped, NotPermitted, NotPresent};
     if !matches!(refused.reason, NotMapped | NotPermitted | NotPresent | GuestTable) {
@@ -123,7 +123,7 @@ fn is_recoverable(table: Option<&Table>, refused: Refused) -> bool {
     }
 }
 
-/// Whether somebody reads a queue of such misses.
+/// Whether a handler reads a queue of such misses.
 fn is_queued(table: Option<&Table>, refused: Refused) -> bool {
     match (table, refused.below) {
         (None, _) => false,

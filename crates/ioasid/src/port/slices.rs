@@ -46,8 +46,8 @@ impl DmaSlice {
 
 /// A transaction's bytes, in order. See [`DmaPort::slices`](super::DmaPort::slices).
 ///
-/// They are the port's access in progress: whoever unmaps waits until they are dropped. So keep them for a moment only,
-/// and not while waiting for somebody who may be unmapping.
+/// They are the port's access in progress: a thread that unmaps waits until they are dropped. So keep them for a moment
+/// only, and not while waiting for a thread that may be unmapping.
 #[must_use = "dropping them ends the access"]
 pub struct Slices<'p> {
     bus: &'p Bus,
@@ -70,7 +70,7 @@ impl<'p> Slices<'p> {
     pub(super) fn begin(bus: &'p Bus, translator: &mut Translator, access: Access) -> (Held<'p>, Access) {
         let held = bus.requester.gate.hold();
         translator.refresh(held.inside());
-        // Who asks for nothing is let in no further than who reads.
+        // An access that asks for nothing is let in no further than a read.
         (held, if access.is_empty() { Access::READ } else { access })
     }
 
@@ -211,7 +211,7 @@ impl Deref for Slices<'_> {
     }
 }
 
-/// The slices of the access in progress, or of the last one, which nobody can reach any more.
+/// The slices of the access in progress, or of the last one, which no caller can reach any more.
 #[derive(Default)]
 pub(super) struct Scratch {
     slices: Vec<DmaSlice>,
@@ -222,8 +222,9 @@ pub(super) struct Scratch {
 unsafe impl Send for Scratch {}
 
 impl Scratch {
-    /// Forgets the last access, and makes room for the slices that `length` bytes can have; false if they can be more than
-    /// there is room for, and have to be counted. Not to be called inside the gate: who waits there must not wait for memory.
+    /// Forgets the last access, and makes room for the slices that `length` bytes can have; false if they can be more
+    /// than there is room for, and have to be counted. Not to be called inside the gate: a thread that waits there must
+    /// not wait for memory.
     #[inline]
     pub(super) fn prepare(&mut self, length: u64) -> bool {
         self.slices.clear();

@@ -1,7 +1,7 @@
 //! Moving bytes between a device model and where a translation leads.
 //!
-//! The memory on the far side is shared with whoever else has it, and races with them as a device's DMA does: it is
-//! only ever touched by raw copies, and never through a reference.
+//! The memory on the far side is shared with other threads and processes, and a copy races with them as a device's DMA
+//! does: the memory is only ever touched by raw copies, and never through a reference.
 #![allow(unsafe_code, reason = "raw copies to and from shared memory")]
 
 use std::ptr;
@@ -59,7 +59,7 @@ pub(super) fn copy(from: Place<'_>, to: Place<'_>, length: usize, bounce: &mut [
 /// Does `operation` on the 8 bytes at `place`, which is aligned to as many; `None` if they are not in this process.
 pub(super) fn atomic(place: Place<'_>, operation: impl FnOnce(&AtomicU64) -> u64) -> Option<u64> {
     match place {
-        // SAFETY: the bytes are there, as far as the translation goes, aligned, and everybody else who uses them is
+        // SAFETY: the bytes are there, as far as the translation goes, aligned, and every other user of them is
         // prepared for a device to change them.
         Place::Here(start) => Some(operation(unsafe { AtomicU64::from_ptr(start.cast()) })),
         Place::Elsewhere(..) => None,

@@ -89,7 +89,7 @@ impl Translator {
         }
     }
 
-    /// Gets memory for the access that follows. Outside the gate: who waits there must not wait for memory.
+    /// Gets memory for the access that follows. Outside the gate: a thread that waits there must not wait for memory.
     #[inline(always)]
     pub(super) fn prepare(&mut self, pasid: Option<Pasid>) {
         if pasid.is_some() {
@@ -145,7 +145,7 @@ impl Translator {
         self.probe(at.pasid)?.find(at.iova.0, access)
     }
 
-    /// What finds the hits of a PASID, if there are any, for those who look many up.
+    /// What finds the hits of a PASID, if there are any, for a caller that looks many up.
     #[inline(always)]
     pub(super) fn probe(&self, pasid: Option<Pasid>) -> Option<Probe<'_>> {
         Some(self.iotlb.recent(self.contexts.find(pasid)?.domain))
@@ -170,7 +170,7 @@ impl Translator {
         }
     }
 
-    /// As [`Translator::translate`], for those who can use only memory of this process.
+    /// As [`Translator::translate`], for a caller that can use only memory of this process.
     pub(super) fn translate_here(
         &mut self,
         bus: &Bus,
@@ -200,8 +200,9 @@ impl Translator {
         };
         match context.table {
             Attached::Paging(hwpt) => {
-                // SAFETY: attached when the context was cached. Who detaches posts that and waits at the gate before the page
-                // table can go; the context was found after this port had gone in and looked at what was posted.
+                // SAFETY: attached when the context was cached. A thread that detaches posts that and waits at the gate
+                // before the page table can go; the context was found after this port had gone in and looked at what
+                // was posted.
                 let hwpt: &'a Hwpt = unsafe { hwpt.as_ref() };
                 Ok(self.walk(bus, inside, hwpt, context.domain, at.iova.0, access)?)
             }

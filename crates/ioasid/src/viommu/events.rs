@@ -59,7 +59,7 @@ impl EventQueue {
         self.state.lock()
     }
 
-    /// Has `tell` called, by whoever reports an event, when there is one.
+    /// Has `tell` called, by the thread that reports an event, when there is one.
     pub fn on_arrival(&self, tell: Arc<dyn Fn() + Send + Sync>) {
         self.arrived.set(tell);
     }
@@ -103,7 +103,7 @@ impl EventQueue {
         }
     }
 
-    /// Nobody reports events to it any more.
+    /// No thread reports events to it any more.
     pub(crate) fn remove(&self) {
         if let Some(viommu) = self.viommu.upgrade() {
             viommu.lock().events.remove(&self.kind);
