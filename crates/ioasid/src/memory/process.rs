@@ -240,6 +240,7 @@ impl Process {
 #[cfg(test)]
 #[allow(unsafe_code, reason = "maps memory to import it again")]
 mod tests {
+    use std::os::unix::fs::FileExt;
     use std::ptr;
 
     use rustix::mm::{MapFlags, ProtFlags};
@@ -270,6 +271,27 @@ mod tests {
         let shared = unsafe { rustix::mm::mmap(ptr::null_mut(), 8192, prot, MapFlags::SHARED, &file, 0).unwrap() };
         let segments = process.import(shared as u64, 8192, Access::all(), |_| true).unwrap();
         assert!(matches!(segments[..], [Segment { backing: Backing::Local { .. }, length: 8192 }]));
+    }
+
+    #[test]
+    fn part_of_a_mapping_of_part_of_a_file_is_the_right_part_of_the_file() {
+        let file = std::fs::File::from(rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(5 * 4096).unwrap();
+        (0..5).for_each(|page| file.write_all_at(&[page as u8], page * 4096).unwrap());
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, leaked.
+        let mapped =
+            unsafe { rustix::mm::mmap(ptr::null_mut(), 4 * 4096, prot, MapFlags::SHARED, &file, 4096).unwrap() };
+        for page in 0..4 {
+            let at = mapped as u64 + page * 4096;
+            let segments = this_process().import(at, 4096, Access::all(), |_| true).unwrap();
+            let [Segment { backing: backing @ Backing::Local { .. }, .. }] = &segments[..] else {
+                panic!("{segments:?}")
+            };
+            let mut byte = [0xff];
+            backing.read(0, &mut byte).unwrap();
+            assert_eq!(u64::from(byte[0]), page + 1);
+        }
     }
 
     #[test]
