@@ -1,5 +1,5 @@
-//! Writes what the fuzzer begins with to `corpus/requests`: every request that the tests know to succeed, after what has
-//! to be there for it.
+//! Writes what the fuzzer begins with to `corpus/requests`: every request that the tests know to succeed, after what
+//! has to be there for it.
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "files of a test program, of which this needs a part")]
 
 #[path = "../../crates/serve/tests/requests/errno.rs"]

@@ -118,8 +118,8 @@ impl Sweep {
         self.check(sum)
     }
 
-    /// What `translate` takes for an address, in nanoseconds, if it gets `burst` of them at a time and returns the sum of what
-    /// they translate to; going over all of them until it has taken long enough.
+    /// What `translate` takes for an address, in nanoseconds, if it gets `burst` of them at a time and returns the sum
+    /// of what they translate to; going over all of them until it has taken long enough.
     ///
     /// # Errors
     /// As [`Sweep::pass`].

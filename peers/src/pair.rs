@@ -1,7 +1,7 @@
 //! Two processors: how long a word takes from one to the other and back, and how much the two do in the time of one.
 //!
-//! What has to go from thread to thread, a page request and its answer, costs some of these round trips; and two threads
-//! of one core, or cores whose clocks fall when both work, do little more than one.
+//! What has to go from thread to thread, a page request and its answer, costs some of these round trips; and two
+//! threads of one core, or cores whose clocks fall when both work, do little more than one.
 
 use std::hint;
 use std::sync::atomic::{AtomicU32, Ordering};

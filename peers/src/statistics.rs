@@ -1,8 +1,8 @@
 //! Pairs of measurements, and what can be said of them.
 //!
 //! A sample is a time in nanoseconds, or a number of bytes. Ours and theirs are taken in turn, and each pair swaps who
-//! goes first, so that a machine that slows down or speeds up meanwhile does it to both. Ratios are formed pair by pair,
-//! and their median is the figure: it is not the ratio of the medians, and one bad pair does not move it.
+//! goes first, so that a machine that slows down or speeds up meanwhile does it to both. Ratios are formed pair by
+//! pair, and their median is the figure: it is not the ratio of the medians, and one bad pair does not move it.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,8 @@
 //! Failures on purpose: of everything that can fail while a request is performed, the n-th does.
 //!
-//! Whoever can fail for lack of something (memory, descriptors, ids, the program's memory) asks [`fails`] first, and then
-//! behaves as if it had. A test performs a request with its first failure, its second, and so on, until there was none left
-//! to be had: so every way that a request can fail is gone, as Linux's `fail-nth` does for its kernel.
+//! Whoever can fail for lack of something (memory, descriptors, ids, the program's memory) asks [`fails`] first, and
+//! then behaves as if it had. A test performs a request with its first failure, its second, and so on, until there was
+//! none left to be had: so every way that a request can fail is gone, as Linux's `fail-nth` does for its kernel.
 //!
 //! Nothing is asked where bytes move. Unless somebody injects failures at this moment, asking is one load.
 
@@ -43,8 +43,8 @@ impl Drop for Injecting {
     }
 }
 
-/// Performs something of which, on this thread, the `nth` thing that can fail does, counted from 1; nothing does with 0.
-/// Returns what is left of `nth` too: 0 if something failed, else what was not reached.
+/// Performs something of which, on this thread, the `nth` thing that can fail does, counted from 1; nothing does with
+/// 0. Returns what is left of `nth` too: 0 if something failed, else what was not reached.
 pub fn failing<T>(nth: u32, perform: impl FnOnce() -> T) -> (T, u32) {
     if nth == 0 {
         return (perform(), 0);

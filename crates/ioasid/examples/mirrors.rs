@@ -1,5 +1,5 @@
-//! A mirror: whatever has to have the same mappings as an address space. This one keeps a list of which bytes of which file
-//! lie where, as a device in another process would be sent it.
+//! A mirror: whatever has to have the same mappings as an address space. This one keeps a list of which bytes of which
+//! file lie where, as a device in another process would be sent it.
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -1,5 +1,5 @@
-//! Misses: what happens where something is mapped and not present belongs to the page table. A device that can wait does,
-//! until the reader of a queue has brought the page in, or until the engine has.
+//! Misses: what happens where something is mapped and not present belongs to the page table. A device that can wait
+//! does, until the reader of a queue has brought the page in, or until the engine has.
 
 use std::error::Error;
 use std::sync::mpsc;

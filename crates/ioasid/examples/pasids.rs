@@ -26,7 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = context.bind(&endpoint)?;
     let mut port = endpoint.port();
 
-    // Three address spaces with memory of their own at the same IOVA: one for transactions without a PASID, two for PASIDs.
+    // Three address spaces with memory of their own at the same IOVA: one for transactions without a PASID, two for
+    // PASIDs.
     let pasids = [None, Some(context.pasid_alloc(1, 100)?), Some(context.pasid_alloc(1, 100)?)];
     for pasid in pasids {
         let ioas = context.ioas_alloc().ok_or("no ids")?;

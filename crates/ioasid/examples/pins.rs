@@ -1,4 +1,5 @@
-//! Pins: software reaches what an address space maps without DMA, from any thread, and lets go when it is to be unmapped.
+//! Pins: software reaches what an address space maps without DMA, from any thread, and lets go when it is to be
+//! unmapped.
 
 use std::error::Error;
 use std::os::unix::fs::FileExt;

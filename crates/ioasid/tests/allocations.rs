@@ -1,5 +1,5 @@
-//! DMA allocates nothing and waits for no lock of an address space, hit or miss; unmapping, detaching and reading the dirty log allocate
-//! nothing either.
+//! DMA allocates nothing and waits for no lock of an address space, hit or miss; unmapping, detaching and reading the
+//! dirty log allocate nothing either.
 
 #![allow(unsafe_code, reason = "counts allocations in a global allocator")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]

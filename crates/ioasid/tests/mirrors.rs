@@ -232,7 +232,8 @@ impl Model {
     }
 }
 
-/// Does a random step in an address space, as it should be; `false` if a mirror made it fail, and then nothing is changed.
+/// Does a random step in an address space, as it should be; `false` if a mirror made it fail, and then nothing is
+/// changed.
 fn step(bench: &Bench, ioas: &Ioas, model: &mut Model, random: &mut Random) -> bool {
     let (start, count) = (random.below(SPACE), random.below(8) + 1);
     let range = pages_of(start, count);

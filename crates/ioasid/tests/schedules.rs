@@ -1,8 +1,8 @@
 //! The whole engine under thousands of random schedules: `RUSTFLAGS="--cfg shuttle" cargo test --release -p ioasid`.
 //!
 //! The engine's locks and atomics are shuttle's then, and at each of them any thread may be the next to run. As in
-//! `stress.rs`, memory that was taken away is filled with a secret that no device may ever show; here each run is short, and
-//! a failing one can be replayed.
+//! `stress.rs`, memory that was taken away is filled with a secret that no device may ever show; here each run is
+//! short, and a failing one can be replayed.
 #![cfg(shuttle)]
 #![allow(unsafe_code, reason = "looks at memory that devices write")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]

@@ -1,9 +1,9 @@
 //! The completion guarantee, by content: after an unmap, a detach, a replacement or the loss of bus mastering has
 //! returned, not one byte is read or written through the old translation.
 //!
-//! Devices read, write and copy in one buffer without a pause. Another thread gives them a buffer there and takes it away
-//! again. Taken away, the buffer is filled with a secret: if a device's data ever shows the secret, or the buffer ever
-//! shows a device's data, a DMA came too late. Meanwhile the dirty log is read without a pause.
+//! Devices read, write and copy in one buffer without a pause. Another thread gives them a buffer there and takes it
+//! away again. Taken away, the buffer is filled with a secret: if a device's data ever shows the secret, or the buffer
+//! ever shows a device's data, a DMA came too late. Meanwhile the dirty log is read without a pause.
 
 #![allow(unsafe_code, reason = "looks at memory that devices write")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]

@@ -37,16 +37,16 @@
 //! | [`PageTable::read_dirty`], [`start_tracking`](PageTable::start_tracking), [`iter`](PageTable::iter) | any number, beside anything |
 //! | [`PageTable::free`], [`Arena::free`] | any number, beside anything but walks that began before the tables were emptied |
 //!
-//! To change one range twice at once is the caller's mistake, and not a harmless one. Two unmaps that both meet an entry
-//! count it twice, so a table may go while neighbours still have pages in it, or below it. Those are no longer translated,
-//! and their own unmap does not find them. Worse, the arena takes the table for one that is all zero, and hands it to
-//! whoever needs one next: the neighbours' pages then appear in *another page table*, at addresses that its owner did not
-//! map. So the owner of an address space lets nobody unmap, map or split what somebody else is just changing there. The
-//! crate does not check, as to swap each entry costs many times what the rest of an unmap does.
+//! To change one range twice at once is the caller's mistake, and not a harmless one. Two unmaps that both meet an
+//! entry count it twice, so a table may go while neighbours still have pages in it, or below it. Those are no longer
+//! translated, and their own unmap does not find them. Worse, the arena takes the table for one that is all zero, and
+//! hands it to whoever needs one next: the neighbours' pages then appear in *another page table*, at addresses that its
+//! owner did not map. So the owner of an address space lets nobody unmap, map or split what somebody else is just
+//! changing there. The crate does not check, as to swap each entry costs many times what the rest of an unmap does.
 //!
 //! A map waits for memory where the arena has to take more of it into use, and nobody waits for that map but those who
-//! need more of it, too. Unmapping and freeing, walking and reading what is dirty allocate nothing. Nobody waits long for
-//! who frees: however many tables go back, they go as one chain.
+//! need more of it, too. Unmapping and freeing, walking and reading what is dirty allocate nothing. Nobody waits long
+//! for who frees: however many tables go back, they go as one chain.
 //!
 //! A walk that races with an unmap returns either the old translation or none. Whoever unmaps must therefore wait
 //! until all walks that began before have ended, and until nothing cached from them is in use, before it gives the

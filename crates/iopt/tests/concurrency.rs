@@ -37,8 +37,8 @@ struct Slot {
     mapped: Option<Access>,
 }
 
-/// The ranges of all threads, taking turns: small ones that share tables of level 0, around the end of a table of level 1,
-/// and large ones that share a table of level 1.
+/// The ranges of all threads, taking turns: small ones that share tables of level 0, around the end of a table of level
+/// 1, and large ones that share a table of level 1.
 fn slots<F: Format>(thread: u64) -> Vec<Slot> {
     let (small, large) = (16u64 << F::PAGE_SHIFT, 1u64 << F::shift(1));
     let middle = 1 << F::shift(2);
@@ -179,8 +179,8 @@ fn one_page_is_split_by_several<F: Format>() {
     }
 }
 
-/// Threads write to every page once, in the same words of the log, while another reads and clears: it is told of each page
-/// once.
+/// Threads write to every page once, in the same words of the log, while another reads and clears: it is told of each
+/// page once.
 fn no_mark_is_lost<F: Format>() {
     let pages = STEPS;
     let table = PageTable::<F>::new(Arc::new(Arena::new(1 << 12))).unwrap();
@@ -379,8 +379,8 @@ fn splitting_a_page_leaves_alone_what_another_thread_made_of_its_part() {
     }
 }
 
-/// Those who split to different sizes meet in the same page, and none leaves an entry that says that it has what another
-/// has unmapped since.
+/// Those who split to different sizes meet in the same page, and none leaves an entry that says that it has what
+/// another has unmapped since.
 #[test]
 fn no_entry_says_that_it_has_what_was_split_off_and_unmapped() {
     let table = PageTable::<AmdV1>::new(Arc::new(Arena::new(1 << 10))).unwrap();

@@ -1,5 +1,5 @@
-//! Everything once over a format with tables of 16 entries, and threads beside each other: little enough for Miri, which
-//! reads 512 entries in seconds.
+//! Everything once over a format with tables of 16 entries, and threads beside each other: little enough for Miri,
+//! which reads 512 entries in seconds.
 
 #![allow(clippy::unwrap_used)]
 

@@ -169,8 +169,8 @@ pub enum Error {
 pub enum Submission {
     /// MOVDIR64B: 64 bytes in one store. A processor without it raises #UD.
     Movdir64b,
-    /// ENQCMD: 64 bytes in a deferrable store with the thread's PASID. A processor without it raises #UD, and one that has no
-    /// valid PASID #GP.
+    /// ENQCMD: 64 bytes in a deferrable store with the thread's PASID. A processor without it raises #UD, and one that
+    /// has no valid PASID #GP.
     Enqcmd,
 }
 

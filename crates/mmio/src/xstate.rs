@@ -61,7 +61,8 @@ impl XstateLayout {
     pub fn of_this_processor() -> Self {
         use core::arch::x86_64::__cpuid_count;
         let offset = |component| {
-            // A leaf that the processor does not have gives numbers, which are checked against the buffer's size before use.
+            // A leaf that the processor does not have gives numbers, which are checked against the buffer's size before
+            // use.
             let (leaf_max, leaf) = (__cpuid_count(0, 0).eax, __cpuid_count(0xd, component));
             (leaf_max >= 0xd && leaf.eax != 0).then_some(leaf.ebx as usize)
         };

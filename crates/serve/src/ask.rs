@@ -1,9 +1,9 @@
 //! Questions to the tree, from the process that serves it.
 //!
-//! If this process is killed while a thread of it waits for an answer of its own, there is nobody to give it, and the thread
-//! waits until the connection is closed; the kernel closes it with the last of the threads that have it open. So that the
-//! thread which waits is none of those, it has a table of descriptors of its own, with the file in question and nothing else:
-//! the connection goes with the others, and then it is told.
+//! If this process is killed while a thread of it waits for an answer of its own, there is nobody to give it, and the
+//! thread waits until the connection is closed; the kernel closes it with the last of the threads that have it open. So
+//! that the thread which waits is none of those, it has a table of descriptors of its own, with the file in question
+//! and nothing else: the connection goes with the others, and then it is told.
 #![allow(unsafe_code, reason = "close_range and seccomp's requests have no safe wrappers")]
 
 use std::io;
@@ -24,8 +24,8 @@ pub(crate) enum Question {
     Attributes,
     /// Its file system: whether everything that was sent before has arrived.
     FileSystem,
-    /// To open the file of this `name`, of those that are to be given, below the root that is asked; and then to give it to
-    /// the thread whose system call has this `id` on `listener`, as descriptor `number`.
+    /// To open the file of this `name`, of those that are to be given, below the root that is asked; and then to give
+    /// it to the thread whose system call has this `id` on `listener`, as descriptor `number`.
     Give { name: u64, listener: RawFd, id: u64, number: i32 },
 }
 
@@ -99,8 +99,8 @@ fn put(file: impl AsFd, question: Question, fetch: impl Fn(RawFd) -> Result<Owne
     }
 }
 
-/// Gives the thread whose system call has this `id` on `listener` a duplicate of a descriptor, in place of one that it has or
-/// as a new one, and returns its number.
+/// Gives the thread whose system call has this `id` on `listener` a duplicate of a descriptor, in place of one that it
+/// has or as a new one, and returns its number.
 pub(crate) fn add_descriptor(
     listener: &OwnedFd,
     id: u64,

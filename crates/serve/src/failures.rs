@@ -1,5 +1,5 @@
-//! Failures on purpose, for Linux's own tests, which set them as on a kernel that was built for it: a thread writes a number
-//! to `/proc/self/task/TID/fail-nth`, and of what its next requests do, the n-th thing that can fail does.
+//! Failures on purpose, for Linux's own tests, which set them as on a kernel that was built for it: a thread writes a
+//! number to `/proc/self/task/TID/fail-nth`, and of what its next requests do, the n-th thing that can fail does.
 //!
 //! Source: Linux `Documentation/fault-injection/fault-injection.rst`.
 

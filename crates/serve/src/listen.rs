@@ -190,8 +190,9 @@ impl Listener {
         }
     }
 
-    /// Makes a request; if it fails by what may be `in_use`, and then changes nothing, makes it once more when every file that
-    /// the program closed before is closed here too. The news of a close comes by another way than requests and may be slower.
+    /// Makes a request; if it fails by what may be `in_use`, and then changes nothing, makes it once more when every
+    /// file that the program closed before is closed here too. The news of a close comes by another way than requests
+    /// and may be slower.
     fn after_closes(
         &self,
         file: &OwnedFd,
@@ -469,7 +470,8 @@ impl Caller for Calling<'_> {
         }
         let process = self.listener.server.process(pid, Purpose::Sva);
         let process = process.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::SRCH))?;
-        // What was opened by the number was opened of the process that the pidfd is, and of no program that it became since.
+        // What was opened by the number was opened of the process that the pidfd is, and of no program that it became
+        // since.
         if !is_running(&pidfd) {
             return Err(Errno::SRCH);
         }

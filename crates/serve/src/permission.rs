@@ -39,7 +39,8 @@ impl Credentials {
         })
     }
 
-    /// Whether it can do all that `other` might. Capabilities are worth what the user namespace is in which one has them.
+    /// Whether it can do all that `other` might. Capabilities are worth what the user namespace is in which one has
+    /// them.
     fn is_as_able_as(&self, other: &Self) -> bool {
         let same_namespace = self.user_namespace.is_some() && self.user_namespace == other.user_namespace;
         other.permitted == 0 || (same_namespace && other.permitted & !self.effective == 0)

@@ -88,8 +88,8 @@ impl OpenFile {
         }
     }
 
-    /// One deferrable write to what is mapped of it, at a file offset: whether it was accepted, or `None` where nothing takes such
-    /// writes.
+    /// One deferrable write to what is mapped of it, at a file offset: whether it was accepted, or `None` where nothing
+    /// takes such writes.
     ///
     /// # Errors
     /// As [`OpenFile::load`].
@@ -132,7 +132,8 @@ pub struct Server {
     next_inode: AtomicU64,
     /// From the first question to the tree on.
     asker: OnceLock<Asker>,
-    /// The threads that answer system calls, and that which asks for them: the tree tells them another size of the device files than programs.
+    /// The threads that answer system calls, and that which asks for them: the tree tells them another size of the
+    /// device files than programs.
     listeners: Mutex<HashSet<u32>>,
 }
 
@@ -158,8 +159,8 @@ impl Files {
     }
 }
 
-/// The device and inode numbers of a file. Asks no file system, least of all the tree, for whose answer this process would
-/// wait when it is killed and gives none any more.
+/// The device and inode numbers of a file. Asks no file system, least of all the tree, for whose answer this process
+/// would wait when it is killed and gives none any more.
 fn local_identity(file: impl AsFd) -> io::Result<(u64, u64)> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = rustix::fs::statx(file, c"", flags, StatxFlags::INO)?;
@@ -280,8 +281,8 @@ impl Server {
         })
     }
 
-    /// Sets a descriptor of the thread aside whose system call has this `id` on `listener`, and returns its number. What is there
-    /// until a file is given can do nothing.
+    /// Sets a descriptor of the thread aside whose system call has this `id` on `listener`, and returns its number.
+    /// What is there until a file is given can do nothing.
     ///
     /// # Errors
     /// `EMFILE` and the like.

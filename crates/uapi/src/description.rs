@@ -8,8 +8,8 @@ pub const HEADERS: &[Header] =
 /// What of a header of Linux is here.
 #[derive(Debug, Clone, Copy)]
 pub struct Header {
-    /// Where it is: in the folder of headers for programs; for a header that is not for them, in Linux's sources; our own, in
-    /// this crate.
+    /// Where it is: in the folder of headers for programs; for a header that is not for them, in Linux's sources; our
+    /// own, in this crate.
     pub path: &'static str,
     /// Its structures, file by file.
     pub layouts: &'static [&'static [Layout]],

@@ -1,7 +1,7 @@
 //! `include/ioasid.h`: requests on `/dev/iommu` that Linux does not have.
 //!
-//! In the style of [`crate::iommufd`], whose rules hold here too, and with numbers of their own. `docs/uapi.md` explains each,
-//! with its errors. The header in C is part of this crate, and is compared with this file by the tests.
+//! In the style of [`crate::iommufd`], whose rules hold here too, and with numbers of their own. `docs/uapi.md`
+//! explains each, with its errors. The header in C is part of this crate, and is compared with this file by the tests.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

@@ -24,7 +24,8 @@ pub trait Model: Send + Sync {
     /// Writes a register, as [`Model::read`].
     fn write(&self, bar: u8, offset: u64, data: &[u8]);
 
-    /// Takes a command of 64 bytes that a processor sent by a deferrable write (ENQCMD, ENQCMDS; PCIe Base Specification
+    /// Takes a command of 64 bytes that a processor sent by a deferrable write (ENQCMD, ENQCMDS; PCIe Base
+    /// Specification
     /// 6.0, 6.32) to byte `offset` of BAR `bar`, a multiple of 64. Its first doubleword holds the PASID in bits 19 to 0
     /// and the privilege in bit 31, as the processor put them there.
     ///

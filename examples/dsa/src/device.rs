@@ -175,7 +175,8 @@ impl Dsa {
     /// ENQCMD; whether to try again.
     fn enqueue(&self, descriptor: &Descriptor) -> bool {
         let retry: u8;
-        // SAFETY: reads the descriptor, and writes to a portal. In bytes, as assemblers of old do not know the instruction.
+        // SAFETY: reads the descriptor, and writes to a portal. In bytes, as assemblers of old do not know the
+        // instruction.
         unsafe {
             asm!(
                 ".byte 0xf2, 0x0f, 0x38, 0xf8, 0x02", // enqcmd rax, [rdx]

@@ -1,7 +1,7 @@
 //! Shared virtual addressing: a device copies between buffers of `malloc`, which nobody mapped for it.
 //!
-//! Run it as `ioasid run --device dsa,wqs=4 -- target/release/ioasid-example-dsa`. It needs neither a processor with ENQCMD
-//! nor a device.
+//! Run it as `ioasid run --device dsa,wqs=4 -- target/release/ioasid-example-dsa`. It needs neither a processor with
+//! ENQCMD nor a device.
 //!
 //! 1. The device copies from pages of which half were never touched to pages that were never touched, and waits for each.
 //! 2. It does so without waiting: it stops where a page is missing, the program touches the page and has it go on.

@@ -7,10 +7,10 @@
 //! ioasid run --device ioat -- target/release/ioasid-example-rust-client --size 256M --rounds 4
 //! ```
 //!
-//! A library only so that `ioasid demo` can bring the program along: [`main_with`] is all of it. `host` is what a program
-//! needs from the host: memory in an I/O address space, mapped registers, an interrupt. `ioat` is the driver. Everything is undone by `Drop`, in the opposite order: the channel is stopped, its interrupt
-//! consumed and disabled, the registers unmapped, the device detached and closed, the memory unmapped, and the address
-//! space destroyed.
+//! A library only so that `ioasid demo` can bring the program along: [`main_with`] is all of it. `host` is what a
+//! program needs from the host: memory in an I/O address space, mapped registers, an interrupt. `ioat` is the driver.
+//! Everything is undone by `Drop`, in the opposite order: the channel is stopped, its interrupt consumed and disabled,
+//! the registers unmapped, the device detached and closed, the memory unmapped, and the address space destroyed.
 
 mod host;
 mod ioat;

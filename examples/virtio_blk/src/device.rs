@@ -1,7 +1,8 @@
 //! The device: virtio-blk on a disk in memory.
 //!
-//! This is what a VMM has already: it asks for a [`GuestMemory`] and nothing more, so it neither knows nor cares whether
-//! the addresses in its queue are guest-physical or translated by an IOMMU. What it follows is Virtual I/O Device 1.2,
+//! This is what a VMM has already: it asks for a [`GuestMemory`] and nothing more, so it neither knows nor cares
+//! whether the addresses in its queue are guest-physical or translated by an IOMMU. What it follows is Virtual I/O
+//! Device 1.2,
 //! 5.2.6 (device operation) and 2.7 (split virtqueues, which the crate virtio-queue does).
 //!
 //! ```text

@@ -173,7 +173,8 @@ impl Guest {
         Ok(())
     }
 
-    /// A driver's mistake: it asks the device to write to a buffer that it forgot to map, by its guest-physical address.
+    /// A driver's mistake: it asks the device to write to a buffer that it forgot to map, by its guest-physical
+    /// address.
     ///
     /// # Errors
     /// If that does not fail, or memory is not as before.
@@ -230,8 +231,8 @@ fn pages(guest: &Arc<GuestMemoryMmap>) -> Vec<Segment> {
         .flat_map(|(start, length)| {
             (0..length).step_by(PAGE_SIZE as usize).map(move |offset| {
                 #[allow(unsafe_code, reason = "only a VMM can know that its guest's memory stays")]
-                // SAFETY: the page is one of the region's, which stays mapped as long as `guest` is kept; and the guest's
-                // memory is only ever used through volatile slices.
+                // SAFETY: the page is one of the region's, which stays mapped as long as `guest` is kept; and the
+                // guest's memory is only ever used through volatile slices.
                 unsafe {
                     Segment::local(start.add(offset as usize), PAGE_SIZE, guest.clone())
                 }

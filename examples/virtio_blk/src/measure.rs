@@ -46,8 +46,8 @@ impl Spread {
 }
 
 impl Report {
-    /// Measures a machine with a disk of `disk` bytes. Each pair swaps who goes first, so that a processor that becomes slower or faster meanwhile does
-    /// it to both.
+    /// Measures a machine with a disk of `disk` bytes. Each pair swaps who goes first, so that a processor that becomes
+    /// slower or faster meanwhile does it to both.
     ///
     /// # Errors
     /// As [`Guest::sample`].

@@ -1,7 +1,8 @@
 //! `ioctl-requests`: the commonest requests of iommufd, one by one.
 //!
-//! A program under `ioasid run` makes them on `/dev/iommu`, where another process answers; a VMM makes them with a call of
-//! the library; and a system call that the kernel answers at once is what the program's request cannot be faster than.
+//! A program under `ioasid run` makes them on `/dev/iommu`, where another process answers; a VMM makes them with a call
+//! of the library; and a system call that the kernel answers at once is what the program's request cannot be faster
+//! than.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Copies of shared memory: by the engine, and by memcpy.
 //!
-//! Before each copy the source gets another pattern, and after it the target is compared with it, byte for byte; neither
-//! is in the sample. So both sides find the caches in the same state, and one that copies nothing fails.
+//! Before each copy the source gets another pattern, and after it the target is compared with it, byte for byte;
+//! neither is in the sample. So both sides find the caches in the same state, and one that copies nothing fails.
 
 use anyhow::{Context, Result};
 

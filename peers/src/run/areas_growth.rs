@@ -1,7 +1,7 @@
 //! `areas-growth`: mapping 65,536 areas of 4 KiB and unmapping them again takes no longer than n log n allows.
 //!
-//! "Theirs" is our own time for 1,024 areas, multiplied by what n log n makes of it. The table `cost-areas` has the sizes
-//! between, and what a program under `ioasid run` pays.
+//! "Theirs" is our own time for 1,024 areas, multiplied by what n log n makes of it. The table `cost-areas` has the
+//! sizes between, and what a program under `ioasid run` pays.
 
 use anyhow::Result;
 

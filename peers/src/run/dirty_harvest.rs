@@ -31,8 +31,8 @@ fn measure() -> Result<Row> {
     let mut ours = Tracked::new(PAGES)?;
     let mut harvested = vec![0; pattern.len()];
     let theirs = AtomicBitmap::new(PAGES as usize * PAGE.get(), PAGE);
-    // Theirs returns a new bitmap each time. From now on the allocator keeps the memory of what is freed, so that no page
-    // of it is faulted in, whatever was measured before.
+    // Theirs returns a new bitmap each time. From now on the allocator keeps the memory of what is freed, so that no
+    // page of it is faulted in, whatever was measured before.
     drop(black_box(vec![0u8; KEPT]));
     let samples = interleave(21, |side| match side {
         Side::Ours => {

@@ -1,9 +1,10 @@
-//! `threads-2`: two threads translate, each on a processor of its own, through ports of one device, in one address space;
-//! beside it, the same two with a machine each, that share nothing at all.
+//! `threads-2`: two threads translate, each on a processor of its own, through ports of one device, in one address
+//! space; beside it, the same two with a machine each, that share nothing at all.
 //!
 //! A sample is the time for one translation, whoever of the two does it: the time until both are done ÷ all
 //! translations. So the ratio says what sharing costs. How much two threads do in the time of one is a property of the
-//! processor: two threads of one core, or a core whose clock falls when its neighbour works, may do hardly more than one.
+//! processor: two threads of one core, or a core whose clock falls when its neighbour works, may do hardly more than
+//! one.
 
 use std::time::Instant;
 

@@ -50,8 +50,8 @@ impl SortedList {
 impl Reading<'_> {
     /// What `iova` translates to, if the `length` bytes there are mapped in one piece and may be accessed so.
     ///
-    /// In two functions that are not inlined, as DPDK's are in two files and called from others (`__vhost_iova_to_vva` in
-    /// `vhost.c`, `vhost_user_iotlb_cache_find` in `iotlb.c`), with the length handed to and fro.
+    /// In two functions that are not inlined, as DPDK's are in two files and called from others (`__vhost_iova_to_vva`
+    /// in `vhost.c`, `vhost_user_iotlb_cache_find` in `iotlb.c`), with the length handed to and fro.
     #[inline(never)]
     pub fn find(&self, iova: u64, length: u64, write: bool) -> Option<u64> {
         let mut covered = length;

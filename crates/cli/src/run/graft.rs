@@ -1,8 +1,8 @@
 //! Adds entries to a directory of a file system that does not let one add any.
 //!
 //! A small temporary file system is mounted over the directory; what was there is bound back into it, entry by entry,
-//! and then there is room for more. So the real `/dev` and `/sys` stay as they are beneath, and everything in them stays
-//! reachable; only this mount namespace sees the difference.
+//! and then there is room for more. So the real `/dev` and `/sys` stay as they are beneath, and everything in them
+//! stays reachable; only this mount namespace sees the difference.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,9 +1,9 @@
 //! The runner's main thread while the program runs: it waits for it, passes signals on, and performs its register
 //! accesses.
 //!
-//! Signals that the terminal sends go to the program too, as it is in the same process group, so only those that
-//! some process sent are passed on. (One that is sent to the whole group reaches the program twice: who sent it to
-//! whom cannot be told.) When the terminal stops the program, the runner stops too, and whoever started it sees a stopped
+//! Signals that the terminal sends go to the program too, as it is in the same process group, so only those that some
+//! process sent are passed on. (One that is sent to the whole group reaches the program twice: who sent it to whom
+//! cannot be told.) When the terminal stops the program, the runner stops too, and whoever started it sees a stopped
 //! job.
 #![allow(unsafe_code, reason = "wait, signal masks and signals have no complete safe wrappers")]
 
@@ -188,7 +188,8 @@ fn pass_on(program: u32, info: &libc::signalfd_siginfo) {
 }
 
 /// Stops this process after the program, if the terminal stopped that: then whoever started it waits for a stopped job,
-/// and continues both. A program that somebody stopped by SIGSTOP may be continued by anybody, and needs its runner then.
+/// and continues both. A program that somebody stopped by SIGSTOP may be continued by anybody, and needs its runner
+/// then.
 fn stop_too(signal: i32) {
     if matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) {
         // SAFETY: takes no pointers.

@@ -1,7 +1,7 @@
 //! `ioasid run`, from outside: what a program that knows nothing of it sees, and what is left afterwards.
 //!
-//! This binary is both sides. As a test it starts `ioasid run -- itself program NAME`, and as `program NAME` it is one of
-//! the programs in `program.rs`, which use nothing but system calls.
+//! This binary is both sides. As a test it starts `ioasid run -- itself program NAME`, and as `program NAME` it is one
+//! of the programs in `program.rs`, which use nothing but system calls.
 #![allow(unsafe_code, reason = "the programs map memory and make raw system calls, as drivers do")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(unreachable_pub, reason = "in a binary, `pub` says that other modules use it")]

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! A *submission* is what went through a portal: one descriptor, or a batch with its members. It is in flight from
-//! dispatch until the last of its tasks is retired. Each queue has at most [`IN_FLIGHT`] of them, and each batch at most
-//! [`MEMBERS`] members, however long their pages take: queues do not use up each other's share.
+//! dispatch until the last of its tasks is retired. Each queue has at most [`IN_FLIGHT`] of them, and each batch at
+//! most [`MEMBERS`] members, however long their pages take: queues do not use up each other's share.
 //!
 //! # Locking
 //!
@@ -19,8 +19,8 @@
 //! PASIDs are called. The lock of [`Reports`] nests inside it. What a change of state
 //! has to tell is collected in [`Later`], and told when the lock is released; a reset waits for that, too.
 //!
-//! An abort takes parked tasks away at once and marks those that engines work at; they look between steps. An answer for
-//! a task that is not parked any more finds nothing.
+//! An abort takes parked tasks away at once and marks those that engines work at; they look between steps. An answer
+//! for a task that is not parked any more finds nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -6,13 +6,13 @@
 //!    └───────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The order is the guarantee: who sees the status of a record finds the rest of it, and the data, written; who sees the
-//! interrupt finds the record.
+//! The order is the guarantee: who sees the status of a record finds the rest of it, and the data, written; who sees
+//! the interrupt finds the record.
 //!
-//! Threads start when the first descriptor for their group is accepted, sleep while there is nothing to do, and end with
-//! the device. An engine does not wait for pages: it parks the task, and takes the next one. Members of a batch are
-//! worked at in order, and those that have to wait are parked one by one, up to a limit; so a batch, too, has several
-//! pages asked for at once.
+//! Threads start when the first descriptor for their group is accepted, sleep while there is nothing to do, and end
+//! with the device. An engine does not wait for pages: it parks the task, and takes the next one. Members of a batch
+//! are worked at in order, and those that have to wait are parked one by one, up to a limit; so a batch, too, has
+//! several pages asked for at once.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -131,7 +131,8 @@ impl Queue {
         self.credit = self.config.priority();
     }
 
-    /// Takes the configuration back: if the host made it, only what the driver could write; else all, or all but the size.
+    /// Takes the configuration back: if the host made it, only what the driver could write; else all, or all but the
+    /// size.
     pub(super) fn forget(&mut self, fixed: bool, keeps_size: bool) {
         match (fixed, self.config.mode()) {
             (true, QueueMode::Dedicated) => self.config.0[2] &= !QueueConfig::IDENTITY,

@@ -11,7 +11,8 @@
 //!
 //! The host configures the device with [`Dsa::configure_slices`], and it is then the host's: its own registers change
 //! nothing, and its own portals take nothing. What a program has is a device with one group, one engine and one queue,
-//! whose configuration it can read. It enables, drains, aborts and resets that queue; a dedicated queue it gives a PASID.
+//! whose configuration it can read. It enables, drains, aborts and resets that queue; a dedicated queue it gives a
+//! PASID.
 //!
 //! The program's PASIDs are names of its own. Each is translated when a descriptor is submitted, by a
 //! [`PasidTranslation`] of the host's; what comes out goes into transactions and page requests, and is held for as
@@ -19,8 +20,8 @@
 //! batch's PASID, so theirs never matter. A descriptor with a PASID that is not authorised goes no further than the
 //! slice's SWERR.
 //!
-//! Completion interrupts, errors and command interrupts of the slice's descriptors go to the slice. Queues have their own
-//! share of what may be in flight, so pages that one program does not bring cost another nothing; they do share the
+//! Completion interrupts, errors and command interrupts of the slice's descriptors go to the slice. Queues have their
+//! own share of what may be in flight, so pages that one program does not bring cost another nothing; they do share the
 //! engines.
 
 use std::sync::Arc;

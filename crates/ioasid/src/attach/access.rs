@@ -1,7 +1,7 @@
 //! Access of software: reads, writes and pins what an address space maps, without DMA.
 //!
-//! A mediator, or a device model outside of any bus, gets at memory by IOVA here. What it pins stays until it lets go. An
-//! unmap of pinned memory tells the access first, which lets it go before the unmap returns:
+//! A mediator, or a device model outside of any bus, gets at memory by IOVA here. What it pins stays until it lets go.
+//! An unmap of pinned memory tells the access first, which lets it go before the unmap returns:
 //!
 //! ```text
 //!   unmap ──► told: let go of IOVA a..=b ──► PinnedRange dropped ──► unmap goes on
@@ -49,9 +49,10 @@ pub struct IoasAccess {
 }
 
 impl Context {
-    /// Makes an access for software, attached to nothing. With `unmap` it can pin pages: that is called with IOVAs in which
-    /// everything pinned has to be let go, by dropping the [`PinnedRange`]s, before it returns. It may be called from any
-    /// thread that unmaps, with no lock held; to unmap the same IOVAs from there is an error. `None` when the context has 2^31 objects.
+    /// Makes an access for software, attached to nothing. With `unmap` it can pin pages: that is called with IOVAs in
+    /// which everything pinned has to be let go, by dropping the [`PinnedRange`]s, before it returns. It may be called
+    /// from any thread that unmaps, with no lock held; to unmap the same IOVAs from there is an error. `None` when the
+    /// context has 2^31 objects.
     pub fn access(self: &Arc<Self>, unmap: Option<Box<dyn Fn(IovaRange) + Send + Sync>>) -> Option<IoasAccess> {
         let reserved = self.ids().reserve()?;
         let id = reserved.finalize(Object::Access, 1, vec![]);
@@ -84,8 +85,8 @@ impl IoasAccess {
         self.change(ioas, false)
     }
 
-    /// Lets it reach what an address space of its context maps, in place of what it reached before; what was pinned there is let
-    /// go.
+    /// Lets it reach what an address space of its context maps, in place of what it reached before; what was pinned
+    /// there is let go.
     ///
     /// # Errors
     /// See [`AccessAttachError`].

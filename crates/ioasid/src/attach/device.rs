@@ -39,8 +39,8 @@ pub enum BindError {
 
 /// An endpoint bound to a context. Dropping it detaches and unbinds, and returns when no DMA is in flight.
 ///
-/// If the thread that drops it holds slices, or is inside an access of a port, it might have to wait for itself. Then another
-/// thread detaches, as soon as it can, and what the device can reach stays until it has.
+/// If the thread that drops it holds slices, or is inside an access of a port, it might have to wait for itself. Then
+/// another thread detaches, as soon as it can, and what the device can reach stays until it has.
 pub struct Device(Option<Bound>);
 
 impl fmt::Debug for Device {
@@ -115,8 +115,9 @@ impl Device {
         &self.bound().context
     }
 
-    /// Lets the device's transactions with `pasid` (or without) reach what `target` maps, an address space (`&Arc<Ioas>`) or a
-    /// page table of any kind, in place of what they could reach before. Returns the id of the page table that it is attached to.
+    /// Lets the device's transactions with `pasid` (or without) reach what `target` maps, an address space
+    /// (`&Arc<Ioas>`) or a page table of any kind, in place of what they could reach before. Returns the id of the page
+    /// table that it is attached to.
     ///
     /// When it returns, no DMA through the old translation is in flight.
     ///
@@ -126,8 +127,8 @@ impl Device {
         self.attach_if(pasid, target, |_| true)
     }
 
-    /// As [`Device::attach`], if `confirm` says yes to the id of the page table. It is called when the device is attached already,
-    /// with no lock held; if it says no, or panics, the device is attached again to what it was.
+    /// As [`Device::attach`], if `confirm` says yes to the id of the page table. It is called when the device is
+    /// attached already, with no lock held; if it says no, or panics, the device is attached again to what it was.
     ///
     /// # Errors
     /// See [`AttachError`]; [`AttachError::NotConfirmed`] if `confirm` says no.

@@ -1,8 +1,8 @@
 //! Attaching: what a device's transactions reach, with a PASID or without.
 //!
-//! It is decided by (context, device, PASID), and done on the bus: to the requester that makes the transactions, and the PASID
-//! that is in them, which for a part of a device are others (see [`crate::bus`]). What changes an attachment holds the
-//! context's lock on attachments.
+//! It is decided by (context, device, PASID), and done on the bus: to the requester that makes the transactions, and
+//! the PASID that is in them, which for a part of a device are others (see [`crate::bus`]). What changes an attachment
+//! holds the context's lock on attachments.
 
 mod access;
 mod device;
@@ -60,8 +60,8 @@ pub enum AttachError {
     /// All PASIDs of the device that this one is a part of are taken.
     #[error("all PASIDs of the device are taken")]
     NoPasids,
-    /// The PASID was allocated in another context, or was freed and somebody still has it, or another part of the same device
-    /// is attached with it and has it on the bus.
+    /// The PASID was allocated in another context, or was freed and somebody still has it, or another part of the same
+    /// device is attached with it and has it on the bus.
     #[error("PASID {0} belongs to another context or to another part of the device, or is parked")]
     PasidElsewhere(Pasid),
     /// The page table is of a virtual IOMMU that does not know the device.
@@ -118,9 +118,9 @@ impl From<ConnectError> for AttachError {
     }
 }
 
-/// Attaches transactions of `device` with `own`, or without, to `target`, if `confirm` says yes to the id of the page table. It
-/// is asked when they are attached already, with no lock held; if it says no, or panics, they are attached again to what they
-/// were.
+/// Attaches transactions of `device` with `own`, or without, to `target`, if `confirm` says yes to the id of the page
+/// table. It is asked when they are attached already, with no lock held; if it says no, or panics, they are attached
+/// again to what they were.
 pub(crate) fn attach(
     context: &Arc<Context>,
     device: &Arc<Endpoint>,
@@ -165,8 +165,8 @@ fn attach_to_table<'a>(
     attach_locked(context, device, own, table)
 }
 
-/// A page table of an address space for devices that are attached to that itself: one that there is, or a new one. It is
-/// held, and dropping it takes it away if nobody uses it.
+/// A page table of an address space for devices that are attached to that itself: one that there is, or a new one. It
+/// is held, and dropping it takes it away if nobody uses it.
 struct Automatic<'a> {
     context: &'a Arc<Context>,
     hwpt: Arc<Hwpt>,
@@ -410,8 +410,8 @@ impl Attachment<'_> {
     }
 }
 
-/// Drops one claim of an endpoint on a page table, and an automatic table with the last claim of a user. (An attachment that is
-/// parked has a claim on the id alone.)
+/// Drops one claim of an endpoint on a page table, and an automatic table with the last claim of a user. (An attachment
+/// that is parked has a claim on the id alone.)
 fn let_go(context: &Context, endpoint: &Arc<Endpoint>, table: &Table, after: &mut Afterwards) {
     let walker: Arc<dyn Walker> = endpoint.clone();
     let unused = table.disconnect(&walker, endpoint.reserved());

@@ -24,8 +24,8 @@ use crate::hwpt::Table;
 use crate::pasid::{PasidError, PasidHold};
 
 impl Context {
-    /// As [`Context::destroy`], but a page table that devices are attached to goes, too: when this returns, no DMA through it is
-    /// in flight and none can start. Its id is not used again before the last device is detached.
+    /// As [`Context::destroy`], but a page table that devices are attached to goes, too: when this returns, no DMA
+    /// through it is in flight and none can start. Its id is not used again before the last device is detached.
     ///
     /// # Errors
     /// See [`DestroyError`]; a page table is busy only if another is nested on it, or a virtual IOMMU is.
@@ -51,8 +51,8 @@ impl Context {
         Ok(())
     }
 
-    /// Takes a PASID for this context: the lowest that is free from `first` to `last`. It stays until it is freed, or the
-    /// context is gone.
+    /// Takes a PASID for this context: the lowest that is free from `first` to `last`. It stays until it is freed, or
+    /// the context is gone.
     ///
     /// # Errors
     /// [`PasidError::Full`], [`PasidError::Range`].
@@ -95,7 +95,8 @@ impl Context {
         drop_automatic(self, table, unused, after);
     }
 
-    /// Keeps a PASID of this context from being used for something else until the result is dropped, also when it is freed.
+    /// Keeps a PASID of this context from being used for something else until the result is dropped, also when it is
+    /// freed.
     ///
     /// # Errors
     /// [`PasidError::NotAllocated`].
@@ -111,8 +112,8 @@ impl Context {
         })
     }
 
-    /// Ends everything that its devices reach, although they are bound to it still: page tables and PASIDs are parked, and nothing
-    /// can be attached from then on. What else is in it goes with the last device.
+    /// Ends everything that its devices reach, although they are bound to it still: page tables and PASIDs are parked,
+    /// and nothing can be attached from then on. What else is in it goes with the last device.
     ///
     /// # Errors
     /// [`WouldDeadlock`](crate::WouldDeadlock) if this thread holds slices; nothing is changed then.

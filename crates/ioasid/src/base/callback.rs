@@ -12,8 +12,9 @@
 //! | [`Mirror`](crate::Mirror) | call the engine; what waits for that mirror is an error | as if it had failed |
 //! | [`RemoteMemory`](crate::memory::RemoteMemory) | nothing that waits for DMA: that is an error | the access ends, the caller sees it |
 //!
-//! None runs while a lock is held, but `RemoteMemory` runs inside the port's gate. *The caller* is the thread whose call,
-//! transaction or drop led there. A callback that waits for another thread must not do so for one that waits for it.
+//! None runs while a lock is held, but `RemoteMemory` runs inside the port's gate. *The caller* is the thread whose
+//! call, transaction or drop led there. A callback that waits for another thread must not do so for one that waits for
+//! it.
 //!
 //! What has to wait for a callback to end asks first whether this thread is in one ([`is_in_one`]), and fails instead.
 
@@ -56,14 +57,15 @@ pub(crate) fn call<T>(code: impl FnOnce() -> T) -> T {
     code()
 }
 
-/// Runs a caller's code where a panic must go no further, as in a drop; `None` if it panics. The panic hook has told of it.
+/// Runs a caller's code where a panic must go no further, as in a drop; `None` if it panics. The panic hook has told of
+/// it.
 pub(crate) fn call_contained<T>(code: impl FnOnce() -> T) -> Option<T> {
     assert_none("a caller's code runs");
     catch_unwind(AssertUnwindSafe(|| call(code))).ok()
 }
 
-/// Runs several pieces of callers' code, each whatever became of the others. If one panics, the panic goes on when this is
-/// dropped, after the others.
+/// Runs several pieces of callers' code, each whatever became of the others. If one panics, the panic goes on when this
+/// is dropped, after the others.
 #[derive(Default)]
 pub(crate) struct Each(Option<Box<dyn Any + Send>>);
 

@@ -237,8 +237,8 @@ impl<T> Reserved<'_, T> {
         self.id
     }
 
-    /// As [`Reserved::finalize`], unless what it holds was parked meanwhile: then there is no object, and what is held is the
-    /// caller's to release.
+    /// As [`Reserved::finalize`], unless what it holds was parked meanwhile: then there is no object, and what is held
+    /// is the caller's to release.
     pub(crate) fn finalize_over(mut self, object: T, holds: Vec<ObjectId>) -> Option<ObjectId> {
         let mut slots = self.ids.slots.lock();
         let is_there = |id: &ObjectId| matches!(slots.get(&id.0.get()), Some(Slot::Ready { .. }));

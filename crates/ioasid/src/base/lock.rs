@@ -1,8 +1,8 @@
 //! Locks that know their place, and that outlive a panic.
 //!
-//! A thread that panics while it holds a lock leaves what the lock guards whole: everything here is changed in steps that
-//! cannot fail, or by values that undo what they did when they are dropped. So no lock is ever *poisoned*, and this is
-//! the one place that says so.
+//! A thread that panics while it holds a lock leaves what the lock guards whole: everything here is changed in steps
+//! that cannot fail, or by values that undo what they did when they are dropped. So no lock is ever *poisoned*, and
+//! this is the one place that says so.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -187,7 +187,8 @@ mod held {
     /// Locks that one thread holds at a time, at the most.
     const MOST: usize = 16;
 
-    /// The places and names of the locks that this thread holds or waits for. In an array, as an unmap allocates nothing.
+    /// The places and names of the locks that this thread holds or waits for. In an array, as an unmap allocates
+    /// nothing.
     struct Held {
         locks: [(u16, bool, &'static str); MOST],
         used: usize,

@@ -68,8 +68,8 @@ ranks! {
     bus::Named,
     /// What an endpoint is attached to. Ports take it, when they meet a PASID for the first time.
     bus::Attachments,
-    /// A page table is filled or emptied (shared), or looked at while it must not change (exclusive). A thread that holds it
-    /// may wait for ports.
+    /// A page table is filled or emptied (shared), or looked at while it must not change (exclusive). A thread that
+    /// holds it may wait for ports.
     hwpt::Fill,
     /// What an address space maps, its mirrors and its rules.
     ioas::State,

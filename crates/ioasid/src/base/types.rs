@@ -33,7 +33,8 @@ pub enum WouldDeadlock {
     InCallback,
 }
 
-/// IOVAs from `start` to `last`, both inclusive, so that a range may end at the top of the space; never empty, never reversed.
+/// IOVAs from `start` to `last`, both inclusive, so that a range may end at the top of the space; never empty, never
+/// reversed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IovaRange {
     /// Not above `last`: what makes one in this crate sees to that.

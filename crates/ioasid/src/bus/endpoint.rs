@@ -300,7 +300,8 @@ impl Endpoint {
         self.parts.find(pasid).unwrap_or_else(|| (self.clone(), pasid))
     }
 
-    /// Whether transactions with `pasid` may be made: the device may do DMA, and so may the part of it that they belong to.
+    /// Whether transactions with `pasid` may be made: the device may do DMA, and so may the part of it that they belong
+    /// to.
     pub(crate) fn may_dma(&self, pasid: Option<Pasid>) -> bool {
         let part = || self.mediated.load(Ordering::Acquire).then(|| self.parts.find(pasid)).flatten();
         self.is_bus_master() && part().is_none_or(|(part, _)| part.is_bus_master())
@@ -342,7 +343,8 @@ impl Endpoint {
         find(&attachments, pasid).ok().map(|at| use_it(&attachments[at].1))
     }
 
-    /// The attachment that a transaction goes by: that of its PASID, or that without one, where a guest owns the PASIDs.
+    /// The attachment that a transaction goes by: that of its PASID, or that without one, where a guest owns the
+    /// PASIDs.
     pub(crate) fn route(&self, pasid: Option<Pasid>) -> Option<(Option<Pasid>, Table)> {
         self.route_or(pasid, Table::owns_pasids)
     }
@@ -374,7 +376,8 @@ impl Endpoint {
         queues.iter().for_each(|queue| queue.dismiss_walker(self, &mut dismissed));
     }
 
-    /// Attaches, in place of what is returned, which no port uses any more. Only one thread attaches or detaches at a time.
+    /// Attaches, in place of what is returned, which no port uses any more. Only one thread attaches or detaches at a
+    /// time.
     pub(crate) fn attach(&self, pasid: Option<Pasid>, table: Table) -> Option<Table> {
         let used = self.attachments.read().len();
         // Ports take this lock, and threads that unmap wait for ports: nothing is allocated while it is held.

@@ -7,8 +7,8 @@ use super::Machine;
 use crate::kind::IommuKind;
 use crate::shared::Shared;
 
-/// An IOMMU: it walks the page tables of the devices that are behind it, in the formats of its kind. A page table is good for
-/// devices behind every IOMMU that walks its format; a virtual IOMMU is a part of one.
+/// An IOMMU: it walks the page tables of the devices that are behind it, in the formats of its kind. A page table is
+/// good for devices behind every IOMMU that walks its format; a virtual IOMMU is a part of one.
 pub struct Iommu {
     kind: IommuKind,
     number: u32,

@@ -24,7 +24,8 @@ const LEAST_TABLES: usize = 2 << 20;
 /// Bits of the widest PASID (PCIe 6.20).
 const MOST_PASID_BITS: u32 = 20;
 
-/// A machine: its IOMMUs, the requesters behind them, the physical space and the memory for page tables that they share.
+/// A machine: its IOMMUs, the requesters behind them, the physical space and the memory for page tables that they
+/// share.
 pub struct Machine {
     shared: Arc<Shared>,
     endpoints: RwLock<BTreeMap<Rid, Arc<Endpoint>>, rank::Endpoints>,
@@ -39,8 +40,8 @@ impl fmt::Debug for Machine {
 }
 
 impl Machine {
-    /// A machine without devices, with as much room for page tables as the address space allows, up to 8 GiB: enough for
-    /// 4 TiB in pages of 4 KiB.
+    /// A machine without devices, with as much room for page tables as the address space allows, up to 8 GiB: enough
+    /// for 4 TiB in pages of 4 KiB.
     ///
     /// # Panics
     /// If there is no address space for a single chunk of tables.

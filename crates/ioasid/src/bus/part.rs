@@ -226,8 +226,8 @@ fn allocate(shared: &Shared, owner: u64, parent: &Endpoint) -> Result<PasidHold,
 }
 
 impl Machine {
-    /// Makes an endpoint of a part of `parent`, which from then on cannot be bound as a whole: what belongs to it does DMA in the
-    /// parent's name, with the PASIDs that its [`VirtualPasids`] say.
+    /// Makes an endpoint of a part of `parent`, which from then on cannot be bound as a whole: what belongs to it does
+    /// DMA in the parent's name, with the PASIDs that its [`VirtualPasids`] say.
     ///
     /// # Errors
     /// See [`MediateError`].

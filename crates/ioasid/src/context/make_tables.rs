@@ -110,8 +110,8 @@ impl Context {
         Ok(hwpt)
     }
 
-    /// Makes a nested page table: a guest's own, whose addresses mean what `parent` maps, a page table or what a virtual IOMMU
-    /// is over.
+    /// Makes a nested page table: a guest's own, whose addresses mean what `parent` maps, a page table or what a
+    /// virtual IOMMU is over.
     ///
     /// # Errors
     /// See [`HwptError`].
@@ -141,8 +141,9 @@ impl Context {
         Ok(nested)
     }
 
-    /// Makes a page table of a process's address space ([`Process::open_for_sva`](crate::memory::Process::open_for_sva)). It
-    /// stays until it is destroyed; when the process has ended, nothing is reached by it.
+    /// Makes a page table of a process's address space
+    /// ([`Process::open_for_sva`](crate::memory::Process::open_for_sva)). It stays until it is destroyed; when the
+    /// process has ended, nothing is reached by it.
     ///
     /// # Errors
     /// See [`SvaError`].

@@ -95,8 +95,8 @@ impl HwQueueOptions {
 }
 
 impl Context {
-    /// Makes a virtual IOMMU over the page table `parent`, of the IOMMU that `device` is behind. `extend` makes what is kept
-    /// with it, and is told its id.
+    /// Makes a virtual IOMMU over the page table `parent`, of the IOMMU that `device` is behind. `extend` makes what is
+    /// kept with it, and is told its id.
     ///
     /// # Errors
     /// See [`ViommuError`], and that of `extend`.
@@ -171,7 +171,8 @@ impl Context {
         Ok(made)
     }
 
-    /// Makes a queue for the events of one kind that the guest of a virtual IOMMU is to be told, with room for `depth` of them.
+    /// Makes a queue for the events of one kind that the guest of a virtual IOMMU is to be told, with room for `depth`
+    /// of them.
     ///
     /// # Errors
     /// See [`ViommuError`].

@@ -78,11 +78,13 @@ impl fmt::Debug for Context {
     }
 }
 
-/// What is left to do when the lock on attachments is given back, as it calls callers' code. To be made before that is taken.
+/// What is left to do when the lock on attachments is given back, as it calls callers' code. To be made before that is
+/// taken.
 #[derive(Default)]
 pub(crate) struct Afterwards {
     pub(crate) dismissed: Dismissed,
-    /// Address spaces that a page table was taken away from. The first has a place of its own, as a detach allocates nothing.
+    /// Address spaces that a page table was taken away from. The first has a place of its own, as a detach allocates
+    /// nothing.
     first: Option<Arc<Ioas>>,
     more: Vec<Arc<Ioas>>,
 }
@@ -272,7 +274,8 @@ impl Context {
         Some(make(reserved.id()).map(|object| reserved.finalize(Object::External(object), 0, vec![])))
     }
 
-    /// Keeps an object that `is_it` in use until the result is dropped; `None` if what has the id is another one, or nothing.
+    /// Keeps an object that `is_it` in use until the result is dropped; `None` if what has the id is another one, or
+    /// nothing.
     pub(crate) fn hold_object(&self, id: ObjectId, is_it: impl FnOnce(&Object) -> bool) -> Option<InUse<'_>> {
         let held = self.ids.hold_if(id, |object| if is_it(object) { Ok(()) } else { Err(()) });
         held?.ok().map(|()| InUse { context: self, id })

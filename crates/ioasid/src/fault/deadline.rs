@@ -1,7 +1,7 @@
 //! The thread that keeps page requests from waiting for ever.
 //!
-//! One thread for all queues of a machine, which there is only as long as something waits. A queue is on its list with the
-//! time of its first deadline, so asking and answering do not wake it.
+//! One thread for all queues of a machine, which there is only as long as something waits. A queue is on its list with
+//! the time of its first deadline, so asking and answering do not wake it.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;

@@ -19,7 +19,8 @@
 //! | `queue` | groups that wait for an answer |
 //! | `deadline` | the thread that keeps them from waiting for ever |
 //!
-//! Where a request goes, and how a page is brought in, is in `port::ask`; a device's own way to ask, in `port::interface`.
+//! Where a request goes, and how a page is brought in, is in `port::ask`; a device's own way to ask, in
+//! `port::interface`.
 
 mod deadline;
 mod queue;
@@ -110,10 +111,11 @@ pub enum OnMiss {
     /// The access is refused.
     #[default]
     Abort,
-    /// A device that can wait does, and this fault queue is asked. It has to be of the context that the page table is made in.
+    /// A device that can wait does, and this fault queue is asked. It has to be of the context that the page table is
+    /// made in.
     Queue(Arc<FaultQueue>),
-    /// A device that can wait does, and what was made to fault ([`crate::Ioas::make_fault`]) is brought in. Where nothing is
-    /// mapped the access is refused.
+    /// A device that can wait does, and what was made to fault ([`crate::Ioas::make_fault`]) is brought in. Where
+    /// nothing is mapped the access is refused.
     Resolve,
 }
 

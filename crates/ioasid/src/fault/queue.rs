@@ -328,8 +328,8 @@ impl FaultQueue {
     }
 }
 
-/// Groups that were given up, each of which is answered with [`PageResponse::Invalid`] when this is dropped: to be done when no
-/// lock is held.
+/// Groups that were given up, each of which is answered with [`PageResponse::Invalid`] when this is dropped: to be done
+/// when no lock is held.
 #[derive(Default)]
 pub(crate) struct Dismissed(Vec<Waiting>);
 

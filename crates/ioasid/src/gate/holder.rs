@@ -62,8 +62,8 @@ impl Holder {
     }
 }
 
-/// Runs a caller's code inside of an access: memory that only that code can reach. It must not wait for ports, as this one
-/// does not leave its gate before.
+/// Runs a caller's code inside of an access: memory that only that code can reach. It must not wait for ports, as this
+/// one does not leave its gate before.
 pub(crate) fn call_inside<T>(code: impl FnOnce() -> T) -> T {
     struct Leave;
     impl Drop for Leave {

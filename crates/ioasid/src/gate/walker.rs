@@ -60,8 +60,8 @@ impl Ports {
         })
     }
 
-    /// Goes through the gates of all ports that there are when it begins. No lock is held meanwhile, as a thread that holds
-    /// slices may want to see the ports.
+    /// Goes through the gates of all ports that there are when it begins. No lock is held meanwhile, as a thread that
+    /// holds slices may want to see the ports.
     pub(crate) fn gates(&self, each: &mut dyn FnMut(&Gate)) {
         let mut last = 0;
         loop {

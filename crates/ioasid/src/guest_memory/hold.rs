@@ -42,7 +42,8 @@ impl Holds {
         self.requester.count(access, bytes);
     }
 
-    /// Holds the access in progress, or, if there is none, begins one and calls `refresh` in it. `None` from within a miss.
+    /// Holds the access in progress, or, if there is none, begins one and calls `refresh` in it. `None` from within a
+    /// miss.
     #[inline(always)]
     pub(super) fn hold(&self, refresh: impl FnOnce(&Inside<'_>)) -> Option<Hold<'_>> {
         if self.requester.gate.is_held() {
@@ -85,8 +86,8 @@ impl Drop for Holds {
 /// Keeps the bytes of a [`VolatileSlice`](vm_memory::VolatileSlice) where they are: a thread that unmaps waits until it
 /// and all of its clones are dropped.
 ///
-/// It has the place of a dirty bitmap in the slice, and marks nothing: a page was marked as written, where that is asked
-/// for, when it was translated for writing.
+/// It has the place of a dirty bitmap in the slice, and marks nothing: a page was marked as written, where that is
+/// asked for, when it was translated for writing.
 pub struct Hold<'a> {
     holds: &'a Holds,
 }

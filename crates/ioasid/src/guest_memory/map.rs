@@ -24,8 +24,8 @@ pub enum MapMemoryError {
     Map(u64, #[source] MapError),
 }
 
-/// Maps all regions of `memory` into `ioas`, each at its guest-physical address, for devices with `access`. The memory stays as
-/// long as a device can reach it. What devices write is in no bitmap of vm-memory's: see
+/// Maps all regions of `memory` into `ioas`, each at its guest-physical address, for devices with `access`. The memory
+/// stays as long as a device can reach it. What devices write is in no bitmap of vm-memory's: see
 /// [`Hwpt::read_dirty`](crate::Hwpt::read_dirty).
 ///
 /// ```
@@ -72,8 +72,8 @@ pub fn map_memory<B: Bitmap + Send + Sync + 'static>(
         let shared = region.flags() & libc::MAP_SHARED != 0;
         let file = region.file_offset().filter(|_| shared);
         let file = file.map(|file| FileRange { file: file.arc().clone(), offset: file.start() });
-        // The region is mapped as long as the memory is, which the segment keeps. Its users are prepared for it to change:
-        // vm-memory gives no references to its bytes, but volatile slices, as a guest shares it.
+        // The region is mapped as long as the memory is, which the segment keeps. Its users are prepared for it to
+        // change: vm-memory gives no references to its bytes, but volatile slices, as a guest shares it.
         let writable = region.prot() & libc::PROT_WRITE != 0;
         let segment = Segment::kept(start, length, writable, file, memory.clone());
         ioas.map(Placement::Fixed(Iova(at)), length, access, || Ok(vec![segment]))

@@ -101,10 +101,10 @@ pub struct PortMemory {
     refusal: Cell<Option<DmaError>>,
     /// Goes before the port: a leaked slice must not keep the port inside.
     holds: Holds,
-    /// The references in [`PortMemory::place`] and the one in [`PortMemory::miss`] are the only ones to it. Neither function
-    /// calls the other while it uses its own. A miss may run a caller's code, memory elsewhere that holds a guest's tables:
-    /// if that gets here again, `holds` refuses it before there is a second reference. One thread has it all, as it is not
-    /// `Sync`.
+    /// The references in [`PortMemory::place`] and the one in [`PortMemory::miss`] are the only ones to it. Neither
+    /// function calls the other while it uses its own. A miss may run a caller's code, memory elsewhere that holds a
+    /// guest's tables: if that gets here again, `holds` refuses it before there is a second reference. One thread has
+    /// it all, as it is not `Sync`.
     port: UnsafeCell<DmaPort>,
 }
 
@@ -118,8 +118,9 @@ impl PortMemory {
         Self { pasid, holds, bus, refusal, port: UnsafeCell::new(port) }
     }
 
-    /// Why the last access was refused that was, with its address; `None` if none was since this was called last. The errors of
-    /// vm-memory have no room for it: where nothing is mapped, they say that the address is invalid, whatever the reason.
+    /// Why the last access was refused that was, with its address; `None` if none was since this was called last. The
+    /// errors of vm-memory have no room for it: where nothing is mapped, they say that the address is invalid, whatever
+    /// the reason.
     pub fn take_refusal(&self) -> Option<DmaError> {
         self.refusal.take()
     }

@@ -90,8 +90,8 @@ impl Bench {
         self.memory.get_slices(at(offset), count, Permissions::ReadWrite).unwrap().next().unwrap().unwrap()
     }
 
-    /// Unmaps the first page in another thread, and returns when it is out of the table. The result comes when no DMA uses
-    /// it any more.
+    /// Unmaps the first page in another thread, and returns when it is out of the table. The result comes when no DMA
+    /// uses it any more.
     fn unmap_elsewhere<'s>(&self, scope: &'s thread::Scope<'s, '_>) -> mpsc::Receiver<Result<u64, UnmapError>> {
         let (ioas, (done, result)) = (self.ioas.clone(), mpsc::channel());
         scope.spawn(move || done.send(ioas.unmap(page(0))));

@@ -1,8 +1,8 @@
 //! Dirty tracking: which pages devices wrote.
 //!
 //! A write that misses the IOTLB is marked by the walk, in the log beside the page tables; what a read brought into the
-//! IOTLB does not let a write pass. Reading the log and clearing it takes the marks out, posts the range to all ports and
-//! waits for them. So a write is either complete, and in what was read, or it is marked afresh:
+//! IOTLB does not let a write pass. Reading the log and clearing it takes the marks out, posts the range to all ports
+//! and waits for them. So a write is either complete, and in what was read, or it is marked afresh:
 //!
 //! ```text
 //!  port                          thread that reads the log
@@ -50,8 +50,9 @@ impl DirtyError {
 }
 
 impl Hwpt {
-    /// Begins to note which pages devices write, with nothing noted yet. Pages larger than `granule` (a power of two, in bytes) are split down to it, and so are those that are mapped later; `u64::MAX` leaves all as they
-    /// are, and a write then counts for all of its large page.
+    /// Begins to note which pages devices write, with nothing noted yet. Pages larger than `granule` (a power of two,
+    /// in bytes) are split down to it, and so are those that are mapped later; `u64::MAX` leaves all as they are, and a
+    /// write then counts for all of its large page.
     ///
     /// # Errors
     /// See [`DirtyError`].
@@ -79,8 +80,8 @@ impl Hwpt {
         self.granule.set(0);
     }
 
-    /// Notes that the page at `iova` was written by other means than a port: by a device whose DMA goes another way. Returns
-    /// whether there is a page, writes are allowed, and they are being noted.
+    /// Notes that the page at `iova` was written by other means than a port: by a device whose DMA goes another way.
+    /// Returns whether there is a page, writes are allowed, and they are being noted.
     ///
     /// # Errors
     /// [`WouldDeadlock`] if this thread holds slices.
@@ -95,9 +96,10 @@ impl Hwpt {
         Ok(found.is_some_and(|found| found.access.contains(Access::WRITE)))
     }
 
-    /// Sets, in `bitmap`, the bits of the pages of `range` that were written since they were last cleared; bit n of word m
-    /// is the page of `page` bytes at `range.start` + (64 m + n) · `page`. Bits of other pages stay as they are. With
-    /// `clear` the pages count as clean from then on, and every write that was noted has arrived when this returns.
+    /// Sets, in `bitmap`, the bits of the pages of `range` that were written since they were last cleared; bit n of
+    /// word m is the page of `page` bytes at `range.start` + (64 m + n) · `page`. Bits of other pages stay as they are.
+    /// With `clear` the pages count as clean from then on, and every write that was noted has arrived when this
+    /// returns.
     ///
     /// # Errors
     /// See [`DirtyError`].
@@ -123,8 +125,8 @@ impl Hwpt {
         // The table refuses parts of its pages, as they would be cleared as a whole.
         self.table
             .read_dirty(inside.start, inside.len_minus_one() + 1, clear, move |word| {
-                // A word of the log is nearly always one of the bitmap. The rotation puts one that begins between two of those, or
-                // before them, far beyond their end.
+                // A word of the log is nearly always one of the bitmap. The rotation puts one that begins between two
+                // of those, or before them, far beyond their end.
                 let number = word.iova.wrapping_sub(range.start).rotate_right(word.page_shift + 6);
                 if word.page_shift == shift
                     && let Some(into) = usize::try_from(number).ok().and_then(|number| bitmap.get_mut(number))

@@ -65,7 +65,8 @@ impl GuestStage {
 }
 
 /// What a nested page table is to be. It is made of a [`GuestTable`](crate::GuestTable) or a
-/// [`GuestPasidTable`](crate::GuestPasidTable) by `into()`, and then allows PASIDs, refuses what is missing, and extends nothing.
+/// [`GuestPasidTable`](crate::GuestPasidTable) by `into()`, and then allows PASIDs, refuses what is missing, and
+/// extends nothing.
 #[non_exhaustive]
 pub struct NestedOptions {
     /// What is the guest's own.
@@ -118,8 +119,8 @@ impl<T: Into<GuestStage>> From<T> for NestedOptions {
 /// A nested HWPT: a guest's page table on top of what its parent maps. It is made by
 /// [`Context::hwpt_alloc_nested`](crate::Context::hwpt_alloc_nested).
 ///
-/// What a device reserves is kept out of the parent. In the guest's own table nothing is reserved: a page that a guest puts
-/// where interrupts would go is memory like any other.
+/// What a device reserves is kept out of the parent. In the guest's own table nothing is reserved: a page that a guest
+/// puts where interrupts would go is memory like any other.
 pub struct NestedHwpt {
     id: ObjectId,
     parent: Arc<Hwpt>,
@@ -181,8 +182,9 @@ impl NestedHwpt {
         self.options.pasids
     }
 
-    /// Forgets what ports have cached of `range`, for a guest that changed its table there: when it returns, no DMA through an
-    /// older translation is in flight and none can start. [`IovaRange::ALL`] takes no longer than a single page.
+    /// Forgets what ports have cached of `range`, for a guest that changed its table there: when it returns, no DMA
+    /// through an older translation is in flight and none can start. [`IovaRange::ALL`] takes no longer than a single
+    /// page.
     ///
     /// # Errors
     /// [`WouldDeadlock`] if this thread holds slices.
@@ -192,8 +194,8 @@ impl NestedHwpt {
         Ok(())
     }
 
-    /// As [`NestedHwpt::invalidate`], for a guest that changed which table `pasid`, or transactions without one, go to: all of
-    /// that is forgotten, and nothing else.
+    /// As [`NestedHwpt::invalidate`], for a guest that changed which table `pasid`, or transactions without one, go to:
+    /// all of that is forgotten, and nothing else.
     ///
     /// # Errors
     /// [`WouldDeadlock`] if this thread holds slices.

@@ -142,7 +142,8 @@ impl Hwpt {
         &self.options.on_miss
     }
 
-    /// The table that devices behind a kind of IOMMU get which are attached to the address space itself, if there is one.
+    /// The table that devices behind a kind of IOMMU get which are attached to the address space itself, if there is
+    /// one.
     pub(crate) fn automatic_of(ioas: &Ioas, kind: IommuKind) -> Option<Arc<Self>> {
         ioas.find_mirror(|mirror| {
             let hwpt = (mirror.clone() as Arc<dyn Any + Send + Sync>).downcast::<Self>().ok()?;
@@ -180,7 +181,8 @@ impl Hwpt {
         self.format
     }
 
-    /// Where IOVA `iova` leads at this moment: to which memory. `None` if nothing is mapped there, or what it is cannot be told.
+    /// Where IOVA `iova` leads at this moment: to which memory. `None` if nothing is mapped there, or what it is cannot
+    /// be told.
     ///
     /// # Errors
     /// [`WouldDeadlock`] if this thread holds slices.
@@ -206,8 +208,8 @@ impl Hwpt {
         self.table.upper(iova)
     }
 
-    /// What a port that wants `access` finds at `iova`, and what it may keep of it: a write is marked where that is asked
-    /// for, and other accesses are then not to be taken for one later.
+    /// What a port that wants `access` finds at `iova`, and what it may keep of it: a write is marked where that is
+    /// asked for, and other accesses are then not to be taken for one later.
     #[inline]
     pub(crate) fn walk(&self, upper: Upper, iova: u64, access: Access) -> Option<(Translation, Access)> {
         if self.granule.is_none() {

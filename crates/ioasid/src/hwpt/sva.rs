@@ -1,9 +1,9 @@
 //! Shared virtual addressing: a page table that is a process's own address space.
 //!
-//! Whatever the process can read and write, devices can, at the same addresses, and for as long: what it maps, unmaps and
-//! protects holds at once, as the process is asked each time. A page that the process has never touched is not present; it
-//! is brought in when a device that can wait asks for it. The end of the process, or its exec, ends the address space, and DMA
-//! is refused from then on.
+//! Whatever the process can read and write, devices can, at the same addresses, and for as long: what it maps, unmaps
+//! and protects holds at once, as the process is asked each time. A page that the process has never touched is not
+//! present; it is brought in when a device that can wait asks for it. The end of the process, or its exec, ends the
+//! address space, and DMA is refused from then on.
 //!
 //! ```text
 //!   IOVA = address ──► mapped there, and allowed?   no ──► refused

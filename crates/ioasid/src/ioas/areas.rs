@@ -170,8 +170,8 @@ impl Areas {
         self.for_each_in(range, |area| area.busy = busy);
     }
 
-    /// The first area from `start` on that a mirror has to be filled with: its range, access and backing. `Some(None)` if it
-    /// is being changed, `None` if there is none.
+    /// The first area from `start` on that a mirror has to be filled with: its range, access and backing. `Some(None)`
+    /// if it is being changed, `None` if there is none.
     pub(super) fn next_to_fill(&self, start: u64) -> Option<Option<(IovaRange, Access, &Backed)>> {
         self.areas.range(start..).find_map(|(&start, area)| match &area.state {
             _ if area.busy => Some(None),
@@ -250,8 +250,8 @@ impl Areas {
         absent.collect()
     }
 
-    /// Whether something is absent still as [`Areas::absent_in`] said, and allows `access`. The area that it is a part of may be
-    /// another by now, as what was beside it was brought in.
+    /// Whether something is absent still as [`Areas::absent_in`] said, and allows `access`. The area that it is a part
+    /// of may be another by now, as what was beside it was brought in.
     pub(super) fn is_absent_still(&self, wanted: &mut Wanted, access: Access) -> bool {
         let Some((area, each)) = self.in_or_around(wanted.part).next() else { return false };
         let State::Absent(now) = &each.state else { return false };
@@ -303,7 +303,8 @@ impl Areas {
         self.for_each_in(range, |area| area.access = access);
     }
 
-    /// Fails if an area in `range` cannot be allowed `access`, or there is none; returns whether all allow exactly that.
+    /// Fails if an area in `range` cannot be allowed `access`, or there is none; returns whether all allow exactly
+    /// that.
     pub(super) fn check_protect(&self, range: IovaRange, access: Access) -> Result<bool, ProtectError> {
         let (mut any, mut same) = (false, true);
         for (area, Area { access: now, state, holds, .. }) in self.in_or_around(range) {
@@ -390,7 +391,8 @@ impl Areas {
         self.insert(range, access, State::Coming);
     }
 
-    /// What was kept from `range.start` on is mapped now; `range` may be a part, as what is kept may become several areas.
+    /// What was kept from `range.start` on is mapped now; `range` may be a part, as what is kept may become several
+    /// areas.
     pub(super) fn publish(&mut self, range: IovaRange, access: Access, backed: Backed) {
         self.insert(range, access, State::Mapped(backed));
     }

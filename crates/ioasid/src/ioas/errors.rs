@@ -11,8 +11,8 @@ use crate::mirror::MirrorError;
 pub enum Placement {
     /// Exactly there.
     Fixed(Iova),
-    /// Anywhere that is free. If there is room for it, the IOVA gets the place in its large page of 2 MiB that this address
-    /// of the memory has in its own, so that large pages fit.
+    /// Anywhere that is free. If there is room for it, the IOVA gets the place in its large page of 2 MiB that this
+    /// address of the memory has in its own, so that large pages fit.
     Automatic {
         /// The address of the memory where it comes from.
         like: u64,
@@ -107,8 +107,8 @@ pub enum UnmapError {
     /// Something in it is pinned by an access, and a notice led to nothing.
     #[error("IOVA {0} is pinned by an access that does not let it go")]
     Pinned(IovaRange),
-    /// A mirror failed to unmap it, and is not asked for anything any more. The range *is* unmapped from all others and from
-    /// the address space; what that mirror could reach stays pinned.
+    /// A mirror failed to unmap it, and is not asked for anything any more. The range *is* unmapped from all others and
+    /// from the address space; what that mirror could reach stays pinned.
     #[error("a mirror failed to unmap IOVA {0}: it was cut off, and the memory stays pinned")]
     Mirror(IovaRange),
     /// It would have to wait for this thread.

@@ -1,13 +1,14 @@
 //! The mirrors of an address space, and how they come and go.
 //!
 //! Mirrors have numbers, in the order in which they were added, and a thread that fills or empties them goes from one
-//! number to the next, without the lock in between. One mirror at a time *joins*: it is the last on the list, and a cursor says how far
-//! it has been looked after. What begins below the cursor is mapped in it by its mapper, or has been; what begins above is
-//! mapped in it when the cursor comes there. The cursor moves under the lock, over what is free or not mapped yet as well,
-//! and a mapper decides and publishes under the lock, so each area is mapped in each mirror once.
+//! number to the next, without the lock in between. One mirror at a time *joins*: it is the last on the list, and a
+//! cursor says how far it has been looked after. What begins below the cursor is mapped in it by its mapper, or has
+//! been; what begins above is mapped in it when the cursor comes there. The cursor moves under the lock, over what is
+//! free or not mapped yet as well, and a mapper decides and publishes under the lock, so each area is mapped in each
+//! mirror once.
 //!
-//! A mapper that has mapped something in a mirror that joins keeps its call of it until it has published. So when a mirror
-//! that could not be filled is taken away again, what it has is what the areas say.
+//! A mapper that has mapped something in a mirror that joins keeps its call of it until it has published. So when a
+//! mirror that could not be filled is taken away again, what it has is what the areas say.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -119,7 +120,8 @@ impl Links {
         Some((link.number, link.mirror.clone(), link.cursor))
     }
 
-    /// As [`Links::call_next`], to have all of `range`, which is free but for its mapper: the cursor does not stop inside.
+    /// As [`Links::call_next`], to have all of `range`, which is free but for its mapper: the cursor does not stop
+    /// inside.
     fn call_next_for(&mut self, number: u64, range: IovaRange) -> Option<(u64, Arc<dyn Mirror>, Option<u64>)> {
         let called = self.call_next(number, range.start)?;
         let link = self.links.iter_mut().find(|link| link.number == called.0)?;
@@ -144,8 +146,8 @@ pub(super) fn guarded<T>(code: impl FnOnce() -> Result<T, MirrorError>) -> Resul
 }
 
 impl Ioas {
-    /// Calls the next mirror after `number` that has areas from `first` on. If there is none, the caller gets the lock, and no
-    /// other comes before it lets it go.
+    /// Calls the next mirror after `number` that has areas from `first` on. If there is none, the caller gets the lock,
+    /// and no other comes before it lets it go.
     pub(super) fn next_mirror(&self, number: u64, first: u64) -> Result<Called<'_>, Locked<'_>> {
         let mut state = self.lock();
         match state.links.call_next(number, first) {
@@ -192,7 +194,8 @@ impl Ioas {
         result
     }
 
-    /// Unmaps runs in a mirror. False if it panicked: then it is cut off, and what it could reach stays pinned for good.
+    /// Unmaps runs in a mirror. False if it panicked: then it is cut off, and what it could reach stays pinned for
+    /// good.
     pub(super) fn unmap_in(&self, called: &Called<'_>, runs: &mut dyn Iterator<Item = IovaRange>) -> bool {
         let result = guarded(|| {
             called.mirror.unmap(runs);
@@ -268,7 +271,8 @@ impl Ioas {
         Ok(())
     }
 
-    /// [`Ioas::remove_mirror`] of a page table that nobody is attached to; its memory is let go by [`Ioas::unpin_unused`].
+    /// [`Ioas::remove_mirror`] of a page table that nobody is attached to; its memory is let go by
+    /// [`Ioas::unpin_unused`].
     pub(crate) fn remove_table(&self, table: &dyn Mirror) {
         let mut state = self.lock();
         let is_it = |link: &Link| std::ptr::addr_eq(Arc::as_ptr(&link.mirror), table);

@@ -64,8 +64,8 @@ impl Ioas {
         })
     }
 
-    /// Maps `length` bytes of `pages`, from `offset` on, at `iova` or anywhere, and returns where. They are brought in now if
-    /// there is a mirror, and otherwise when there is one.
+    /// Maps `length` bytes of `pages`, from `offset` on, at `iova` or anywhere, and returns where. They are brought in
+    /// now if there is a mirror, and otherwise when there is one.
     ///
     /// # Errors
     /// See [`MapError`]; nothing is changed then.
@@ -84,8 +84,8 @@ impl Ioas {
         self.map_slices(placement(iova, &slice), length, access, offset, || Ok(vec![slice]))
     }
 
-    /// Maps what `source` (which may be this one, or one of another machine) maps from `from` on, `length` bytes, at `iova` or
-    /// anywhere, and returns where: the same memory, brought in once in each machine.
+    /// Maps what `source` (which may be this one, or one of another machine) maps from `from` on, `length` bytes, at
+    /// `iova` or anywhere, and returns where: the same memory, brought in once in each machine.
     ///
     /// # Errors
     /// See [`MapError`]; nothing is changed then.
@@ -107,8 +107,8 @@ impl Ioas {
         self.map_slices(placement(iova, first), length, access, first.offset, || Ok(slices))
     }
 
-    /// Maps slices in a row, an area for each; they have `length` bytes together, and the first begins `offset` bytes into
-    /// some page.
+    /// Maps slices in a row, an area for each; they have `length` bytes together, and the first begins `offset` bytes
+    /// into some page.
     fn map_slices(
         &self,
         placement: Placement,
@@ -198,8 +198,8 @@ impl Ioas {
         Ok(())
     }
 
-    /// Makes two areas of the one that `iova` lies in, if it is not the first address of one: what is mapped stays as it is, and
-    /// either part can be unmapped by itself from then on.
+    /// Makes two areas of the one that `iova` lies in, if it is not the first address of one: what is mapped stays as
+    /// it is, and either part can be unmapped by itself from then on.
     ///
     /// # Errors
     /// See [`CutError`].

@@ -1,8 +1,8 @@
 //! An I/O address space: IOVA ranges mapped to pages, which mirrors follow.
 //!
 //! The areas are the truth, and mirrors follow: one that is added later is filled from the areas. Areas that touch are
-//! not merged, as an unmap has to name whole areas. Memory is brought in for the first mirror and let go with the last, area
-//! by area; without one, an address space is a list.
+//! not merged, as an unmap has to name whole areas. Memory is brought in for the first mirror and let go with the last,
+//! area by area; without one, an address space is a list.
 //!
 //! # Which thread waits for which
 //!
@@ -117,7 +117,8 @@ impl Ioas {
         self.id
     }
 
-    /// A number that no other object of this [`Machine`](crate::Machine) has or had; what an [`crate::Observer`] knows it by.
+    /// A number that no other object of this [`Machine`](crate::Machine) has or had; what an [`crate::Observer`] knows
+    /// it by.
     #[must_use]
     pub fn serial(&self) -> u64 {
         self.serial

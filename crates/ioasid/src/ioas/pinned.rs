@@ -9,8 +9,9 @@ use super::{AccessError, Hold, Ioas};
 use crate::base::types::{Iova, IovaRange};
 use crate::memory::PinnedMemory;
 
-/// Memory of an address space that software has pinned: its bytes can be read and written ([`PinnedMemory::read`]) or passed on
-/// as ranges of files ([`PinnedMemory::chunks`]), from any thread and for as long as it takes. Dropping it lets it go.
+/// Memory of an address space that software has pinned: its bytes can be read and written ([`PinnedMemory::read`]) or
+/// passed on as ranges of files ([`PinnedMemory::chunks`]), from any thread and for as long as it takes. Dropping it
+/// lets it go.
 ///
 /// An unmap takes it back by notice ([`Context::access`](crate::Context::access)), and fails if it is kept.
 #[derive(Debug)]

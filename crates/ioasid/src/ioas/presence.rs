@@ -5,8 +5,8 @@
 //!         ▲                              │
 //!         └───────────populate───────────┘  by the owner, or on a fault, where the page table resolves misses
 //! ```
-//! A range that is made to fault, or brought in, becomes areas of its own: what was one mapping can then be unmapped in those
-//! parts, or, as before, as a whole.
+//! A range that is made to fault, or brought in, becomes areas of its own: what was one mapping can then be unmapped in
+//! those parts, or, as before, as a whole.
 
 use iopt::Access;
 
@@ -20,7 +20,8 @@ use crate::memory::PAGE_SIZE;
 /// Bytes that are brought in on a fault, if as many are absent around it.
 const AROUND: u64 = 64 << 10;
 
-/// Parts that some mirrors have and that are not present yet; taken out of those mirrors again if they do not become so.
+/// Parts that some mirrors have and that are not present yet; taken out of those mirrors again if they do not become
+/// so.
 struct Filled<'a, 'r> {
     ioas: &'a Ioas,
     wanted: &'r [Wanted],
@@ -113,8 +114,8 @@ impl Ioas {
         Ok(bytes)
     }
 
-    /// Brings in what a device needs at `iova`, and some of what is around it. False if nothing is mapped there, or not for such
-    /// an access, or it cannot be had.
+    /// Brings in what a device needs at `iova`, and some of what is around it. False if nothing is mapped there, or not
+    /// for such an access, or it cannot be had.
     pub(crate) fn bring_in(&self, iova: u64, access: Access) -> bool {
         let around = IovaRange { start: iova & !(AROUND - 1), last: iova | (AROUND - 1) };
         let own = IovaRange { start: iova & !(PAGE_SIZE - 1), last: iova | (PAGE_SIZE - 1) };

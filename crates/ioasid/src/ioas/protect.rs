@@ -13,8 +13,8 @@ use crate::mirror::{MirrorError, MirrorRun};
 type Changing = (IovaRange, Access, Backed);
 
 impl Ioas {
-    /// Allows `access` in every area in `range`, which must not cut one, in place of what was allowed. When it returns, no DMA
-    /// that is not allowed any more is in flight, and none can start.
+    /// Allows `access` in every area in `range`, which must not cut one, in place of what was allowed. When it returns,
+    /// no DMA that is not allowed any more is in flight, and none can start.
     ///
     /// # Errors
     /// See [`ProtectError`]; nothing is changed then.

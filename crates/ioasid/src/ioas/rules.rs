@@ -1,5 +1,5 @@
-//! Where an address space can map, and in units of what: what its mirrors, the devices attached and its owner leave at this
-//! moment.
+//! Where an address space can map, and in units of what: what its mirrors, the devices attached and its owner leave at
+//! this moment.
 
 use std::sync::Arc;
 
@@ -91,7 +91,8 @@ impl State {
         limits
     }
 
-    /// The mirrors, the rules or the accesses of software are others now: so is what can be mapped, and where there is room.
+    /// The mirrors, the rules or the accesses of software are others now: so is what can be mapped, and where there is
+    /// room.
     pub(super) fn limits_changed(&mut self) {
         self.areas.holes.forget();
         self.limits.take();
@@ -127,9 +128,10 @@ impl State {
         }
     }
 
-    /// The lowest free range that has, in its large page, the place that `like` has in its own: so whatever page of the memory
-    /// can be a large one can be one in a page table, too. What is shorter than a large page has the place in as large a block
-    /// as it needs. Never at 0, which programs take for "none", nor in the last page, where addresses behind an area wrap.
+    /// The lowest free range that has, in its large page, the place that `like` has in its own: so whatever page of the
+    /// memory can be a large one can be one in a page table, too. What is shorter than a large page has the place in as
+    /// large a block as it needs. Never at 0, which programs take for "none", nor in the last page, where addresses
+    /// behind an area wrap.
     fn find(&mut self, length: u64, like: u64) -> Result<IovaRange, MapError> {
         let block = length.checked_next_power_of_two().filter(|_| length < u64::MAX / 2);
         let block = block.ok_or(MapError::Overflow(0, length))?.clamp(PAGE_SIZE, LARGE_PAGE);
@@ -158,16 +160,16 @@ impl State {
 }
 
 impl Ioas {
-    /// The IOVA ranges that can be mapped with the mirrors and devices that there are now, and what mappings are made of, in
-    /// bytes.
+    /// The IOVA ranges that can be mapped with the mirrors and devices that there are now, and what mappings are made
+    /// of, in bytes.
     #[must_use]
     pub fn iova_ranges(&self) -> (Ranges, u64) {
         let state = self.lock();
         (state.usable().clone(), state.alignment())
     }
 
-    /// Lets mappings with [`Placement::Automatic`] go to `ranges` only, in place of what was allowed before, and keeps devices
-    /// away that cannot use all of them; without ranges, they may go anywhere.
+    /// Lets mappings with [`Placement::Automatic`] go to `ranges` only, in place of what was allowed before, and keeps
+    /// devices away that cannot use all of them; without ranges, they may go anywhere.
     ///
     /// # Errors
     /// [`RuleError::BadRanges`], [`RuleError::Reserved`].
@@ -215,8 +217,8 @@ impl Ioas {
     /// Makes everything that is mapped from now on of pages of the processor's, and no others, or undoes that.
     ///
     /// # Errors
-    /// With `false`, [`RuleError::InUse`] if something is mapped for devices, and [`RuleError::Misaligned`] if something
-    /// mapped is not made of such pages.
+    /// With `false`, [`RuleError::InUse`] if something is mapped for devices, and [`RuleError::Misaligned`] if
+    /// something mapped is not made of such pages.
     pub fn set_large_pages(&self, large: bool) -> Result<(), RuleError> {
         let mut state = self.lock();
         if !large && state.rules.large_pages {

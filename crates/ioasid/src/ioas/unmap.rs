@@ -15,11 +15,11 @@ impl Ioas {
     /// there ([`IoasAccess`](crate::IoasAccess)) is told to let it go first. Allocates nothing if nothing was pinned.
     ///
     /// # Errors
-    /// [`UnmapError::Empty`] if nothing is mapped in `range`, [`UnmapError::NotWhole`] if it cuts an area, [`UnmapError::Busy`]
-    /// if part of it is being mapped, [`UnmapError::Locked`] if an object keeps it, [`UnmapError::Pinned`] if an access does,
-    /// though it was told, [`UnmapError::WouldDeadlock`] if this thread holds slices, or is in a callback that was called for
-    /// an area in the range; nothing is changed then. [`UnmapError::Mirror`] if a mirror broke its contract. The whole space
-    /// ([`IovaRange::ALL`]) may be empty.
+    /// [`UnmapError::Empty`] if nothing is mapped in `range`, [`UnmapError::NotWhole`] if it cuts an area,
+    /// [`UnmapError::Busy`] if part of it is being mapped, [`UnmapError::Locked`] if an object keeps it,
+    /// [`UnmapError::Pinned`] if an access does, though it was told, [`UnmapError::WouldDeadlock`] if this thread holds
+    /// slices, or is in a callback that was called for an area in the range; nothing is changed then.
+    /// [`UnmapError::Mirror`] if a mirror broke its contract. The whole space ([`IovaRange::ALL`]) may be empty.
     pub fn unmap(&self, range: IovaRange) -> Result<u64, UnmapError> {
         check_may_wait()?;
         // A notice that unmaps what it is to let go would be given again, and again.

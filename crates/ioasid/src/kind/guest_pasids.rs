@@ -51,8 +51,8 @@ pub enum WithoutPasid {
 pub struct GuestPasidTable {
     /// What it looks like.
     pub format: GuestPasidFormat,
-    /// The guest's physical address where it begins, a multiple of 64 for [`GuestPasidFormat::SmmuV3Linear`], of 4096 for
-    /// others.
+    /// The guest's physical address where it begins, a multiple of 64 for [`GuestPasidFormat::SmmuV3Linear`], of 4096
+    /// for others.
     pub root: u64,
     /// It has entries for PASIDs of so many bits, up to 20.
     pub pasid_bits: u32,
@@ -195,8 +195,8 @@ impl GuestPasidTable {
     }
 }
 
-/// Bits that have to be zero in an entry of RISC-V's process directory (3.3.1), in a context's attributes and in its first stage
-/// (3.3.2): hardware takes another value for a misconfigured entry (cause 267).
+/// Bits that have to be zero in an entry of RISC-V's process directory (3.3.1), in a context's attributes and in its
+/// first stage (3.3.2): hardware takes another value for a misconfigured entry (cause 267).
 const PDT_RESERVED: u64 = address_bits(1, 9) | address_bits(54, 63);
 const TA_RESERVED: u64 = address_bits(3, 11) | address_bits(32, 63);
 const FSC_RESERVED: u64 = address_bits(44, 59);

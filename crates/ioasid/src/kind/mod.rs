@@ -146,8 +146,8 @@ pub enum TableFormat {
     Armv8Stage2,
     /// RISC-V with four levels, 47 bits.
     Sv48,
-    /// That of the mock IOMMU in Linux's own tests: AMD v1 with pages of 2 KiB, of which IOVAs from 16 MiB up to 2 GiB are
-    /// translated.
+    /// That of the mock IOMMU in Linux's own tests: AMD v1 with pages of 2 KiB, of which IOVAs from 16 MiB up to 2 GiB
+    /// are translated.
     Mock,
     /// The same IOMMU's, with pages of 4 KiB and 1 MiB, of which all 56 bits of IOVA are translated.
     MockHuge,

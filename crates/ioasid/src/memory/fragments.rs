@@ -112,7 +112,8 @@ impl<W: Clone> Fragments<W> {
         self.0.insert((space, at), upper);
     }
 
-    /// Counts one pin more of `range`, of which nothing is being brought in, and returns what of it is to be brought in now.
+    /// Counts one pin more of `range`, of which nothing is being brought in, and returns what of it is to be brought in
+    /// now.
     pub(super) fn hold(&mut self, space: usize, range: Range) -> Vec<Range> {
         let (mut gaps, mut at) = (Vec::new(), range.start);
         while at < range.end {

@@ -124,7 +124,8 @@ impl GuardedMap {
 
     /// Brings every page in, so that no copy has to wait for one. Fails if one does not exist.
     ///
-    /// For reading only, as the kernel then brings in several at once; pages of shared memory are writable all the same.
+    /// For reading only, as the kernel then brings in several at once; pages of shared memory are writable all the
+    /// same.
     pub(crate) fn populate(&self) -> io::Result<()> {
         // SAFETY: this advice changes no bytes.
         match unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, libc::MADV_POPULATE_READ) } {
@@ -249,8 +250,8 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     pass_on(signal, info, context);
 }
 
-/// Gives a SIGBUS that was sent to whatever handled it before. If nothing did it ends here: the default action would end the
-/// process, and to put it back would leave every mapping unguarded.
+/// Gives a SIGBUS that was sent to whatever handled it before. If nothing did it ends here: the default action would
+/// end the process, and to put it back would leave every mapping unguarded.
 fn pass_on_sent(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     if let Some(previous) = PREVIOUS.get()
         && !matches!(previous.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
@@ -266,8 +267,8 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
     let Some(previous) = PREVIOUS.get() else { return };
     match previous.sa_sigaction {
         libc::SIG_DFL | libc::SIG_IGN => {
-            // SAFETY: putting the earlier action back; returning runs the faulting instruction again, under it, which ends
-            // the process.
+            // SAFETY: putting the earlier action back; returning runs the faulting instruction again, under it, which
+            // ends the process.
             unsafe { libc::sigaction(signal, previous, ptr::null_mut()) };
         }
         _ => call(previous, signal, info, context),

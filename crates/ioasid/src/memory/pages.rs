@@ -1,8 +1,8 @@
 //! Backing memory, however often it is mapped.
 //!
 //! What is pinned of some pages lies in *fragments*: ranges that do not overlap, each counted by the pins that need it.
-//! Two pins of the same bytes share their fragments, and a fragment goes with its last pin, whatever else of the pages is
-//! pinned:
+//! Two pins of the same bytes share their fragments, and a fragment goes with its last pin, whatever else of the pages
+//! is pinned:
 //!
 //! ```text
 //!   pins        ├──────── an area ────────┤
@@ -10,8 +10,8 @@
 //!   fragments   ├──────┼──────────┼───────┤      each pin begins and ends where a fragment does
 //!   count          1        2         1
 //! ```
-//! The physical addresses of a fragment mean something in one machine only, so a fragment belongs to one physical space, and
-//! pages that are mapped in two machines are pinned in each.
+//! The physical addresses of a fragment mean something in one machine only, so a fragment belongs to one physical
+//! space, and pages that are mapped in two machines are pinned in each.
 
 use std::fs::File;
 use std::io;
@@ -95,12 +95,13 @@ impl std::fmt::Debug for Pages {
 }
 
 impl Pages {
-    /// `length` bytes, a multiple of the page size, that `source` gives whenever some of them are to be pinned: it is asked for
-    /// so many bytes from an offset on. With `writable`, devices may be allowed to write them. `address`, a multiple of the page
-    /// size, is where they come from, in a process or a file: IOVAs that are chosen for them get its place in a large
-    /// page, so that large pages fit.
+    /// `length` bytes, a multiple of the page size, that `source` gives whenever some of them are to be pinned: it is
+    /// asked for so many bytes from an offset on. With `writable`, devices may be allowed to write them. `address`, a
+    /// multiple of the page size, is where they come from, in a process or a file: IOVAs that are chosen for them get
+    /// its place in a large page, so that large pages fit.
     ///
-    /// `source` is called with no lock held. From within it, to pin the same bytes is an error ([`PinError::Recursive`]).
+    /// `source` is called with no lock held. From within it, to pin the same bytes is an error
+    /// ([`PinError::Recursive`]).
     pub fn new(
         address: u64,
         length: u64,
@@ -138,9 +139,9 @@ impl Pages {
         self.of_file
     }
 
-    /// `length` bytes of `file` at `start`, both multiples of the page size. The file is a memfd, or another that lies in
-    /// memory only (tmpfs, hugetlbfs), as no page of it may be written back and change its place; or a DMA buffer that can be
-    /// mapped.
+    /// `length` bytes of `file` at `start`, both multiples of the page size. The file is a memfd, or another that lies
+    /// in memory only (tmpfs, hugetlbfs), as no page of it may be written back and change its place; or a DMA buffer
+    /// that can be mapped.
     #[must_use]
     pub fn of_file(file: impl Into<Arc<File>>, start: u64, length: u64, writable: bool) -> Arc<Self> {
         let file: Arc<File> = file.into();

@@ -231,9 +231,9 @@ impl PhysSpace {
     #[inline]
     pub(crate) fn resolve<'a>(&self, pa: u64, _inside: &'a Inside<'_>) -> Option<&'a Window> {
         let window = self.block(Place::of(pa)?)?.window.load(Ordering::Acquire);
-        // SAFETY: null, or a window that its owner has not removed yet. An owner takes the window's addresses out of all
-        // tables, waits at the gates, and removes it then; a port that is inside, and found `pa` in a table since it went
-        // in, is waited for.
+        // SAFETY: null, or a window that its owner has not removed yet. An owner takes the window's addresses out of
+        // all tables, waits at the gates, and removes it then; a port that is inside, and found `pa` in a table since
+        // it went in, is waited for.
         let window = unsafe { window.as_ref()? };
         (pa.wrapping_sub(window.base) < window.length).then_some(window)
     }

@@ -62,8 +62,8 @@ impl PinnedMemory {
     /// Copies `data.len()` bytes from `at` on.
     ///
     /// # Errors
-    /// `PermissionDenied` if it was not pinned for reading; `InvalidInput` if there are not so many bytes; `UnexpectedEof`
-    /// if the memory is gone (some bytes may have been copied then).
+    /// `PermissionDenied` if it was not pinned for reading; `InvalidInput` if there are not so many bytes;
+    /// `UnexpectedEof` if the memory is gone (some bytes may have been copied then).
     pub fn read(&self, at: u64, data: &mut [u8]) -> io::Result<()> {
         self.check(Access::READ, at, data.len())?;
         let mut rest = data;
@@ -136,7 +136,8 @@ impl PinnedMemory {
         Ok(())
     }
 
-    /// Calls `each` with the parts that `length` bytes from `at` on lie in, where they begin in the pages, and how many bytes.
+    /// Calls `each` with the parts that `length` bytes from `at` on lie in, where they begin in the pages, and how many
+    /// bytes.
     fn each_part(
         &self,
         at: u64,

@@ -53,8 +53,8 @@ struct ProcessMemory {
     vmas: VmaQuery,
     /// `/proc/PID/pagemap`, for a caller that wants to know which pages are present.
     pages: Option<File>,
-    /// Files that its shared mappings are of and that are open here, by device and inode number, and whether for writing:
-    /// a descriptor for each, and not for each mapping.
+    /// Files that its shared mappings are of and that are open here, by device and inode number, and whether for
+    /// writing: a descriptor for each, and not for each mapping.
     files: Mutex<Files, rank::Files>,
 }
 
@@ -100,7 +100,8 @@ impl Process {
         Self::open_with(pid, None)
     }
 
-    /// As [`Process::open`], for a page table that is the address space itself: which pages are present can be told, too.
+    /// As [`Process::open`], for a page table that is the address space itself: which pages are present can be told,
+    /// too.
     ///
     /// # Errors
     /// As [`Process::open`].

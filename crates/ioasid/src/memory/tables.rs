@@ -126,8 +126,8 @@ impl Drop for TableSpace {
     }
 }
 
-/// Memory in which a guest's own page tables are built by the crate [`iopt`], and which is the guest's memory, too: a file that
-/// devices are given as any other. The guest may write it whenever it likes, and even cut it short.
+/// Memory in which a guest's own page tables are built by the crate [`iopt`], and which is the guest's memory, too: a
+/// file that devices are given as any other. The guest may write it whenever it likes, and even cut it short.
 pub struct GuestTables {
     map: GuardedMap,
     length: usize,

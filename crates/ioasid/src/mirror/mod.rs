@@ -1,8 +1,8 @@
 //! What follows an address space: the contract, and the requesters that are attached.
 //!
-//! The areas of an address space are the truth. Each mirror has the same: a page table that ports walk, a device in another
-//! process, a host's own IOMMU. What is mapped is handed to all of them, and an unmap returns when none of them lets anything
-//! through any more.
+//! The areas of an address space are the truth. Each mirror has the same: a page table that ports walk, a device in
+//! another process, a host's own IOMMU. What is mapped is handed to all of them, and an unmap returns when none of them
+//! lets anything through any more.
 //!
 //! ```text
 //!   Ioas::map ──► Mirror::map of each; one fails ──► Mirror::unmap of those before it, and an error
@@ -28,8 +28,8 @@ pub(crate) use users::Users;
 pub struct MirrorCapabilities {
     /// The IOVAs that it can map.
     pub aperture: IovaRange,
-    /// A bit for each size of pages that it can have: what 2^n bytes have is bit n. What is mapped begins, ends and lies in
-    /// memory at multiples of the smallest.
+    /// A bit for each size of pages that it can have: what 2^n bytes have is bit n. What is mapped begins, ends and
+    /// lies in memory at multiples of the smallest.
     pub page_sizes: u64,
     /// IOVAs that it keeps for something else.
     pub reserved: Vec<IovaRange>,
@@ -124,9 +124,9 @@ pub enum MirrorError {
 
 /// Follows an address space ([`Ioas::add_mirror`](crate::Ioas::add_mirror)).
 ///
-/// Each function is called with no lock of the engine's held, from the thread that maps or unmaps; for one range from one
-/// thread at a time, and for different ranges from several at once. It may call the engine, but to remove this mirror from
-/// there is an error.
+/// Each function is called with no lock of the engine's held, from the thread that maps or unmaps; for one range from
+/// one thread at a time, and for different ranges from several at once. It may call the engine, but to remove this
+/// mirror from there is an error.
 pub trait Mirror: Any + Send + Sync {
     /// What it can do.
     fn capabilities(&self) -> MirrorCapabilities;
@@ -137,14 +137,16 @@ pub trait Mirror: Any + Send + Sync {
     /// [`MirrorError`]; then nothing of the run is mapped.
     fn map(&self, run: &MirrorRun<'_>) -> Result<(), MirrorError>;
 
-    /// Unmaps `runs`, in order of IOVA: each consists of runs that were mapped, or of parts at which they were split. It returns
-    /// when nothing reaches them any more: **this is the completion guarantee**, and the memory is let go afterwards.
+    /// Unmaps `runs`, in order of IOVA: each consists of runs that were mapped, or of parts at which they were split.
+    /// It returns when nothing reaches them any more: **this is the completion guarantee**, and the memory is let go
+    /// afterwards.
     ///
-    /// One that panics has broken it: the mirror is not asked for anything any more, what it could still reach stays pinned,
-    /// and the unmap fails ([`UnmapError::Mirror`](crate::UnmapError::Mirror)).
+    /// One that panics has broken it: the mirror is not asked for anything any more, what it could still reach stays
+    /// pinned, and the unmap fails ([`UnmapError::Mirror`](crate::UnmapError::Mirror)).
     fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>);
 
-    /// Sees to it that what is mapped can be unmapped on either side of `at` by itself. What is mapped stays mapped meanwhile.
+    /// Sees to it that what is mapped can be unmapped on either side of `at` by itself. What is mapped stays mapped
+    /// meanwhile.
     ///
     /// # Errors
     /// [`MirrorError`], which is the default: nothing is changed then.
@@ -152,8 +154,8 @@ pub trait Mirror: Any + Send + Sync {
         Err(MirrorError::Unsupported("split a mapping"))
     }
 
-    /// Changes what devices may do in `run`, which is mapped, from `before`. When it returns, nothing that is not allowed any
-    /// more is in flight. By default the run is unmapped and mapped again.
+    /// Changes what devices may do in `run`, which is mapped, from `before`. When it returns, nothing that is not
+    /// allowed any more is in flight. By default the run is unmapped and mapped again.
     ///
     /// # Errors
     /// [`MirrorError`]; then the run is as it was.
@@ -173,9 +175,9 @@ pub trait Mirror: Any + Send + Sync {
         false
     }
 
-    /// Sets, in `bitmap`, the bits of pages of `range` that were written since they were last cleared; bit n of word m is the
-    /// page of `page` bytes at `range`'s start + (64 m + n) · `page`. With `clear` they count as clean from then on, and every
-    /// write that was noted has arrived when this returns.
+    /// Sets, in `bitmap`, the bits of pages of `range` that were written since they were last cleared; bit n of word m
+    /// is the page of `page` bytes at `range`'s start + (64 m + n) · `page`. With `clear` they count as clean from then
+    /// on, and every write that was noted has arrived when this returns.
     ///
     /// # Errors
     /// [`MirrorError`], which is the default.

@@ -8,8 +8,8 @@
 //!   free ──alloc──► allocated ──free, without a holder───────────────────► free
 //!                       └──────free, with a holder──► parked ──last lets go──┘
 //! ```
-//! A consumer that owns a whole device may choose PASIDs for it, without allocating them. Numbers that are allocated in another
-//! context, or parked, it cannot choose.
+//! A consumer that owns a whole device may choose PASIDs for it, without allocating them. Numbers that are allocated in
+//! another context, or parked, it cannot choose.
 
 mod virtual_pasids;
 

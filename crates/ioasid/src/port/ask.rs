@@ -48,8 +48,8 @@ impl Endpoint {
         }
     }
 
-    /// As [`Endpoint::request_pages`] of one page, when it is known in which table it is missing: at `below` of the parent, if
-    /// not in the table itself. The caller tells the observer.
+    /// As [`Endpoint::request_pages`] of one page, when it is known in which table it is missing: at `below` of the
+    /// parent, if not in the table itself. The caller tells the observer.
     pub(crate) fn request_page(
         self: &Arc<Self>,
         request: PageRequest,

@@ -5,9 +5,9 @@
 //!                      if it is nested, a second domain, of what the parent translates
 //! ```
 //!
-//! A domain is never given to a second attachment as long as the IOTLB may hold translations of the first. So forgetting
-//! an attachment means forgetting its domain, at once, however many translations are cached; what stays behind is not
-//! found any more and is pushed out in time.
+//! A domain is never given to a second attachment as long as the IOTLB may hold translations of the first. So
+//! forgetting an attachment means forgetting its domain, at once, however many translations are cached; what stays
+//! behind is not found any more and is pushed out in time.
 
 use std::ptr::NonNull;
 
@@ -55,8 +55,8 @@ pub(super) struct Context {
     pub(super) parent_domain: u64,
     /// Of a nested table, once it was looked up: what the guest translates by.
     pub(super) stage1: Option<Stage1>,
-    /// Of a nested table: log2 of the largest of the guest's pages that is cached in pieces, as the parent's pages are smaller.
-    /// The guest invalidates such a page by any address in it.
+    /// Of a nested table: log2 of the largest of the guest's pages that is cached in pieces, as the parent's pages are
+    /// smaller. The guest invalidates such a page by any address in it.
     pub(super) fractured: u32,
     /// Of a PASID: whether it goes by the attachment without one, as a guest owns the PASIDs.
     pub(super) inherited: bool,
@@ -111,7 +111,8 @@ impl Contexts {
         self.pasids.get_or_insert_with(|| Box::new([None; PASIDS]));
     }
 
-    /// Notes an attachment, with a new domain; `None` if there is no domain left, and everything has to be forgotten first.
+    /// Notes an attachment, with a new domain; `None` if there is no domain left, and everything has to be forgotten
+    /// first.
     pub(super) fn insert(&mut self, pasid: Option<Pasid>, table: Attached, inherited: bool) -> Option<Context> {
         let domain = self.new_domain()?;
         let parent_domain = match table {

@@ -1,7 +1,7 @@
 //! The protocol, model-checked: ports with real IOTLBs, real invalidations and gates, over a table of a few pages.
 //!
-//! loom goes through every order (of a few steps), shuttle through random ones (of many). Both also get protocols with a
-//! part missing, and have to find the hole: a model that finds nothing there would find nothing anywhere.
+//! loom goes through every order (of a few steps), shuttle through random ones (of many). Both also get protocols with
+//! a part missing, and have to find the hole: a model that finds nothing there would find nothing anywhere.
 
 use std::sync::Arc;
 

@@ -63,8 +63,8 @@ impl PageRequestInterface {
         self.state.lock().outstanding
     }
 
-    /// Asks for a page, as part of `group`. With `last`, the group is complete and is sent; `answer` is called once, with the
-    /// answer to all of it, from any thread, and must not wait for DMA.
+    /// Asks for a page, as part of `group`. With `last`, the group is complete and is sent; `answer` is called once,
+    /// with the answer to all of it, from any thread, and must not wait for DMA.
     ///
     /// # Errors
     /// See [`PageRequestError`]; nothing is asked then.

@@ -1,9 +1,9 @@
 //! A port's cache of translations.
 //!
-//! Set-associative: a translation can be in one of two places, beside each other, and pushes out the older one. (With four
-//! a hit takes longer.) All page sizes lie in the same sets; the place depends on the size, so a look-up tries the sizes that
-//! there are, the one that was hit last first. The cache starts small and grows as long as translations push each other out,
-//! up to [`MOST_SETS`].
+//! Set-associative: a translation can be in one of two places, beside each other, and pushes out the older one. (With
+//! four a hit takes longer.) All page sizes lie in the same sets; the place depends on the size, so a look-up tries the
+//! sizes that there are, the one that was hit last first. The cache starts small and grows as long as translations push
+//! each other out, up to [`MOST_SETS`].
 //!
 //! ```text
 //!   tag     63     58 57                        11 10       0

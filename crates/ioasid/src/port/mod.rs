@@ -80,8 +80,8 @@ pub struct DmaError {
     pub write: bool,
     /// Why.
     pub reason: FaultReason,
-    /// Whether it may succeed after the device has asked for the page (see [`Endpoint::request_pages`]). The observer is told of
-    /// such a refusal only if the answer is no.
+    /// Whether it may succeed after the device has asked for the page (see [`Endpoint::request_pages`]). The observer
+    /// is told of such a refusal only if the answer is no.
     pub recoverable: bool,
 }
 
@@ -225,8 +225,8 @@ impl DmaPort {
     }
 
     /// Moves up to `left` bytes if it is known where they are, and returns how many.
-    // What lies on the stack is slow to come back after a copy, as loads wait for the copy's stores to the same offset in a
-    // page. So this is little enough to stay in registers.
+    // What lies on the stack is slow to come back after a copy, as loads wait for the copy's stores to the same offset
+    // in a page. So this is little enough to stay in registers.
     #[inline(always)]
     fn copy_hit(&mut self, from: BusAddress, to: BusAddress, left: u64) -> u64 {
         self.translator.prepare(from.pasid.or(to.pasid));
@@ -372,8 +372,8 @@ impl DmaPort {
         self.translator.translate(&self.bus, &inside, at, access).map(drop)
     }
 
-    /// Does one piece of a transaction and returns its length: up to `left` bytes, `done` bytes after `at`. Zero, if something was
-    /// missing that is there now: it is to be tried again.
+    /// Does one piece of a transaction and returns its length: up to `left` bytes, `done` bytes after `at`. Zero, if
+    /// something was missing that is there now: it is to be tried again.
     #[inline]
     fn piece(
         &mut self,

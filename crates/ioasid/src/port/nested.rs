@@ -6,12 +6,12 @@
 //!              └─────────────────► parent ─► pointer, entry ───┘
 //! ```
 //!
-//! What the parent translates is cached under a domain of its own, so a walk is a handful of hits; what comes out in the
-//! end is cached like any other translation, in pages as large as both stages have, and a hit costs the same. The guest
-//! forgets that by an invalidation of its own; when something is taken out of the parent, all of it is forgotten.
+//! What the parent translates is cached under a domain of its own, so a walk is a handful of hits; what comes out in
+//! the end is cached like any other translation, in pages as large as both stages have, and a hit costs the same. The
+//! guest forgets that by an invalidation of its own; when something is taken out of the parent, all of it is forgotten.
 //!
-//! Marks that the walk makes in the guest's tables are writes of the device: they need the right to write there, and are
-//! in the parent's dirty log.
+//! Marks that the walk makes in the guest's tables are writes of the device: they need the right to write there, and
+//! are in the parent's dirty log.
 
 use std::sync::atomic::Ordering;
 

@@ -15,8 +15,8 @@ use super::{BusAddress, DmaError, address};
 /// log2 of the smallest page of any format: a slice is no shorter, but for the first and the last of a range.
 const SHORTEST_SHIFT: u32 = 11;
 
-/// Slices that room is made for before it is known that there are so many: a device says how long a transaction is, and what is
-/// longer is looked through first.
+/// Slices that room is made for before it is known that there are so many: a device says how long a transaction is, and
+/// what is longer is looked through first.
 const MOST_AT_ONCE: u64 = 1026;
 
 /// Bytes of this process that a transaction leads to, as long as the [`Slices`] that they were borrowed with live.
@@ -29,8 +29,8 @@ pub struct DmaSlice {
 impl DmaSlice {
     /// The first byte.
     ///
-    /// Guests and programs may change the bytes at any time, so they are to be touched by raw copies and atomics only; and
-    /// only in the way that was asked for: a page mapped for reading may be read-only here too.
+    /// Guests and programs may change the bytes at any time, so they are to be touched by raw copies and atomics only;
+    /// and only in the way that was asked for: a page mapped for reading may be read-only here too.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.start
@@ -89,8 +89,8 @@ impl<'p> Slices<'p> {
 
     /// Borrows `length` bytes at `iova` too: after those that there are, and as part of the same access.
     ///
-    /// As it goes on inside the gate, it gets room for slices only as it needs it: prefer one range that is long to many that
-    /// are short.
+    /// As it goes on inside the gate, it gets room for slices only as it needs it: prefer one range that is long to
+    /// many that are short.
     ///
     /// # Errors
     /// As [`DmaPort::slices`](super::DmaPort::slices). What was borrowed before stays so; of this range, nothing is.

@@ -10,9 +10,9 @@
 //! A miss under a nested table walks that first, and comes by here for each address in it (see [`super::nested`]).
 //!
 //! What is cached is forgotten when the gate says so ([`Translator::refresh`]), and when memory behind any mapping of
-//! this process turned out to be gone, which is so rare that everything is looked up anew. So a hit looks at nothing but
-//! the cache: whether the device is bus master, what it is attached to and whether the memory is there was found out when
-//! the translation was cached, and each of them posts to the gate, or counts, when it changes.
+//! this process turned out to be gone, which is so rare that everything is looked up anew. So a hit looks at nothing
+//! but the cache: whether the device is bus master, what it is attached to and whether the memory is there was found
+//! out when the translation was cached, and each of them posts to the gate, or counts, when it changes.
 #![allow(unsafe_code, reason = "follows pointers that the gate protocol keeps alive")]
 
 use iopt::{Access, Translation, Upper};
@@ -138,8 +138,8 @@ impl Translator {
         (self.posted, self.lost) = (posted, lost);
     }
 
-    /// Where in this process `at` leads, and how far, if that is cached, in a page as large as the last, and `access` is
-    /// allowed. The caller has refreshed the translator inside the gate.
+    /// Where in this process `at` leads, and how far, if that is cached, in a page as large as the last, and `access`
+    /// is allowed. The caller has refreshed the translator inside the gate.
     #[inline(always)]
     pub(super) fn hit(&self, at: BusAddress, access: Access) -> Option<(*mut u8, u64)> {
         self.probe(at.pasid)?.find(at.iova.0, access)
@@ -301,8 +301,8 @@ struct Block {
 }
 
 impl Block {
-    /// As large as the page, where the window is not smaller. A page lies in one window, as each window is mapped by a call
-    /// of its own; but pages that are coalesced may belong to neighbours.
+    /// As large as the page, where the window is not smaller. A page lies in one window, as each window is mapped by a
+    /// call of its own; but pages that are coalesced may belong to neighbours.
     fn of(found: &Translation, window: &Window) -> Self {
         let window = IovaRange { start: window.base(), last: window.base() + (window.length() - 1) };
         let mut shift = found.page_shift;

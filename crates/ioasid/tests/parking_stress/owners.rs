@@ -32,8 +32,8 @@ pub struct Owned {
     /// What is in here, nobody has freed yet.
     pasids: Mutex<Vec<Pasid>>,
     of_machine: Arc<Pasids>,
-    /// Held to keep a PASID or attach with one, and alone to allocate one, to free one or all: otherwise nobody could say
-    /// which came first.
+    /// Held to keep a PASID or attach with one, and alone to allocate one, to free one or all: otherwise nobody could
+    /// say which came first.
     order: RwLock<()>,
 }
 

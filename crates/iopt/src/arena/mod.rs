@@ -10,18 +10,18 @@
 //!             │    chunk     │    table     │     0      │
 //! ```
 //!
-//! What is known of a table is kept beside it and not inside it, as others may be walking it: how many of its entries are
-//! used, the next table of the chain it is in, and which entries were written to since somebody last asked. For the same
-//! reason nothing is allocated on the way to freeing a table: chains of emptied tables ([`EmptyTables`], one for each size)
-//! are built from those words alone.
+//! What is known of a table is kept beside it and not inside it, as others may be walking it: how many of its entries
+//! are used, the next table of the chain it is in, and which entries were written to since somebody last asked. For the
+//! same reason nothing is allocated on the way to freeing a table: chains of emptied tables ([`EmptyTables`], one for
+//! each size) are built from those words alone.
 //!
 //! # Who waits for whom
 //!
-//! Chunks are taken into use one after the other, each made resident first, which may take long. Whoever does that holds
-//! `grow` and is not *inside* (see [`Inside`]): those who need no new chunk do not notice. `tracking` is held for a moment
-//! to put the chunk among the others, and to give those in use their logs. `free` and `limbo` are held for a few
-//! instructions, however many tables go back: what moves is a whole chain, of which only the ends are touched. They are
-//! taken in the order `grow`, `limbo`, `free`; none is taken under `tracking`.
+//! Chunks are taken into use one after the other, each made resident first, which may take long. Whoever does that
+//! holds `grow` and is not *inside* (see [`Inside`]): those who need no new chunk do not notice. `tracking` is held for
+//! a moment to put the chunk among the others, and to give those in use their logs. `free` and `limbo` are held for a
+//! few instructions, however many tables go back: what moves is a whole chain, of which only the ends are touched. They
+//! are taken in the order `grow`, `limbo`, `free`; none is taken under `tracking`.
 
 mod chunk;
 mod grace;
@@ -111,8 +111,8 @@ pub struct Arena<M: TableMemory = Heap> {
 impl Arena {
     /// An arena of at most `max_tables` tables of 4 KiB (rounded up to a multiple of 512, at most 2^31), on the heap.
     ///
-    /// Larger tables count as their number of 4 KiB pages, and each 2 MiB holds tables of one size. Address space is taken
-    /// at once (less, if there is not as much), memory as tables are needed.
+    /// Larger tables count as their number of 4 KiB pages, and each 2 MiB holds tables of one size. Address space is
+    /// taken at once (less, if there is not as much), memory as tables are needed.
     #[must_use]
     pub fn new(max_tables: u32) -> Self {
         let chunks = (max_tables.div_ceil(PAGES) as usize).min(MOST_CHUNKS);
@@ -153,8 +153,9 @@ impl<M: TableMemory> Arena<M> {
         free.made.iter().zip(&free.tables.chains).map(|(made, chain)| made - chain.count as usize).sum()
     }
 
-    /// Gives tables back, those of any number of page tables of this arena together. No walk that began before they were
-    /// emptied may still be running. Waits for nobody, allocates nothing, and takes as long for one table as for all.
+    /// Gives tables back, those of any number of page tables of this arena together. No walk that began before they
+    /// were emptied may still be running. Waits for nobody, allocates nothing, and takes as long for one table as for
+    /// all.
     ///
     /// If another thread is in the middle of changing a table of this arena, they can be used again when it is done.
     pub fn free(&self, tables: EmptyTables) {
@@ -332,8 +333,8 @@ impl<M: TableMemory> Arena<M> {
         self.chunks.iter().map_while(OnceLock::get).all(Chunk::make_log)
     }
 
-    /// The words of the log for some entries of a table, if there is a log. Bit n of a word is for the entry whose number in
-    /// the table is n more than a multiple of 64.
+    /// The words of the log for some entries of a table, if there is a log. Bit n of a word is for the entry whose
+    /// number in the table is n more than a multiple of 64.
     #[inline]
     pub(crate) fn log(&self, table: TableAddr, entries: Range<usize>) -> Option<&[AtomicU64]> {
         self.chunk(table)?.log(table, entries)
@@ -362,8 +363,8 @@ pub(crate) struct Inside<'a, M: TableMemory> {
 impl<M: TableMemory> Inside<'_, M> {
     /// A table whose entries are all zero, or `None` if the cap is reached or memory cannot be had.
     ///
-    /// This may leave and enter again: the caller must not be in any table that can go meanwhile, which is to say that it
-    /// has an entry, or has reserved one, in the table that it will go on with.
+    /// This may leave and enter again: the caller must not be in any table that can go meanwhile, which is to say that
+    /// it has an entry, or has reserved one, in the table that it will go on with.
     pub(crate) fn allocate(&mut self, size: TableSize) -> Option<TableAddr> {
         for round in 0..PATIENCE {
             if let Some(table) = self.arena.take(size) {

@@ -38,9 +38,9 @@ const WRITE: u64 = 1 << 62;
 
 /// AMD v1: `LEVELS` levels (1 to 5), pages of every power of two from 4 KiB up to half of all.
 ///
-/// Source: AMD IOMMU Specification, 2.2.3. IOVAs have 12 bits and 9 for each level: 39 with three levels, 48 with four (what
-/// it has if nothing is said), 57 with five; they are not sign-extended. The sixth level of the manual, which translates 64
-/// bits, is not had.
+/// Source: AMD IOMMU Specification, 2.2.3. IOVAs have 12 bits and 9 for each level: 39 with three levels, 48 with four
+/// (what it has if nothing is said), 57 with five; they are not sign-extended. The sixth level of the manual, which
+/// translates 64 bits, is not had.
 ///
 /// The address field counts pages of 2^`PAGE_SHIFT` bytes, 4 KiB in the manual.
 #[derive(Debug, Clone, Copy)]

@@ -23,8 +23,8 @@
 //! ```
 //!
 //! Pages are normal, write-back, inner shareable memory. AF is set at once, as a walker that does not manage it would
-//! fault; an entry with AF clear is taken as empty, for the same reason. Stage 1 allows unprivileged access (devices come
-//! as users), is not global (it has an ASID), and cannot say write without read.
+//! fault; an entry with AF clear is taken as empty, for the same reason. Stage 1 allows unprivileged access (devices
+//! come as users), is not global (it has an ASID), and cannot say write without read.
 
 use super::{Access, Entry, Format, offset_mask};
 use crate::TableAddr;
@@ -54,25 +54,28 @@ const S2AP_WRITE: u64 = 1 << 7;
 /// Normal memory, outer and inner write-back.
 const S2_MEMORY: u64 = 0b1111 << 2;
 
-/// Entries of the root of stage 2 that lie beside each other, as tables of up to 16 ("concatenated"), as a power of two.
+/// Entries of the root of stage 2 that lie beside each other, as tables of up to 16 ("concatenated"), as a power of
+/// two.
 const CONCATENATED_BITS: u32 = 4;
 
-/// Armv8, 48-bit IOVA: `STAGE` 1 or 2, pages of 2^`PAGE_SHIFT` bytes (12, 14 or 16), and the larger ones of that granule.
+/// Armv8, 48-bit IOVA: `STAGE` 1 or 2, pages of 2^`PAGE_SHIFT` bytes (12, 14 or 16), and the larger ones of that
+/// granule.
 ///
-/// Source: Arm Architecture Reference Manual, D8.2 to D8.7. Pages are of 4 KiB, 64 KiB, 2 MiB, 32 MiB, 1 GiB and 16 GiB; or
-/// of 16 KiB, 2 MiB, 32 MiB and 1 GiB; or of 64 KiB, 2 MiB, 512 MiB and 16 GiB.
+/// Source: Arm Architecture Reference Manual, D8.2 to D8.7. Pages are of 4 KiB, 64 KiB, 2 MiB, 32 MiB, 1 GiB and 16
+/// GiB; or of 16 KiB, 2 MiB, 32 MiB and 1 GiB; or of 64 KiB, 2 MiB, 512 MiB and 16 GiB.
 #[derive(Debug, Clone, Copy)]
 pub struct Armv8<const STAGE: u8, const PAGE_SHIFT: u32 = 12>;
 
-/// Armv8 stage 1, with pages of 2^`PAGE_SHIFT` bytes: 12, 14 or 16. 48-bit IOVA (the half that TTBR0 has). See [`Armv8`].
+/// Armv8 stage 1, with pages of 2^`PAGE_SHIFT` bytes: 12, 14 or 16. 48-bit IOVA (the half that TTBR0 has). See
+/// [`Armv8`].
 pub type Armv8Stage1<const PAGE_SHIFT: u32> = Armv8<1, PAGE_SHIFT>;
 
 /// Armv8 stage 2, with pages of 2^`PAGE_SHIFT` bytes: 12, 14 or 16. 48-bit IOVA. See [`Armv8`].
 pub type Armv8Stage2<const PAGE_SHIFT: u32> = Armv8<2, PAGE_SHIFT>;
 
 impl<const STAGE: u8, const PAGE_SHIFT: u32> Armv8<STAGE, PAGE_SHIFT> {
-    /// The memory attributes (`MAIR_ELx`, or a context descriptor's MAIR) that a stage 1 table goes with: attribute 0 is
-    /// normal memory, write-back, allocating.
+    /// The memory attributes (`MAIR_ELx`, or a context descriptor's MAIR) that a stage 1 table goes with: attribute 0
+    /// is normal memory, write-back, allocating.
     pub const MAIR: u64 = 0xff << (8 * ATTRIBUTE_INDEX);
 
     const ADDRESS: u64 = offset_mask(ADDRESS_BITS) & !offset_mask(PAGE_SHIFT);

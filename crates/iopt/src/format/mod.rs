@@ -13,8 +13,8 @@
 //! | x86-64 | [`X86_64`], [`X86_64FiveLevels`] | 47, 56 | 4 KiB, 2 MiB, 1 GiB |
 //! | Linux's mock IOMMU | [`Mock`] | 56 | every power of two: 2 KiB up to half of all |
 //!
-//! VT-d, AMD and x86-64 have accessed and dirty bits that walks set. Armv8 and RISC-V have them set from the beginning here;
-//! who wants to know of writes reads the log, which is the same for all.
+//! VT-d, AMD and x86-64 have accessed and dirty bits that walks set. Armv8 and RISC-V have them set from the beginning
+//! here; who wants to know of writes reads the log, which is the same for all.
 
 mod amd_v1;
 mod armv8;
@@ -61,8 +61,8 @@ pub enum Entry {
 
 /// A page table format: constants and small pure functions over 64-bit entries.
 ///
-/// Levels count upwards from the leaf tables: level 0 maps the smallest pages, level `LEVELS - 1` is the root. The entry
-/// zero is empty in every format.
+/// Levels count upwards from the leaf tables: level 0 maps the smallest pages, level `LEVELS - 1` is the root. The
+/// entry zero is empty in every format.
 ///
 /// ```text
 ///  IOVA     │ index of level 2 │ index of level 1 │ index of level 0 │ offset in page │
@@ -83,7 +83,8 @@ pub trait Format: Send + Sync + 'static {
     const PA_BITS: u32;
     /// What a walk sets in a leaf that it uses; 0 where there is no such bit, or it is set from the beginning.
     const ACCESSED: u64 = 0;
-    /// What a walk sets in a leaf that it writes through; 0 where there is no such bit, or it is set from the beginning.
+    /// What a walk sets in a leaf that it writes through; 0 where there is no such bit, or it is set from the
+    /// beginning.
     const DIRTY: u64 = 0;
 
     /// Bits of a table's entry that take rights away when they are set, where all others that matter give them.
@@ -103,8 +104,8 @@ pub trait Format: Send + Sync + 'static {
     fn table(table: TableAddr, level: u8) -> u64;
     /// What an entry that leads to a table allows below: all, unless the format has rights there.
     ///
-    /// Each right is given by bits that are all set, or by [`Format::TABLE_DENIES`] that are all clear. So a walk can put
-    /// the entries of all levels together first, and ask once.
+    /// Each right is given by bits that are all set, or by [`Format::TABLE_DENIES`] that are all clear. So a walk can
+    /// put the entries of all levels together first, and ask once.
     #[inline]
     fn table_access(_entry: u64) -> Access {
         Access::all()

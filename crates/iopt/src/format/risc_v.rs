@@ -1,7 +1,7 @@
 //! RISC-V page table entries: Sv39, Sv48 and Sv57, with Svnapot if asked for.
 //!
-//! Source: The RISC-V Instruction Set Manual, volume II, Privileged Architecture, "Supervisor-Level ISA": "Sv39", "Sv48",
-//! "Sv57: Page-Based 57-bit Virtual-Memory System" and "Svnapot"; the RISC-V IOMMU's first stage is the same.
+//! Source: The RISC-V Instruction Set Manual, volume II, Privileged Architecture, "Supervisor-Level ISA": "Sv39",
+//! "Sv48", "Sv57: Page-Based 57-bit Virtual-Memory System" and "Svnapot"; the RISC-V IOMMU's first stage is the same.
 //!
 //! ```text
 //!  63  62  61 60      54 53                               10 9    8   7   6   5   4   3   2   1   0
@@ -10,8 +10,8 @@
 //! └───┴──────┴──────────┴───────────────────────────────────┴──────┴───┴───┴───┴───┴───┴───┴───┴───┘
 //! ```
 //! Without R, W and X it leads to a table, and then D, A and U are reserved; W without R is reserved. Pages exist at
-//! every level. N (Svnapot) joins 16 entries of level 0 into 64 KiB; the four lowest address bits are then 1000, and the
-//! entries are all the same.
+//! every level. N (Svnapot) joins 16 entries of level 0 into 64 KiB; the four lowest address bits are then 1000, and
+//! the entries are all the same.
 //!
 //! Devices come as users, so U is set, and a page without it lets them do nothing. A, and D in a writable page, are set
 //! at once: a walker without Svadu (or the IOMMU's SADE) faults on them. Without Svpbmt, PBMT is reserved.
@@ -40,8 +40,9 @@ const NAPOT_SHIFT: u32 = 16;
 
 /// RISC-V with `LEVELS` levels (3, 4 or 5), pages of 4 KiB and what each level covers; with `SVNAPOT` 64 KiB too.
 ///
-/// Source: RISC-V Privileged Architecture, "Sv39" to "Svnapot"; RISC-V IOMMU Architecture Specification, first-stage context
-/// (`fsc`). IOVAs have 38, 47 or 56 bits: the lower half. It is what Linux's driver of that IOMMU makes for address spaces.
+/// Source: RISC-V Privileged Architecture, "Sv39" to "Svnapot"; RISC-V IOMMU Architecture Specification, first-stage
+/// context (`fsc`). IOVAs have 38, 47 or 56 bits: the lower half. It is what Linux's driver of that IOMMU makes for
+/// address spaces.
 #[derive(Debug, Clone, Copy)]
 pub struct RiscV<const LEVELS: u8, const SVNAPOT: bool = false>;
 

@@ -23,7 +23,8 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// VT-d second stage with `LEVELS` levels (3, 4 or 5), pages of 4 KiB, 2 MiB and 1 GiB.
 ///
-/// Source: Intel VT-d, Architecture Specification, 3.7 and 9.9. IOVAs have 39, 48 or 57 bits, and are not sign-extended.
+/// Source: Intel VT-d, Architecture Specification, 3.7 and 9.9. IOVAs have 39, 48 or 57 bits, and are not
+/// sign-extended.
 #[derive(Debug, Clone, Copy)]
 pub struct VtdLevels<const LEVELS: u8>;
 

@@ -10,12 +10,12 @@
 //! │NX │ ignored │  address of table or page    │ ign. │ G │PS │ D │ A │PCD│PWT│U/S│R/W│ P │
 //! └───┴─────────┴──────────────────────────────┴──────┴───┴───┴───┴───┴───┴───┴───┴───┴───┘
 //! ```
-//! PS set at level 1 maps 2 MiB, at level 2 1 GiB, and is reserved above. At level 0 the bit is PAT; in a large page PAT is
-//! bit 12, and the address bits above it and below the page size are reserved.
+//! PS set at level 1 maps 2 MiB, at level 2 1 GiB, and is reserved above. At level 0 the bit is PAT; in a large page
+//! PAT is bit 12, and the address bits above it and below the page size are reserved.
 //!
 //! P alone allows reading. Devices come as users, so U/S is set throughout, and an entry without it lets them do
-//! nothing. A and D begin clear: the walker sets them. PWT, PCD and PAT are clear, which is write-back with the PAT of a
-//! reset; NX is clear, as it is reserved where it is not enabled.
+//! nothing. A and D begin clear: the walker sets them. PWT, PCD and PAT are clear, which is write-back with the PAT of
+//! a reset; NX is clear, as it is reserved where it is not enabled.
 //!
 //! Addresses are sign-extended from their highest bit. This format maps the lower half, the one that users have.
 
@@ -31,7 +31,8 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// x86-64 with `LEVELS` levels (4 or 5), pages of 4 KiB, 2 MiB and 1 GiB.
 ///
-/// Source: Intel SDM, volume 3, 5.5; Intel VT-d, Architecture Specification, 3.6. IOVAs have 47 or 56 bits: the lower half.
+/// Source: Intel SDM, volume 3, 5.5; Intel VT-d, Architecture Specification, 3.6. IOVAs have 47 or 56 bits: the lower
+/// half.
 #[derive(Debug, Clone, Copy)]
 pub struct X86Levels<const LEVELS: u8>;
 

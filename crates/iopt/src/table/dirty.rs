@@ -1,9 +1,9 @@
 //! Which pages were written to.
 //!
-//! There are two answers. The *dirty bit* of a leaf, where the format has one, says that the page was written to since it
-//! was mapped; nothing clears it. The *log* says what was written to since the log was last read: one bit for each entry,
-//! kept beside the tables once somebody begins to track, so that reading it is reading a bitmap, 64 bytes where the
-//! entries are 4096.
+//! There are two answers. The *dirty bit* of a leaf, where the format has one, says that the page was written to since
+//! it was mapped; nothing clears it. The *log* says what was written to since the log was last read: one bit for each
+//! entry, kept beside the tables once somebody begins to track, so that reading it is reading a bitmap, 64 bytes where
+//! the entries are 4096.
 //!
 //! ```text
 //!  table of level 0    entry 0 … 63 │ 64 … 127 │ … │ 448 … 511
@@ -12,12 +12,13 @@
 //!  table of level 1    entry 0 … 63 │ …                            a bit: one large page, or what was one
 //! ```
 //!
-//! A page of several entries has all their bits. Bits of a large page that has been split since stay where they are, until
-//! all that it covered is read and cleared, or unmapped: what is mapped anew there meanwhile is told of with it, as written
-//! to.
+//! A page of several entries has all their bits. Bits of a large page that has been split since stay where they are,
+//! until all that it covered is read and cleared, or unmapped: what is mapped anew there meanwhile is told of with it,
+//! as written to.
 //!
-//! A walk marks first and the device writes then. So who reads and clears, and then copies what was written to, must make
-//! sure in between that no write goes on under an older mark: drop what IOTLBs hold, and wait for accesses in flight.
+//! A walk marks first and the device writes then. So who reads and clears, and then copies what was written to, must
+//! make sure in between that no write goes on under an older mark: drop what IOTLBs hold, and wait for accesses in
+//! flight.
 
 use std::array;
 use std::ops::Range;
@@ -40,7 +41,8 @@ const AT_ONCE: usize = 4;
 /// Pages that were written to: see [`PageTable::read_dirty`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirtyWord {
-    /// What bit 0 stands for, and may lie before the range that was asked for. Bit n stands for what is n pages further on.
+    /// What bit 0 stands for, and may lie before the range that was asked for. Bit n stands for what is n pages further
+    /// on.
     pub iova: u64,
     /// log2 of the bytes that a bit stands for.
     pub page_shift: u32,
@@ -49,8 +51,8 @@ pub struct DirtyWord {
 }
 
 impl<F: Format, M: TableMemory> PageTable<F, M> {
-    /// As [`PageTable::walk`], for an access that follows: if the page allows `access`, it is marked as accessed and, for
-    /// [`Access::WRITE`], as dirty and in the log. Takes no lock and allocates nothing.
+    /// As [`PageTable::walk`], for an access that follows: if the page allows `access`, it is marked as accessed and,
+    /// for [`Access::WRITE`], as dirty and in the log. Takes no lock and allocates nothing.
     #[inline]
     #[must_use]
     pub fn walk_marking(&self, iova: u64, access: Access) -> Option<Translation> {
@@ -112,8 +114,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
     }
 
-    /// Begins to log writes in all tables of the arena, and forgets what the log says of this one. What is tracked costs
-    /// one 64th of the tables, and a marking walk that writes a few loads.
+    /// Begins to log writes in all tables of the arena, and forgets what the log says of this one. What is tracked
+    /// costs one 64th of the tables, and a marking walk that writes a few loads.
     ///
     /// # Errors
     /// [`MapError::OutOfTables`].
@@ -127,10 +129,11 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         Ok(())
     }
 
-    /// Tells `visit` what was written to in a range since that was last read with `clear`, or tracking began; in no order
-    /// that means anything. Of large pages that stick out of the range, the log is not cleared.
+    /// Tells `visit` what was written to in a range since that was last read with `clear`, or tracking began; in no
+    /// order that means anything. Of large pages that stick out of the range, the log is not cleared.
     ///
-    /// Takes no lock and allocates nothing. No mark is lost: each is told of by one call with `clear`, or by a later one.
+    /// Takes no lock and allocates nothing. No mark is lost: each is told of by one call with `clear`, or by a later
+    /// one.
     ///
     /// # Errors
     /// [`RangeError::OutOfRange`].
@@ -174,8 +177,9 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
     }
 
-    /// Reads the tables of level 0 that `slots` lead to as one, if the span has all of them and they lie beside each other in
-    /// the arena, as those do that were mapped in one go: so do their logs then. `false` if not, with nothing read.
+    /// Reads the tables of level 0 that `slots` lead to as one, if the span has all of them and they lie beside each
+    /// other in the arena, as those do that were mapped in one go: so do their logs then. `false` if not, with nothing
+    /// read.
     #[inline(always)]
     fn read_run(
         &self,

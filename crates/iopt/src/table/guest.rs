@@ -4,8 +4,8 @@ use super::{Translation, index};
 use crate::arena::TableAddr;
 use crate::format::{Access, Entry, Format};
 
-/// How often one walk tries again because its owner changed an entry while it was being marked. Hardware goes on for ever;
-/// an owner who does this on purpose must not get as long.
+/// How often one walk tries again because its owner changed an entry while it was being marked. Hardware goes on for
+/// ever; an owner who does this on purpose must not get as long.
 const MOST_RETRIES: u32 = 64;
 
 /// Memory that holds a page table which its owner changes while it is walked.
@@ -35,13 +35,14 @@ pub struct GuestTranslation {
     pub cachable: Access,
 }
 
-/// Translates `iova`, for a device that wants `access`, in the table of format `F` whose root is at `root` of `memory` and which
-/// has IOVAs of `bits`: more than an offset in the smallest page has, and no more than [`Format::iova_bits`]. With fewer, walks
-/// begin at a lower level. `None` if nothing is mapped.
+/// Translates `iova`, for a device that wants `access`, in the table of format `F` whose root is at `root` of `memory`
+/// and which has IOVAs of `bits`: more than an offset in the smallest page has, and no more than [`Format::iova_bits`].
+/// With fewer, walks begin at a lower level. `None` if nothing is mapped.
 ///
-/// Tables on the way are marked as accessed, and so is the page if `access` is allowed, and as written if it is a write: as far
-/// as the format has such marks, and before anybody has asked where the page leads. A mark too many is what processors make, too. The contents of `memory` may be anything: there are no more steps than levels, but for a few more if entries
-/// change meanwhile.
+/// Tables on the way are marked as accessed, and so is the page if `access` is allowed, and as written if it is a
+/// write: as far as the format has such marks, and before anybody has asked where the page leads. A mark too many is
+/// what processors make, too. The contents of `memory` may be anything: there are no more steps than levels, but for a
+/// few more if entries change meanwhile.
 ///
 /// # Errors
 /// What `memory` says when an entry cannot be reached.

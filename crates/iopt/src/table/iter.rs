@@ -19,11 +19,11 @@ pub struct Iter<'a, F: Format, M: TableMemory> {
 }
 
 impl<F: Format, M: TableMemory> PageTable<F, M> {
-    /// The pages that touch `length` bytes at `iova`, in order: where each begins, and what that translates to. A page of
-    /// several entries comes once. What lies beyond the format's range has no pages.
+    /// The pages that touch `length` bytes at `iova`, in order: where each begins, and what that translates to. A page
+    /// of several entries comes once. What lies beyond the format's range has no pages.
     ///
-    /// What is mapped or unmapped meanwhile is found, or not. While this lives, no table of the arena that is given back
-    /// is used again.
+    /// What is mapped or unmapped meanwhile is found, or not. While this lives, no table of the arena that is given
+    /// back is used again.
     pub fn iter(&self, iova: u64, length: u64) -> Iter<'_, F, M> {
         let end = iova.saturating_add(length).min(1 << F::iova_bits());
         Iter {

@@ -11,8 +11,8 @@ use crate::format::{Access, Entry, Format};
 pub struct Leaves {
     /// What they allow.
     pub access: Access,
-    /// log2 of the bytes of the largest that may be made: `u32::MAX` for no limit. The format's smallest page may always
-    /// be made.
+    /// log2 of the bytes of the largest that may be made: `u32::MAX` for no limit. The format's smallest page may
+    /// always be made.
     pub largest: u32,
 }
 

@@ -20,9 +20,9 @@
 //!   an entry of the table above. As a table that is in use keeps all above it alive, the way up is the way down.
 //! - The root is counted once more than it has entries.
 //!
-//! So a table cannot be linked into while it goes, and goes exactly once. An unlinked table may still be met by those who
-//! were on their way down; they are *inside* the arena ([`Arena::enter`]), which keeps such tables from being used for
-//! something else.
+//! So a table cannot be linked into while it goes, and goes exactly once. An unlinked table may still be met by those
+//! who were on their way down; they are *inside* the arena ([`Arena::enter`]), which keeps such tables from being used
+//! for something else.
 
 mod dirty;
 mod guest;
@@ -302,8 +302,8 @@ fn index<F: Format>(iova: u64, level: u8) -> usize {
     (iova >> F::shift(level)) as usize & ((1 << F::index_bits(level)) - 1)
 }
 
-/// What a table of `level` takes in the arena. A root that is smaller than the other tables takes as much as they do, so
-/// that it comes from the same chunks.
+/// What a table of `level` takes in the arena. A root that is smaller than the other tables takes as much as they do,
+/// so that it comes from the same chunks.
 fn table_size<F: Format>(level: u8) -> TableSize {
     TableSize::of_entries(F::index_bits(level).max(F::INDEX_BITS))
 }

@@ -7,8 +7,8 @@ use crate::arena::{TableAddr, TableMemory};
 use crate::format::{Access, Entry, Format};
 
 impl<F: Format, M: TableMemory> PageTable<F, M> {
-    /// Makes all pages in a range allow `access`, one after the other; what is not mapped in between stays so. That a page
-    /// was accessed or written to is kept, whatever walks do meanwhile.
+    /// Makes all pages in a range allow `access`, one after the other; what is not mapped in between stays so. That a
+    /// page was accessed or written to is kept, whatever walks do meanwhile.
     ///
     /// Until walks that began before have ended, and nothing cached from them is in use, what was allowed may still be
     /// done.

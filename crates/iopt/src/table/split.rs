@@ -1,8 +1,8 @@
 //! Make large pages small.
 //!
-//! A page of one entry becomes a table at once. One of several entries is changed entry by entry, and others may be doing the
-//! same for parts of it that lie in their ranges. Each does all of it, so that when a split returns no entry, wherever it
-//! is, still says that it has a page that reaches into the range.
+//! A page of one entry becomes a table at once. One of several entries is changed entry by entry, and others may be
+//! doing the same for parts of it that lie in their ranges. Each does all of it, so that when a split returns no entry,
+//! wherever it is, still says that it has a page that reaches into the range.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,13 +28,13 @@ struct Large {
 }
 
 impl<F: Format, M: TableMemory> PageTable<F, M> {
-    /// Makes leaves of at most 2^`largest` bytes of all larger ones that touch the range, with the same translations, access
-    /// and marks. The format's smallest page is always small enough.
+    /// Makes leaves of at most 2^`largest` bytes of all larger ones that touch the range, with the same translations,
+    /// access and marks. The format's smallest page is always small enough.
     ///
     /// No more is split than must be: of a large page that the range only touches, what is outside of it becomes the
-    /// largest leaves that fit beside, if nobody splits the same page for another range. At every moment walks find one or the other, which say the same; what an IOTLB
-    /// keeps of the large page stays right, but is as coarse as it was. In the log of writes, what was written to the large
-    /// page stays written to all of it.
+    /// largest leaves that fit beside, if nobody splits the same page for another range. At every moment walks find one
+    /// or the other, which say the same; what an IOTLB keeps of the large page stays right, but is as coarse as it was.
+    /// In the log of writes, what was written to the large page stays written to all of it.
     ///
     /// # Errors
     /// [`MapError::OutOfRange`], and [`MapError::OutOfTables`], after which some of the range may be split.
@@ -81,8 +81,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         Ok(())
     }
 
-    /// Puts a table of the largest leaves that it can have in place of `large`, whose only entry is in `slot` as `bits`.
-    /// Nothing changes if that is no longer so.
+    /// Puts a table of the largest leaves that it can have in place of `large`, whose only entry is in `slot` as
+    /// `bits`. Nothing changes if that is no longer so.
     fn split_entry(
         &self,
         slot: &AtomicU64,
@@ -112,8 +112,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         Ok(())
     }
 
-    /// Makes smaller pages of `large`, which has several entries of `table`, one of which begins at `start`. If it sticks out
-    /// of the range, they are the next smaller ones only: of those that lie beside it, no more is split.
+    /// Makes smaller pages of `large`, which has several entries of `table`, one of which begins at `start`. If it
+    /// sticks out of the range, they are the next smaller ones only: of those that lie beside it, no more is split.
     fn split_entries(&self, table: TableAddr, level: u8, start: u64, large: Large, limit: Limit) {
         let within = limit.span.contains(start, large.page_shift);
         let largest = if within { limit.largest } else { large.page_shift - 1 };
@@ -129,8 +129,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let mut part = large.pa;
         for slot in slots {
             let mut bits = slot.load(Ordering::Acquire);
-            // Only entries that lead where the page led, as others may have mapped their part of it anew since. Those that
-            // others have made smaller, or still have to, have another size than the page that was found.
+            // Only entries that lead where the page led, as others may have mapped their part of it anew since. Those
+            // that others have made smaller, or still have to, have another size than the page that was found.
             while let Entry::Leaf { pa, page_shift: size, access } = F::decode(bits, level)
                 && size > page_shift
                 && pa | (start & !(!0 << size)) == part

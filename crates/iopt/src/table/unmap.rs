@@ -9,8 +9,8 @@ use crate::format::{Entry, Format};
 impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// Unmaps `length` bytes at `iova`; what is not mapped in between stays so. The log of writes forgets the pages.
     ///
-    /// Adds the tables that no longer hold anything to `empty`: give them to [`PageTable::free`] when no walk that began
-    /// before can still be running. Allocates nothing.
+    /// Adds the tables that no longer hold anything to `empty`: give them to [`PageTable::free`] when no walk that
+    /// began before can still be running. Allocates nothing.
     ///
     /// # Errors
     /// [`RangeError::OutOfRange`] and [`RangeError::SplitsPage`]; after either the table is as it was before.
@@ -27,8 +27,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         self.clear_table(self.root, F::LEVELS - 1, 0, span, empty);
     }
 
-    /// Empties what lies in `span` of `table`, of `level`, which begins at `base`. `true`: the table is dead, and the caller
-    /// must unlink it.
+    /// Empties what lies in `span` of `table`, of `level`, which begins at `base`. `true`: the table is dead, and the
+    /// caller must unlink it.
     fn clear_table(&self, table: TableAddr, level: u8, base: u64, span: Span, empty: &mut EmptyTables) -> bool {
         let (mut start, slots) = self.touched(table, level, base, span);
         let mut cleared = 0;

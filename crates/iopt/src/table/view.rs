@@ -1,11 +1,11 @@
 //! Walks: what a device's address leads to.
 //!
-//! A walk only loads, so it takes no lock, waits for nobody, and is safe over any contents: an address of a table outside
-//! of the memory leads nowhere, and there are no more steps than levels.
+//! A walk only loads, so it takes no lock, waits for nobody, and is safe over any contents: an address of a table
+//! outside of the memory leads nowhere, and there are no more steps than levels.
 //!
-//! An IOTLB wants two more things of it. *Coalescing*: neighbouring entries that map contiguous memory are one larger page
-//! to it, as processors do with PTEs. And *upper-level caches*: a walk that ended in a table can begin there for all
-//! addresses that lead to the same table ([`Upper`]).
+//! An IOTLB wants two more things of it. *Coalescing*: neighbouring entries that map contiguous memory are one larger
+//! page to it, as processors do with PTEs. And *upper-level caches*: a walk that ended in a table can begin there for
+//! all addresses that lead to the same table ([`Upper`]).
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,8 +20,8 @@ const COALESCED: usize = 1 << COALESCED_BITS;
 
 /// Where walks can begin: a table, and what the levels above it allow. For caches of upper levels.
 ///
-/// It is good for all addresses that share the bits above [`Upper::span_bits`] with the one that it was had for, and until
-/// something is unmapped there: an owner that waits for walks to end must drop what was cached as well.
+/// It is good for all addresses that share the bits above [`Upper::span_bits`] with the one that it was had for, and
+/// until something is unmapped there: an owner that waits for walks to end must drop what was cached as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Upper {
     table: TableAddr,
@@ -145,8 +145,8 @@ impl<'a, F: Format> View<'a, F> {
         self.descend(upper, iova, found)
     }
 
-    /// What `found` makes of the leaf for `iova`. The levels are unrolled if the caller knows where it begins; level 0 is
-    /// apart, as its page size is known.
+    /// What `found` makes of the leaf for `iova`. The levels are unrolled if the caller knows where it begins; level 0
+    /// is apart, as its page size is known.
     #[inline(always)]
     pub(super) fn descend<R>(&self, from: Upper, iova: u64, found: impl Fn(Leaf) -> R) -> Option<R> {
         if iova >> F::iova_bits() != 0 {
@@ -193,8 +193,8 @@ impl<'a, F: Format> View<'a, F> {
             return None;
         }
         let index = (iova >> F::shift(level)) as usize & (count - 1);
-        // SAFETY: `address` is a multiple of an entry's size, `count` entries lie between it and the end of `self.entries`,
-        // and `index` is less than `count`.
+        // SAFETY: `address` is a multiple of an entry's size, `count` entries lie between it and the end of
+        // `self.entries`, and `index` is less than `count`.
         let entry = unsafe { &*self.entries.as_ptr().byte_add(address as usize).add(index) };
         Some(entry.load(Ordering::Acquire))
     }

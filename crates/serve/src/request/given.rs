@@ -17,7 +17,8 @@ pub struct Ready {
     pub write: bool,
 }
 
-/// A file that a program got its descriptor of by a request. It is dropped some time after the last descriptor is closed.
+/// A file that a program got its descriptor of by a request. It is dropped some time after the last descriptor is
+/// closed.
 pub trait GivenFile: Any + Send + Sync {
     /// Whether it has offsets, so that a part of what a read gets can be read.
     fn is_seekable(&self) -> bool {

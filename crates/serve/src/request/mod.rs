@@ -55,7 +55,8 @@ pub trait Caller {
     /// Whether it has this capability in the machine, not just in a namespace of its own.
     fn is_capable(&self, capability: Capability) -> bool;
 
-    /// The account of its user, or with `by_process` its own; `None` if it may pin as much as it likes (`CAP_IPC_LOCK`).
+    /// The account of its user, or with `by_process` its own; `None` if it may pin as much as it likes
+    /// (`CAP_IPC_LOCK`).
     fn account(&self, by_process: bool) -> Option<Arc<dyn Account>>;
 
     /// Whether it has mapped some of `length` bytes at an offset of the file that the request is made on.
@@ -70,8 +71,8 @@ pub trait Caller {
     /// The file that one of its descriptors is, if a request gave it that.
     fn given(&self, number: i32) -> Option<Arc<dyn GivenFile>>;
 
-    /// Sets a descriptor number of it aside, for a file that is closed on exec. As long as there is none, the number is as good
-    /// as closed.
+    /// Sets a descriptor number of it aside, for a file that is closed on exec. As long as there is none, the number is
+    /// as good as closed.
     ///
     /// # Errors
     /// `EMFILE` and the like, if it cannot have one more.
@@ -86,19 +87,19 @@ pub trait Caller {
     /// The process that one of its descriptors names, whose memory it may reach.
     ///
     /// # Errors
-    /// `EBADF`, if it has none of this number; `EINVAL`, if it is no pidfd; `ESRCH`, if the process has ended; `EPERM`, if this
-    /// one may not trace that one.
+    /// `EBADF`, if it has none of this number; `EINVAL`, if it is no pidfd; `ESRCH`, if the process has ended; `EPERM`,
+    /// if this one may not trace that one.
     fn process(&self, pidfd: i32) -> Result<Arc<Process>, Errno>;
 
-    /// Has ENQCMD of its process put the PASID that is held on the bus, which the process knows by this number, in place of what
-    /// it did; or, with `None`, fault as on a processor whose IA32_PASID is not valid.
+    /// Has ENQCMD of its process put the PASID that is held on the bus, which the process knows by this number, in
+    /// place of what it did; or, with `None`, fault as on a processor whose IA32_PASID is not valid.
     ///
     /// # Errors
     /// `ESRCH`, if the process has ended.
     fn bind_enqcmd(&self, bound: Option<(Pasid, PasidHold)>) -> Result<(), Errno>;
 
-    /// Its memory at `address`, `length` bytes (both multiples of the page size), for devices to read, and with `writable`
-    /// to write. Whether it is there turns out when somebody needs it.
+    /// Its memory at `address`, `length` bytes (both multiples of the page size), for devices to read, and with
+    /// `writable` to write. Whether it is there turns out when somebody needs it.
     ///
     /// # Errors
     /// See [`ImportError`].

@@ -45,7 +45,8 @@ pub(super) fn target(context: &Context, id: u32) -> Result<Target, Errno> {
     context.target(id).ok_or_else(|| other_kind(context, id))
 }
 
-/// What a program is told whose number means no object of the kind that it has to be: `EINVAL`, or `ENOENT` if it means none.
+/// What a program is told whose number means no object of the kind that it has to be: `EINVAL`, or `ENOENT` if it means
+/// none.
 pub(super) fn other_kind(context: &Context, id: u32) -> Errno {
     if context.has(id) { Errno::INVAL } else { Errno::NOENT }
 }

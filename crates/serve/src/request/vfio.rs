@@ -122,8 +122,8 @@ impl VfioFile {
         self.with_bound(|bound| bound.session.mapped_write(offset, data).map_err(|error| error.errno()))
     }
 
-    /// Sends a command of 64 bytes by a deferrable write to what is mapped at a file offset: whether it was accepted, or `None`
-    /// where nothing takes such writes.
+    /// Sends a command of 64 bytes by a deferrable write to what is mapped at a file offset: whether it was accepted,
+    /// or `None` where nothing takes such writes.
     ///
     /// # Errors
     /// As [`VfioFile::read`].

@@ -9,9 +9,9 @@
 //!   listener: mmap of a device file ──TraceHandle::trace──► Tracer (on the runner's main thread): PTRACE_SEIZE
 //!   program: load or store ──SIGBUS──► Tracer::stopped ──► ioasid-mmio ──► VfioFile::load, store
 //! ```
-//! Two instructions that hand work to a device, MOVDIR64B and ENQCMD, are performed here, too, for processors that have none: the
-//! illegal instruction is taken back. ENQCMD goes with the PASID that the process has asked for (`enqcmd`); without one
-//! it stays the general protection fault that it is on hardware.
+//! Two instructions that hand work to a device, MOVDIR64B and ENQCMD, are performed here, too, for processors that have
+//! none: the illegal instruction is taken back. ENQCMD goes with the PASID that the process has asked for (`enqcmd`);
+//! without one it stays the general protection fault that it is on hardware.
 //!
 //! A process that never maps registers is never traced, and one that execs or ends is let go: the mapping is gone.
 //!
@@ -212,8 +212,8 @@ impl Tracer {
         }
     }
 
-    /// Performs a submission to a device that a thread stopped at because its processor has no such instruction (SIGILL), or
-    /// has no PASID for it (SIGSEGV). Returns the signal that it is to get, or 0.
+    /// Performs a submission to a device that a thread stopped at because its processor has no such instruction
+    /// (SIGILL), or has no PASID for it (SIGSEGV). Returns the signal that it is to get, or 0.
     fn submit(&mut self, tid: u32, signal: i32) -> i32 {
         let Some(registers) = ptrace::registers(tid) else { return signal };
         let mut code = [0; LONGEST_INSTRUCTION];

@@ -1,7 +1,7 @@
 //! Every request, with everything failing that can fail on its way: the first, the second, and so on, one at a time.
 //!
-//! Whatever fails, nothing is changed and nothing is kept; and when nothing fails any more, the request does exactly what
-//! it does where nothing ever failed.
+//! Whatever fails, nothing is changed and nothing is kept; and when nothing fails any more, the request does exactly
+//! what it does where nothing ever failed.
 
 use ioasid_uapi::iommufd as uapi;
 use ioasid_uapi::iommufd::selftest::{self as test, TestCmd, command, data};

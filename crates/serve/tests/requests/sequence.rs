@@ -3,8 +3,8 @@
 //! ```text
 //!  kind  length  length bytes      kind  length  …
 //! ```
-//! A kind is a request, or something else that a program may do meanwhile; all kinds that there are not, and lengths that
-//! are not there, mean something, too.
+//! A kind is a request, or something else that a program may do meanwhile; all kinds that there are not, and lengths
+//! that are not there, mean something, too.
 
 use ioasid_serve::request::given::GivenFile;
 use ioasid_uapi::ioasid as own;

@@ -2,8 +2,8 @@
 //!
 //! A [`VfioDevice`] is there as long as its function. Opening it, which a consumer does when it has authorised a
 //! program (BIND_IOMMUFD, or a descriptor out of a group), gives a [`Session`], and everything the program may do is a
-//! method of that. Dropping the session closes the device: DMA stops, interrupts lose their eventfds, and the function is
-//! reset. So a program that was killed leaves nothing behind.
+//! method of that. Dropping the session closes the device: DMA stops, interrupts lose their eventfds, and the function
+//! is reset. So a program that was killed leaves nothing behind.
 //!
 //! ```text
 //!   closed ── open ──► Session: BARs answer, not bus master, no interrupts

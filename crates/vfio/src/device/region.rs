@@ -211,8 +211,8 @@ impl Session {
         self.function().bar_write(bar, offset, &data[..inside])
     }
 
-    /// Sends a command by a deferrable write through a mapping of a BAR (ENQCMD): whether it was accepted, or `None` where
-    /// nothing takes such writes.
+    /// Sends a command by a deferrable write through a mapping of a BAR (ENQCMD): whether it was accepted, or `None`
+    /// where nothing takes such writes.
     ///
     /// # Errors
     /// [`BarError`], upon which Linux raises SIGBUS.

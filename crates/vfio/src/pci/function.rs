@@ -233,7 +233,8 @@ impl Function {
 
     fn reset_in_order(&self) {
         lock(&self.config).reset();
-        // The model first: it ends its own DMA, which would count as refused if bus mastering were switched off under it.
+        // The model first: it ends its own DMA, which would count as refused if bus mastering were switched off under
+        // it.
         self.model.reset();
         self.bus_master.set_bus_master(false);
         self.interrupts.reset();

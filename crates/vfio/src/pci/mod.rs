@@ -1,9 +1,8 @@
 //! A PCI Express function as hardware has it.
 //!
-//! [`Function`] is the whole; [`config`] stores its registers bit by bit, and there is one file for each
-//! structure that lies in it ([`header`], [`pm`], [`express`], [`msi`], [`msix`]), or several that go together
-//! ([`translation`]): the layout drawn, the bits named, and the function that lays it out. [`Interrupts`] is shared with
-//! the device model.
+//! [`Function`] is the whole; [`config`] stores its registers bit by bit, and there is one file for each structure that
+//! lies in it ([`header`], [`pm`], [`express`], [`msi`], [`msix`]), or several that go together ([`translation`]): the
+//! layout drawn, the bits named, and the function that lays it out. [`Interrupts`] is shared with the device model.
 //!
 //! ```text
 //!  0x000 ┌──────────────────────┐

@@ -14,9 +14,9 @@
 //!           │  0 enable               │  2 privileged           │
 //! ```
 //!
-//! They lie one after the other from 0x100 on, which is where the list begins. Each is enabled, and nothing about it can
-//! be written: whoever has an IOMMU enables these for a device before it gives the device away, as Linux's drivers do,
-//! and keeps them.
+//! They lie one after the other from 0x100 on, which is where the list begins. Each is enabled, and nothing about it
+//! can be written: whoever has an IOMMU enables these for a device before it gives the device away, as Linux's drivers
+//! do, and keeps them.
 
 use super::config::ConfigSpace;
 use crate::spec::TranslationSpec;

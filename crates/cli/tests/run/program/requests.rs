@@ -10,7 +10,8 @@ use crate::driver::{Memory, ioctl, ioctl_at, open};
 
 const EOPNOTSUPP: i32 = libc::EOPNOTSUPP;
 
-/// An IOVA that is reserved, and the first that is beyond all that the device can address; the same, if nothing is reserved.
+/// An IOVA that is reserved, and the first that is beyond all that the device can address; the same, if nothing is
+/// reserved.
 fn unusable(iommu: i32, ioas: u32) -> (u64, u64) {
     let mut ranges = [ii::IovaRange { start: 0, last: 0 }; 8];
     let mut request = ii::IoasIovaRanges {

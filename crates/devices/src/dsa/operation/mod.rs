@@ -10,8 +10,8 @@
 //! ```
 //!
 //! A [`Run`] holds where it is; a step makes at most [`PIECE`] bytes of progress. If an access is refused further on,
-//! the step is made again with the bytes before, so that all progress is exact, and a fault is always at the place where
-//! the operation stands. The step after a fault does the same again.
+//! the step is made again with the bytes before, so that all progress is exact, and a fault is always at the place
+//! where the operation stands. The step after a fault does the same again.
 //!
 //! Nothing here knows queues, descriptors in flight or interrupts.
 

@@ -9,8 +9,8 @@ use super::Hardware;
 
 pub(super) struct SmmuV3;
 
-/// Both stages in AArch64's format, coherent, with accessed and dirty flags, ATS and page requests, ASIDs and VMIDs of 16
-/// bits, context descriptors in two levels, stalls and terminations, stream tables in two levels.
+/// Both stages in AArch64's format, coherent, with accessed and dirty flags, ATS and page requests, ASIDs and VMIDs of
+/// 16 bits, context descriptors in two levels, stalls and terminations, stream tables in two levels.
 const IDR0: u32 =
     1 | 1 << 1 | 2 << 2 | 1 << 4 | 2 << 6 | 1 << 10 | 1 << 12 | 1 << 16 | 1 << 18 | 1 << 19 | 1 << 26 | 1 << 27;
 /// Stream ids of 16 bits, PASIDs of 20.

@@ -1,7 +1,7 @@
 //! The mock IOMMU of Linux's own tests.
 //!
-//! Its nested page tables translate nothing. What a guest would have cached is four numbers, which a test sets when it makes
-//! the table, and finds to be zero when it has invalidated them.
+//! Its nested page tables translate nothing. What a guest would have cached is four numbers, which a test sets when it
+//! makes the table, and finds to be zero when it has invalidated them.
 
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, Ordering};

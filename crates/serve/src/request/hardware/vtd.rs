@@ -18,8 +18,8 @@ pub(super) struct Vtd {
     pub(super) five_levels: bool,
 }
 
-/// 65,536 domains; second stages of 4 levels and 48 bits, with pages of 2 MiB and 1 GiB; first stages of 4 and 5 levels, with
-/// pages of 1 GiB; invalidation of up to 2^18 pages; reads and writes are drained.
+/// 65,536 domains; second stages of 4 levels and 48 bits, with pages of 2 MiB and 1 GiB; first stages of 4 and 5
+/// levels, with pages of 1 GiB; invalidation of up to 2^18 pages; reads and writes are drained.
 const CAPABILITY: u64 =
     6 | 1 << 10 | 47 << 16 | 1 << 22 | 3 << 34 | 1 << 39 | 18 << 48 | 1 << 54 | 1 << 55 | 1 << 56 | 1 << 60;
 /// The width of IOVAs, less one; and 57 bits, with second stages of five levels besides.
@@ -44,7 +44,8 @@ impl Hardware for Vtd {
             return Err(Errno::OPNOTSUPP);
         }
         let request: uapi::HwptVtdS1 = data.get(size_of::<uapi::HwptVtdS1>())?;
-        // Who the requests of a device come from, and whether supervisors heed write protection, makes no difference here.
+        // Who the requests of a device come from, and whether supervisors heed write protection, makes no difference
+        // here.
         let known = uapi::VTD_S1_SRE | uapi::VTD_S1_EAFE | uapi::VTD_S1_WPE;
         if request.flags & !known != 0 || request.reserved != 0 {
             return Err(Errno::OPNOTSUPP);

@@ -1,5 +1,5 @@
-//! VFIO's old requests on a container, which an open `/dev/iommu` stands for: they are about one address space of it, which
-//! VFIO_IOAS chooses.
+//! VFIO's old requests on a container, which an open `/dev/iommu` stands for: they are about one address space of it,
+//! which VFIO_IOAS chooses.
 //!
 //! Source: `include/uapi/linux/vfio.h` of Linux 7.3.
 

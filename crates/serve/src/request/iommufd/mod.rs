@@ -121,8 +121,8 @@ impl IommuFile {
     /// Performs request `number` with its argument at `address`.
     ///
     /// # Errors
-    /// As Linux: `ENOTTY` for an unknown number, `EFAULT` for a bad address, `EINVAL` for a short argument, `E2BIG` for a
-    /// long one, `EOPNOTSUPP` for unknown flags, and each request's own.
+    /// As Linux: `ENOTTY` for an unknown number, `EFAULT` for a bad address, `EINVAL` for a short argument, `E2BIG` for
+    /// a long one, `EOPNOTSUPP` for unknown flags, and each request's own.
     pub fn ioctl(&self, number: u32, address: u64, caller: &dyn Caller) -> Result<i64, Errno> {
         let call = |minimum| Ok(Call { file: self, argument: Argument::new(caller, address)?, minimum, caller });
         if let Some(mock) = self.mock.as_ref().filter(|_| number == TEST_CMD) {

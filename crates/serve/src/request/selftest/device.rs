@@ -112,8 +112,8 @@ impl MockDevice {
         Ok(Self { device, slot, fails: AtomicBool::new(false) })
     }
 
-    /// Attaches it, in place of what it is attached to, or where nothing is. One PASID is kept for a test of what becomes of
-    /// an attachment that the device refuses: of two attachments of it in a row the second fails.
+    /// Attaches it, in place of what it is attached to, or where nothing is. One PASID is kept for a test of what
+    /// becomes of an attachment that the device refuses: of two attachments of it in a row the second fails.
     fn attach(
         &self,
         pasid: Option<Pasid>,
