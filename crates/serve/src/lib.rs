@@ -4,31 +4,31 @@
 //! them. What it does with them arrives here on three ways, all of which end in the same request code:
 //!
 //! ```text
-//!   open, close, stat, readlink, read of /sys files ──► FUSE ─────────────► tree
-//!   ioctl, mmap, pread, pwrite of device files ───────► seccomp listener ─► listen ──► request ──► ioasid, vfio
-//!   load or store in a mapped register ───────────────► SIGBUS, ptrace ───► trap
+//!   open, close, stat, readlink, read of /sys files ──► FUSE ─────────────► way::tree
+//!   ioctl, mmap, pread, pwrite of device files ───────► seccomp listener ─► way::listen ──► request ──► ioasid, vfio
+//!   load or store in a mapped register ───────────────► SIGBUS, ptrace ───► way::trap
 //! ```
 //!
-//! - [`request`]: what a request means. Knows nothing of FUSE, seccomp or processes: it takes a request and a
-//!   [`request::Caller`], through which it reaches the caller's memory and descriptors.
-//! - [`tree`]: the file system.
-//! - [`listen`]: system calls of the program, answered from outside of it.
-//! - [`trap`]: single instructions of the program, performed from outside of it.
-//! - [`filter`]: the seccomp filter that decides which system calls come here at all.
-//! - [`Server`]: what they share: the machine, and which open file is what.
+//! Each folder imports only those below it, which `tests/layers.rs` checks:
+//!
+//! | folder | what |
+//! | --- | --- |
+//! | [`way`] | the three ways in: the file system, system calls, single instructions |
+//! | `server` | what the ways share: the machine, and which open file is what |
+//! | [`request`] | what a request means: a folder or file for each kind of device file |
+//! | `program` | what is known of programs: accounts, permission, processes, memory |
+//! | `watch` | the devices and options of a server, and what it tells |
+//! | `names` | names and numbers that the tree and the server agree on |
+//!
+//! A request knows nothing of FUSE, seccomp or processes: it takes its number, its argument and a [`request::Caller`],
+//! through which it reaches the caller's memory and descriptors.
 
-mod accounts;
-mod ask;
-mod enqcmd;
-mod failures;
-pub mod filter;
-pub mod listen;
-mod permission;
-mod processes;
+mod names;
+mod program;
 pub mod request;
 mod server;
-mod status;
-pub mod trap;
-pub mod tree;
+mod watch;
+pub mod way;
 
-pub use server::{Options, PciDevice, Server, Watcher};
+pub use server::Server;
+pub use watch::{Options, PciDevice, Watcher};

@@ -125,7 +125,7 @@ fn prepare(channel: &Channel, runner: Pid, selftest: bool) -> Result<()> {
     channel.send_descriptor(&root)?;
     channel.send_note(unprivileged)?;
 
-    let listener = ioasid_serve::filter::install(selftest).map_err(|error| match error.raw_os_error() {
+    let listener = ioasid_serve::way::listen::filter::install(selftest).map_err(|error| match error.raw_os_error() {
         Some(libc::EINVAL | libc::ENOSYS) => anyhow!(
             "this kernel cannot hand system calls to another process and wait for it (seccomp with \
              SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV): Linux 5.19 or later with CONFIG_SECCOMP_FILTER is needed"

@@ -24,9 +24,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ioasid::{IommuKind, Machine};
-use ioasid_serve::listen::Listener;
-use ioasid_serve::trap::Tracer;
-use ioasid_serve::{Options, Server, tree::Tree};
+use ioasid_serve::way::listen::Listener;
+use ioasid_serve::way::trap::Tracer;
+use ioasid_serve::way::tree::Tree;
+use ioasid_serve::{Options, Server};
 use rustix::process::Pid;
 
 use crate::machine::{self, DeviceError, DeviceOption};

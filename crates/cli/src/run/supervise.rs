@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ioasid_serve::Server;
-use ioasid_serve::trap::{Stopped, Tracer};
+use ioasid_serve::way::trap::{Stopped, Tracer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
 

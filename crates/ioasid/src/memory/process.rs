@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn part_of_a_mapping_of_part_of_a_file_is_the_right_part_of_the_file() {
-        let file = std::fs::File::from(rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        let file = File::from(rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
         file.set_len(5 * 4096).unwrap();
         (0..5).for_each(|page| file.write_all_at(&[page as u8], page * 4096).unwrap());
         let prot = ProtFlags::READ | ProtFlags::WRITE;

@@ -5,14 +5,17 @@
 
 mod argument;
 mod errno;
+pub mod file;
 pub mod given;
 mod hardware;
 pub mod iommufd;
 mod object;
+mod regions;
 mod selftest;
 pub mod vfio;
 
 pub use errno::ToErrno;
+pub(crate) use selftest::{Failures, proc_file};
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -20,9 +20,10 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::argument::{Argument, get_part};
+use super::file::{Mapping, OpenFile};
 use super::object;
 use super::{Caller, ToErrno};
-use crate::server::{PciDevice, Watcher};
+use crate::watch::{PciDevice, Watcher};
 
 /// An open file of a VFIO device.
 pub struct VfioFile {
@@ -52,83 +53,10 @@ impl VfioFile {
         Self { device, bound: RwLock::default() }
     }
 
-    /// Undoes everything that was done through this file.
-    pub fn close(&self, watcher: &dyn Watcher) {
-        let bound = self.bound.write().unwrap_or_else(PoisonError::into_inner).take();
-        if bound.is_some() {
-            drop(bound);
-            let unread = self.device.vfio.function().interrupts().take_unconsumed();
-            if !unread.is_empty() {
-                watcher.interrupts_unread(self.device.rid, &unread);
-            }
-        }
-    }
-
     /// Runs `use_it` if the file is bound.
     fn with_bound<T>(&self, use_it: impl FnOnce(&Bound) -> Result<T, Errno>) -> Result<T, Errno> {
         let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
         bound.as_ref().ok_or(Errno::INVAL).and_then(use_it)
-    }
-
-    /// Reads at a file offset, as `pread` does, and returns the number of bytes.
-    ///
-    /// # Errors
-    /// `EINVAL` if the file is not bound, or nothing is there; `EIO` if the device's memory is switched off.
-    pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        self.with_bound(|bound| bound.session.read(offset, data).map_err(|error| error.errno()))
-    }
-
-    /// Writes at a file offset, as `pwrite` does, and returns the number of bytes.
-    ///
-    /// # Errors
-    /// As [`VfioFile::read`].
-    pub fn write(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        self.with_bound(|bound| bound.session.write(offset, data).map_err(|error| error.errno()))
-    }
-
-    /// Checks a request to map `length` bytes at a file offset.
-    ///
-    /// # Errors
-    /// `EINVAL` if the file is not bound, the range is not inside one region that can be mapped, or the mapping is
-    /// private.
-    pub fn check_mmap(&self, offset: u64, length: u64, shared: bool) -> Result<(), Errno> {
-        self.with_bound(|bound| {
-            let (index, start) = locate(offset);
-            let info = bound.session.region_info(index).map_err(|error| error.errno())?;
-            // A mapping covers whole pages, also of a region that is smaller.
-            let size = info.size.next_multiple_of(ioasid::memory::PAGE_SIZE);
-            let inside = start.checked_add(length).is_some_and(|end| end <= size);
-            if shared && length != 0 && inside && info.flags.contains(RegionFlags::MMAP) {
-                Ok(())
-            } else {
-                Err(Errno::INVAL)
-            }
-        })
-    }
-
-    /// One load from a mapped register, at a file offset.
-    ///
-    /// # Errors
-    /// As [`VfioFile::read`].
-    pub fn load(&self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
-        self.with_bound(|bound| bound.session.mapped_read(offset, data).map_err(|error| error.errno()))
-    }
-
-    /// One store to a mapped register, at a file offset.
-    ///
-    /// # Errors
-    /// As [`VfioFile::read`].
-    pub fn store(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
-        self.with_bound(|bound| bound.session.mapped_write(offset, data).map_err(|error| error.errno()))
-    }
-
-    /// Sends a command of 64 bytes by a deferrable write to what is mapped at a file offset: whether it was accepted,
-    /// or `None` where nothing takes such writes.
-    ///
-    /// # Errors
-    /// As [`VfioFile::read`].
-    pub fn enqueue(&self, offset: u64, command: &[u8; 64]) -> Result<Option<bool>, Errno> {
-        self.with_bound(|bound| bound.session.mapped_enqueue(offset, command).map_err(|error| error.errno()))
     }
 
     /// Performs request `number` with its argument at `address`.
@@ -136,7 +64,7 @@ impl VfioFile {
     /// # Errors
     /// As Linux: `EINVAL` for anything but BIND_IOMMUFD before the file is bound, `ENOTTY` for an unknown number,
     /// `EFAULT` for a bad address, `EINVAL` for a short argument or unknown flags, and each request's own.
-    pub fn ioctl(&self, number: u32, address: u64, caller: &dyn Caller) -> Result<i64, Errno> {
+    fn request(&self, number: u32, address: u64, caller: &dyn Caller) -> Result<i64, Errno> {
         if number == uapi::DEVICE_BIND_IOMMUFD {
             return self.bind(address, caller).map(|()| 0);
         }
@@ -187,6 +115,68 @@ where
     let value: T = get_part(caller, address, minimum)?;
     let argsz = u32::read_from_prefix(value.as_bytes()).map_or(0, |(argsz, _)| argsz);
     if (argsz as usize) < minimum { Err(Errno::INVAL) } else { Ok((value, argsz)) }
+}
+
+/// What is read, written and mapped of it is `EINVAL` until it is bound.
+impl OpenFile for VfioFile {
+    fn ioctl(&self, number: u32, address: u64, caller: &dyn Caller) -> Option<Result<i64, Errno>> {
+        Some(self.request(number, address, caller))
+    }
+
+    fn in_use(&self) -> &'static [Errno] {
+        &[Errno::BUSY, Errno::INVAL]
+    }
+
+    fn has_regions(&self) -> bool {
+        true
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        self.with_bound(|bound| bound.session.read(offset, data).map_err(|error| error.errno()))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        self.with_bound(|bound| bound.session.write(offset, data).map_err(|error| error.errno()))
+    }
+
+    fn check_mmap(&self, mapping: Mapping) -> Option<Result<(), Errno>> {
+        let Mapping { offset, length, shared, .. } = mapping;
+        Some(self.with_bound(|bound| {
+            let (index, start) = locate(offset);
+            let info = bound.session.region_info(index).map_err(|error| error.errno())?;
+            // A mapping covers whole pages, also of a region that is smaller.
+            let size = info.size.next_multiple_of(ioasid::memory::PAGE_SIZE);
+            let inside = start.checked_add(length).is_some_and(|end| end <= size);
+            if shared && length != 0 && inside && info.flags.contains(RegionFlags::MMAP) {
+                Ok(())
+            } else {
+                Err(Errno::INVAL)
+            }
+        }))
+    }
+
+    fn load(&self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        self.with_bound(|bound| bound.session.mapped_read(offset, data).map_err(|error| error.errno()))
+    }
+
+    fn store(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        self.with_bound(|bound| bound.session.mapped_write(offset, data).map_err(|error| error.errno()))
+    }
+
+    fn enqueue(&self, offset: u64, command: &[u8; 64]) -> Result<Option<bool>, Errno> {
+        self.with_bound(|bound| bound.session.mapped_enqueue(offset, command).map_err(|error| error.errno()))
+    }
+
+    fn close(&self, watcher: &dyn Watcher) {
+        let bound = self.bound.write().unwrap_or_else(PoisonError::into_inner).take();
+        if bound.is_some() {
+            drop(bound);
+            let unread = self.device.vfio.function().interrupts().take_unconsumed();
+            if !unread.is_empty() {
+                watcher.interrupts_unread(self.device.rid, &unread);
+            }
+        }
+    }
 }
 
 impl Bound {

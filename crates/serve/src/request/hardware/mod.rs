@@ -13,7 +13,7 @@ use ioasid::{Endpoint, IommuKind, NestedHwpt, NestedOptions, TableFormat, Viommu
 use rustix::io::Errno;
 
 use super::argument::{Data, Entries};
-use super::iommufd::{RegionHold, Registers};
+use super::regions::{RegionHold, Registers};
 
 pub(super) use mock::{DeviceCache, Iotlb};
 

@@ -10,7 +10,6 @@ mod fault;
 mod hwpt;
 mod ioas;
 mod option;
-mod regions;
 mod viommu;
 
 use std::mem::offset_of;
@@ -25,13 +24,12 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::argument::Argument;
+use super::file::{Mapping, OpenFile};
 use super::given::GivenFile;
+use super::regions::{RegionHold, Regions, Registers};
 use super::selftest::{self, MockDevices};
 use super::{Caller, ToErrno};
 use compat::Compat;
-
-use regions::Regions;
-pub(super) use regions::{RegionHold, Registers};
 
 /// An open file of `/dev/iommu`.
 pub struct IommuFile {
@@ -84,40 +82,6 @@ impl IommuFile {
         self.regions.add(owner, registers)
     }
 
-    /// Checks a request to map `length` bytes at a file offset.
-    ///
-    /// # Errors
-    /// `EINVAL` if the mapping is private, `EPERM` if it is to be executed, `ENXIO` if it is not a region as a whole.
-    pub fn check_mmap(&self, offset: u64, length: u64, shared: bool, execute: bool) -> Result<(), Errno> {
-        if !shared {
-            return Err(Errno::INVAL);
-        }
-        if execute {
-            return Err(Errno::PERM);
-        }
-        self.regions.check(offset, length)
-    }
-
-    /// One load from what is mapped at a file offset.
-    ///
-    /// # Errors
-    /// `EIO` if nothing is there any more.
-    pub fn load(&self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
-        let (registers, offset) = self.regions.find(offset, data.len())?;
-        registers.load(offset, data);
-        Ok(())
-    }
-
-    /// One store to what is mapped at a file offset.
-    ///
-    /// # Errors
-    /// `EIO` if nothing is there any more.
-    pub fn store(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
-        let (registers, offset) = self.regions.find(offset, data.len())?;
-        registers.store(offset, data);
-        Ok(())
-    }
-
     /// Performs request `number` with its argument at `address`.
     ///
     /// # Errors
@@ -133,6 +97,41 @@ impl IommuFile {
             return compat::ioctl(self, number, address, caller);
         };
         handler(&call(*minimum)?).map(|()| 0)
+    }
+}
+
+impl OpenFile for IommuFile {
+    fn ioctl(&self, number: u32, address: u64, caller: &dyn Caller) -> Option<Result<i64, Errno>> {
+        Some(Self::ioctl(self, number, address, caller))
+    }
+
+    /// In use, or, to a test, pinned.
+    fn in_use(&self) -> &'static [Errno] {
+        &[Errno::BUSY, Errno::IO]
+    }
+
+    fn context(&self) -> Option<&Arc<Context>> {
+        Some(&self.context)
+    }
+
+    fn check_mmap(&self, mapping: Mapping) -> Option<Result<(), Errno>> {
+        Some(match mapping {
+            Mapping { shared: false, .. } => Err(Errno::INVAL),
+            Mapping { execute: true, .. } => Err(Errno::PERM),
+            Mapping { offset, length, .. } => self.regions.check(offset, length),
+        })
+    }
+
+    fn load(&self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        let (registers, offset) = self.regions.find(offset, data.len())?;
+        registers.load(offset, data);
+        Ok(())
+    }
+
+    fn store(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let (registers, offset) = self.regions.find(offset, data.len())?;
+        registers.store(offset, data);
+        Ok(())
     }
 }
 

@@ -9,6 +9,8 @@ mod access;
 mod buffer;
 mod check;
 mod device;
+mod failures;
+mod status;
 
 use std::sync::Arc;
 
@@ -20,10 +22,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::ToErrno;
 use super::iommufd::Call;
+use crate::program::accounts::Accounts;
+use crate::request::given::GivenFile;
 use crate::request::object;
 
 pub(super) use buffer::TestBuffer;
 pub(super) use device::MockDevices;
+pub(crate) use failures::Failures;
 
 /// A request of this kind.
 struct Test<'a> {
@@ -44,6 +49,12 @@ impl Test<'_> {
         request.body.as_mut_bytes()[..size_of_val(body)].copy_from_slice(body.as_bytes());
         self.call.put(&request)
     }
+}
+
+/// What a thread finds at a path in /proc that Linux's own tests look for, and that is not as they expect it.
+pub(crate) fn proc_file(path: &str, tid: u32, failures: &Failures, accounts: &Accounts) -> Option<Arc<dyn GivenFile>> {
+    let fail_nth = || Some(failures.file(failures::thread_of(path, tid)?));
+    fail_nth().or_else(|| status::file(status::process_of(path)?, accounts))
 }
 
 /// Performs it.

@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-use crate::tree::GIVEN;
+use crate::names::GIVEN;
 
 /// What to ask of a file.
 #[derive(Debug, Clone, Copy)]

@@ -6,11 +6,11 @@
 //!   mapping can be asked for without a round trip, tells which.
 //! - Their last close arrives as RELEASE, also when a program is killed.
 //! - **They have no bytes.** A mapping of a file beyond its end raises SIGBUS at every access, which is how register
-//!   accesses come to [`crate::trap`]. But some programs check a regular file's size before they map it. So anyone
+//!   accesses come to [`crate::way::trap`]. But some programs check a regular file's size before they map it. So anyone
 //!   who asks is told a size that covers all regions, except a listener: when it asks, the kernel takes the answer,
-//!   none, for its mappings. [`crate::listen`] asks before every mapping. Should a program ask again later, an access
+//!   none, for its mappings. [`crate::way::listen`] asks before every mapping. Should a program ask again later, an access
 //!   in a mapping first arrives here as a read of a page, is refused, and raises SIGBUS all the same.
-//! - Reads and writes at the offsets of regions are answered by [`crate::listen`]. What comes here instead, by way of
+//! - Reads and writes at the offsets of regions are answered by [`crate::way::listen`]. What comes here instead, by way of
 //!   `lseek` and `read`, is refused: a write that succeeded would let the kernel extend the file.
 //!
 //! The thread that serves the tree waits for nothing: programs wait for it while they hold locks of their own memory,
@@ -33,10 +33,11 @@ use fuser::{
 };
 use ioasid_vfio::device::region::{COUNT, file_offset};
 
+use crate::names::FIRST_DEVICE_INODE;
+use crate::request::file::{Given, OpenFile};
 use crate::request::given::{GivenFile, Ready, Wake};
 use crate::request::vfio::VfioFile;
-use crate::server::{FIRST_DEVICE_INODE, OpenFile, Server};
-pub(crate) use nodes::GIVEN;
+use crate::server::Server;
 use nodes::{DeviceFile, Node, Nodes};
 
 /// How long names and attributes of what is fixed stay valid.
@@ -146,23 +147,20 @@ impl Tree {
 
     /// The file that a request gave a program, if the inode is one.
     fn given(&self, inode: INodeNo) -> Option<Arc<dyn GivenFile>> {
-        match self.server.open_inode(inode.0)? {
-            OpenFile::Given(file) => Some(file),
-            _ => None,
-        }
+        self.server.open_inode(inode.0)?.given().cloned()
     }
 
     fn open_device(&self, inode: INodeNo, device: DeviceFile) -> Result<(), Errno> {
         if ioasid_inject::fails() {
             return Err(Errno::ENOMEM);
         }
-        let file = match device {
+        let file: Arc<dyn OpenFile> = match device {
             DeviceFile::Iommu => self.server.open_iommu(),
             DeviceFile::Vfio(number) => {
                 let device = self.server.devices().get(number).ok_or(Errno::ENODEV)?;
-                OpenFile::Vfio(Arc::new(VfioFile::new(device.clone())))
+                Arc::new(VfioFile::new(device.clone()))
             }
-            DeviceFile::Given(name) => OpenFile::Given(self.server.take_given(name).ok_or(Errno::ENOENT)?),
+            DeviceFile::Given(name) => Arc::new(Given(self.server.take_given(name).ok_or(Errno::ENOENT)?)),
         };
         // An inode is opened again only by way of /proc/PID/fd: then nobody could tell the two files apart.
         if self.server.opened(inode.0, file) { Ok(()) } else { Err(Errno::EBUSY) }

@@ -16,10 +16,8 @@ use std::sync::Arc;
 
 use ioasid_vfio::{BarKind, Function};
 
-use crate::server::PciDevice;
-
-/// Where files are opened that a request gives a program descriptors of.
-pub(crate) const GIVEN: &str = "given";
+use crate::names::GIVEN;
+use crate::watch::PciDevice;
 
 /// What a kernel that injects failures has in debugfs. Here they are injected without regard to what would have failed.
 const SWITCHES: [&str; 6] = [

@@ -1,6 +1,6 @@
 //! Register accesses: single instructions of the program, performed from outside of it.
 //!
-//! A mapping of a device file raises SIGBUS at every access, as the file has no bytes (see [`crate::tree`]). The
+//! A mapping of a device file raises SIGBUS at every access, as the file has no bytes (see [`crate::way::tree`]). The
 //! process that maps one is traced from then on; its SIGBUS stops come here, and those that a mapped register caused
 //! are taken back: the instruction is performed on the device model and the thread goes on behind it. All other
 //! signals are delivered as they are, SIGBUS included.
@@ -32,9 +32,11 @@ use ioasid_mmio::{AccessFault, Memory, Submission, XstateLayout, step};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Pid;
 
-use crate::listen::{Tracing, copy_from_process, copy_to_process, process_of};
-use crate::processes::Purpose;
-use crate::server::{OpenFile, Server};
+use crate::program::memory::{copy_from_process, copy_to_process, process_of};
+use crate::program::processes::Purpose;
+use crate::request::file::OpenFile;
+use crate::server::Server;
+use crate::way::listen::Tracing;
 use ptrace::{Stop, ThreadVectors};
 
 /// The longest x86 instruction, in bytes.
@@ -279,7 +281,7 @@ struct ProgramMemory<'a> {
 
 impl ProgramMemory<'_> {
     /// The device file and the offset in it that `length` bytes at `address` are, if they are registers.
-    fn register(&self, address: u64, length: usize) -> Option<(OpenFile, u64)> {
+    fn register(&self, address: u64, length: usize) -> Option<(Arc<dyn OpenFile>, u64)> {
         let vma = self.mappings.at(address).ok()??;
         let file = self.server.open_file(vma.dev, vma.inode)?;
         (vma.end - address >= length as u64).then(|| (file, vma.offset + (address - vma.start)))

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ioasid::memory::{Account, OverLimit};
 
-use crate::server::Watcher;
+use crate::watch::Watcher;
 
 /// Who answers for pinned memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use crate::accounts::{Accounts, Whose};
+use crate::program::accounts::{Accounts, Whose};
 use crate::request::given::GivenFile;
 
 /// The text, as it was when it was opened.

@@ -1,0 +1,7 @@
+//! What is known of programs: whose memory they pin, which processes they are, what they may reach.
+
+pub(crate) mod accounts;
+pub(crate) mod enqcmd;
+pub(crate) mod memory;
+pub(crate) mod permission;
+pub(crate) mod processes;

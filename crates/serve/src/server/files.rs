@@ -1,0 +1,135 @@
+//! The open files of a server: which inode is which, and how they are closed.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, StatxFlags};
+
+use super::Server;
+use crate::request::file::OpenFile;
+
+/// The open files.
+#[derive(Default)]
+pub(super) struct Files {
+    state: Mutex<FilesState>,
+    /// A file is closed to the end.
+    closed: Condvar,
+}
+
+#[derive(Default)]
+struct FilesState {
+    /// By inode number: every look-up of a device file gives a new one, so that an inode is one open file.
+    open: HashMap<u64, Arc<dyn OpenFile>>,
+    /// How many are being closed.
+    closing: usize,
+}
+
+impl Files {
+    fn lock(&self) -> std::sync::MutexGuard<'_, FilesState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The device and inode numbers of a file. Asks no file system, least of all the tree, for whose answer this process
+/// would wait when it is killed and gives none any more.
+pub(super) fn local_identity(file: impl AsFd) -> io::Result<(u64, u64)> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(file, c"", flags, StatxFlags::INO)?;
+    Ok((libc::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
+}
+
+impl Server {
+    /// Number of device files that are open in some program, or not closed to the end yet.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        let files = self.files.lock();
+        files.open.len() + files.closing
+    }
+
+    /// Notes that an inode was opened; false if it is open already.
+    pub(crate) fn opened(&self, inode: u64, file: Arc<dyn OpenFile>) -> bool {
+        let mut files = self.files.lock();
+        if files.open.contains_key(&inode) {
+            return false;
+        }
+        files.open.insert(inode, file);
+        true
+    }
+
+    /// The last descriptor and mapping of an open file are gone. Waits for nothing.
+    pub(crate) fn released(&self, inode: u64) {
+        self.enqcmd.forget_ended();
+        let mut files = self.files.lock();
+        let Some(file) = files.open.remove(&inode) else { return };
+        files.closing += 1;
+        drop(files);
+        let closer = self.closer.get_or_init(|| Mutex::new(self.start_closer()));
+        let sent = closer.lock().unwrap_or_else(PoisonError::into_inner).send(file);
+        if let Err(mpsc::SendError(file)) = sent {
+            file.close(&*self.watcher);
+            self.files.lock().closing -= 1;
+        }
+    }
+
+    /// Closing a device waits for its DMA, which may wait for the program's memory, which may wait for an answer of the
+    /// tree: so it is done where nobody waits for it. Without the thread files are closed where they stand.
+    fn start_closer(&self) -> Sender<Arc<dyn OpenFile>> {
+        let (sender, files) = mpsc::channel::<Arc<dyn OpenFile>>();
+        let (done, told) = (self.files.clone(), self.watcher.clone());
+        let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || {
+            for file in files {
+                file.close(&*told);
+                done.lock().closing -= 1;
+                done.closed.notify_all();
+            }
+        });
+        sender
+    }
+
+    /// Waits until every file that was released before is closed to the end, or for `longest`.
+    pub(crate) fn drain(&self, longest: Duration) {
+        let files = self.files.lock();
+        let _ = self.files.closed.wait_timeout_while(files, longest, |files| files.closing > 0);
+    }
+
+    /// Whether a file with this device number belongs to the tree.
+    #[must_use]
+    pub fn is_device_file(&self, device_number: u64) -> bool {
+        self.file_system.get() == Some(&device_number)
+    }
+
+    /// Whether `(device number, inode)` is of the tree's device files, and if so, which open file it is.
+    #[must_use]
+    pub fn open_file(&self, device_number: u64, inode: u64) -> Option<Arc<dyn OpenFile>> {
+        self.is_device_file(device_number).then(|| self.open_inode(inode))?
+    }
+
+    /// Which open file an inode of the tree is.
+    pub(crate) fn open_inode(&self, inode: u64) -> Option<Arc<dyn OpenFile>> {
+        self.files.lock().open.get(&inode).cloned()
+    }
+
+    /// Which open file of the tree a descriptor is, if it is one. Asks no file system for anything.
+    #[must_use]
+    pub fn file_of(&self, descriptor: impl AsFd) -> Option<Arc<dyn OpenFile>> {
+        self.file_and_inode_of(descriptor).map(|(_, file)| file)
+    }
+
+    /// As [`Server::file_of`], with the inode number.
+    pub(crate) fn file_and_inode_of(&self, descriptor: impl AsFd) -> Option<(u64, Arc<dyn OpenFile>)> {
+        let (device, inode) = local_identity(descriptor).ok()?;
+        Some((inode, self.open_file(device, inode)?))
+    }
+
+    /// Closes every file that is still open, as when the programs that hold them lose their devices. Whoever keeps a
+    /// device from closing, by memory that never answers, is not waited for longer than a few seconds.
+    pub fn close_all(&self) {
+        let inodes: Vec<u64> = self.files.lock().open.keys().copied().collect();
+        inodes.into_iter().for_each(|inode| self.released(inode));
+        self.drain(Duration::from_secs(5));
+    }
+}

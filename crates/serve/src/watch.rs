@@ -1,0 +1,35 @@
+//! What a server is told at the start: its devices, its options, and what it tells of what only it can see.
+
+use std::sync::Arc;
+
+use ioasid::memory::OverLimit;
+use ioasid::{Endpoint, Rid};
+use ioasid_vfio::{Unconsumed, VfioDevice};
+
+/// A PCI device that programs find.
+pub struct PciDevice {
+    /// Where it is on the bus.
+    pub rid: Rid,
+    /// As the IOMMU sees it.
+    pub endpoint: Arc<Endpoint>,
+    /// As VFIO offers it.
+    pub vfio: Arc<VfioDevice>,
+}
+
+/// Is told what only the server can see.
+pub trait Watcher: Send + Sync {
+    /// A device was closed, or gave up an eventfd, with interrupts that nobody had read.
+    fn interrupts_unread(&self, _rid: Rid, _unread: &[Unconsumed]) {}
+
+    /// A program wanted to pin more memory than its user, or itself, may.
+    fn memory_refused(&self, _error: OverLimit) {}
+}
+
+/// How programs are served, beside what with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// They can make mock devices, as on a kernel that is built for its own tests.
+    pub selftest: bool,
+    /// Bytes that each user, or process, may pin, in place of its RLIMIT_MEMLOCK.
+    pub memlock: Option<u64>,
+}

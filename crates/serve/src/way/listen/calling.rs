@@ -1,0 +1,223 @@
+//! The thread that makes a system call: the [`Caller`] of a request.
+#![allow(unsafe_code, reason = "seccomp's ioctls and capget have no safe wrappers")]
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use ioasid::memory::{Account, Identity, ImportError, PAGE_SIZE, Pages, Process};
+use ioasid::{Access, Context, Pasid, PasidHold};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
+
+use super::Listener;
+use crate::program::accounts::{Both, Whose};
+use crate::program::memory::{copy_from_process, copy_to_process, process_of};
+use crate::program::permission::may_reach;
+use crate::program::processes::Purpose;
+use crate::request::given::GivenFile;
+use crate::request::{Caller, Capability};
+
+/// Lets `pidfd_open` take any thread's number (Linux 6.9); before, only that of a process.
+const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+
+/// The thread that made a call.
+pub(super) struct Calling<'a> {
+    pub(super) listener: &'a Listener,
+    pub(super) id: u64,
+    pub(super) tid: u32,
+    /// Of the file that the call is made on.
+    pub(super) inode: u64,
+}
+
+impl Calling<'_> {
+    /// The text at an address, if it is a short one.
+    pub(super) fn string(&self, address: u64) -> Option<String> {
+        let mut bytes = [0; 64];
+        // It may end shortly before a page that is not there.
+        let length = bytes.len().min((PAGE_SIZE - address % PAGE_SIZE) as usize);
+        copy_from_process(self.tid, address, &mut bytes[..length]).ok()?;
+        self.still_there().ok()?;
+        let end = bytes.iter().position(|&byte| byte == 0)?;
+        String::from_utf8(bytes[..end].to_vec()).ok()
+    }
+
+    /// Who it runs as.
+    fn uid(&self) -> Option<u32> {
+        Some(fs::metadata(format!("/proc/{}", self.tid)).ok()?.uid())
+    }
+
+    /// Whether the thread is still waiting for this answer, so that its number means what it meant.
+    fn still_there(&self) -> Result<(), Errno> {
+        let listener = self.listener.descriptor.as_raw_fd();
+        // SAFETY: the request reads a u64.
+        match unsafe { libc::ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &self.id) } {
+            0 => Ok(()),
+            _ => Err(Errno::SRCH),
+        }
+    }
+}
+
+/// Fails if what is about to be done has to.
+fn fail_for(errno: Errno) -> Result<(), Errno> {
+    if ioasid_inject::fails() { Err(errno) } else { Ok(()) }
+}
+
+/// Whether a thread, or with 0 this one, has a capability in its user namespace.
+fn has_capability(tid: u32, capability: Capability) -> bool {
+    // Linux `include/uapi/linux/capability.h`, version 3.
+    let mut header = [0x2008_0522, tid];
+    let mut sets = [[0u32; 3]; 2];
+    // SAFETY: the header is two numbers, and version 3 has two sets of three.
+    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) };
+    let [effective, ..] = sets[0];
+    got == 0 && effective >> capability as u32 & 1 != 0
+}
+
+/// Whether the process that a pidfd is has not ended.
+fn is_running(pidfd: &OwnedFd) -> bool {
+    // SAFETY: signal 0 is none, and no information goes with it.
+    unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, std::ptr::null::<libc::siginfo_t>(), 0) == 0
+    }
+}
+
+impl Caller for Calling<'_> {
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
+        fail_for(Errno::FAULT)?;
+        copy_from_process(self.tid, address, data)?;
+        self.still_there()
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
+        fail_for(Errno::FAULT)?;
+        self.still_there()?;
+        copy_to_process(self.tid, address, data)
+    }
+
+    fn descriptor(&self, number: i32) -> Result<OwnedFd, Errno> {
+        fail_for(Errno::MFILE)?;
+        // What stands for none here (as -1 does) must not be asked for.
+        if number < 0 {
+            return Err(Errno::BADF);
+        }
+        let tid = Pid::from_raw(self.tid as i32).ok_or(Errno::SRCH)?;
+        let thread = pidfd_open(tid, PidfdFlags::empty())
+            .or_else(|_| pidfd_open(tid, PidfdFlags::from_bits_retain(PIDFD_THREAD)))
+            .or_else(|_| pidfd_open(process_of(tid).ok_or(Errno::SRCH)?, PidfdFlags::empty()))?;
+        self.still_there()?;
+        pidfd_getfd(thread, number, PidfdGetfdFlags::empty())
+    }
+
+    fn is_capable(&self, capability: Capability) -> bool {
+        let namespace = |process: &str| Some(fs::metadata(format!("/proc/{process}/ns/user")).ok()?.ino());
+        let has = has_capability(self.tid, capability)
+            // Where nobody has it, as in many containers, root is still root.
+            || (!has_capability(0, capability) && geteuid().is_root() && self.uid() == Some(0));
+        has && namespace(&self.tid.to_string()) == namespace("self") && self.still_there().is_ok()
+    }
+
+    fn account(&self, by_process: bool) -> Option<Arc<dyn Account>> {
+        let server = &self.listener.server;
+        let process = || Some(process_of(Pid::from_raw(self.tid as i32)?)?.as_raw_nonzero().get() as u32);
+        let pinned = || Some(server.accounts().of(Whose::Pinned(process()?), u64::MAX));
+        if self.is_capable(Capability::IpcLock) {
+            return server.is_selftest().then(pinned)?;
+        }
+        let whose = if by_process { Whose::Process(process()?) } else { Whose::User(self.uid()?) };
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: `limit` is large enough, and no new one is given.
+        let got = unsafe { libc::prlimit(self.tid as i32, libc::RLIMIT_MEMLOCK, std::ptr::null(), &mut limit) };
+        if got != 0 || self.still_there().is_err() {
+            limit.rlim_cur = 0;
+        }
+        let account = server.account(whose, limit.rlim_cur);
+        Some(if server.is_selftest() { Arc::new(Both(account, pinned()?)) } else { account })
+    }
+
+    fn has_mapped(&self, offset: u64, length: u64) -> bool {
+        let Ok(process) = self.listener.server.process(self.tid, Purpose::Mapping) else { return false };
+        let mut next = 0;
+        while let Ok(Some(vma)) = process.vmas().at_or_after(next) {
+            let ours = vma.inode == self.inode && self.listener.server.is_device_file(vma.dev);
+            if ours && vma.offset < offset + length && offset < vma.offset + (vma.end - vma.start) {
+                return true;
+            }
+            next = vma.end;
+        }
+        false
+    }
+
+    fn context(&self, number: i32) -> Result<Arc<Context>, Errno> {
+        match self.listener.server.file_of(self.descriptor(number)?) {
+            Some(file) => file.context().cloned().ok_or(Errno::BADFD),
+            None => Err(Errno::BADFD),
+        }
+    }
+
+    fn given(&self, number: i32) -> Option<Arc<dyn GivenFile>> {
+        self.listener.server.file_of(self.descriptor(number).ok()?)?.given().cloned()
+    }
+
+    fn reserve(&self) -> Result<i32, Errno> {
+        fail_for(Errno::MFILE)?;
+        self.listener.server.reserve_descriptor(&self.listener.descriptor, self.id)
+    }
+
+    fn install(&self, number: i32, file: Arc<dyn GivenFile>) -> Result<(), Errno> {
+        fail_for(Errno::NFILE)?;
+        self.listener.server.give(file, &*self.listener.descriptor, self.id, number)
+    }
+
+    fn process(&self, pidfd: i32) -> Result<Arc<Process>, Errno> {
+        let pidfd = self.descriptor(pidfd)?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).map_err(|_| Errno::INVAL)?;
+        let number = info.lines().find_map(|line| line.strip_prefix("Pid:")).ok_or(Errno::INVAL)?;
+        let pid = number.trim().parse::<u32>().map_err(|_| Errno::SRCH)?;
+        if !may_reach(self.tid, pid) {
+            return Err(Errno::PERM);
+        }
+        let process = self.listener.server.process(pid, Purpose::Sva);
+        let process = process.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::SRCH))?;
+        // What was opened by the number was opened of the process that the pidfd is, and of no program that it became
+        // since.
+        if !is_running(&pidfd) {
+            return Err(Errno::SRCH);
+        }
+        if !may_reach(self.tid, pid) {
+            return Err(Errno::PERM);
+        }
+        self.still_there()?;
+        Ok(process)
+    }
+
+    fn bind_enqcmd(&self, bound: Option<(Pasid, PasidHold)>) -> Result<(), Errno> {
+        let server = &self.listener.server;
+        let tid = Pid::from_raw(self.tid as i32).ok_or(Errno::SRCH)?;
+        let pid = process_of(tid).ok_or(Errno::SRCH)?.as_raw_nonzero().get() as u32;
+        let process = server.process(pid, Purpose::Mapping).map_err(|_| Errno::SRCH)?;
+        self.still_there()?;
+        server.enqcmd().bind(pid, process, bound);
+        Ok(())
+    }
+
+    fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError> {
+        fail_for(Errno::NOMEM).map_err(io::Error::from)?;
+        let process = self.listener.server.process(self.tid, Purpose::Mapping)?;
+        self.still_there().map_err(io::Error::from)?;
+        let server = self.listener.server.clone();
+        let access = if writable { Access::all() } else { Access::READ };
+        Ok(Pages::new(address, length, writable, move |offset, length| {
+            // Registers are reached through the device that has them, not through a mapping of theirs (Linux: EFAULT).
+            process.import(address + offset, length, access, |vma| !server.is_device_file(vma.dev))
+        }))
+    }
+
+    fn identity(&self, address: u64) -> Option<Identity> {
+        let process = self.listener.server.process(self.tid, Purpose::Mapping).ok()?;
+        self.still_there().ok()?;
+        process.identity(address)
+    }
+}

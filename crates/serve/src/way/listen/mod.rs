@@ -1,0 +1,216 @@
+//! System calls of the program that are answered here.
+//!
+//! The kernel stops the calling thread and puts a notification on the listener; the answer takes the place of the
+//! call. While a call is being answered its thread stands still, so its arguments do not change; the memory that they
+//! point to may, by another thread, and is therefore copied once and then judged.
+//!
+//! A process number in a notification means that process only as long as the notification is valid. So whatever was
+//! opened by the number is used only if the notification was still valid afterwards.
+#![allow(unsafe_code, reason = "seccomp's ioctls have no safe wrappers")]
+
+mod calling;
+pub mod filter;
+mod transfer;
+
+use std::io;
+use std::mem::zeroed;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::request::file::{Mapping, OpenFile};
+use crate::request::{Caller, proc_file};
+use crate::server::{Question, Server};
+use calling::Calling;
+use transfer::{transfer, writes};
+
+/// Makes sure that a process's register accesses are performed, before it maps registers.
+pub trait Tracing: Send + Sync {
+    /// Returns when every thread of the process that `tid` belongs to is traced.
+    ///
+    /// # Errors
+    /// If the process cannot be traced: somebody else traces it, or it is gone.
+    fn trace(&self, tid: u32) -> io::Result<()>;
+}
+
+/// How long a request waits for files that are being closed.
+const CLOSES: Duration = Duration::from_secs(1);
+
+/// What becomes of a trapped call.
+enum Answer {
+    /// It returns this.
+    Done(Result<i64, Errno>),
+    /// It is not about one of our files: the kernel goes on with it.
+    NotOurs,
+}
+
+/// Answers system calls until no process is under the filter any more.
+///
+/// Several threads may do this on the same listener.
+pub struct Listener {
+    server: Arc<Server>,
+    tracing: Arc<dyn Tracing>,
+    descriptor: Arc<OwnedFd>,
+}
+
+impl Listener {
+    /// Answers what arrives on `descriptor`, the result of [`filter::install`].
+    #[must_use]
+    pub fn new(server: Arc<Server>, tracing: Arc<dyn Tracing>, descriptor: Arc<OwnedFd>) -> Self {
+        let sync_wake_up: u64 = 1;
+        // SAFETY: takes its argument by value. Older kernels refuse it, and are only slower for it.
+        unsafe { libc::ioctl(descriptor.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, sync_wake_up) };
+        Self { server, tracing, descriptor }
+    }
+
+    /// Answers until the last process under the filter is gone.
+    pub fn run(&self) {
+        self.server.add_listener();
+        loop {
+            // SAFETY: plain integers; the kernel wants them zero.
+            let mut call: libc::seccomp_notif = unsafe { zeroed() };
+            // SAFETY: the structure is the one that the request number was made from.
+            let received =
+                unsafe { libc::ioctl(self.descriptor.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &mut call) };
+            if received != 0 {
+                match io::Error::last_os_error().raw_os_error() {
+                    // A thread was killed between its notification and our receiving it, or nobody is left.
+                    Some(libc::EINTR) => continue,
+                    Some(libc::ENOENT) if self.has_processes() => continue,
+                    _ => return,
+                }
+            }
+            self.reply(&call, self.answer(&call));
+        }
+    }
+
+    fn has_processes(&self) -> bool {
+        let mut poll = [rustix::event::PollFd::new(&*self.descriptor, rustix::event::PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let polled = rustix::event::poll(&mut poll, Some(&now));
+        polled.is_ok() && !poll[0].revents().contains(rustix::event::PollFlags::HUP)
+    }
+
+    fn reply(&self, call: &libc::seccomp_notif, answer: Answer) {
+        // SAFETY: plain integers.
+        let mut reply: libc::seccomp_notif_resp = unsafe { zeroed() };
+        reply.id = call.id;
+        match answer {
+            Answer::Done(Ok(value)) => reply.val = value,
+            Answer::Done(Err(errno)) => reply.error = -errno.raw_os_error(),
+            Answer::NotOurs => reply.flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32,
+        }
+        // SAFETY: as for receiving. It fails only if the thread was killed meanwhile.
+        unsafe { libc::ioctl(self.descriptor.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &reply) };
+    }
+
+    fn answer(&self, call: &libc::seccomp_notif) -> Answer {
+        let args = call.data.args;
+        let number = i64::from(call.data.nr);
+        if number == libc::SYS_openat {
+            return self.open(call);
+        }
+        let mut caller = Calling { listener: self, id: call.id, tid: call.pid, inode: 0 };
+        let descriptor = if number == libc::SYS_mmap { args[4] } else { args[0] };
+        let file = match caller.descriptor(descriptor as i32) {
+            Ok(file) => file,
+            // Running out of something here must not look like another file.
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => return Answer::Done(Err(errno)),
+            Err(_) => return Answer::NotOurs,
+        };
+        let Some((inode, open)) = self.server.file_and_inode_of(&file) else { return Answer::NotOurs };
+        caller.inode = inode;
+        let Ok(mode) = rustix::fs::fcntl_getfl(&file) else { return Answer::NotOurs };
+        if mode.contains(OFlags::PATH) {
+            // The kernel knows what such a descriptor cannot do.
+            return Answer::NotOurs;
+        }
+        match number {
+            libc::SYS_ioctl => {
+                let perform = || open.ioctl(args[1] as u32, args[2], &caller);
+                let request = || self.server.failures().performing(call.pid, perform);
+                self.after_closes(&file, open.in_use(), request)
+            }
+            libc::SYS_mmap => {
+                let mapping = Mapping {
+                    offset: args[5],
+                    length: args[1],
+                    shared: is_shared(args[3]),
+                    execute: args[2] & libc::PROT_EXEC as u64 != 0,
+                };
+                self.mmap(&*open, mapping, &file, &caller)
+            }
+            // The kernel would say that there is nothing to read, and not ask the tree.
+            libc::SYS_read if args[2] == 0 => match open.given() {
+                Some(given) => Answer::Done(given.read(0).map(|bytes| bytes.len() as i64)),
+                None => Answer::NotOurs,
+            },
+            // Other reads and writes are for the tree.
+            _ if !open.has_regions() => Answer::NotOurs,
+            _ => {
+                let refused = if writes(number) { OFlags::RDONLY } else { OFlags::WRONLY };
+                if mode & OFlags::RWMODE == refused {
+                    return Answer::Done(Err(Errno::BADF));
+                }
+                Answer::Done(transfer(&*open, &caller, number, args))
+            }
+        }
+    }
+
+    /// Opens what Linux's own tests look for in /proc, and is not as they expect it.
+    fn open(&self, call: &libc::seccomp_notif) -> Answer {
+        let caller = Calling { listener: self, id: call.id, tid: call.pid, inode: 0 };
+        let Some(path) = caller.string(call.data.args[1]) else { return Answer::NotOurs };
+        match proc_file(&path, call.pid, self.server.failures(), self.server.accounts()) {
+            Some(file) => Answer::Done(caller.reserve().and_then(|number| {
+                caller.install(number, file)?;
+                Ok(number.into())
+            })),
+            None => Answer::NotOurs,
+        }
+    }
+
+    /// Makes a request; if it fails by what may be `in_use`, and then changes nothing, makes it once more when every
+    /// file that the program closed before is closed here too. The news of a close comes by another way than requests
+    /// and may be slower.
+    fn after_closes(
+        &self,
+        file: &OwnedFd,
+        in_use: &[Errno],
+        request: impl Fn() -> Option<Result<i64, Errno>>,
+    ) -> Answer {
+        let first = request();
+        let again = matches!(&first, Some(Err(errno)) if in_use.contains(errno)) && self.server.open_files() > 1;
+        let answer = if again {
+            self.server.ask(file, Question::FileSystem);
+            self.server.drain(CLOSES);
+            request()
+        } else {
+            first
+        };
+        answer.map_or(Answer::NotOurs, Answer::Done)
+    }
+
+    /// Prepares a mapping of registers, if it is right, which the kernel then makes.
+    fn mmap(&self, open: &dyn OpenFile, mapping: Mapping, file: &OwnedFd, caller: &Calling<'_>) -> Answer {
+        match open.check_mmap(mapping) {
+            Some(Ok(())) => {}
+            Some(Err(errno)) => return Answer::Done(Err(errno)),
+            None => return Answer::NotOurs,
+        }
+        if self.tracing.trace(caller.tid).is_err() {
+            return Answer::Done(Err(Errno::PERM));
+        }
+        // To this thread the file has no bytes, and asking makes that true for its mappings: see `tree`.
+        self.server.ask(file, Question::Attributes);
+        Answer::NotOurs
+    }
+}
+
+/// Whether the flags of a mapping ask for a shared one.
+fn is_shared(flags: u64) -> bool {
+    matches!(flags as i32 & libc::MAP_TYPE, libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE)
+}

@@ -1,0 +1,5 @@
+//! The ways in by which what programs do arrives: the file system, system calls, single instructions.
+
+pub mod listen;
+pub mod trap;
+pub mod tree;
