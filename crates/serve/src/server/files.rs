@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 
 use super::Server;
 use crate::request::file::OpenFile;
+use crate::watch::Watcher;
 
 /// The open files.
 #[derive(Default)]
@@ -42,6 +43,11 @@ pub(super) fn local_identity(file: impl AsFd) -> io::Result<(u64, u64)> {
     Ok((libc::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
 }
 
+/// Closes a file to the end: what it keeps is let go before anybody is told.
+fn close(file: Arc<dyn OpenFile>, watcher: &dyn Watcher) {
+    file.close(watcher);
+}
+
 impl Server {
     /// Number of device files that are open in some program, or not closed to the end yet.
     #[must_use]
@@ -70,7 +76,7 @@ impl Server {
         let closer = self.closer.get_or_init(|| Mutex::new(self.start_closer()));
         let sent = closer.lock().unwrap_or_else(PoisonError::into_inner).send(file);
         if let Err(mpsc::SendError(file)) = sent {
-            file.close(&*self.watcher);
+            close(file, &*self.watcher);
             self.files.lock().closing -= 1;
         }
     }
@@ -82,7 +88,7 @@ impl Server {
         let (done, told) = (self.files.clone(), self.watcher.clone());
         let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || {
             for file in files {
-                file.close(&*told);
+                close(file, &*told);
                 done.lock().closing -= 1;
                 done.closed.notify_all();
             }
@@ -131,5 +137,48 @@ impl Server {
         let inodes: Vec<u64> = self.files.lock().open.keys().copied().collect();
         inodes.into_iter().for_each(|inode| self.released(inode));
         self.drain(Duration::from_secs(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use ioasid::{Machine, Silent};
+
+    use super::*;
+    use crate::request::file::Given;
+    use crate::request::given::GivenFile;
+    use crate::watch::Options;
+
+    struct Nothing;
+
+    impl Watcher for Nothing {}
+
+    /// Takes its time to let go of what it keeps.
+    struct Slow(Arc<AtomicBool>);
+
+    impl GivenFile for Slow {}
+
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            std::thread::sleep(Duration::from_millis(50));
+            self.0.store(true, Ordering::Release);
+        }
+    }
+
+    #[test]
+    fn a_file_is_closed_when_what_it_keeps_is_let_go() {
+        let server = Server::new(Machine::new(Arc::new(Silent)), vec![], Arc::new(Nothing), Options::default());
+        let gone = Arc::new(AtomicBool::new(false));
+        let file = || Arc::new(Given(Arc::new(Slow(gone.clone()))));
+        assert!(server.opened(7, file()));
+        assert!(!server.opened(7, file()), "an inode is one open file");
+        gone.store(false, Ordering::Release);
+        server.released(7);
+        assert_eq!(server.open_files(), 1);
+        server.drain(Duration::from_secs(60));
+        assert!(gone.load(Ordering::Acquire));
+        assert_eq!(server.open_files(), 0);
     }
 }
