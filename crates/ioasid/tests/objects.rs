@@ -7,11 +7,13 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use ioasid::memory::{PinError, Segment};
 use ioasid::{
-    Access, AttachError, BindError, DestroyError, EndpointOptions, External, FaultReason, GroupId, HwptError,
-    HwptOptions, IommuKind, Iova, IovaRange, Leftover, MapError, Pasid, Placement, Rid, TableFormat, UnmapError,
+    Access, AttachError, BindError, DestroyError, EndpointOptions, External, FaultQueueOptions, FaultReason, GroupId,
+    GuestFormat, GuestTable, HwQueueOptions, HwptError, HwptOptions, IommuKind, Iova, IovaRange, Leftover, MapError,
+    NestedOptions, OnMiss, Pasid, Placement, Recovery, Rid, TableFormat, UnmapError,
 };
 use proptest::prelude::*;
 
@@ -468,4 +470,28 @@ fn what_an_external_object_stands_for_is_told_once() {
     assert!(matches!(context.destroy(ids[0]), Err(DestroyError::Missing(_))));
     drop(context);
     assert_eq!(objects.map(|object| object.0.load(Ordering::Relaxed)), [1, 1]);
+}
+
+#[test]
+fn options_are_what_was_chained_and_nothing_else() {
+    let queue = FaultQueueOptions::default().depth(3).timeout(Duration::from_secs(7));
+    assert_eq!((queue.depth, queue.timeout), (3, Duration::from_secs(7)));
+    let table = HwptOptions::default().format(TableFormat::Sv48).nest_parent(true).dirty_tracking(true).pasids(true);
+    let table = table.on_miss(OnMiss::Resolve);
+    assert_eq!((table.format, table.nest_parent), (Some(TableFormat::Sv48), true));
+    assert!(table.dirty_tracking && table.pasids && matches!(table.on_miss, OnMiss::Resolve));
+    let table = table.nest_parent(false).pasids(false);
+    assert!(!table.nest_parent && !table.pasids && table.dirty_tracking);
+    let machine = Bench::new().machine;
+    let own = IovaRange::new(0x1000, 0x1000).unwrap();
+    let device = EndpointOptions::behind(&machine.iommu(IommuKind::RiscV)).reserve(own).pasid_bits(9);
+    let device = device.dirty_tracking(false).recovery(Recovery::None);
+    assert_eq!(device.iommu.map(|iommu| iommu.kind()), Some(IommuKind::RiscV));
+    assert_eq!((device.reserved, device.pasid_bits), (vec![own], 9));
+    assert_eq!((device.dirty_tracking, device.recovery), (false, Recovery::None));
+    let guests = GuestTable { format: GuestFormat::X86_64, root: 0x1000 };
+    let nested = NestedOptions::from(guests).pasids(false).on_miss(OnMiss::Resolve).extension(5u8);
+    assert!(!nested.pasids && matches!(nested.on_miss, OnMiss::Resolve) && nested.extension.is_some());
+    let queue = HwQueueOptions::new(1, own).after(Some(0));
+    assert_eq!((queue.index, queue.memory, queue.after), (1, own, Some(0)));
 }
