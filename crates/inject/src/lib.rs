@@ -1,6 +1,6 @@
 //! Failures on purpose: of everything that can fail while a request is performed, the n-th does.
 //!
-//! Whoever can fail for lack of something (memory, descriptors, ids, the program's memory) asks [`fails`] first, and
+//! Code that can fail for lack of something (memory, descriptors, ids, the program's memory) asks [`fails`] first, and
 //! then behaves as if it had. A test performs a request with its first failure, its second, and so on, until there was
 //! none left to be had: so every way that a request can fail is gone, as Linux's `fail-nth` does for its kernel.
 //!

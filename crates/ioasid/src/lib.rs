@@ -45,7 +45,8 @@
 //! ```
 //!
 //! - [`Machine`]: one machine's worth: its IOMMUs, its endpoints, its physical address space, its page-table memory.
-//! - [`Iommu`]: what endpoints are behind. Its kind ([`IommuKind`]) says which page tables it walks, and what it reserves.
+//! - [`Iommu`]: what endpoints are behind. Its kind ([`IommuKind`]) says which page tables it walks and what it
+//!   reserves.
 //! - [`Context`]: what one open of `/dev/iommu` holds, and the security object: ids mean something only inside it.
 //! - [`Ioas`]: IOVA ranges mapped to [`memory::Pages`].
 //! - [`Hwpt`]: a page table that an IOMMU walks, which mirrors an address space.

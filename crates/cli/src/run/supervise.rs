@@ -2,9 +2,9 @@
 //! accesses.
 //!
 //! Signals that the terminal sends go to the program too, as it is in the same process group, so only those that some
-//! process sent are passed on. (One that is sent to the whole group reaches the program twice: who sent it to whom
-//! cannot be told.) When the terminal stops the program, the runner stops too, and whoever started it sees a stopped
-//! job.
+//! process sent are passed on. (One that is sent to the whole group reaches the program twice, as its receiver
+//! cannot be told.) When the terminal stops the program, the runner stops too, and the shell that started it sees a
+//! stopped job.
 #![allow(unsafe_code, reason = "wait, signal masks and signals have no complete safe wrappers")]
 
 use std::io;
@@ -187,9 +187,9 @@ fn pass_on(program: u32, info: &libc::signalfd_siginfo) {
     }
 }
 
-/// Stops this process after the program, if the terminal stopped that: then whoever started it waits for a stopped job,
-/// and continues both. A program that somebody stopped by SIGSTOP may be continued by anybody, and needs its runner
-/// then.
+/// Stops this process after the program, if the terminal stopped that: then the shell that started it waits for a
+/// stopped job, and continues both. A program that another process stopped by SIGSTOP may be continued by any, and
+/// needs its runner then.
 fn stop_too(signal: i32) {
     if matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) {
         // SAFETY: takes no pointers.
@@ -206,7 +206,7 @@ pub fn give_up(child: Pid) {
     }
 }
 
-/// Ends this process by the signal that ended the program, so that whoever started it sees the same.
+/// Ends this process by the signal that ended the program, so that its parent sees the same.
 pub fn end_by_signal(signal: i32) -> ExitCode {
     // SAFETY: no pointers but to values that live through the calls. One core dump, the program's, is enough.
     unsafe {

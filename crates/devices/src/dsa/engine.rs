@@ -6,8 +6,8 @@
 //!    └───────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The order is the guarantee: who sees the status of a record finds the rest of it, and the data, written; who sees
-//! the interrupt finds the record.
+//! The order is the guarantee: a program that sees the status of a record finds the rest of it, and the data, written;
+//! one that sees the interrupt finds the record.
 //!
 //! Threads start when the first descriptor for their group is accepted, sleep while there is nothing to do, and end
 //! with the device. An engine does not wait for pages: it parks the task, and takes the next one. Members of a batch

@@ -60,7 +60,7 @@ pub enum AttachError {
     /// All PASIDs of the device that this one is a part of are taken.
     #[error("all PASIDs of the device are taken")]
     NoPasids,
-    /// The PASID was allocated in another context, or was freed and somebody still has it, or another part of the same
+    /// The PASID was allocated in another context, or was freed and is still held, or another part of the same
     /// device is attached with it and has it on the bus.
     #[error("PASID {0} belongs to another context or to another part of the device, or is parked")]
     PasidElsewhere(Pasid),
@@ -128,7 +128,7 @@ pub(crate) fn attach(
     target: &Target,
     confirm: impl FnOnce(ObjectId) -> bool,
 ) -> Result<ObjectId, AttachError> {
-    // Nobody destroys it meanwhile.
+    // No thread destroys it meanwhile.
     let is_it = |object: &Object| match (&target.0, object) {
         (TargetKind::Ioas(ioas), Object::Ioas(there)) => Arc::ptr_eq(ioas, there),
         (TargetKind::Table(table), object) => object.is_table(table),
@@ -166,7 +166,7 @@ fn attach_to_table<'a>(
 }
 
 /// A page table of an address space for devices that are attached to that itself: one that there is, or a new one. It
-/// is held, and dropping it takes it away if nobody uses it.
+/// is held, and dropping it takes it away if no device uses it.
 struct Automatic<'a> {
     context: &'a Arc<Context>,
     hwpt: Arc<Hwpt>,

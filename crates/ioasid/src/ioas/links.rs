@@ -271,13 +271,13 @@ impl Ioas {
         Ok(())
     }
 
-    /// [`Ioas::remove_mirror`] of a page table that nobody is attached to; its memory is let go by
+    /// [`Ioas::remove_mirror`] of a page table that no device is attached to; its memory is let go by
     /// [`Ioas::unpin_unused`].
     pub(crate) fn remove_table(&self, table: &dyn Mirror) {
         let mut state = self.lock();
         let is_it = |link: &Link| std::ptr::addr_eq(Arc::as_ptr(&link.mirror), table);
         while state.links.links.iter().any(|link| is_it(link) && link.calls > 0) {
-            // A page table calls nobody, so this ends, in a callback, too.
+            // A page table runs no code of callers, so this ends, in a callback, too.
             state = self.settled.wait(state);
         }
         let removed = state.links.links.iter().position(is_it).map(|at| state.links.links.remove(at));

@@ -8,9 +8,9 @@
 //! - **They have no bytes.** A mapping of a file beyond its end raises SIGBUS at every access, which is how register
 //!   accesses come to [`crate::way::trap`]. But some programs check a regular file's size before they map it. So anyone
 //!   who asks is told a size that covers all regions, except a listener: when it asks, the kernel takes the answer,
-//!   none, for its mappings. [`crate::way::listen`] asks before every mapping. Should a program ask again later, an access
-//!   in a mapping first arrives here as a read of a page, is refused, and raises SIGBUS all the same.
-//! - Reads and writes at the offsets of regions are answered by [`crate::way::listen`]. What comes here instead, by way of
+//!   none, for its mappings. [`crate::way::listen`] asks before every mapping. Should a program ask again later, an
+//!   access in a mapping first arrives here as a read of a page, is refused, and raises SIGBUS all the same.
+//! - [`crate::way::listen`] answers reads and writes at the offsets of regions. What comes here instead, by way of
 //!   `lseek` and `read`, is refused: a write that succeeded would let the kernel extend the file.
 //!
 //! The thread that serves the tree waits for nothing: programs wait for it while they hold locks of their own memory,
