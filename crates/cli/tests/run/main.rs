@@ -8,6 +8,7 @@
 
 mod bugs;
 mod driver;
+mod hostile;
 mod isolation;
 mod killed;
 mod process;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         killed::TESTS,
         unprivileged::TESTS,
         sva::TESTS,
+        hostile::TESTS,
     ];
     for group in groups {
         for &(name, test) in group {

@@ -21,6 +21,11 @@ pub const TESTS: &[Test] = &[
 
 /// Runs a shell line as an ordinary user; `$ioasid` and `$self` are the binaries.
 fn shell_as_user(line: &str, fuse_mode: &str) -> std::process::Output {
+    shell_as_user_in("", line, fuse_mode)
+}
+
+/// The same, where root has prepared something: `before` is words of a shell line which end with a command to execute.
+pub fn shell_as_user_in(before: &str, line: &str, fuse_mode: &str) -> std::process::Output {
     let own = std::env::current_exe().unwrap();
     if !rustix::process::geteuid().is_root() {
         return finish(Command::new("sh").args(["-c", line]).env("ioasid", ioasid()).env("self", own));
@@ -30,7 +35,7 @@ fn shell_as_user(line: &str, fuse_mode: &str) -> std::process::Output {
         "set -e; mount -t tmpfs -o mode=0755 none /mnt; cp \"$ioasid\" /mnt/ioasid; cp \"$self\" /mnt/self; \
          mknod /mnt/fuse c 10 229; chmod {fuse_mode} /mnt/fuse; mount --bind /mnt/fuse /dev/fuse; cd /; \
          export ioasid=/mnt/ioasid self=/mnt/self; \
-         exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -c \"$line\""
+         exec {before} setpriv --reuid=65534 --regid=65534 --clear-groups sh -c \"$line\""
     );
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", &script]).env("ioasid", ioasid()).env("self", own).env("line", line);

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs;
 
 use super::segment::Backing;
 use super::vma::VmaQuery;
@@ -53,15 +52,13 @@ impl Identity {
         }
     }
 
-    /// What a process, of which any thread has the number `tid`, has at `address`. `None` if nothing is there.
-    pub(super) fn in_process(tid: u32, vmas: &VmaQuery, address: u64) -> Option<Self> {
+    /// What a process has at `address`. `None` if nothing is there.
+    pub(super) fn in_process(process: u32, vmas: &VmaQuery, address: u64) -> Option<Self> {
         let vma = vmas.at(address).ok()??;
         if vma.shared && vma.inode != 0 {
             let offset = vma.offset + (address - vma.start);
             return Some(Self::File { device: vma.dev, inode: vma.inode, offset });
         }
-        let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-        let process = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())?;
         Some(Self::Private { process, address })
     }
 

@@ -19,6 +19,7 @@ mod pages;
 mod phys;
 mod pinned;
 mod process;
+mod process_id;
 mod segment;
 mod tables;
 mod vma;

@@ -21,6 +21,7 @@ use thiserror::Error;
 
 use super::PAGE_SIZE;
 use super::identity::Identity;
+use super::process_id::ProcessId;
 use super::segment::{RemoteMemory, Segment};
 use super::vma::{Vma, VmaQuery};
 use crate::base::lock::Mutex;
@@ -48,7 +49,9 @@ pub enum ImportError {
 pub struct Process(Arc<ProcessMemory>);
 
 struct ProcessMemory {
-    pid: u32,
+    /// The thread that it was opened by.
+    tid: u32,
+    id: ProcessId,
     memory: File,
     vmas: VmaQuery,
     /// `/proc/PID/pagemap`, for a caller that wants to know which pages are present.
@@ -81,7 +84,7 @@ impl RemoteMemory for ProcessMemory {
     }
 
     fn identity(&self, address: u64) -> Option<Identity> {
-        self.is_current().then(|| Identity::in_process(self.pid, &self.vmas, address))?
+        self.is_current().then(|| Identity::in_process(self.id.pid(), &self.vmas, address))?
     }
 }
 
@@ -92,7 +95,7 @@ impl fmt::Debug for Process {
 }
 
 impl Process {
-    /// Opens the address space of `pid`.
+    /// Opens the address space of `pid`, a process or any thread of it.
     ///
     /// # Errors
     /// If there is no such process, or this one may not trace it (ptrace(2), "access mode checking").
@@ -109,9 +112,18 @@ impl Process {
         Self::open_with(pid, Some(File::open(format!("/proc/{pid}/pagemap"))?))
     }
 
-    fn open_with(pid: u32, pages: Option<File>) -> io::Result<Self> {
-        let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
-        Ok(Self(Arc::new(ProcessMemory { pid, memory, vmas: VmaQuery::new(pid)?, pages, files: Mutex::default() })))
+    fn open_with(tid: u32, pages: Option<File>) -> io::Result<Self> {
+        let id = ProcessId::of(tid)?;
+        let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{tid}/mem"))?;
+        let vmas = VmaQuery::new(tid)?;
+        Ok(Self(Arc::new(ProcessMemory { tid, id, memory, vmas, pages, files: Mutex::default() })))
+    }
+
+    /// Whether the thread `tid` belongs to the process that was opened, and that is still the same program. Reads the
+    /// memory of both, which may wait for it.
+    #[must_use]
+    pub fn is_of(&self, tid: u32) -> bool {
+        self.0.id.is_of(tid, |address, data| self.0.read(address, data))
     }
 
     pub(crate) fn shows_presence(&self) -> bool {
@@ -143,10 +155,10 @@ impl Process {
         self.0.identity(address)
     }
 
-    /// The process number that it was opened by.
+    /// The process number.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        self.0.id.pid()
     }
 
     /// Its mappings.
@@ -222,7 +234,7 @@ impl Process {
             // A path may have come to mean another file since.
             (found.is_file() && (found.ino(), found.dev()) == (vma.inode, vma.dev)).then_some(file)
         };
-        let pid = self.0.pid;
+        let pid = self.0.tid;
         let map = format!("{:x}-{:x}", vma.start, vma.end);
         if let Some(file) = open(&format!("/proc/{pid}/map_files/{map}")) {
             return Some(file);

@@ -1,21 +1,47 @@
 //! Memory that programs have pinned, counted for each user or process, against what RLIMIT_MEMLOCK allows.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ioasid::memory::{Account, OverLimit};
+use ioasid::memory::{Account, OverLimit, Process};
 
 use crate::watch::Watcher;
 
 /// Who answers for pinned memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone)]
 pub(crate) enum Whose {
     /// A user, with all processes.
     User(u32),
-    /// A process.
-    Process(u32),
+    /// A process: its address space, which neither a child nor a later process of its number has.
+    Process(Arc<Process>),
     /// A process, whatever it may and whoever else answers.
-    Pinned(u32),
+    Pinned(Arc<Process>),
+}
+
+impl Whose {
+    /// What tells them apart. The address is one object's as long as this is kept.
+    fn key(&self) -> (u8, usize) {
+        match self {
+            Self::User(user) => (0, *user as usize),
+            Self::Process(process) => (1, Arc::as_ptr(process).addr()),
+            Self::Pinned(process) => (2, Arc::as_ptr(process).addr()),
+        }
+    }
+}
+
+impl PartialEq for Whose {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Whose {}
+
+impl Hash for Whose {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
 }
 
 /// Bytes that are pinned.
@@ -38,9 +64,11 @@ impl Accounts {
         Arc::new(Limited { count: self.count(whose), limit, watcher: self.watcher.clone() })
     }
 
-    /// Bytes that a user or process answers for.
-    pub(crate) fn bytes(&self, whose: Whose) -> u64 {
-        *self.count(whose).lock().unwrap_or_else(PoisonError::into_inner)
+    /// Bytes that all of these answer for together.
+    pub(crate) fn bytes(&self, whose: impl Fn(&Whose) -> bool) -> u64 {
+        let accounts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let meant = accounts.iter().filter(|(one, _)| whose(one)).filter_map(|(_, count)| count.upgrade());
+        meant.map(|count| *count.lock().unwrap_or_else(PoisonError::into_inner)).sum()
     }
 
     fn count(&self, whose: Whose) -> Arc<Count> {
@@ -115,7 +143,9 @@ mod tests {
         let refused = Arc::new(Refused::default());
         let accounts = Accounts::new(refused.clone());
         let (one, same) = (accounts.of(Whose::User(1), 10), accounts.of(Whose::User(1), 12));
-        let others = [Whose::User(2), Whose::Process(1)].map(|whose| accounts.of(whose, 10));
+        let process = Arc::new(Process::open(std::process::id()).unwrap());
+        let pinned = Whose::Pinned(process.clone());
+        let others = [Whose::User(2), Whose::Process(process)].map(|whose| accounts.of(whose, 10));
         one.charge(8).unwrap();
         assert_eq!(one.charge(3), Err(OverLimit { limit: 10, wanted: 11 }));
         same.charge(3).unwrap();
@@ -123,13 +153,14 @@ mod tests {
         one.release(8);
         assert_eq!(same.charge(u64::MAX), Err(OverLimit { limit: 12, wanted: u64::MAX }));
         same.charge(9).unwrap();
-        assert_eq!(accounts.bytes(Whose::User(1)), 12);
-        let both = Both(accounts.of(Whose::Pinned(7), u64::MAX), one.clone());
+        assert_eq!(accounts.bytes(|whose| *whose == Whose::User(1)), 12);
+        let both = Both(accounts.of(pinned.clone(), u64::MAX), one.clone());
         assert!(both.charge(1).is_err());
-        assert_eq!(accounts.bytes(Whose::Pinned(7)), 0);
+        assert_eq!(accounts.bytes(|whose| *whose == pinned), 0);
         same.release(3);
         both.charge(1).unwrap();
-        assert_eq!((accounts.bytes(Whose::Pinned(7)), accounts.bytes(Whose::User(1))), (1, 10));
+        let bytes = [pinned.clone(), Whose::User(1)].map(|one| accounts.bytes(|whose| *whose == one));
+        assert_eq!(bytes, [1, 10]);
         both.release(1);
         drop((one, same, both));
         accounts.of(Whose::User(1), 5).charge(5).unwrap();

@@ -2,13 +2,17 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ioasid::memory::Process;
+use rustix::io::Errno;
+use rustix::process::Pid;
 
-/// By thread number.
+use super::memory::process_of;
+
+/// By process number.
 #[derive(Default)]
-pub(crate) struct Processes(Mutex<HashMap<(u32, Purpose), Opened>>);
+pub(crate) struct Processes(Mutex<HashMap<(u32, Purpose), Weak<Process>>>);
 
 /// What an address space is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,32 +23,41 @@ pub(crate) enum Purpose {
     Sva,
 }
 
-struct Opened {
-    /// What the kernel told the program when it began, addresses of its own among it, which are others after an exec.
-    auxv: Vec<u8>,
-    process: Weak<Process>,
-}
-
 impl Processes {
     /// The address space that thread `tid` has now.
     ///
     /// # Errors
-    /// As [`Process::open`].
+    /// As [`Process::open`]; `ESRCH` if the thread ends or becomes another program meanwhile.
     pub(crate) fn open(&self, tid: u32, purpose: Purpose) -> io::Result<Arc<Process>> {
-        let auxv = std::fs::read(format!("/proc/{tid}/auxv"))?;
-        let mut opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = opened.get(&(tid, purpose)).filter(|known| known.auxv == auxv);
-        // With an exec a program leaves an address space, which then ends unless another process is in it, too.
-        if let Some(process) = known.and_then(|known| known.process.upgrade()).filter(|process| process.is_current()) {
+        // Most who ask are their process's first thread, and need no look at its status.
+        let first = self.known(tid, purpose).filter(|process| process.is_of(tid));
+        if let Some(process) = first {
+            return Ok(process);
+        }
+        let raw = Pid::from_raw(tid as i32).and_then(process_of).ok_or(Errno::SRCH)?;
+        let pid = raw.as_raw_nonzero().get() as u32;
+        if pid != tid
+            && let Some(process) = self.known(pid, purpose).filter(|process| process.is_of(tid))
+        {
             return Ok(process);
         }
         let process = Arc::new(match purpose {
             Purpose::Mapping => Process::open(tid)?,
             Purpose::Sva => Process::open_for_sva(tid)?,
         });
-        opened.retain(|_, known| known.process.strong_count() > 0);
-        opened.insert((tid, purpose), Opened { auxv, process: Arc::downgrade(&process) });
+        let mut known = self.lock();
+        known.retain(|_, process| process.strong_count() > 0);
+        known.insert((process.pid(), purpose), Arc::downgrade(&process));
         Ok(process)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(u32, Purpose), Weak<Process>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was opened by a process number, of whatever process had it then.
+    fn known(&self, pid: u32, purpose: Purpose) -> Option<Arc<Process>> {
+        self.lock().get(&(pid, purpose)).and_then(Weak::upgrade)
     }
 }
 

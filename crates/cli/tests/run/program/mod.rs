@@ -1,5 +1,6 @@
 //! The programs: each is what somebody might run under `ioasid run`. A program that finds something wrong panics.
 
+mod identity;
 mod life;
 mod misuse;
 mod registers;
@@ -49,6 +50,9 @@ pub fn run(name: &str, arguments: &[String]) {
         "wide-accesses" => registers::wide(),
         "requests" => requests::malformed(),
         "many-areas" => many_areas(),
+        "number-reused" => identity::number_reused(argument.parse().ok()),
+        "not-dumpable" => identity::not_dumpable(argument.parse().ok()),
+        "pinned-by-another" => identity::pinned_by_another(argument.parse().unwrap()),
         "isolation" => sharing::isolation(),
         "groups" => sharing::groups(),
         "sva" => ioasid_example_dsa::run(64).unwrap(),

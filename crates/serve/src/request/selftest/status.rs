@@ -29,7 +29,8 @@ pub(crate) fn process_of(path: &str) -> Option<u32> {
 /// The file for a process, if there is one.
 pub(crate) fn file(process: u32, accounts: &Accounts) -> Option<Arc<dyn GivenFile>> {
     let text = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let (pinned, locked) = (accounts.bytes(Whose::Pinned(process)), accounts.bytes(Whose::Process(process)));
+    let pinned = accounts.bytes(|whose| matches!(whose, Whose::Pinned(one) if one.pid() == process));
+    let locked = accounts.bytes(|whose| matches!(whose, Whose::Process(one) if one.pid() == process));
     Some(Arc::new(Status(with(&text, pinned, locked))))
 }
 

@@ -1,0 +1,63 @@
+//! Programs that attack others, or the runner.
+
+use std::process::{Command, Output};
+
+use crate::unprivileged::shell_as_user_in;
+use crate::{Test, finish, program_under, succeed};
+
+pub const TESTS: &[Test] = &[
+    ("a_child_with_the_number_of_a_thread_has_its_own_memory", || number_reused(&[])),
+    ("a_child_with_the_number_of_a_thread_and_another_user_has_its_own_memory", || number_reused(&["65534"])),
+    ("an_ordinary_users_child_with_the_number_of_a_thread_has_its_own_memory", users_number_reused),
+    ("a_process_that_must_not_be_looked_into_is_not_given_to_a_device", || {
+        if rustix::process::geteuid().is_root() {
+            not_dumpable(&finish(&mut program_under(DSA, "not-dumpable", &["65534"])));
+        }
+        let line = "\"$ioasid\" run --quiet --device dsa -- \"$self\" program not-dumpable";
+        not_dumpable(&shell_as_user_in("", line, "666"));
+    }),
+    ("a_runner_that_may_not_change_limits_knows_those_of_others", || {
+        if rustix::process::geteuid().is_root() {
+            let mut command = Command::new("setpriv");
+            let program = program_under(&["--quiet", "--device", "ioat"], "pinned-by-another", &["65534"]);
+            command.args(["--bounding-set=-sys_resource", "--inh-caps=-all"]);
+            assert_eq!(succeed(command.arg(program.get_program()).args(program.get_args())), "16\n");
+        }
+    }),
+];
+
+const DSA: &[&str] = &["--quiet", "--memlock", "unlimited", "--device", "dsa"];
+
+fn number_reused(user: &[&str]) {
+    // Only root may choose a number, and become another user.
+    if rustix::process::geteuid().is_root() {
+        is_its_own(&finish(&mut program_under(DSA, "number-reused", user)));
+    }
+}
+
+/// Nobody but root may choose a number, so there are few, where the kernel can do that for a namespace (Linux 6.14), and
+/// they come round soon.
+fn users_number_reused() {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) < (Some(6), Some(14)) || !rustix::process::geteuid().is_root() {
+        println!("left out: Linux 6.14 and root are needed to make numbers come round soon");
+        return;
+    }
+    let few = "unshare --pid --fork --mount-proc sh -c 'echo 1000 > /proc/sys/kernel/pid_max; exec \"$0\" \"$@\"'";
+    let line = "\"$ioasid\" run --quiet --memlock unlimited --device dsa -- \"$self\" program number-reused";
+    is_its_own(&shell_as_user_in(few, line, "666"));
+}
+
+#[track_caller]
+fn is_its_own(output: &Output) {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let wanted = "the child's device reads \"child's\"\nthe parent has \"parents\"\n";
+    assert_eq!(text, wanted, "{} {}", output.status, String::from_utf8_lossy(&output.stderr));
+}
+
+#[track_caller]
+fn not_dumpable(output: &Output) {
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text, "Err(true)\n", "{} {errors}", output.status);
+}
