@@ -76,12 +76,25 @@ fn has_capability(tid: u32, capability: Capability) -> bool {
     got == 0 && effective >> capability as u32 & 1 != 0
 }
 
+/// How many bytes a thread may pin (RLIMIT_MEMLOCK). The file can be read by everybody, where prlimit(2) takes a
+/// capability.
+fn memlock_limit(tid: u32) -> Option<u64> {
+    let limits = fs::read_to_string(format!("/proc/{tid}/limits")).ok()?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
+    match limit.split_ascii_whitespace().next()? {
+        "unlimited" => Some(u64::MAX),
+        bytes => bytes.parse().ok(),
+    }
+}
+
 /// Whether the process that a pidfd is has not ended.
 fn is_running(pidfd: &OwnedFd) -> bool {
     // SAFETY: signal 0 is none, and no information goes with it.
-    unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, std::ptr::null::<libc::siginfo_t>(), 0) == 0
-    }
+    let sent = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    // A process that this one may not signal is there.
+    sent == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
 }
 
 impl Caller for Calling<'_> {
@@ -121,19 +134,14 @@ impl Caller for Calling<'_> {
 
     fn account(&self, by_process: bool) -> Option<Arc<dyn Account>> {
         let server = &self.listener.server;
-        let process = || Some(process_of(Pid::from_raw(self.tid as i32)?)?.as_raw_nonzero().get() as u32);
+        let process = || server.process(self.tid, Purpose::Mapping).ok();
         let pinned = || Some(server.accounts().of(Whose::Pinned(process()?), u64::MAX));
         if self.is_capable(Capability::IpcLock) {
             return server.is_selftest().then(pinned)?;
         }
         let whose = if by_process { Whose::Process(process()?) } else { Whose::User(self.uid()?) };
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: `limit` is large enough, and no new one is given.
-        let got = unsafe { libc::prlimit(self.tid as i32, libc::RLIMIT_MEMLOCK, std::ptr::null(), &mut limit) };
-        if got != 0 || self.still_there().is_err() {
-            limit.rlim_cur = 0;
-        }
-        let account = server.account(whose, limit.rlim_cur);
+        let limit = memlock_limit(self.tid).filter(|_| self.still_there().is_ok());
+        let account = server.account(whose, limit.unwrap_or(0));
         Some(if server.is_selftest() { Arc::new(Both(account, pinned()?)) } else { account })
     }
 
@@ -181,13 +189,13 @@ impl Caller for Calling<'_> {
         }
         let process = self.listener.server.process(pid, Purpose::Sva);
         let process = process.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::SRCH))?;
-        // What was opened by the number was opened of the process that the pidfd is, and of no program that it became
-        // since.
-        if !is_running(&pidfd) {
-            return Err(Errno::SRCH);
-        }
+        // What was opened by the number was opened of the process that the pidfd is, which is now what it was when the
+        // kernel was asked about it.
         if !may_reach(self.tid, pid) {
             return Err(Errno::PERM);
+        }
+        if !is_running(&pidfd) || !process.is_of(pid) {
+            return Err(Errno::SRCH);
         }
         self.still_there()?;
         Ok(process)
