@@ -2,14 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
-use std::time::{Duration, SystemTime};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
+use crate::program::circle::WAYS;
 use crate::{Test, eventually, program_under, succeed};
 
 pub const TESTS: &[Test] = &[
     ("a_hundred_runs_killed_at_random_leave_nothing", a_hundred_runs),
-    ("a_runner_killed_while_it_asks_its_own_tree_goes", killed_while_asking),
+    ("three_hundred_runners_killed_while_they_ask_their_own_tree_go", killed_while_asking),
+    ("what_is_mapped_keeps_no_run_from_ending", || {
+        let text = succeed(&mut program_under(&["--device", "ioat", "--quiet"], "keeping", &[]));
+        assert_eq!(text, "mapped\n");
+    }),
 ];
 
 const RUNS: u32 = 100;
@@ -69,20 +74,40 @@ fn a_hundred_runs() {
     succeed(&mut program_under(&["--device", "ioat", "--check"], "copy", &["shared"]));
 }
 
+/// A thread that waits for what only its own process could tell it must not keep that from ending.
 fn killed_while_asking() {
-    for run in 0..40u64 {
-        let mut child = program_under(&["--device", "ioat"], "mapping", &["kill-me"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "mapping\n");
-        std::thread::sleep(Duration::from_micros(run * 137 % 5_000));
-        child.kill().unwrap();
-        // A thread that waits for what only its own process could tell it keeps it from ending.
-        eventually("the runner is gone", || child.try_wait().unwrap().is_some());
-        eventually("every process of the run is gone", || processes().is_empty());
+    let ioat = |name: &str, argument: &str| {
+        program_under(&["--device", "ioat", "--memlock", "unlimited", "--quiet"], name, &[argument, "kill-me"])
+    };
+    for run in 0..300 {
+        let command = match run % 6 {
+            0 => ioat("mapping", "kill-me"),
+            way => ioat("asking", WAYS[way - 1]),
+        };
+        // Without these capabilities it has to look for shared memory among the program's files.
+        let command = if run % 6 == 5 && rustix::process::geteuid().is_root() {
+            let mut weak = Command::new("setpriv");
+            weak.args(["--bounding-set=-sys_admin,-checkpoint_restore", "--inh-caps=-all"]);
+            weak.arg(command.get_program()).args(command.get_args());
+            weak
+        } else {
+            command
+        };
+        killed_after(command, Duration::from_micros(run as u64 * 137 % 5_000));
+    }
+}
+
+/// Kills a runner some time after its program has said the first word, and waits until it is gone: for a second.
+fn killed_after(mut command: Command, time: Duration) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(["mapping\n", "asking\n"].contains(&line.as_str()), "{command:?}: {line}");
+    std::thread::sleep(time);
+    child.kill().unwrap();
+    let killed = Instant::now();
+    while child.try_wait().unwrap().is_none() || !processes().is_empty() {
+        assert!(killed.elapsed() < Duration::from_secs(1), "{command:?}: {:?}", processes());
+        std::thread::sleep(Duration::from_micros(500));
     }
 }

@@ -15,6 +15,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -141,17 +142,20 @@ impl Pages {
 
     /// `length` bytes of `file` at `start`, both multiples of the page size. The file is a memfd, or another that lies
     /// in memory only (tmpfs, hugetlbfs), as no page of it may be written back and change its place; or a DMA buffer
-    /// that can be mapped.
+    /// that can be mapped. Nothing of another file can be pinned ([`ImportError::NotInFile`]), and it is not kept.
     #[must_use]
     pub fn of_file(file: impl Into<Arc<File>>, start: u64, length: u64, writable: bool) -> Arc<Self> {
         let file: Arc<File> = file.into();
+        // Whoever owns the file may own these pages too, by way of it, if it can carry owners.
+        let file = is_memory(&file).then_some(file);
         let source = move |offset: u64, length: u64| {
+            let file = file.as_ref().ok_or(ImportError::NotInFile)?;
             let start = start.checked_add(offset).ok_or(ImportError::NotInFile)?;
             let end = start.checked_add(length).ok_or(ImportError::NotInFile)?;
-            if !is_memory(&file)? || end > file.metadata()?.len().next_multiple_of(PAGE_SIZE) {
+            if end > file.metadata()?.len() {
                 return Err(ImportError::NotInFile);
             }
-            match Segment::file_populated(&file, start, length, writable) {
+            match Segment::file_populated(file, start, length, writable) {
                 Ok(segment) => Ok(vec![segment]),
                 Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Err(ImportError::NotInFile),
                 Err(error) => Err(error.into()),
@@ -257,10 +261,16 @@ fn part_of(segments: &[Segment], offset: u64, length: u64) -> Vec<Segment> {
 /// `DMA_BUF_MAGIC` of Linux `include/uapi/linux/magic.h`.
 const DMA_BUF_MAGIC: libc::c_long = 0x444d_4142;
 
-/// Whether a file lies in memory only.
-fn is_memory(file: &File) -> io::Result<bool> {
-    let kind = rustix::fs::fstatfs(file)?.f_type;
-    Ok([libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC, DMA_BUF_MAGIC].contains(&kind))
+/// Whether a file lies in memory only. A file system that some program serves is asked nothing: it might not answer.
+fn is_memory(file: &File) -> bool {
+    // Only what lies in memory can be sealed, whether it is or not.
+    rustix::fs::fcntl_get_seals(file).is_ok() || is_dma_buffer(file)
+}
+
+fn is_dma_buffer(file: &File) -> bool {
+    let name = rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), []);
+    let is_named_so = name.is_ok_and(|name| name.to_bytes().starts_with(b"/dmabuf:"));
+    is_named_so && rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == DMA_BUF_MAGIC)
 }
 
 fn check(segments: &[Segment], length: u64, writable: bool) -> Result<(), PinError> {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
 
-/// To be called when a file may have become ready.
-pub type Wake = Box<dyn FnOnce() + Send>;
+/// To be called whenever a file may have become ready.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// What can be done with a file without waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Ready {
 
 /// A file that a program got its descriptor of by a request. It is dropped some time after the last descriptor is
 /// closed.
+///
+/// Reads and polls are answered by the thread that serves the tree: they wait for nothing and use no descriptors.
 pub trait GivenFile: Any + Send + Sync {
     /// Whether it has offsets, so that a part of what a read gets can be read.
     fn is_seekable(&self) -> bool {
@@ -41,7 +43,7 @@ pub trait GivenFile: Any + Send + Sync {
         Err(Errno::INVAL)
     }
 
-    /// What can be done now. `wake` is kept and called when that may have changed.
+    /// What can be done now. `wake` is kept in place of the one before, and called whenever that may have changed.
     fn poll(&self, _wake: Option<Wake>) -> Ready {
         Ready { read: true, write: true }
     }
@@ -53,18 +55,18 @@ pub(super) fn of_kind<T: GivenFile>(file: Arc<dyn GivenFile>) -> Option<Arc<T>> 
     file.downcast().ok()
 }
 
-/// Who waits for a file to become ready.
+/// Tells that a file has become ready, once for all who wait: the kernel knows them, and a file has one way to tell it.
 #[derive(Default)]
-pub(super) struct Waiters(Mutex<Vec<Wake>>);
+pub(super) struct Waiters(Mutex<Option<Wake>>);
 
 impl Waiters {
-    pub(super) fn add(&self, wake: Wake) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(wake);
+    /// Has `wake` called from now on.
+    pub(super) fn set(&self, wake: Wake) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
     }
 
-    /// Calls all of them.
     pub(super) fn wake(&self) {
-        let waiters = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        waiters.into_iter().for_each(|wake| wake());
+        let wake = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        wake.into_iter().for_each(|wake| wake());
     }
 }

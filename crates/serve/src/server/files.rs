@@ -1,9 +1,9 @@
 //! The open files of a server: which inode is which, and how they are closed.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use rustix::fs::{AtFlags, StatxFlags};
 
 use super::Server;
 use crate::request::file::OpenFile;
-use crate::watch::Watcher;
 
 /// The open files.
 #[derive(Default)]
@@ -43,9 +42,14 @@ pub(super) fn local_identity(file: impl AsFd) -> io::Result<(u64, u64)> {
     Ok((libc::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
 }
 
-/// Closes a file to the end: what it keeps is let go before anybody is told.
-fn close(file: Arc<dyn OpenFile>, watcher: &dyn Watcher) {
-    file.close(watcher);
+/// Counts a file as being closed, until it is closed to the end.
+struct Closing(Arc<Files>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.lock().closing -= 1;
+        self.0.closed.notify_all();
+    }
 }
 
 impl Server {
@@ -56,14 +60,18 @@ impl Server {
         files.open.len() + files.closing
     }
 
-    /// Notes that an inode was opened; false if it is open already.
-    pub(crate) fn opened(&self, inode: u64, file: Arc<dyn OpenFile>) -> bool {
-        let mut files = self.files.lock();
-        if files.open.contains_key(&inode) {
-            return false;
+    /// Notes that an inode was opened.
+    ///
+    /// # Errors
+    /// The file, if the inode is open already.
+    pub(crate) fn opened(&self, inode: u64, file: Arc<dyn OpenFile>) -> Result<(), Arc<dyn OpenFile>> {
+        match self.files.lock().open.entry(inode) {
+            Entry::Occupied(_) => Err(file),
+            Entry::Vacant(place) => {
+                place.insert(file);
+                Ok(())
+            }
         }
-        files.open.insert(inode, file);
-        true
     }
 
     /// The last descriptor and mapping of an open file are gone. Waits for nothing.
@@ -73,27 +81,30 @@ impl Server {
         let Some(file) = files.open.remove(&inode) else { return };
         files.closing += 1;
         drop(files);
-        let closer = self.closer.get_or_init(|| Mutex::new(self.start_closer()));
-        let sent = closer.lock().unwrap_or_else(PoisonError::into_inner).send(file);
-        if let Err(mpsc::SendError(file)) = sent {
-            close(file, &*self.watcher);
-            self.files.lock().closing -= 1;
-        }
+        let (closing, watcher) = (Closing(self.files.clone()), self.watcher.clone());
+        // Closing a device waits for its DMA, which may wait for the program's memory, which may wait for an answer of
+        // the tree.
+        self.elsewhere(move || {
+            let _closing = closing;
+            file.close(&*watcher);
+            // What it keeps is let go before anybody is told.
+            drop(file);
+        });
     }
 
-    /// Closing a device waits for its DMA, which may wait for the program's memory, which may wait for an answer of the
-    /// tree: so it is done where nobody waits for it. Without the thread files are closed where they stand.
-    fn start_closer(&self) -> Sender<Arc<dyn OpenFile>> {
-        let (sender, files) = mpsc::channel::<Arc<dyn OpenFile>>();
-        let (done, told) = (self.files.clone(), self.watcher.clone());
-        let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || {
-            for file in files {
-                close(file, &*told);
-                done.lock().closing -= 1;
-                done.closed.notify_all();
-            }
-        });
-        sender
+    /// Uses an open file, and lets go of nothing of it here: its last owner lets go of it elsewhere.
+    pub(crate) fn with_file<T>(&self, inode: u64, use_it: impl FnOnce(&Arc<dyn OpenFile>) -> T) -> Option<T> {
+        let file = self.open_inode(inode)?;
+        let result = use_it(&file);
+        let files = self.files.lock();
+        if files.open.contains_key(&inode) {
+            // Not the last.
+            drop(file);
+        } else {
+            drop(files);
+            self.elsewhere(move || drop(file));
+        }
+        Some(result)
     }
 
     /// Waits until every file that was released before is closed to the end, or for `longest`.
@@ -149,9 +160,35 @@ mod tests {
     use super::*;
     use crate::request::file::Given;
     use crate::request::given::GivenFile;
-    use crate::watch::Options;
+    use crate::watch::{Options, Watcher};
 
     struct Nothing;
+
+    /// Is closed when the test says so.
+    struct Waiting(Mutex<std::sync::mpsc::Receiver<()>>);
+
+    impl OpenFile for Waiting {
+        fn close(&self, _watcher: &dyn Watcher) {
+            let _ = self.0.lock().unwrap().recv();
+        }
+    }
+
+    #[test]
+    fn a_close_that_waits_holds_up_no_other() {
+        let server = Server::new(Machine::new(Arc::new(Silent)), vec![], Arc::new(Nothing), Options::default());
+        server.start_workers().unwrap();
+        let (end, ended) = std::sync::mpsc::channel();
+        assert!(server.opened(1, Arc::new(Waiting(Mutex::new(ended)))).is_ok());
+        assert!(server.opened(2, Arc::new(Given(Arc::new(Slow(Arc::default()))))).is_ok());
+        server.released(1);
+        server.released(2);
+        while server.open_files() > 1 {
+            std::thread::yield_now();
+        }
+        drop(end);
+        server.drain(Duration::from_secs(60));
+        assert_eq!(server.open_files(), 0);
+    }
 
     impl Watcher for Nothing {}
 
@@ -170,10 +207,11 @@ mod tests {
     #[test]
     fn a_file_is_closed_when_what_it_keeps_is_let_go() {
         let server = Server::new(Machine::new(Arc::new(Silent)), vec![], Arc::new(Nothing), Options::default());
+        server.start_workers().unwrap();
         let gone = Arc::new(AtomicBool::new(false));
         let file = || Arc::new(Given(Arc::new(Slow(gone.clone()))));
-        assert!(server.opened(7, file()));
-        assert!(!server.opened(7, file()), "an inode is one open file");
+        assert!(server.opened(7, file()).is_ok());
+        assert!(server.opened(7, file()).is_err(), "an inode is one open file");
         gone.store(false, Ordering::Release);
         server.released(7);
         assert_eq!(server.open_files(), 1);

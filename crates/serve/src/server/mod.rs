@@ -1,23 +1,23 @@
 //! The machine that is served, and what all ways to it share.
 //!
-//! `files` has the open files; `ask`, questions to the tree from the process that serves it.
+//! `files` has the open files; `workers`, threads for what the tree's cannot do.
 
-mod ask;
 mod files;
+mod workers;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ioasid::Machine;
 use ioasid::memory::{Account, Process};
-use rustix::event::epoll;
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use crate::names::FIRST_DEVICE_INODE;
+use crate::names::{FIRST_DEVICE_INODE, GIVEN};
 use crate::program::accounts::{Accounts, Whose};
 use crate::program::enqcmd::Enqcmd;
 use crate::program::processes::{Processes, Purpose};
@@ -26,9 +26,8 @@ use crate::request::file::OpenFile;
 use crate::request::given::GivenFile;
 use crate::request::iommufd::IommuFile;
 use crate::watch::{Options, PciDevice, Watcher};
-pub(crate) use ask::Question;
-use ask::{Asker, add_descriptor};
 use files::{Files, local_identity};
+pub(crate) use workers::Workers;
 
 /// One machine, served to the programs of one run.
 pub struct Server {
@@ -44,8 +43,8 @@ pub struct Server {
     devices: Vec<Arc<PciDevice>>,
     watcher: Arc<dyn Watcher>,
     files: Arc<Files>,
-    /// To the thread that closes files, from the first close on.
-    closer: OnceLock<Mutex<Sender<Arc<dyn OpenFile>>>>,
+    /// From when the tree is served.
+    workers: OnceLock<Arc<Workers>>,
     /// The device number of the tree's file system, once it is mounted.
     file_system: OnceLock<u64>,
     /// The root of the tree, from then on.
@@ -53,10 +52,7 @@ pub struct Server {
     /// Files that are about to be opened for a program, by their names.
     given: Mutex<HashMap<u64, Arc<dyn GivenFile>>>,
     next_inode: AtomicU64,
-    /// From the first question to the tree on.
-    asker: OnceLock<Asker>,
-    /// The threads that answer system calls, and that which asks for them: the tree tells them another size of the
-    /// device files than programs.
+    /// The threads that answer system calls: the tree tells them another size of the device files than programs.
     listeners: Mutex<HashSet<u32>>,
 }
 
@@ -81,12 +77,11 @@ impl Server {
             devices: devices.into_iter().map(Arc::new).collect(),
             watcher,
             files: Arc::default(),
-            closer: OnceLock::new(),
+            workers: OnceLock::new(),
             file_system: OnceLock::new(),
             root: OnceLock::new(),
             given: Mutex::default(),
             next_inode: AtomicU64::new(FIRST_DEVICE_INODE),
-            asker: OnceLock::new(),
             listeners: Mutex::default(),
         })
     }
@@ -148,60 +143,51 @@ impl Server {
         Ok(())
     }
 
-    /// Notes that the calling thread answers system calls.
-    pub(crate) fn add_listener(&self) {
-        self.add_listening(rustix::thread::gettid().as_raw_nonzero().get() as u32);
+    /// Makes threads for what may wait. They have the descriptors of the thread that calls this.
+    ///
+    /// # Errors
+    /// If there can be no thread.
+    pub(crate) fn start_workers(&self) -> io::Result<Arc<Workers>> {
+        let workers = Arc::new(Workers::start()?);
+        Ok(self.workers.get_or_init(|| workers).clone())
     }
 
-    fn add_listening(&self, tid: u32) {
+    /// Has something done by another thread; before the tree is served, by this one.
+    pub(crate) fn elsewhere(&self, work: impl FnOnce() + Send + 'static) {
+        match self.workers.get() {
+            Some(workers) => workers.add(Box::new(work)),
+            None => work(),
+        }
+    }
+
+    /// Has something done by another thread, and waits for it. `None` if it panicked there.
+    pub(crate) fn elsewhere_now<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let (tell, result) = mpsc::sync_channel(1);
+        self.elsewhere(move || {
+            let _ = tell.send(work());
+        });
+        result.recv().ok()
+    }
+
+    /// Notes that the calling thread answers system calls.
+    pub(crate) fn add_listener(&self) {
+        let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).insert(tid);
     }
 
-    /// Asks the tree about one of its files, as a listener.
-    pub(crate) fn ask(&self, file: impl AsFd, question: Question) {
-        // Whatever the answer, the kernel has it.
-        let _ = self.asker().ask(file, question);
-    }
-
-    fn asker(&self) -> &Asker {
-        self.asker.get_or_init(|| {
-            let (asker, thread) = Asker::start();
-            thread.into_iter().for_each(|tid| self.add_listening(tid));
-            asker
-        })
-    }
-
-    /// Sets a descriptor of the thread aside whose system call has this `id` on `listener`, and returns its number.
-    /// What is there until a file is given can do nothing.
+    /// Opens a file that a program is to have, in the tree. The calling thread answers system calls.
     ///
     /// # Errors
-    /// `EMFILE` and the like.
-    pub(crate) fn reserve_descriptor(&self, listener: &OwnedFd, id: u64) -> Result<i32, Errno> {
-        // A set of nothing to wait for: it cannot be read or written.
-        let nothing = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        add_descriptor(listener, id, &nothing, None)
-    }
-
-    /// Puts `file` in place of the descriptor `number`, which was set aside.
-    ///
-    /// # Errors
-    /// Of opening a file in the tree, and of giving it.
-    pub(crate) fn give(
-        &self,
-        file: Arc<dyn GivenFile>,
-        listener: impl AsFd,
-        id: u64,
-        number: i32,
-    ) -> Result<(), Errno> {
+    /// Of opening a file.
+    pub(crate) fn open_given(&self, file: Arc<dyn GivenFile>) -> Result<OwnedFd, Errno> {
         let root = self.root.get().ok_or(Errno::NODEV)?;
         let name = self.new_inode();
         let given = || self.given.lock().unwrap_or_else(PoisonError::into_inner);
         given().insert(name, file);
-        let listener = listener.as_fd().as_raw_fd();
-        let answer = self.asker().ask(root, Question::Give { name, listener, id, number });
+        let opened = openat(root, format!("{GIVEN}/{name}"), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         // If it was not opened.
         given().remove(&name);
-        answer
+        opened
     }
 
     /// Takes the file that is to be opened by this name.

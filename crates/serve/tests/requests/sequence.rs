@@ -105,7 +105,7 @@ pub fn perform(mut bytes: &[u8]) {
             FAIL => fail = u32::from(first),
             READ => drop(given(&setup, first).map(|file| file.read(argument.len() * 16))),
             WRITE => drop(given(&setup, first).map(|file| file.write(argument.get(1..).unwrap_or_default()))),
-            POLL => drop(given(&setup, first).map(|file| file.poll(Some(Box::new(|| {}))))),
+            POLL => drop(given(&setup, first).map(|file| file.poll(Some(std::sync::Arc::new(|| {}))))),
             CLOSE => setup.program.close(first),
             kind => {
                 let own = kind.checked_sub(FIRST_OWN).map(|own| OWN[usize::from(own)]);

@@ -1,5 +1,6 @@
 //! The programs: each is what somebody might run under `ioasid run`. A program that finds something wrong panics.
 
+pub mod circle;
 mod identity;
 mod life;
 mod misuse;
@@ -53,6 +54,8 @@ pub fn run(name: &str, arguments: &[String]) {
         "number-reused" => identity::number_reused(argument.parse().ok()),
         "not-dumpable" => identity::not_dumpable(argument.parse().ok()),
         "pinned-by-another" => identity::pinned_by_another(argument.parse().unwrap()),
+        "asking" => circle::asking(argument),
+        "keeping" => circle::keeping(),
         "isolation" => sharing::isolation(),
         "groups" => sharing::groups(),
         "sva" => ioasid_example_dsa::run(64).unwrap(),

@@ -136,7 +136,7 @@ impl GivenFile for EventFile {
 
     fn poll(&self, wake: Option<Wake>) -> Ready {
         // First, so that nothing that arrives in between is missed.
-        wake.into_iter().for_each(|wake| self.waiters.add(wake));
+        wake.into_iter().for_each(|wake| self.waiters.set(wake));
         Ready { read: self.queue.has_events(), write: false }
     }
 }

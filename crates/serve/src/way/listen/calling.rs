@@ -12,7 +12,7 @@ use ioasid::{Access, Context, Pasid, PasidHold};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
 
-use super::Listener;
+use super::{Listener, descriptor};
 use crate::program::accounts::{Both, Whose};
 use crate::program::memory::{copy_from_process, copy_to_process, process_of};
 use crate::program::permission::may_reach;
@@ -171,12 +171,13 @@ impl Caller for Calling<'_> {
 
     fn reserve(&self) -> Result<i32, Errno> {
         fail_for(Errno::MFILE)?;
-        self.listener.server.reserve_descriptor(&self.listener.descriptor, self.id)
+        descriptor::reserve(&self.listener.descriptor, self.id)
     }
 
     fn install(&self, number: i32, file: Arc<dyn GivenFile>) -> Result<(), Errno> {
         fail_for(Errno::NFILE)?;
-        self.listener.server.give(file, &*self.listener.descriptor, self.id, number)
+        let opened = self.listener.server.open_given(file)?;
+        descriptor::give(&self.listener.descriptor, self.id, opened, number)
     }
 
     fn process(&self, pidfd: i32) -> Result<Arc<Process>, Errno> {

@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "seccomp's ioctls have no safe wrappers")]
 
 mod calling;
+mod descriptor;
 pub mod filter;
 mod transfer;
 
@@ -23,7 +24,7 @@ use rustix::io::Errno;
 
 use crate::request::file::{Mapping, OpenFile};
 use crate::request::{Caller, proc_file};
-use crate::server::{Question, Server};
+use crate::server::Server;
 use calling::Calling;
 use transfer::{transfer, writes};
 
@@ -185,7 +186,8 @@ impl Listener {
         let first = request();
         let again = matches!(&first, Some(Err(errno)) if in_use.contains(errno)) && self.server.open_files() > 1;
         let answer = if again {
-            self.server.ask(file, Question::FileSystem);
+            // With the answer, all news of before has arrived.
+            let _ = rustix::fs::fstatfs(file);
             self.server.drain(CLOSES);
             request()
         } else {
@@ -205,7 +207,7 @@ impl Listener {
             return Answer::Done(Err(Errno::PERM));
         }
         // To this thread the file has no bytes, and asking makes that true for its mappings: see `tree`.
-        self.server.ask(file, Question::Attributes);
+        let _ = rustix::fs::fstat(file);
         Answer::NotOurs
     }
 }

@@ -14,8 +14,10 @@
 //!   `lseek` and `read`, is refused: a write that succeeded would let the kernel extend the file.
 //!
 //! The thread that serves the tree waits for nothing: programs wait for it while they hold locks of their own memory,
-//! which devices and listeners may want. It touches no device, and leaves closing to another thread.
+//! which devices and listeners may want. It touches no device, and leaves to others what may wait, or has descriptors
+//! ([`apart`]).
 
+mod apart;
 mod nodes;
 
 use std::collections::HashMap;
@@ -26,18 +28,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll, ReplyWrite, Request, Session, SessionACL, TimeOrNow,
-    WriteFlags,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use ioasid_vfio::device::region::{COUNT, file_offset};
 
 use crate::names::FIRST_DEVICE_INODE;
 use crate::request::file::{Given, OpenFile};
-use crate::request::given::{GivenFile, Ready, Wake};
+use crate::request::given::{GivenFile, Ready};
 use crate::request::vfio::VfioFile;
 use crate::server::Server;
+use apart::Notifications;
 use nodes::{DeviceFile, Node, Nodes};
 
 /// How long names and attributes of what is fixed stay valid.
@@ -51,6 +53,7 @@ pub struct Tree {
     nodes: Nodes,
     /// The device files that were looked up and not forgotten.
     devices: Mutex<HashMap<u64, DeviceFile>>,
+    notifications: Notifications,
     started: SystemTime,
 }
 
@@ -63,7 +66,8 @@ impl Tree {
     #[must_use]
     pub fn new(server: Arc<Server>) -> Self {
         let nodes = Nodes::new(server.devices(), server.is_selftest());
-        Self { server, nodes, devices: Mutex::default(), started: SystemTime::now() }
+        let notifications = Notifications::new();
+        Self { server, nodes, devices: Mutex::default(), notifications, started: SystemTime::now() }
     }
 
     /// Serves the tree on `descriptor`, a `/dev/fuse` that has been mounted, and returns when the kernel has accepted
@@ -73,13 +77,12 @@ impl Tree {
     /// If the kernel's FUSE lacks something.
     pub fn serve(self, descriptor: OwnedFd) -> io::Result<()> {
         let server = self.server.clone();
-        let session = Session::from_fd(self, descriptor, SessionACL::All, Config::default())?;
-        std::thread::Builder::new().name("tree".to_owned()).spawn(move || {
-            let _ = session.run();
+        let workers = server.start_workers()?;
+        apart::serve(self, descriptor, move || {
             // No more closes will be heard of: the last process that saw the tree is gone, or somebody unmounted it.
             server.close_all();
-        })?;
-        Ok(())
+            workers.add(Box::new(move || drop(server)));
+        })
     }
 
     fn device(&self, inode: INodeNo) -> Option<DeviceFile> {
@@ -145,9 +148,9 @@ impl Tree {
         }
     }
 
-    /// The file that a request gave a program, if the inode is one.
-    fn given(&self, inode: INodeNo) -> Option<Arc<dyn GivenFile>> {
-        self.server.open_inode(inode.0)?.given().cloned()
+    /// Uses the file that a request gave a program, if the inode is one.
+    fn with_given<T>(&self, inode: INodeNo, use_it: impl FnOnce(&Arc<dyn GivenFile>) -> T) -> Option<T> {
+        self.server.with_file(inode.0, |file| file.given().map(use_it))?
     }
 
     fn open_device(&self, inode: INodeNo, device: DeviceFile) -> Result<(), Errno> {
@@ -163,7 +166,10 @@ impl Tree {
             DeviceFile::Given(name) => Arc::new(Given(self.server.take_given(name).ok_or(Errno::ENOENT)?)),
         };
         // An inode is opened again only by way of /proc/PID/fd: then nobody could tell the two files apart.
-        if self.server.opened(inode.0, file) { Ok(()) } else { Err(Errno::EBUSY) }
+        self.server.opened(inode.0, file).map_err(|file| {
+            self.server.elsewhere(move || drop(file));
+            Errno::EBUSY
+        })
     }
 }
 
@@ -246,7 +252,7 @@ impl Filesystem for Tree {
         };
         // Every read comes here, and closing needs no news but the last.
         let mut flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
-        if self.given(inode).is_some_and(|file| !file.is_seekable()) {
+        if self.with_given(inode, |file| !file.is_seekable()) == Some(true) {
             flags |= FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE;
         }
         match opened {
@@ -267,9 +273,9 @@ impl Filesystem for Tree {
         reply: ReplyData,
     ) {
         let size = size as usize;
-        if let Some(file) = self.given(inode) {
-            return match file.read(size) {
-                Ok(bytes) if file.is_seekable() => {
+        if let Some((read, is_seekable)) = self.with_given(inode, |file| (file.read(size), file.is_seekable())) {
+            return match read {
+                Ok(bytes) if is_seekable => {
                     let rest = bytes.get(offset as usize..).unwrap_or(&[]);
                     reply.data(&rest[..rest.len().min(size)]);
                 }
@@ -312,8 +318,13 @@ impl Filesystem for Tree {
         if let Some(Node::Switch) = self.node(inode) {
             return reply.written(data.len() as u32);
         }
-        let written = self.given(inode).ok_or(rustix::io::Errno::INVAL).and_then(|file| file.write(data));
-        match written {
+        // An answer to a device runs the device's code.
+        let bytes = data.to_vec();
+        let write = |file: &Arc<dyn GivenFile>| {
+            let file = file.clone();
+            self.server.elsewhere_now(move || file.write(&bytes))
+        };
+        match self.with_given(inode, write).flatten().unwrap_or(Err(rustix::io::Errno::INVAL)) {
             Ok(bytes) => reply.written(bytes as u32),
             Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
         }
@@ -330,13 +341,10 @@ impl Filesystem for Tree {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        let wake = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then(|| -> Wake {
-            Box::new(move || {
-                let _ = notifier.notify();
-            })
-        });
+        let waits = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
+        let poll = |file: &Arc<dyn GivenFile>| file.poll(waits.then(|| self.notifications.wake(inode.0, notifier)));
         // As the kernel says of files that cannot be waited for.
-        let ready = self.given(inode).map_or(Ready { read: true, write: true }, |file| file.poll(wake));
+        let ready = self.with_given(inode, poll).unwrap_or(Ready { read: true, write: true });
         let mut events = PollEvents::empty();
         events.set(PollEvents::POLLIN | PollEvents::POLLRDNORM, ready.read);
         events.set(PollEvents::POLLOUT | PollEvents::POLLWRNORM, ready.write);
@@ -354,6 +362,7 @@ impl Filesystem for Tree {
         reply: ReplyEmpty,
     ) {
         if self.device(inode).is_some() {
+            self.notifications.forget(inode.0);
             self.server.released(inode.0);
         }
         reply.ok();
