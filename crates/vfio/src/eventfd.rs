@@ -1,21 +1,18 @@
 //! Signalling an eventfd that belongs to a program.
 //!
-//! The descriptor is a duplicate of the program's, so its flags are the program's too: a write could block when the
-//! counter is at its maximum, as it would for the program itself. Linux's own signal saturates instead, and so does
-//! ours: an eventfd that is not writable is left as it is, since it is readable already.
-//!
-//! Between looking and writing, a program that means to can fill the counter up, and the write then blocks until the
-//! program reads. User space has no write that cannot: `RWF_NOWAIT` is refused for eventfds.
+//! The descriptor is a duplicate of the program's, so its flags are the program's too: a write blocks when the counter
+//! is at its maximum, as it would for the program itself, and a program can fill it up whenever it likes. Linux's own
+//! devices signal from inside the kernel, which saturates and never waits. User space reaches that by way of
+//! asynchronous I/O: a request that names an eventfd signals it when it is done (io_submit(2), `IOCB_FLAG_RESFD`), and
+//! a read of no bytes from `/dev/null` is done at once.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-
-/// The most that an eventfd's counter can hold (eventfd(2)).
-const COUNTER_MAX: u64 = u64::MAX - 1;
 
 /// A descriptor that is known to be an eventfd.
 #[derive(Debug)]
@@ -34,12 +31,22 @@ impl EventFd {
         Ok(Self(fd))
     }
 
-    /// Adds 1 to the counter. Never blocks on a program that lets the counter fill up.
+    /// Adds 1 to the counter, which saturates. Waits for nobody.
     pub(crate) fn signal(&self) {
+        // Nobody is there to be told of an error, and there is none that another attempt would mend.
+        let _ = match kernel() {
+            Some(kernel) => kernel.signal(&self.0),
+            None => self.write(),
+        };
+    }
+
+    /// Without asynchronous I/O: a full counter is left as it is. Between looking and writing, a program that means to
+    /// can fill it up; the write then waits until the program reads.
+    fn write(&self) -> io::Result<()> {
         if self.is_ready(PollFlags::OUT) {
-            // Nobody is there to be told of an error, and there is none that another attempt would mend.
-            let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+            rustix::io::write(&self.0, &1u64.to_ne_bytes())?;
         }
+        Ok(())
     }
 
     /// The counter's value, without consuming it: how many signals the program has not read.
@@ -48,7 +55,7 @@ impl EventFd {
             return 0;
         }
         // Without /proc, what poll said is all that is known: at least one.
-        self.counter().unwrap_or(1).min(COUNTER_MAX)
+        self.counter().unwrap_or(1)
     }
 
     /// The counter as /proc/PID/fdinfo shows it, in hexadecimal (proc_pid_fdinfo(5)).
@@ -62,6 +69,76 @@ impl EventFd {
         let mut fds = [PollFd::new(&self.0, what)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(what)
+    }
+}
+
+/// Asynchronous I/O of this process, if the kernel has it (`CONFIG_AIO`) and nothing forbids it.
+fn kernel() -> Option<&'static Kernel> {
+    static KERNEL: OnceLock<Option<Kernel>> = OnceLock::new();
+    KERNEL.get_or_init(|| Kernel::open().ok()).as_ref()
+}
+
+/// A context of asynchronous I/O, through which the kernel signals eventfds.
+struct Kernel {
+    context: libc::c_ulong,
+    null: File,
+}
+
+/// Requests that may be done and not collected, at one time: one for each thread that signals.
+const REQUESTS: u32 = 1024;
+
+/// `struct iocb` of Linux `include/uapi/linux/aio_abi.h`, little-endian.
+#[repr(C)]
+#[derive(Default)]
+struct Request {
+    data: u64,
+    key: u32,
+    rw_flags: i32,
+    opcode: u16,
+    priority: i16,
+    file: u32,
+    buffer: u64,
+    bytes: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    eventfd: u32,
+}
+
+const READ: u16 = 0;
+const SIGNAL: u32 = 1 << 0;
+
+/// `struct io_event` of the same.
+type Event = [u64; 4];
+
+#[allow(unsafe_code, reason = "asynchronous I/O has no safe wrapper")]
+impl Kernel {
+    fn open() -> io::Result<Self> {
+        let (mut context, null): (libc::c_ulong, _) = (0, File::open("/dev/null")?);
+        // SAFETY: `context` is zero, as it has to be, and is written.
+        match unsafe { libc::syscall(libc::SYS_io_setup, REQUESTS, &raw mut context) } {
+            0 => Ok(Self { context, null }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn signal(&self, eventfd: &OwnedFd) -> io::Result<()> {
+        let mut request = Request {
+            opcode: READ,
+            file: self.null.as_raw_fd() as u32,
+            flags: SIGNAL,
+            eventfd: eventfd.as_raw_fd() as u32,
+            ..Request::default()
+        };
+        let mut requests = [&raw mut request];
+        // SAFETY: one request, which reads nothing, and so is done, and not looked at any more, when this returns.
+        let submitted = unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1, requests.as_mut_ptr()) };
+        let error = io::Error::last_os_error();
+        let mut events = [Event::default(); 2];
+        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: room for two events. Whichever there are, of this thread or another, they are not needed.
+        unsafe { libc::syscall(libc::SYS_io_getevents, self.context, 0, 2, events.as_mut_ptr(), &raw const now) };
+        if submitted == 1 { Ok(()) } else { Err(error) }
     }
 }
 
@@ -80,17 +157,66 @@ mod tests {
         assert_eq!(ours.unread(), 0);
     }
 
+    /// The most that a program can write (eventfd(2)); the kernel adds one more.
+    const FULL: u64 = u64::MAX - 1;
+
     #[test]
-    fn a_full_counter_neither_blocks_nor_changes() {
+    fn a_full_counter_saturates() {
         let (ours, theirs) = eventfd();
-        rustix::io::write(&theirs, &COUNTER_MAX.to_ne_bytes()).unwrap();
+        rustix::io::write(&theirs, &FULL.to_ne_bytes()).unwrap();
         ours.signal();
-        assert_eq!(read_eventfd(&theirs), COUNTER_MAX);
+        ours.signal();
+        assert_eq!(read_eventfd(&theirs), u64::MAX);
+        rustix::io::write(&theirs, &FULL.to_ne_bytes()).unwrap();
+        ours.write().unwrap();
+        assert_eq!(read_eventfd(&theirs), FULL, "without the kernel's help");
+    }
+
+    #[test]
+    fn whoever_fills_the_counter_at_any_moment_holds_up_nobody() {
+        let theirs = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        let ours = EventFd::new(theirs.try_clone().unwrap()).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    (0..50_000).for_each(|_| ours.signal());
+                    done.store(true, std::sync::atomic::Ordering::Release);
+                });
+            }
+            // A write would wait as soon as it came between the filling and the reading.
+            while !done.load(std::sync::atomic::Ordering::Acquire) {
+                if ours.is_ready(PollFlags::IN) {
+                    rustix::io::read(&theirs, &mut [0; 8]).unwrap();
+                }
+                let _ = kernel().map(|_| fill(&theirs));
+            }
+        });
+    }
+
+    /// Fills the counter up, if nobody signals at this moment.
+    fn fill(theirs: &OwnedFd) {
+        use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+        let flags = fcntl_getfl(theirs).unwrap();
+        fcntl_setfl(theirs, flags | OFlags::NONBLOCK).unwrap();
+        let _ = rustix::io::write(theirs, &FULL.to_ne_bytes());
+        fcntl_setfl(theirs, flags).unwrap();
+    }
+
+    #[test]
+    fn as_many_signals_as_threads_are_counted() {
+        let (ours, theirs) = eventfd();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..5_000).for_each(|_| ours.signal()));
+            }
+        });
+        assert_eq!(read_eventfd(&theirs), 40_000);
     }
 
     #[test]
     fn a_file_that_is_no_eventfd_is_refused() {
-        let error = EventFd::new(fs::File::open("/dev/null").unwrap().into()).unwrap_err();
+        let error = EventFd::new(File::open("/dev/null").unwrap().into()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::INVAL.raw_os_error()));
     }
 }
