@@ -3,7 +3,8 @@
 //! ```text
 //!   ioasid run ─┬─ main thread   supervise: waits for the program, passes signals on, performs register accesses
 //!               ├─ tree          FUSE: open, close, /sys files
-//!               ├─ listen × n    ioctl, mmap, pread, pwrite of device files
+//!               ├─ listen × n    ioctl, mmap, pread, pwrite of device files, one more than are busy
+//!               ├─ work × n      what may wait: closes, answers to page requests
 //!               ├─ devices       one thread for each that ever worked
 //!               └─ child         enter: namespaces, mounts, seccomp filter, then the program itself
 //! ```
@@ -44,9 +45,6 @@ pub const EXIT_SETUP: u8 = 125;
 pub const EXIT_CANNOT_RUN: u8 = 126;
 /// There is no such program.
 pub const EXIT_NOT_FOUND: u8 = 127;
-
-/// Threads that answer system calls. One that unmaps waits for DMA, and must not keep the others from being answered.
-const LISTENERS: usize = 4;
 
 /// What to run.
 pub struct Plan {
@@ -203,11 +201,8 @@ fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<Trace
     {
         say!("ioasid: {note}");
     }
-    let listener = Arc::new(channel.receive_descriptor().context("waiting for the system call filter")?);
-    for number in 0..LISTENERS {
-        let listener = Listener::new(server.clone(), tracing.clone(), listener.clone());
-        std::thread::Builder::new().name(format!("listen {number}")).spawn(move || listener.run())?;
-    }
+    let calls = channel.receive_descriptor().context("waiting for the system call filter")?;
+    Listener::new(server.clone(), tracing, calls).start().context("cannot answer the program's system calls")?;
     if server.devices().is_empty() && !server.is_selftest() && !quiet {
         // Nothing wrong with that: /dev/iommu is there. But it is seldom meant.
         say!("ioasid: no --device is given, so there is nothing under /dev/vfio/devices");

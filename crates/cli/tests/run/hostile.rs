@@ -1,6 +1,7 @@
 //! Programs that attack others, or the runner.
 
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use crate::unprivileged::shell_as_user_in;
 use crate::{Test, finish, program_under, succeed};
@@ -15,6 +16,21 @@ pub const TESTS: &[Test] = &[
         }
         let line = "\"$ioasid\" run --quiet --device dsa -- \"$self\" program not-dumpable";
         not_dumpable(&shell_as_user_in("", line, "666"));
+    }),
+    ("requests_that_wait_hold_up_no_others", || {
+        if rustix::process::geteuid().is_root() {
+            drop(succeed(&mut program_under(&["--quiet", "--device", "ioat"], "stuck", &[])));
+        }
+    }),
+    ("a_run_ends_though_a_device_waits_for_memory", || {
+        if rustix::process::geteuid().is_root() {
+            let begin = Instant::now();
+            assert_eq!(
+                succeed(&mut program_under(&["--quiet", "--device", "ioat"], "stuck-and-ended", &[])),
+                "ending\n"
+            );
+            assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        }
     }),
     ("a_runner_that_may_not_change_limits_knows_those_of_others", || {
         if rustix::process::geteuid().is_root() {

@@ -60,6 +60,12 @@ impl Server {
         files.open.len() + files.closing
     }
 
+    /// Whether some program has a device file open. What is not closed to the end yet is nobody's any more.
+    #[must_use]
+    pub fn has_open_files(&self) -> bool {
+        !self.files.lock().open.is_empty()
+    }
+
     /// Notes that an inode was opened.
     ///
     /// # Errors
@@ -142,12 +148,12 @@ impl Server {
         Some((inode, self.open_file(device, inode)?))
     }
 
-    /// Closes every file that is still open, as when the programs that hold them lose their devices. Whoever keeps a
-    /// device from closing, by memory that never answers, is not waited for longer than a few seconds.
+    /// Closes every file that is still open, as when the programs that hold them lose their devices. What keeps a device
+    /// from closing, as memory that never answers, is not waited for longer than half a second.
     pub fn close_all(&self) {
         let inodes: Vec<u64> = self.files.lock().open.keys().copied().collect();
         inodes.into_iter().for_each(|inode| self.released(inode));
-        self.drain(Duration::from_secs(5));
+        self.drain(Duration::from_millis(500));
     }
 }
 

@@ -169,10 +169,11 @@ impl Server {
         result.recv().ok()
     }
 
-    /// Notes that the calling thread answers system calls.
-    pub(crate) fn add_listener(&self) {
+    /// Notes that the calling thread answers system calls, until what is returned is dropped.
+    pub(crate) fn listen(&self) -> Listening<'_> {
         let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).insert(tid);
+        Listening { server: self, tid }
     }
 
     /// Opens a file that a program is to have, in the tree. The calling thread answers system calls.
@@ -207,5 +208,17 @@ impl Server {
     /// What ENQCMD of each process puts on the bus.
     pub(crate) fn enqcmd(&self) -> &Enqcmd {
         &self.enqcmd
+    }
+}
+
+/// A thread that answers system calls.
+pub(crate) struct Listening<'a> {
+    server: &'a Server,
+    tid: u32,
+}
+
+impl Drop for Listening<'_> {
+    fn drop(&mut self) {
+        self.server.listeners.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.tid);
     }
 }

@@ -7,6 +7,7 @@ mod misuse;
 mod registers;
 mod requests;
 mod sharing;
+mod stuck;
 
 use std::os::fd::AsRawFd;
 
@@ -56,6 +57,8 @@ pub fn run(name: &str, arguments: &[String]) {
         "pinned-by-another" => identity::pinned_by_another(argument.parse().unwrap()),
         "asking" => circle::asking(argument),
         "keeping" => circle::keeping(),
+        "stuck" => stuck::requests_wait(),
+        "stuck-and-ended" => stuck::ends_meanwhile(),
         "isolation" => sharing::isolation(),
         "groups" => sharing::groups(),
         "sva" => ioasid_example_dsa::run(64).unwrap(),

@@ -17,6 +17,7 @@ use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -48,44 +49,76 @@ enum Answer {
     NotOurs,
 }
 
+/// Listeners that stay when they have nothing to do.
+const KEPT: usize = 4;
+
 /// Answers system calls until no process is under the filter any more.
 ///
-/// Several threads may do this on the same listener.
+/// A call may wait, for memory of a program or for a device, and must not keep others from being answered: there is
+/// always a thread more than is busy.
+#[derive(Clone)]
 pub struct Listener {
     server: Arc<Server>,
     tracing: Arc<dyn Tracing>,
     descriptor: Arc<OwnedFd>,
+    /// How many threads wait for a call.
+    idle: Arc<AtomicUsize>,
 }
 
 impl Listener {
     /// Answers what arrives on `descriptor`, the result of [`filter::install`].
     #[must_use]
-    pub fn new(server: Arc<Server>, tracing: Arc<dyn Tracing>, descriptor: Arc<OwnedFd>) -> Self {
+    pub fn new(server: Arc<Server>, tracing: Arc<dyn Tracing>, descriptor: OwnedFd) -> Self {
         let sync_wake_up: u64 = 1;
         // SAFETY: takes its argument by value. Older kernels refuse it, and are only slower for it.
         unsafe { libc::ioctl(descriptor.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, sync_wake_up) };
-        Self { server, tracing, descriptor }
+        Self { server, tracing, descriptor: Arc::new(descriptor), idle: Arc::default() }
     }
 
-    /// Answers until the last process under the filter is gone.
-    pub fn run(&self) {
-        self.server.add_listener();
-        loop {
+    /// Starts to answer, until the last process under the filter is gone.
+    ///
+    /// # Errors
+    /// If there can be no thread.
+    pub fn start(self) -> io::Result<()> {
+        std::thread::Builder::new().name("listen".to_owned()).spawn(move || self.run()).map(drop)
+    }
+
+    fn run(&self) {
+        let listening = self.server.listen();
+        while let Some(call) = self.receive() {
+            if self.idle.load(Ordering::Relaxed) == 0 {
+                // Should there be no other thread, the next call waits for this.
+                let _ = self.clone().start();
+            }
+            self.reply(&call, self.answer(&call));
+            if self.idle.load(Ordering::Relaxed) >= KEPT {
+                break;
+            }
+        }
+        drop(listening);
+    }
+
+    /// The next call; `None` if no process is under the filter any more.
+    fn receive(&self) -> Option<libc::seccomp_notif> {
+        self.idle.fetch_add(1, Ordering::Relaxed);
+        let call = loop {
             // SAFETY: plain integers; the kernel wants them zero.
             let mut call: libc::seccomp_notif = unsafe { zeroed() };
             // SAFETY: the structure is the one that the request number was made from.
             let received =
                 unsafe { libc::ioctl(self.descriptor.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &mut call) };
-            if received != 0 {
-                match io::Error::last_os_error().raw_os_error() {
-                    // A thread was killed between its notification and our receiving it, or nobody is left.
-                    Some(libc::EINTR) => continue,
-                    Some(libc::ENOENT) if self.has_processes() => continue,
-                    _ => return,
-                }
+            if received == 0 {
+                break Some(call);
             }
-            self.reply(&call, self.answer(&call));
-        }
+            match io::Error::last_os_error().raw_os_error() {
+                // A thread was killed between its notification and our receiving it, or nobody is left.
+                Some(libc::EINTR) => {}
+                Some(libc::ENOENT) if self.has_processes() => {}
+                _ => break None,
+            }
+        };
+        self.idle.fetch_sub(1, Ordering::Relaxed);
+        call
     }
 
     fn has_processes(&self) -> bool {
