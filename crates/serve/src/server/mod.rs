@@ -5,7 +5,7 @@
 mod files;
 mod workers;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +50,7 @@ pub struct Server {
     /// The root of the tree, from then on.
     root: OnceLock<OwnedFd>,
     /// Files that are about to be opened for a program, by their names.
-    given: Mutex<HashMap<u64, Arc<dyn GivenFile>>>,
+    given: Mutex<BTreeMap<u64, Option<Arc<dyn GivenFile>>>>,
     next_inode: AtomicU64,
     /// The threads that answer system calls: the tree tells them another size of the device files than programs.
     listeners: Mutex<HashSet<u32>>,
@@ -182,18 +182,22 @@ impl Server {
     /// Of opening a file.
     pub(crate) fn open_given(&self, file: Arc<dyn GivenFile>) -> Result<OwnedFd, Errno> {
         let root = self.root.get().ok_or(Errno::NODEV)?;
-        let name = self.new_inode();
         let given = || self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given().insert(name, file);
+        // The first name that is free: the kernel remembers each name that it has looked up, and what it was.
+        let name = {
+            let mut given = given();
+            let taken = (0..).zip(given.keys()).take_while(|(free, taken)| free == *taken).count() as u64;
+            given.insert(taken, Some(file));
+            taken
+        };
         let opened = openat(root, format!("{GIVEN}/{name}"), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-        // If it was not opened.
         given().remove(&name);
         opened
     }
 
     /// Takes the file that is to be opened by this name.
     pub(crate) fn take_given(&self, name: u64) -> Option<Arc<dyn GivenFile>> {
-        self.given.lock().unwrap_or_else(PoisonError::into_inner).remove(&name)
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&name)?.take()
     }
 
     /// Whether this thread, known by its number, answers system calls.
