@@ -17,6 +17,13 @@ pub const TESTS: &[Test] = &[
         let line = "\"$ioasid\" run --quiet --device dsa -- \"$self\" program not-dumpable";
         not_dumpable(&shell_as_user_in("", line, "666"));
     }),
+    ("what_linux_pins_can_be_mapped_and_nothing_else", || {
+        // A file system that writes back is wanted, which the one that was built on is.
+        let file = std::env::current_exe().unwrap().with_extension(format!("pinning-{}", std::process::id()));
+        let output = finish(&mut program_under(DSA, "pinning", &[file.to_str().unwrap()]));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "as Linux\n", "{errors}");
+    }),
     ("requests_that_wait_hold_up_no_others", || {
         if rustix::process::geteuid().is_root() {
             drop(succeed(&mut program_under(&["--quiet", "--device", "ioat"], "stuck", &[])));

@@ -2,8 +2,9 @@
 //!
 //! Touching a page of a mapping beyond the end of its file raises SIGBUS, and the owner of the file decides where it
 //! ends. So every such mapping is entered in a list that the SIGBUS handler looks through: a fault inside one marks it
-//! as failed and puts empty pages in place of the whole of it, so that the copy in progress ends, its result is thrown
-//! away, and there is no second fault. A SIGBUS anywhere else goes to whatever handled it before.
+//! as lost from there on, as a file ends but once, and puts empty pages in place of all of that. So the copy in progress
+//! ends, its result is thrown away, and there is no second fault. A SIGBUS anywhere else goes to whatever handled it
+//! before.
 //!
 //! The list only grows, so that the handler can walk it without a lock; entries are reused. A count in each entry,
 //! odd while its fields change, keeps the handler from taking an old length for a new address.
@@ -14,7 +15,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
@@ -27,26 +28,34 @@ pub(crate) struct Entry {
     start: AtomicUsize,
     /// Zero while the entry guards nothing.
     length: AtomicUsize,
-    failed: AtomicBool,
+    /// Bytes of a page of the mapping.
+    page: AtomicUsize,
+    /// The first address that turned out not to exist, as all behind it; [`NOTHING`] if all exist.
+    lost: AtomicUsize,
     /// The next entry of all that there are.
     next: AtomicPtr<Entry>,
     /// The next entry that guards nothing. Changed under the lock on `FREE`.
     next_free: AtomicPtr<Entry>,
 }
 
+/// Nothing is lost.
+const NOTHING: usize = usize::MAX;
+
 impl Entry {
-    /// Whether bytes of the mapping turned out not to exist.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+    /// Whether some of `length` bytes at `start`, which are in the mapping, turned out not to exist.
+    pub(crate) fn has_lost(&self, start: NonNull<u8>, length: usize) -> bool {
+        self.lost.load(Ordering::Relaxed) < start.addr().get() + length
     }
 
     /// Changes what is guarded. Only the map that took the entry off the free list calls this.
-    fn set(&self, start: usize, length: usize) {
+    fn set(&self, start: usize, length: usize, page: usize) {
         let changes = self.changes.load(Ordering::Relaxed);
         self.changes.store(changes + 1, Ordering::Relaxed);
         fence(Ordering::Release);
         self.start.store(start, Ordering::Relaxed);
         self.length.store(length, Ordering::Relaxed);
+        self.page.store(page, Ordering::Relaxed);
+        self.lost.store(NOTHING, Ordering::Relaxed);
         self.changes.store(changes + 2, Ordering::Release);
     }
 
@@ -79,8 +88,9 @@ pub(crate) fn memory_lost() -> u64 {
 #[cold]
 pub(crate) fn lost_at(start: usize, length: usize) -> bool {
     entries().any(|entry| {
-        let mapped = |(from, mapped): (usize, usize)| from < start + length && start < from + mapped;
-        entry.has_failed() && entry.range().is_some_and(mapped)
+        let lost = entry.lost.load(Ordering::Relaxed);
+        let mapped = |(from, mapped): (usize, usize)| lost < start + length && start < from + mapped;
+        lost != NOTHING && entry.range().is_some_and(mapped)
     })
 }
 
@@ -104,17 +114,18 @@ unsafe impl Send for GuardedMap {}
 unsafe impl Sync for GuardedMap {}
 
 impl GuardedMap {
-    /// Maps `length` bytes of `file` at `offset`.
+    /// Maps `length` bytes of `file` at `offset`, both multiples of its pages, which are large ones in hugetlbfs. No
+    /// memory is set aside for them.
     pub(crate) fn new(file: BorrowedFd<'_>, offset: u64, length: u64, writable: bool) -> io::Result<Self> {
         install_handler()?;
         let length = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
         let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
-        let start = unsafe { rustix::mm::mmap(ptr::null_mut(), length, prot, MapFlags::SHARED, file, offset) }?;
+        let start = unsafe { rustix::mm::mmap(ptr::null_mut(), length, prot, flags, file, offset) }?;
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         let entry = take_entry();
-        entry.failed.store(false, Ordering::Relaxed);
-        entry.set(start.as_ptr() as usize, length);
+        entry.set(start.as_ptr() as usize, length, page_of(file));
         Ok(Self { start, length, entry })
     }
 
@@ -122,13 +133,26 @@ impl GuardedMap {
         self.start
     }
 
-    /// Brings every page in, so that no copy has to wait for one. Fails if one does not exist.
+    pub(super) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The address of the byte at `offset`, which is in the mapping.
+    pub(super) fn at(&self, offset: usize) -> NonNull<u8> {
+        assert!(offset < self.length, "a byte of the mapping");
+        // SAFETY: within the mapping.
+        unsafe { self.start.add(offset) }
+    }
+
+    /// Brings every page in that `length` bytes from `offset` on are in, so that no copy has to wait for one. Fails if
+    /// one does not exist.
     ///
     /// For reading only, as the kernel then brings in several at once; pages of shared memory are writable all the
     /// same.
-    pub(crate) fn populate(&self) -> io::Result<()> {
+    pub(crate) fn populate(&self, offset: usize, length: usize) -> io::Result<()> {
+        assert!(offset.checked_add(length).is_some_and(|end| end <= self.length), "bytes of the mapping");
         // SAFETY: this advice changes no bytes.
-        match unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, libc::MADV_POPULATE_READ) } {
+        match unsafe { libc::madvise(self.at(offset).as_ptr().cast(), length, libc::MADV_POPULATE_READ) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -153,7 +177,7 @@ impl GuardedMap {
 impl Drop for GuardedMap {
     fn drop(&mut self) {
         // First out of the list: the address may be another mapping's as soon as it is unmapped.
-        self.entry.set(0, 0);
+        self.entry.set(0, 0, PAGE);
         // SAFETY: the mapping is ours, and every user of it has let go of the owner of this object.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
         debug_assert!(unmapped.is_ok());
@@ -177,7 +201,8 @@ fn take_entry() -> &'static Entry {
         changes: AtomicUsize::new(0),
         start: AtomicUsize::new(0),
         length: AtomicUsize::new(0),
-        failed: AtomicBool::new(false),
+        page: AtomicUsize::new(PAGE),
+        lost: AtomicUsize::new(NOTHING),
         next: AtomicPtr::new(ptr::null_mut()),
         next_free: AtomicPtr::new(ptr::null_mut()),
     }));
@@ -188,6 +213,19 @@ fn take_entry() -> &'static Entry {
             Ok(_) => return entry,
             Err(now) => first = now,
         }
+    }
+}
+
+/// In a siginfo: memory is broken, and no thread was reading it (sigaction(2)).
+const BUS_MCEERR_AO: libc::c_int = 5;
+/// Bytes of a page, where nothing else is said.
+const PAGE: usize = super::PAGE_SIZE as usize;
+
+/// Bytes of a page of a file: the file system's where it is one of large pages.
+fn page_of(file: BorrowedFd<'_>) -> usize {
+    match rustix::fs::fstatfs(file) {
+        Ok(system) if system.f_type == libc::HUGETLBFS_MAGIC => (system.f_bsize as usize).max(PAGE),
+        _ => PAGE,
     }
 }
 
@@ -225,8 +263,9 @@ fn install() -> io::Result<()> {
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel hands a valid siginfo to an SA_SIGINFO handler.
     let code = unsafe { (*info).si_code };
-    // A signal that a process sent says nothing about memory, whatever address is in it.
-    if code <= 0 {
+    // A signal that a process sent says nothing about memory, whatever address is in it; and of broken memory that no
+    // thread has met, whoever meets it is told.
+    if code <= 0 || code == BUS_MCEERR_AO {
         return pass_on_sent(signal, info, context);
     }
     // SAFETY: a SIGBUS that the kernel raises carries an address.
@@ -235,13 +274,17 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
         if let Some((start, length)) = entry.range()
             && address.wrapping_sub(start) < length
         {
-            entry.failed.store(true, Ordering::Relaxed);
+            let page = entry.page.load(Ordering::Relaxed).max(PAGE);
+            let lost = address & !(page - 1);
+            entry.lost.fetch_min(lost, Ordering::Relaxed);
             LOST.fetch_add(1, Ordering::Release);
             let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             let prot = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: replaces a mapping that this module owns and that a thread is using right now, so that its owner
-            // is alive; all of it, so that no more mappings come of it, however often this happens.
-            if unsafe { libc::mmap(start as *mut libc::c_void, length, prot, flags, -1, 0) } != libc::MAP_FAILED {
+            let rest = start + length - lost;
+            // SAFETY: replaces part of a mapping that this module owns and that this thread is using right now, so that
+            // its owner is alive; all that is lost of it, so that no more than one mapping comes of it, however often
+            // this happens.
+            if unsafe { libc::mmap(lost as *mut libc::c_void, rest, prot, flags, -1, 0) } != libc::MAP_FAILED {
                 return;
             }
             break;

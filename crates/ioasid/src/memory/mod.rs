@@ -12,6 +12,8 @@
 //! ```
 
 mod account;
+mod file_map;
+mod file_systems;
 mod fragments;
 mod guard;
 mod identity;

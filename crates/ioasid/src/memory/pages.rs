@@ -155,8 +155,8 @@ impl Pages {
             if end > file.metadata()?.len() {
                 return Err(ImportError::NotInFile);
             }
-            match Segment::file_populated(file, start, length, writable) {
-                Ok(segment) => Ok(vec![segment]),
+            match Segment::of_file(file, start, length, writable) {
+                Ok(segments) => Ok(segments),
                 Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Err(ImportError::NotInFile),
                 Err(error) => Err(error.into()),
             }

@@ -2,9 +2,12 @@
 //!
 //! For each mapping the first way that works is taken:
 //!
-//! 1. a shared mapping is mapped here too, through `/proc/PID/map_files` (privileged) or through a descriptor that the
-//!    process has open on the same file;
+//! 1. a shared mapping of what lies in memory is mapped here too, through `/proc/PID/map_files` (privileged) or through
+//!    a descriptor that the process has open on the same file;
 //! 2. everything else is copied through `/proc/PID/mem`.
+//!
+//! What Linux does not pin is refused as it is there: memory without the access that is asked for, pages of a file that
+//! may have to be written back, for writing, and what belongs to the kernel or is kept secret from it.
 //!
 //! `/proc/PID/mem` rather than `process_vm_readv`: an open file of it stays with the address space it was opened on, so
 //! that after an exec, or after the process number went to another process, DMA fails instead of reaching other memory.
@@ -20,6 +23,7 @@ use iopt::Access;
 use thiserror::Error;
 
 use super::PAGE_SIZE;
+use super::file_systems::FileSystems;
 use super::identity::Identity;
 use super::process_id::ProcessId;
 use super::segment::{RemoteMemory, Segment};
@@ -59,6 +63,7 @@ struct ProcessMemory {
     /// Files that its shared mappings are of and that are open here, by device and inode number, and whether for
     /// writing: a descriptor for each, and not for each mapping.
     files: Mutex<Files, rank::Files>,
+    systems: FileSystems,
 }
 
 type Files = BTreeMap<(u64, u64, bool), Weak<File>>;
@@ -116,7 +121,8 @@ impl Process {
         let id = ProcessId::of(tid)?;
         let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{tid}/mem"))?;
         let vmas = VmaQuery::new(tid)?;
-        Ok(Self(Arc::new(ProcessMemory { tid, id, memory, vmas, pages, files: Mutex::default() })))
+        let (files, systems) = (Mutex::default(), FileSystems::default());
+        Ok(Self(Arc::new(ProcessMemory { tid, id, memory, vmas, pages, files, systems })))
     }
 
     /// Whether the thread `tid` belongs to the process that was opened, and that is still the same program. Reads the
@@ -188,30 +194,51 @@ impl Process {
         let mut at = start;
         while at < end {
             let vma = self.0.vmas.at(at)?.ok_or(ImportError::BadAddress(at))?;
-            if !vma.readable || (access.contains(Access::WRITE) && !vma.writable) || !is_memory(&vma) {
+            if !is_memory(&vma) {
                 return Err(ImportError::BadAddress(at));
             }
             let stop = vma.end.min(end);
-            segments.push(self.segment(&vma, at, stop - at)?);
+            self.segments(&vma, at, stop - at, access, &mut segments)?;
             at = stop;
         }
         Ok(segments)
     }
 
     /// Part of one mapping. What is mapped here has its pages brought in, as pinning does.
-    fn segment(&self, vma: &Vma, at: u64, length: u64) -> Result<Segment, ImportError> {
-        if vma.shared
-            && let Some(file) = self.shared_file(vma)
-        {
+    fn segments(
+        &self,
+        vma: &Vma,
+        at: u64,
+        length: u64,
+        access: Access,
+        segments: &mut Vec<Segment>,
+    ) -> Result<(), ImportError> {
+        let write = access.contains(Access::WRITE);
+        let is_file = vma.shared && vma.inode != 0;
+        let in_memory = is_file && self.0.systems.is_in_memory(vma.dev, self.0.tid);
+        let allowed = if write { vma.writable } else { vma.readable };
+        if !allowed || (is_file && write && !in_memory) {
+            return Err(ImportError::BadAddress(at));
+        }
+        if in_memory && let Some(file) = self.shared_file(vma) {
             let offset = vma.offset + (at - vma.start);
-            match Segment::file_populated(&file, offset, length, vma.writable) {
-                Ok(segment) => return Ok(segment),
+            match Segment::of_file(&file, offset, length, vma.writable) {
+                Ok(parts) => {
+                    segments.extend(parts);
+                    return Ok(());
+                }
                 Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Err(ImportError::BadAddress(at)),
-                // A file that cannot be mapped in such a piece (huge pages) can still be copied from and to.
+                // What cannot be mapped here can still be copied from and to.
                 Err(_) => {}
             }
         }
-        Ok(Segment::remote(self.0.clone(), at, length))
+        // What no process can write may be the kernel's, and a file may be one that is kept from it. (Where a process
+        // can write, a look costs more than it tells.)
+        if (is_file || !vma.writable) && self.0.memory.read_at(&mut [0], at).is_err() {
+            return Err(ImportError::BadAddress(at));
+        }
+        segments.push(Segment::remote(self.0.clone(), at, length));
+        Ok(())
     }
 
     /// The file that is mapped there, opened here.

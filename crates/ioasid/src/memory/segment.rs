@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::PAGE_SIZE;
+use super::file_map::{FileMap, Part};
 use super::guard::{Entry, GuardedMap};
 use super::identity::Identity;
 use crate::base::callback;
@@ -140,10 +141,13 @@ impl Backing {
         }
     }
 
-    /// Whether the memory behind turned out not to exist any more (a file that was cut short).
-    pub(crate) fn is_gone(&self) -> bool {
+    /// Whether the memory behind `length` bytes from `offset` on turned out not to exist any more (a file that was cut
+    /// short).
+    pub(crate) fn is_gone(&self, offset: u64, length: u64) -> bool {
         match self {
-            Self::Local { guard: Some(guard), .. } => guard.has_failed(),
+            Self::Local { start, guard: Some(guard), .. } => {
+                guard.has_lost(shared::after(*start, offset), length as usize)
+            }
             _ => false,
         }
     }
@@ -206,17 +210,21 @@ impl Segment {
         Ok(Self::guarded(map, file, offset, length, writable))
     }
 
-    /// As [`Segment::file`], with every page brought in.
+    /// `length` bytes of `file` at `offset`, both multiples of the page size, with every page brought in; in mappings
+    /// that all have who need the same parts of the file.
     ///
     /// # Errors
     /// Of `mmap`; `EFAULT` if a page does not exist.
-    pub(crate) fn file_populated(file: &Arc<File>, offset: u64, length: u64, writable: bool) -> io::Result<Self> {
-        let map = GuardedMap::new(file.as_fd(), offset, length, writable)?;
-        match map.populate() {
-            // Before Linux 5.14 pages come in as they are touched.
-            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(error),
-            _ => Ok(Self::guarded(map, file, offset, length, writable)),
-        }
+    pub(crate) fn of_file(file: &Arc<File>, offset: u64, length: u64, writable: bool) -> io::Result<Vec<Self>> {
+        let mut at = offset;
+        let segment = |part: Part| {
+            let file = Some(FileRange { file: part.map.file().clone(), offset: at });
+            at += part.length;
+            let guard = Some(part.map.map().entry());
+            let backing = Backing::Local { start: part.start, guard, writable, file, keep: part.map };
+            Self { backing, length: part.length }
+        };
+        Ok(FileMap::parts(file, offset, length, writable)?.into_iter().map(segment).collect())
     }
 
     fn guarded(map: GuardedMap, file: &Arc<File>, offset: u64, length: u64, writable: bool) -> Self {

@@ -248,7 +248,9 @@ impl Translator {
         let block = Block::of(&found, window);
         let length = (1 << block.shift) - (found.pa - block.pa);
         let place = match window.backing() {
-            backing if backing.is_gone() => return Err(FaultReason::MemoryGone),
+            backing if backing.is_gone(block.pa - window.base(), 1 << block.shift) => {
+                return Err(FaultReason::MemoryGone);
+            }
             Backing::Local { start, .. } => {
                 let start = start.as_ptr().wrapping_add((block.pa - window.base()) as usize);
                 self.iotlb.insert(domain, iova, Page { start, shift: block.shift, access: cachable });

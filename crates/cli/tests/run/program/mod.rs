@@ -4,6 +4,7 @@ pub mod circle;
 mod identity;
 mod life;
 mod misuse;
+mod pinning;
 mod registers;
 mod requests;
 mod sharing;
@@ -59,6 +60,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "keeping" => circle::keeping(),
         "stuck" => stuck::requests_wait(),
         "stuck-and-ended" => stuck::ends_meanwhile(),
+        "pinning" => pinning::as_linux(argument),
         "isolation" => sharing::isolation(),
         "groups" => sharing::groups(),
         "sva" => ioasid_example_dsa::run(64).unwrap(),
