@@ -9,6 +9,7 @@
 //! ```
 //! The tree itself is mounted on `/dev/vfio` first, and then covered by its own part that belongs there.
 
+use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io;
@@ -21,7 +22,7 @@ use anyhow::{Context as _, Result, anyhow};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-use rustix::process::{Pid, Signal, getegid, geteuid, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getegid, geteuid, getppid, set_parent_process_death_signal};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::channel::Channel;
@@ -31,21 +32,13 @@ use super::{EXIT_CANNOT_RUN, EXIT_NOT_FOUND, EXIT_SETUP, Plan, graft};
 /// Where the whole tree is mounted, before it is covered.
 const STAGE: &str = "/dev/vfio";
 
-/// Starts the child. Called before this process has any threads.
-#[allow(unsafe_code, reason = "fork")]
-pub fn spawn(channel: Channel, plan: &Plan, signals: &Signals) -> io::Result<Pid> {
-    let runner = getpid();
-    // SAFETY: there is only this thread, so the child may do whatever this process could.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => {
-            let failed = become_program(&channel, plan, signals, runner);
-            channel.send_error(&format!("{failed:#}"));
-            // SAFETY: ends the child without running what the runner registered for its own end.
-            unsafe { libc::_exit(i32::from(EXIT_SETUP)) }
-        }
-        child => Pid::from_raw(child).ok_or_else(|| io::ErrorKind::Other.into()),
-    }
+/// What the child does: returns only by ending it.
+#[allow(unsafe_code, reason = "the child ends without what the runner registered for its own end")]
+pub fn enter(channel: &Channel, plan: &Plan, signals: &Signals, runner: Pid) -> Infallible {
+    let failed = become_program(channel, plan, signals, runner);
+    channel.send_error(&format!("{failed:#}"));
+    // SAFETY: takes a number.
+    unsafe { libc::_exit(i32::from(EXIT_SETUP)) }
 }
 
 /// Returns only if it fails.
@@ -74,9 +67,9 @@ fn become_program(channel: &Channel, plan: &Plan, signals: &Signals, runner: Pid
 }
 
 fn prepare(channel: &Channel, runner: Pid, selftest: bool) -> Result<()> {
-    // Neither may outlive the other.
+    // The guardian ends it when the runner ends, unless somebody has ended the guardian.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    if getppid() != Some(runner) {
+    if getppid().is_none_or(|guardian| guardian == runner) {
         return Err(anyhow!("the runner is gone"));
     }
     let unprivileged = new_namespaces()?;

@@ -6,7 +6,8 @@
 //!               ├─ listen × n    ioctl, mmap, pread, pwrite of device files, one more than are busy
 //!               ├─ work × n      what may wait: closes, answers to page requests
 //!               ├─ devices       one thread for each that ever worked
-//!               └─ child         enter: namespaces, mounts, seccomp filter, then the program itself
+//!               └─ guardian      a process that leaves nobody behind
+//!                   └─ child     enter: namespaces, mounts, seccomp filter, then the program itself
 //! ```
 //! The child is made before the first thread, prepares its surroundings with this process's help (it needs the tree
 //! to be served while it mounts it), and becomes the program.
@@ -14,6 +15,7 @@
 mod channel;
 mod enter;
 mod graft;
+mod guardian;
 mod supervise;
 
 use std::ffi::OsString;
@@ -29,7 +31,7 @@ use ioasid_serve::way::listen::Listener;
 use ioasid_serve::way::trap::Tracer;
 use ioasid_serve::way::tree::Tree;
 use ioasid_serve::{Options, Server};
-use rustix::process::Pid;
+use rustix::process::getpid;
 
 use crate::machine::{self, DeviceError, DeviceOption};
 use crate::report::{Collector, Ending, Report, Style, Traffic};
@@ -145,26 +147,30 @@ pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Resul
 
     let signals = supervise::block_signals().map_err(|error| Failure::Setup(error.into()))?;
     let (ours, theirs) = Channel::pair().map_err(|error| Failure::Setup(error.into()))?;
-    let child = enter::spawn(theirs, &plan, &signals).map_err(|error| Failure::Setup(error.into()))?;
+    let runner = getpid();
+    let child = || enter::enter(&theirs, &plan, &signals, runner);
+    let child = guardian::Program::start(&ours, child).map_err(Failure::Setup)?;
+    drop(theirs);
     raise_descriptor_limit();
     let prepared = prepare(&server, &ours, quiet);
     let mut tracer = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            supervise::give_up(child);
+            child.give_up();
             return Err(Failure::Setup(error));
         }
     };
     if let Some((status, why)) = ours.program_failure() {
-        supervise::give_up(child);
+        child.give_up();
         return Err(Failure::Program(status, why));
     }
     drop(ours);
-    warn_if_out_of_reach(child);
+    warn_if_out_of_reach(child.number);
     started(&server);
     let ending =
-        supervise::wait(child, &mut tracer, &signals, &server, quiet).map_err(|error| Failure::Setup(error.into()))?;
+        supervise::wait(&child, &mut tracer, &signals, &server, quiet).map_err(|error| Failure::Setup(error.into()))?;
     server.close_all();
+    child.let_go();
     if let Some(error) = collector.refused_memory()
         && !quiet
     {
@@ -212,8 +218,7 @@ fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<Trace
 }
 
 /// Says so if the program's memory and descriptors cannot be reached, without which its requests cannot be answered.
-fn warn_if_out_of_reach(program: Pid) {
-    let number = program.as_raw_nonzero().get() as u32;
+fn warn_if_out_of_reach(number: u32) {
     let is_denied = || {
         let opened = ioasid::memory::Process::open(number);
         opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) && {

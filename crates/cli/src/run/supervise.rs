@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use ioasid_serve::Server;
 use ioasid_serve::way::trap::{Stopped, Tracer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::Pid;
 
+use super::guardian::{Event, Program};
 use crate::report::Ending;
 
 /// Signals that are passed on to the program. SIGCHLD is for the runner; the others cannot be caught or are its own.
@@ -94,51 +94,48 @@ pub fn block_signals() -> io::Result<Signals> {
     }
 }
 
-/// What one `waitpid` said.
-enum Change {
-    Ended(Ending),
-    Stopped(i32),
-}
-
-/// The next change of a child or traced thread, if there is one now.
-fn next_change() -> Option<(u32, Change)> {
+/// The next change of a traced thread, or of the guardian, if there is one now: the thread, and the status if it has
+/// not ended.
+fn next_change() -> Option<(u32, Option<i32>)> {
     let mut status = 0;
     // SAFETY: `status` is written by the call.
-    let number = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::WNOHANG | libc::WUNTRACED) };
+    let number = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::WNOHANG) };
     let tid = u32::try_from(number).ok().filter(|&tid| tid > 0)?;
-    let change = if libc::WIFEXITED(status) {
-        Change::Ended(Ending::Status(libc::WEXITSTATUS(status)))
-    } else if libc::WIFSIGNALED(status) {
-        Change::Ended(Ending::Signal(libc::WTERMSIG(status)))
-    } else {
-        Change::Stopped(status)
-    };
-    Some((tid, change))
+    Some((tid, libc::WIFSTOPPED(status).then_some(status)))
 }
 
 /// Waits until the program has ended and nobody uses its devices any more; returns how it ended.
-pub fn wait(program: Pid, tracer: &mut Tracer, signals: &Signals, server: &Server, quiet: bool) -> io::Result<Ending> {
-    let number = program.as_raw_nonzero().get() as u32;
+pub fn wait(
+    program: &Program,
+    tracer: &mut Tracer,
+    signals: &Signals,
+    server: &Server,
+    quiet: bool,
+) -> io::Result<Ending> {
     let mut ending: Option<(Ending, Instant)> = None;
     let mut told = quiet;
     loop {
-        while let Some((tid, change)) = next_change() {
-            match change {
-                Change::Ended(how) => {
-                    tracer.ended(tid);
-                    if tid == number {
-                        ending = Some((how, Instant::now()));
-                    }
-                }
-                // What carries an event is a tracer's affair, whoever it is about.
-                Change::Stopped(status) if status >> 16 != 0 || tracer.traces(tid) || tid != number => {
+        while let Some((tid, stopped)) = next_change() {
+            match stopped {
+                None => tracer.ended(tid),
+                Some(status) if !program.is_guarded_by(tid) => {
                     if let Stopped::ByJobControl(signal) = tracer.stopped(tid, status)
-                        && tid == number
+                        && tid == program.number
                     {
                         stop_too(signal);
                     }
                 }
-                Change::Stopped(status) => stop_too(libc::WSTOPSIG(status)),
+                Some(_) => {}
+            }
+        }
+        while ending.is_none()
+            && let Some(event) = program.next_event()
+        {
+            match event {
+                Event::Ended(how) => ending = Some((how, Instant::now())),
+                // What is traced is heard of as a tracer hears of it.
+                Event::Stopped(signal) if !tracer.traces(program.number) => stop_too(signal),
+                Event::Stopped(_) => {}
             }
         }
         tracer.serve_requests();
@@ -160,14 +157,17 @@ pub fn wait(program: Pid, tracer: &mut Tracer, signals: &Signals, server: &Serve
         let mut polled = [
             PollFd::from_borrowed_fd(signals.descriptor.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(tracer.wake(), PollFlags::IN),
+            PollFd::from_borrowed_fd(program.events(), PollFlags::IN),
         ];
-        match poll(&mut polled, timeout.as_ref()) {
+        // Nothing more is heard of a program that has ended.
+        let polled = if ending.is_some() { &mut polled[..2] } else { &mut polled[..] };
+        match poll(polled, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         while let Some(info) = signals.next() {
             match ending {
-                None => pass_on(number, &info),
+                None => pass_on(program, &info),
                 Some((how, _)) if ends_the_wait(info.ssi_signo as i32) => return Ok(how),
                 Some(_) => {}
             }
@@ -179,12 +179,11 @@ fn ends_the_wait(signal: i32) -> bool {
     matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)
 }
 
-fn pass_on(program: u32, info: &libc::signalfd_siginfo) {
+fn pass_on(program: &Program, info: &libc::signalfd_siginfo) {
     let signal = info.ssi_signo as i32;
     let by_somebody = matches!(info.ssi_code, libc::SI_USER | libc::SI_QUEUE | libc::SI_TKILL);
     if signal != libc::SIGCHLD && by_somebody {
-        // SAFETY: takes no pointers. The program has not been waited for, so its number is its own.
-        unsafe { libc::kill(program as i32, signal) };
+        program.signal(signal);
     }
 }
 
@@ -195,15 +194,6 @@ fn stop_too(signal: i32) {
     if matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) {
         // SAFETY: takes no pointers.
         unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
-    }
-}
-
-/// Ends a child that is not the program yet, or not any more.
-pub fn give_up(child: Pid) {
-    // SAFETY: takes no pointers but `status`, which is not asked for. The child has not been waited for.
-    unsafe {
-        libc::kill(child.as_raw_nonzero().get(), libc::SIGKILL);
-        libc::waitpid(child.as_raw_nonzero().get(), std::ptr::null_mut(), 0);
     }
 }
 

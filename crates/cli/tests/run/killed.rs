@@ -11,6 +11,7 @@ use crate::{Test, eventually, program_under, succeed};
 pub const TESTS: &[Test] = &[
     ("a_hundred_runs_killed_at_random_leave_nothing", a_hundred_runs),
     ("three_hundred_runners_killed_while_they_ask_their_own_tree_go", killed_while_asking),
+    ("nobody_outlives_a_runner_that_is_killed", nobody_outlives_a_runner),
     ("what_is_mapped_keeps_no_run_from_ending", || {
         let text = succeed(&mut program_under(&["--device", "ioat", "--quiet"], "keeping", &[]));
         assert_eq!(text, "mapped\n");
@@ -19,8 +20,8 @@ pub const TESTS: &[Test] = &[
 
 const RUNS: u32 = 100;
 
-/// Processes that were not there before and belong to a run: the runner's and the program's.
-fn processes() -> BTreeSet<u32> {
+/// Processes of the runs with this mark among their arguments: the runner's and the program's.
+fn processes(mark: &str) -> BTreeSet<u32> {
     let exe = std::env::current_exe().unwrap();
     let ours = [exe, crate::ioasid()];
     let numbers =
@@ -29,7 +30,7 @@ fn processes() -> BTreeSet<u32> {
         .filter(|number| *number != std::process::id())
         .filter(|number| {
             std::fs::read_link(format!("/proc/{number}/exe")).is_ok_and(|link| ours.contains(&link))
-                && std::fs::read_to_string(format!("/proc/{number}/cmdline")).is_ok_and(|line| line.contains("kill-me"))
+                && std::fs::read_to_string(format!("/proc/{number}/cmdline")).is_ok_and(|line| line.contains(mark))
         })
         .collect()
 }
@@ -43,19 +44,22 @@ fn a_hundred_runs() {
     let before = fuse_connections();
     let mut copying = 0;
     for run in 0..RUNS {
-        let mut child = program_under(&["--device", "ioat"], "endless", &["kill-me"])
+        let mut child = program_under(&["--device", "ioat"], "endless", &["kill-me-at-random"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         std::thread::sleep(Duration::from_micros(u64::from(random >> 12) % 60_000));
-        // The runner one time, the program the other.
-        let victim = if run % 2 == 0 {
-            Some(child.id())
-        } else {
-            let children = format!("/proc/{0}/task/{0}/children", child.id());
-            std::fs::read_to_string(children).ok().and_then(|text| text.split_whitespace().next()?.parse().ok())
+        // The runner one time, what is between them another, and the program.
+        let first_child = |number: u32| -> Option<u32> {
+            let children = std::fs::read_to_string(format!("/proc/{number}/task/{number}/children")).ok()?;
+            children.split_whitespace().next()?.parse().ok()
+        };
+        let victim = match run % 3 {
+            0 => Some(child.id()),
+            1 => first_child(child.id()),
+            _ => first_child(child.id()).and_then(first_child),
         };
         // SAFETY: takes no pointers; the victim is our child, or its child, which it has not waited for.
         unsafe { libc::kill(victim.unwrap_or(child.id()) as i32, libc::SIGKILL) };
@@ -66,7 +70,7 @@ fn a_hundred_runs() {
         };
         copying += u32::from(output.contains("copying"));
         child.wait().unwrap();
-        eventually("every process of the run is gone", || processes().is_empty());
+        eventually("every process of the run is gone", || processes("kill-me-at-random").is_empty());
     }
     assert!(copying >= RUNS / 4, "only {copying} of {RUNS} runs had begun to copy when they were killed");
     eventually("no FUSE connection is left", || fuse_connections() <= before);
@@ -77,11 +81,11 @@ fn a_hundred_runs() {
 /// A thread that waits for what only its own process could tell it must not keep that from ending.
 fn killed_while_asking() {
     let ioat = |name: &str, argument: &str| {
-        program_under(&["--device", "ioat", "--memlock", "unlimited", "--quiet"], name, &[argument, "kill-me"])
+        program_under(&["--device", "ioat", "--memlock", "unlimited", "--quiet"], name, &[argument, "kill-me-asking"])
     };
     for run in 0..300 {
         let command = match run % 6 {
-            0 => ioat("mapping", "kill-me"),
+            0 => ioat("mapping", "kill-me-asking"),
             way => ioat("asking", WAYS[way - 1]),
         };
         // Without these capabilities it has to look for shared memory among the program's files.
@@ -106,8 +110,45 @@ fn killed_after(mut command: Command, time: Duration) {
     std::thread::sleep(time);
     child.kill().unwrap();
     let killed = Instant::now();
-    while child.try_wait().unwrap().is_none() || !processes().is_empty() {
-        assert!(killed.elapsed() < Duration::from_secs(1), "{command:?}: {:?}", processes());
+    while child.try_wait().unwrap().is_none() || !processes("kill-me-asking").is_empty() {
+        assert!(killed.elapsed() < Duration::from_secs(1), "{command:?}: {:?}", processes("kill-me-asking"));
         std::thread::sleep(Duration::from_micros(500));
     }
+}
+
+/// Not a program that has changed its user, nor what it started and left, nor who has a session of their own.
+fn nobody_outlives_a_runner() {
+    let seconds = format!("{}.{}", 7000 + std::process::id() % 1000, std::process::id());
+    let scripts = [
+        format!("setsid sleep {seconds} & (sleep {seconds} &) & echo ready; exec sleep {seconds}"),
+        format!("echo ready; exec setpriv --reuid=65534 --regid=65534 --clear-groups sleep {seconds}"),
+        format!("(setpriv --reuid=65534 --regid=65534 --clear-groups setsid sleep {seconds} &); echo ready; exit 0"),
+    ];
+    let count = if rustix::process::geteuid().is_root() { scripts.len() } else { 1 };
+    for script in &scripts[..count] {
+        let mut child = crate::ioasid_run(&["--quiet", "--device", "ioat"])
+            .args(["sh", "-c", &format!("exec 3</dev/iommu; {script}")])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        eventually("they sleep", || sleepers(&seconds) > 0);
+        std::thread::sleep(Duration::from_millis(20));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let killed = Instant::now();
+        while sleepers(&seconds) > 0 {
+            assert!(killed.elapsed() < Duration::from_secs(1), "{script}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Processes that sleep for so long.
+fn sleepers(seconds: &str) -> usize {
+    let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let line = |path: std::path::PathBuf| std::fs::read_to_string(path.join("cmdline")).unwrap_or_default();
+    entries.filter(|entry| line(entry.path()) == format!("sleep\0{seconds}\0")).count()
 }

@@ -1,0 +1,279 @@
+//! The process between the runner and the program, which leaves nobody behind.
+//!
+//! ```text
+//!   runner ──────── guardian ──────── program ──┬── its children, …
+//!     │   ◄─events──   ▲                        └── those whose parents end become the guardian's
+//!     └────done──────► │
+//! ```
+//! A process can ask the kernel to end it when its parent ends, but a change of its user undoes that, and its children
+//! know nothing of it. So the parent is a process that nothing happens to: it adopts whatever the program leaves
+//! (PR_SET_CHILD_SUBREAPER), tells the runner how the program fares, and if the runner ends without a word, ends all of
+//! them. Should somebody end the guardian, the runner adopts them, and does the same.
+#![allow(unsafe_code, reason = "fork, wait and signals have no complete safe wrappers")]
+
+use std::fs;
+use std::io;
+use std::mem::zeroed;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::channel::Channel;
+use crate::report::Ending;
+
+/// How long whoever is left is tried to be ended. Only one that the kernel itself keeps from ending takes so long.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// What the runner knows of the program.
+pub struct Program {
+    /// Its process number.
+    pub number: u32,
+    pidfd: OwnedFd,
+    guardian: Pid,
+    events: OwnedFd,
+}
+
+/// What happens to the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    Ended(Ending),
+    /// By this signal. It may go on.
+    Stopped(i32),
+}
+
+impl Event {
+    fn to_bytes(self) -> [u8; 5] {
+        let (kind, value) = match self {
+            Self::Ended(Ending::Status(status)) => (0, status),
+            Self::Ended(Ending::Signal(signal)) => (1, signal),
+            Self::Stopped(signal) => (2, signal),
+        };
+        let [a, b, c, d] = value.to_ne_bytes();
+        [kind, a, b, c, d]
+    }
+
+    fn from_bytes([kind, a, b, c, d]: [u8; 5]) -> Option<Self> {
+        let value = i32::from_ne_bytes([a, b, c, d]);
+        Some(match kind {
+            0 => Self::Ended(Ending::Status(value)),
+            1 => Self::Ended(Ending::Signal(value)),
+            2 => Self::Stopped(value),
+            _ => return None,
+        })
+    }
+}
+
+impl Program {
+    /// Starts the guardian, and by way of it a process that does `program`, which does not return. Called before this
+    /// process has any threads. `own` is closed there: this process's end of what it says to the program.
+    pub fn start(own: &Channel, program: impl FnOnce() -> std::convert::Infallible) -> Result<Self> {
+        let (events, tell) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (hand_over, handed) = Channel::pair()?;
+        // Of the guardian's, if that is ended.
+        adopt()?;
+        // SAFETY: there is only this thread, so the child may do whatever this process could.
+        let guardian = match unsafe { libc::fork() } {
+            -1 => return Err(io::Error::last_os_error().into()),
+            0 => {
+                // Who waits for the end of a connection must not keep it open.
+                for descriptor in [events.as_raw_fd(), own.as_fd().as_raw_fd(), handed.as_fd().as_raw_fd()] {
+                    // SAFETY: its owners are this process's copies, which nobody uses or drops.
+                    unsafe { libc::close(descriptor) };
+                }
+                guard(&tell, hand_over, program)
+            }
+            guardian => Pid::from_raw(guardian).ok_or(Errno::CHILD)?,
+        };
+        drop((tell, hand_over));
+        let pidfd = handed.receive_descriptor().context("cannot start a process")?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+        let number = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+        Ok(Self { number: number.context("cannot tell the program's process number")?, pidfd, guardian, events })
+    }
+
+    /// Whether a process is the guardian.
+    pub fn is_guarded_by(&self, pid: u32) -> bool {
+        self.guardian.as_raw_nonzero().get() as u32 == pid
+    }
+
+    /// Becomes readable when there is an event.
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// What has happened; `None` if nothing has. Without a guardian everybody that it guarded is ended.
+    pub fn next_event(&self) -> Option<Event> {
+        let mut bytes = [0; 5];
+        match recv(&self.events, &mut bytes, RecvFlags::DONTWAIT) {
+            Ok((5, _)) => Event::from_bytes(bytes),
+            Err(Errno::AGAIN | Errno::INTR) => None,
+            _ => {
+                end_all_children();
+                Some(Event::Ended(Ending::Signal(libc::SIGKILL)))
+            }
+        }
+    }
+
+    /// Sends the program a signal.
+    pub fn signal(&self, signal: i32) {
+        let no_info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: takes numbers, and no information.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), signal, no_info, 0) };
+    }
+
+    /// Ends the program, and lets it go.
+    pub fn give_up(self) {
+        self.signal(libc::SIGKILL);
+        self.let_go();
+    }
+
+    /// Lets go of the program, and of whatever it has left behind.
+    pub fn let_go(self) {
+        let _ = send(&self.events, b"done", SendFlags::NOSIGNAL);
+        drop(self.events);
+        // SAFETY: a child that may have been waited for already.
+        unsafe { libc::waitpid(self.guardian.as_raw_nonzero().get(), std::ptr::null_mut(), 0) };
+    }
+}
+
+/// Has processes whose parents end become this process's children, before they become the system's.
+fn adopt() -> io::Result<()> {
+    // SAFETY: takes numbers.
+    match unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The guardian.
+fn guard(tell: &OwnedFd, hand_over: Channel, program: impl FnOnce() -> std::convert::Infallible) -> ! {
+    let started = adopt().and_then(|()| {
+        // SAFETY: there is only this thread.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => match program() {},
+            child => Ok(child),
+        }
+    });
+    let child = started.ok().filter(|&child| {
+        let pidfd = Pid::from_raw(child).and_then(|child| pidfd_open(child, PidfdFlags::empty()).ok());
+        pidfd.is_some_and(|pidfd| hand_over.send_descriptor(&pidfd).is_ok())
+    });
+    let (Some(child), Ok(signals)) = (child, signals_of_children()) else {
+        end_all_children();
+        end()
+    };
+    keep_only([tell.as_raw_fd(), signals.as_raw_fd()]);
+    loop {
+        while let Some((number, status)) = next_change() {
+            if number == child
+                && let Some(event) = event_of(status)
+            {
+                let _ = send(tell, &event.to_bytes(), SendFlags::NOSIGNAL);
+            }
+        }
+        let mut polled = [PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN), PollFd::new(tell, PollFlags::IN)];
+        let _ = poll(&mut polled, None);
+        let _ = rustix::io::read(&signals, &mut [0; 1024]);
+        match recv(tell, &mut [0; 8], RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            // What the program leaves behind may stay when the runner has done its work.
+            Ok((4, _)) => end(),
+            _ => {
+                end_all_children();
+                end()
+            }
+        }
+    }
+}
+
+fn end() -> ! {
+    // SAFETY: ends the process without running what the runner registered for its own end.
+    unsafe { libc::_exit(0) }
+}
+
+/// A descriptor that is readable when a child changes. Its signal is blocked already.
+fn signals_of_children() -> io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the mask is filled in before it is used, and the descriptor is new.
+    unsafe {
+        let mut mask: libc::sigset_t = zeroed();
+        libc::sigemptyset(&mut mask);
+        libc::sigaddset(&mut mask, libc::SIGCHLD);
+        match libc::signalfd(-1, &mask, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            descriptor => Ok(OwnedFd::from_raw_fd(descriptor)),
+        }
+    }
+}
+
+/// Closes every other descriptor: it keeps nobody's pipe open, and no terminal.
+fn keep_only(mut kept: [RawFd; 2]) {
+    kept.sort_unstable();
+    let mut first = 0;
+    for number in kept.into_iter().chain([RawFd::MAX]) {
+        if number > first {
+            // SAFETY: takes numbers; whoever owns what is closed neither uses nor drops it any more.
+            unsafe { libc::syscall(libc::SYS_close_range, first, number - 1, 0) };
+        }
+        first = number.saturating_add(1);
+    }
+}
+
+/// The next change of a child, if there is one now: its number, and the status.
+fn next_change() -> Option<(i32, i32)> {
+    let mut status = 0;
+    // SAFETY: `status` is written by the call.
+    let number = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED | libc::__WALL) };
+    (number > 0).then_some((number, status))
+}
+
+fn event_of(status: i32) -> Option<Event> {
+    if libc::WIFEXITED(status) {
+        Some(Event::Ended(Ending::Status(libc::WEXITSTATUS(status))))
+    } else if libc::WIFSIGNALED(status) {
+        Some(Event::Ended(Ending::Signal(libc::WTERMSIG(status))))
+    } else {
+        libc::WIFSTOPPED(status).then(|| Event::Stopped(libc::WSTOPSIG(status)))
+    }
+}
+
+/// Ends all children, and theirs, which are children when their parents have ended. Nobody else waits for children, so
+/// a number means the child until it is waited for here.
+fn end_all_children() {
+    let begin = Instant::now();
+    while begin.elapsed() < LONGEST {
+        for child in children() {
+            // SAFETY: takes numbers.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+        }
+        loop {
+            // SAFETY: the status is not asked for.
+            match unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) } {
+                0 => break,
+                // There are none any more.
+                -1 if io::Error::last_os_error().raw_os_error() == Some(libc::ECHILD) => return,
+                _ => {}
+            }
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// The processes whose parent this is.
+fn children() -> Vec<i32> {
+    let own = std::process::id();
+    let is_child = |number: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+        // The name, in parentheses, may have any characters; the state and the parent's number follow.
+        let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse::<u32>().ok());
+        parent == Some(own)
+    };
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+}
