@@ -6,6 +6,12 @@ use crate::{Test, finish, program_under, reported};
 
 pub const TESTS: &[Test] = &[
     ("a_clean_program_is_not_reported", a_clean_program_is_not_reported),
+    ("an_end_that_closes_everything_is_no_finding", || {
+        for how in ["exit", "child", "exec"] {
+            let (status, report) = reported(&["--device", "ioat", "--check"], "just-exits", &[how]);
+            assert_eq!((status, &report["findings"]), (Some(0), &Value::Array(Vec::new())), "{how}");
+        }
+    }),
     ("dma_to_nowhere_is_a_dma_fault", || found("never-mapped", "dma-fault", "not-mapped")),
     ("dma_to_what_was_unmapped_is_a_use_after_unmap", || found("use-after-unmap", "use-after-unmap", "")),
     ("a_write_to_a_read_only_mapping_is_not_permitted", || found("read-only", "dma-fault", "not-permitted")),

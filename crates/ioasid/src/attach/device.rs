@@ -54,6 +54,8 @@ struct Bound {
     context: Arc<Context>,
     id: ObjectId,
     claim: Claim,
+    /// Whether its owner ended, and left to others what it has.
+    abandoned: bool,
 }
 
 /// An endpoint that is taken, and its group with it.
@@ -86,7 +88,7 @@ impl Device {
         let reserved = context.ids().reserve().ok_or(BindError::NoIds)?;
         claim.endpoint.bound.store(reserved.id().into(), Ordering::Release);
         let id = reserved.finalize(Object::Device(claim.endpoint.clone()), 1, vec![]);
-        Ok(Self(Some(Bound { context, id, claim })))
+        Ok(Self(Some(Bound { context, id, claim, abandoned: false })))
     }
 
     /// It is there until the device is dropped.
@@ -149,6 +151,14 @@ impl Device {
         endpoint.with_attachment(pasid, Table::id)
     }
 
+    /// Drops it for an owner that has ended and could not detach it any more: what it is attached to is no
+    /// [`Leftover`] to tell of.
+    pub fn abandon(mut self) {
+        if let Some(bound) = &mut self.0 {
+            bound.abandoned = true;
+        }
+    }
+
     /// Takes the translation for `pasid` away. When it returns, no DMA through it is in flight and none can start.
     /// Detaching what is not attached does nothing. Allocates nothing.
     ///
@@ -190,7 +200,9 @@ impl Drop for Bound {
     fn drop(&mut self) {
         while let Some((pasid, what)) = self.first_attachment() {
             self.detach(pasid);
-            callback::call_contained(|| self.context.shared().observer().left_behind(&what));
+            if !self.abandoned {
+                callback::call_contained(|| self.context.shared().observer().left_behind(&what));
+            }
         }
         self.context.ids().release_last(self.id);
         // No thread finds the device any more to make it known to a guest.

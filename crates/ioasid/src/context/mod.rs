@@ -67,6 +67,8 @@ pub struct Context {
     virtual_devices: Mutex<Vec<Arc<VirtualDevice>>, rank::VirtualDevices>,
     /// Whether nothing is made or attached in it any more.
     closed: AtomicBool,
+    /// Whether its owner ended, and left to others what it has.
+    abandoned: AtomicBool,
 }
 
 impl fmt::Debug for Context {
@@ -117,7 +119,8 @@ impl Context {
     fn new(machine: Arc<Machine>) -> Arc<Self> {
         let serial = machine.shared().serial();
         let (attach, virtual_devices) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { machine, serial, ids: Ids::new(), attach, virtual_devices, closed: AtomicBool::new(false) })
+        let (closed, abandoned) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { machine, serial, ids: Ids::new(), attach, virtual_devices, closed, abandoned })
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -399,11 +402,21 @@ impl Drop for Held {
     }
 }
 
+impl Context {
+    /// Its owner has ended and can undo nothing any more: what is in it when it is dropped is no
+    /// [`Leftover`] to tell of.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Context {
     fn drop(&mut self) {
         // Devices hold the context, so none is bound any more, or attached to a page table.
         while let Some((id, object)) = self.ids.take_leaf() {
-            if let Object::Ioas(ioas) = &object {
+            if let Object::Ioas(ioas) = &object
+                && !self.abandoned.load(Ordering::Relaxed)
+            {
                 let (areas, bytes) = ioas.size();
                 let what = Leftover::Ioas { id, areas, bytes };
                 callback::call_contained(|| self.shared().observer().left_behind(&what));

@@ -24,6 +24,15 @@ pub struct Mapping {
     pub execute: bool,
 }
 
+/// Who closes a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closer {
+    /// A program that has used it, and lives: what it has not undone before, it forgot.
+    Program,
+    /// The end of all programs that have used it, or of the run: nothing could be undone any more.
+    End,
+}
+
 /// An open file: of a device file, or one that a request gave a descriptor of.
 pub trait OpenFile: Send + Sync {
     /// Performs request `number` with its argument at `address`; `None` if it has no requests.
@@ -104,7 +113,7 @@ pub trait OpenFile: Send + Sync {
     }
 
     /// The last descriptor and mapping of it are gone. May wait for devices.
-    fn close(&self, _watcher: &dyn Watcher) {}
+    fn close(&self, _by: Closer, _watcher: &dyn Watcher) {}
 }
 
 /// A file that a request gave a descriptor of.

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::argument::{Argument, get_part};
-use super::file::{Mapping, OpenFile};
+use super::file::{Closer, Mapping, OpenFile};
 use super::object;
 use super::{Caller, ToErrno};
 use crate::watch::{PciDevice, Watcher};
@@ -167,13 +167,19 @@ impl OpenFile for VfioFile {
         self.with_bound(|bound| bound.session.mapped_enqueue(offset, command).map_err(|error| error.errno()))
     }
 
-    fn close(&self, watcher: &dyn Watcher) {
+    fn close(&self, by: Closer, watcher: &dyn Watcher) {
         let bound = self.bound.write().unwrap_or_else(PoisonError::into_inner).take();
-        if bound.is_some() {
-            drop(bound);
+        if let Some(Bound { session, device, .. }) = bound {
+            drop(session);
             let unread = self.device.vfio.function().interrupts().take_unconsumed();
-            if !unread.is_empty() {
-                watcher.interrupts_unread(self.device.rid, &unread);
+            match by {
+                Closer::End => device.abandon(),
+                Closer::Program => {
+                    drop(device);
+                    if !unread.is_empty() {
+                        watcher.interrupts_unread(self.device.rid, &unread);
+                    }
+                }
             }
         }
     }

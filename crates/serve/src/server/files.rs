@@ -7,10 +7,12 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use ioasid::memory::Process;
 use rustix::fs::{AtFlags, StatxFlags};
 
 use super::Server;
-use crate::request::file::OpenFile;
+use crate::program::processes::Purpose;
+use crate::request::file::{Closer, OpenFile};
 
 /// The open files.
 #[derive(Default)]
@@ -23,10 +25,19 @@ pub(super) struct Files {
 #[derive(Default)]
 struct FilesState {
     /// By inode number: every look-up of a device file gives a new one, so that an inode is one open file.
-    open: HashMap<u64, Arc<dyn OpenFile>>,
+    open: HashMap<u64, Opened>,
     /// How many are being closed.
     closing: usize,
 }
+
+/// An open file, and who has made requests on it: each thread, with the address space of its process.
+struct Opened {
+    file: Arc<dyn OpenFile>,
+    users: Vec<(u32, Arc<Process>)>,
+}
+
+/// The most threads of which it is remembered. That many processes do not share a file.
+const MOST_USERS: usize = 64;
 
 impl Files {
     fn lock(&self) -> std::sync::MutexGuard<'_, FilesState> {
@@ -74,27 +85,53 @@ impl Server {
         match self.files.lock().open.entry(inode) {
             Entry::Occupied(_) => Err(file),
             Entry::Vacant(place) => {
-                place.insert(file);
+                place.insert(Opened { file, users: Vec::new() });
                 Ok(())
             }
         }
     }
 
+    /// Notes that a thread makes a request on an open file.
+    pub(crate) fn used(&self, inode: u64, tid: u32) {
+        let knows = |opened: &Opened| opened.users.len() >= MOST_USERS || opened.users.iter().any(|user| user.0 == tid);
+        if self.files.lock().open.get(&inode).is_none_or(knows) {
+            return;
+        }
+        let Ok(process) = self.process(tid, Purpose::Mapping) else { return };
+        let mut files = self.files.lock();
+        if let Some(opened) = files.open.get_mut(&inode).filter(|opened| !knows(opened)) {
+            opened.users.push((tid, process));
+        } else {
+            drop(files);
+        }
+    }
+
     /// The last descriptor and mapping of an open file are gone. Waits for nothing.
     pub(crate) fn released(&self, inode: u64) {
-        self.enqcmd.forget_ended();
+        self.close(inode, false);
+    }
+
+    /// Closes a file; with `by_us`, one that no program has closed.
+    fn close(&self, inode: u64, by_us: bool) {
         let mut files = self.files.lock();
-        let Some(file) = files.open.remove(&inode) else { return };
+        let Some(Opened { file, users }) = files.open.remove(&inode) else { return };
         files.closing += 1;
         drop(files);
-        let (closing, watcher) = (Closing(self.files.clone()), self.watcher.clone());
+        let (closing, watcher, enqcmd) = (Closing(self.files.clone()), self.watcher.clone(), self.enqcmd.clone());
         // Closing a device waits for its DMA, which may wait for the program's memory, which may wait for an answer of
         // the tree.
         self.elsewhere(move || {
             let _closing = closing;
-            file.close(&*watcher);
+            enqcmd.forget_ended();
+            // An end, or an exec, takes the address space away before it closes files.
+            let by = if !by_us && users.iter().any(|(_, process)| process.is_current()) {
+                Closer::Program
+            } else {
+                Closer::End
+            };
+            file.close(by, &*watcher);
             // What it keeps is let go before anybody is told.
-            drop(file);
+            drop((file, users));
         });
     }
 
@@ -133,7 +170,7 @@ impl Server {
 
     /// Which open file an inode of the tree is.
     pub(crate) fn open_inode(&self, inode: u64) -> Option<Arc<dyn OpenFile>> {
-        self.files.lock().open.get(&inode).cloned()
+        self.files.lock().open.get(&inode).map(|opened| opened.file.clone())
     }
 
     /// Which open file of the tree a descriptor is, if it is one. Asks no file system for anything.
@@ -152,7 +189,7 @@ impl Server {
     /// from closing, as memory that never answers, is not waited for longer than half a second.
     pub fn close_all(&self) {
         let inodes: Vec<u64> = self.files.lock().open.keys().copied().collect();
-        inodes.into_iter().for_each(|inode| self.released(inode));
+        inodes.into_iter().for_each(|inode| self.close(inode, true));
         self.drain(Duration::from_millis(500));
     }
 }
@@ -174,7 +211,7 @@ mod tests {
     struct Waiting(Mutex<std::sync::mpsc::Receiver<()>>);
 
     impl OpenFile for Waiting {
-        fn close(&self, _watcher: &dyn Watcher) {
+        fn close(&self, _by: Closer, _watcher: &dyn Watcher) {
             let _ = self.0.lock().unwrap().recv();
         }
     }

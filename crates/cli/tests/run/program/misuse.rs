@@ -101,6 +101,36 @@ pub fn leaked_object() {
     setup.finish();
 }
 
+/// Leaves everything to the end of the process, or of a child that has done the work, or to an exec.
+pub fn just_exits(how: &str) {
+    let work = || {
+        let setup = Setup::new();
+        setup.copy(1);
+        setup.engine.reset();
+        std::mem::forget(setup);
+    };
+    match how {
+        "child" => {
+            // SAFETY: the child runs plain code and ends without returning.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                work();
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(0) }
+            }
+            // SAFETY: a child of ours.
+            assert_eq!(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }, child);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        "exec" => {
+            work();
+            let error = std::os::unix::process::CommandExt::exec(std::process::Command::new("sleep").arg("0.05"));
+            panic!("{error}");
+        }
+        _ => work(),
+    }
+}
+
 pub fn left_attached() {
     let setup = Setup::new();
     setup.copy(1);

@@ -36,6 +36,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "memory-gone" => misuse::memory_gone(),
         "file-cut-short" => misuse::file_cut_short(),
         "leaked-object" => misuse::leaked_object(),
+        "just-exits" => misuse::just_exits(argument),
         "left-attached" => misuse::left_attached(),
         "interrupt-unread" => misuse::interrupt_unread(),
         "threads" => life::threads(),

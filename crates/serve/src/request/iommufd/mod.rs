@@ -24,11 +24,12 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::argument::Argument;
-use super::file::{Mapping, OpenFile};
+use super::file::{Closer, Mapping, OpenFile};
 use super::given::GivenFile;
 use super::regions::{RegionHold, Regions, Registers};
 use super::selftest::{self, MockDevices};
 use super::{Caller, ToErrno};
+use crate::watch::Watcher;
 use compat::Compat;
 
 /// An open file of `/dev/iommu`.
@@ -120,6 +121,12 @@ impl OpenFile for IommuFile {
             Mapping { execute: true, .. } => Err(Errno::PERM),
             Mapping { offset, length, .. } => self.regions.check(offset, length),
         })
+    }
+
+    fn close(&self, by: Closer, _watcher: &dyn Watcher) {
+        if by == Closer::End {
+            self.context.abandon();
+        }
     }
 
     fn load(&self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {

@@ -164,6 +164,7 @@ impl Listener {
         }
         match number {
             libc::SYS_ioctl => {
+                self.server.used(inode, call.pid);
                 let perform = || open.ioctl(args[1] as u32, args[2], &caller);
                 let request = || self.server.failures().performing(call.pid, perform);
                 self.after_closes(&file, open.in_use(), request)
