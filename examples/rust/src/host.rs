@@ -196,7 +196,7 @@ impl IovaAllocator {
 /// Asks which IOVAs are allowed in the address space of `vfio`.
 fn allowed_ranges(vfio: &VfioIommufd) -> Result<Vec<iommu_iova_range>> {
     /// `_IO(';', 0x84)`; the crates have the structure but no function for it.
-    const IOMMU_IOAS_IOVA_RANGES: libc::c_ulong = 0x3b84;
+    const IOMMU_IOAS_IOVA_RANGES: libc::Ioctl = 0x3b84;
     let mut ranges = vec![iommu_iova_range::default(); 64];
     let mut query = iommu_ioas_iova_ranges {
         size: size_of::<iommu_ioas_iova_ranges>() as u32,

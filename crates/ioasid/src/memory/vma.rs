@@ -40,7 +40,7 @@ pub struct VmaQuery {
     reading: Mutex<(), rank::Reading>,
 }
 
-const PROCMAP_QUERY: libc::c_ulong = 0xc068_6611;
+const PROCMAP_QUERY: libc::Ioctl = 0xc068_6611u32 as libc::Ioctl;
 const VMA_READABLE: u64 = 1 << 0;
 const VMA_WRITABLE: u64 = 1 << 1;
 const VMA_SHARED: u64 = 1 << 3;

@@ -186,7 +186,7 @@ impl ThreadVectors {
     fn with<T>(&mut self, use_it: impl FnOnce(&mut Xstate<'_>) -> T) -> Option<T> {
         if self.bytes.is_none() {
             let mut bytes = vec![0; LARGEST_XSTATE];
-            let length = regset(libc::PTRACE_GETREGSET, self.tid, &mut bytes)?;
+            let length = regset(false, self.tid, &mut bytes)?;
             bytes.truncate(length);
             self.bytes = Some(bytes);
         }
@@ -199,7 +199,7 @@ impl ThreadVectors {
     /// Gives the thread what was changed; false if that failed.
     pub(super) fn put_back(&mut self) -> bool {
         match &mut self.bytes {
-            Some(bytes) if self.modified => regset(libc::PTRACE_SETREGSET, self.tid, bytes).is_some(),
+            Some(bytes) if self.modified => regset(true, self.tid, bytes).is_some(),
             _ => true,
         }
     }
@@ -231,9 +231,10 @@ impl Vectors for ThreadVectors {
     }
 }
 
-/// Reads or writes the XSAVE area and returns its length.
-fn regset(request: libc::c_uint, tid: u32, bytes: &mut [u8]) -> Option<usize> {
+/// Reads the XSAVE area, or with `write` writes it, and returns its length.
+fn regset(write: bool, tid: u32, bytes: &mut [u8]) -> Option<usize> {
     let mut area = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let request = if write { libc::PTRACE_SETREGSET } else { libc::PTRACE_GETREGSET };
     // SAFETY: `area` describes `bytes`, which the kernel reads or writes at most `iov_len` of.
     let result = unsafe { libc::ptrace(request, tid, NT_X86_XSTATE as usize, ptr::from_mut(&mut area)) };
     (result != -1).then_some(area.iov_len)
