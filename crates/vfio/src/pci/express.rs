@@ -52,12 +52,14 @@ const DEVICE_CONTROL_WRITABLE: u32 = 0x000f | 1 << 4 | 0x00e0 | 1 << 8 | 1 << 11
 const DEVICE_STATUS_ERRORS: u32 = 0x000f;
 /// Completion timeout disable.
 const DEVICE_CAPABILITIES_2: u32 = 1 << 4;
+/// One end-to-end TLP prefix, which is what a PASID is carried in (6.20.1).
+const ONE_PREFIX: u32 = 1 << 21 | 1 << 22;
 const DEVICE_CONTROL_2_WRITABLE: u32 = 1 << 4;
 /// Read completion boundary, common clock configuration.
 const LINK_CONTROL_WRITABLE: u32 = 1 << 3 | 1 << 6;
 
-/// Lays the capability out.
-pub(crate) fn lay_out(config: &mut ConfigSpace, next: u8, kind: PcieKind) {
+/// Lays the capability out; with `prefixes`, of a function whose transactions may have a PASID.
+pub(crate) fn lay_out(config: &mut ConfigSpace, next: u8, kind: PcieKind, prefixes: bool) {
     let port_type = match kind {
         PcieKind::Endpoint { .. } => 0x0,
         PcieKind::RootComplexIntegrated => 0x9,
@@ -69,7 +71,8 @@ pub(crate) fn lay_out(config: &mut ConfigSpace, next: u8, kind: PcieKind) {
     config.define(AT + 0x04, 4, DEVICE_CAPABILITIES, 0);
     config.define(DEVICE_CONTROL, 2, DEVICE_CONTROL_POWER_ON, DEVICE_CONTROL_WRITABLE);
     config.define_write_1_to_clear(AT + 0x0a, 2, DEVICE_STATUS_ERRORS);
-    config.define(AT + 0x24, 4, DEVICE_CAPABILITIES_2, 0);
+    let prefixes = if prefixes { ONE_PREFIX } else { 0 };
+    config.define(AT + 0x24, 4, DEVICE_CAPABILITIES_2 | prefixes, 0);
     config.define(DEVICE_CONTROL_2, 2, 0, DEVICE_CONTROL_2_WRITABLE);
     if let PcieKind::Endpoint { speed, width } = kind {
         let link = u32::from(speed & 0xf) | u32::from(width & 0x3f) << 4;
@@ -79,5 +82,19 @@ pub(crate) fn lay_out(config: &mut ConfigSpace, next: u8, kind: PcieKind) {
         // Every speed up to the fastest.
         config.define(AT + 0x2c, 4, ((1 << (speed & 0xf)) - 1) << 1, 0);
         config.define(AT + 0x30, 2, u32::from(speed & 0xf), 0xf);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_pasids_says_that_it_has_prefixes() {
+        for (prefixes, wanted) in [(true, 0x0060_0010), (false, 0x10)] {
+            let mut config = ConfigSpace::empty();
+            lay_out(&mut config, 0, PcieKind::RootComplexIntegrated, prefixes);
+            assert_eq!(config.read(AT + 0x24, 4), wanted);
+        }
     }
 }

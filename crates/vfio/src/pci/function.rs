@@ -405,7 +405,7 @@ fn lay_out(spec: &Spec) -> ConfigSpace {
     if let Some(msix) = &spec.msix {
         msix::lay_out(&mut config, next_after(msix::AT), msix);
     }
-    express::lay_out(&mut config, next_after(express::AT), spec.pcie);
+    express::lay_out(&mut config, next_after(express::AT), spec.pcie, spec.translation.pasid.is_some());
     pm::lay_out(&mut config, 0, spec.no_soft_reset);
     translation::lay_out(&mut config, &spec.translation);
     config

@@ -14,9 +14,10 @@
 //!           │  0 enable               │  2 privileged           │
 //! ```
 //!
-//! They lie one after the other from 0x100 on, which is where the list begins. Each is enabled, and nothing about it
-//! can be written: whoever has an IOMMU enables these for a device before it gives the device away, as Linux's drivers
-//! do, and keeps them.
+//! They lie one after the other from 0x100 on, which is where the list begins. Nothing about them can be written: whoever
+//! has an IOMMU enables these for a device before it gives the device away, as Linux's drivers do, and keeps them. ATS and
+//! PASIDs read as enabled. Page requests read as stopped, as a guest's driver takes them over only then, and that is all
+//! that it looks at; they are made where the page table wants them, whatever it writes.
 
 use super::config::ConfigSpace;
 use crate::spec::TranslationSpec;
@@ -37,7 +38,8 @@ const PASID_LEN: u16 = 0x08;
 /// ATS: requests are page-aligned.
 const ATS_ALIGNED: u32 = 1 << 5;
 const ATS_ENABLE: u32 = 1 << 15;
-const PRI_ENABLE: u32 = 1 << 0;
+/// PRI: no page request is outstanding, and none is made.
+const PRI_STOPPED: u32 = 1 << 8;
 /// PRI: responses to requests with a PASID have it, too.
 const PRI_RESPONSE_PASID: u32 = 1 << 15;
 const PASID_PRIVILEGED: u32 = 1 << 2;
@@ -68,8 +70,7 @@ pub(crate) fn lay_out(config: &mut ConfigSpace, spec: &TranslationSpec) {
 fn lay_out_one(config: &mut ConfigSpace, at: u16, id: u16, spec: &TranslationSpec) {
     if let (PRI_ID, Some(outstanding)) = (id, spec.page_requests) {
         let pasid = if spec.pasid.is_some() { PRI_RESPONSE_PASID } else { 0 };
-        config.define(at + 0x04, 2, PRI_ENABLE, 0);
-        config.define(at + 0x06, 2, pasid, 0);
+        config.define(at + 0x06, 2, pasid | PRI_STOPPED, 0);
         config.define(at + 0x08, 4, outstanding, 0);
         config.define(at + 0x0c, 4, outstanding, 0);
     }
@@ -113,11 +114,11 @@ mod tests {
     }
 
     #[test]
-    fn what_there_is_is_enabled_and_cannot_be_written() {
+    fn what_there_is_cannot_be_written() {
         let (mut config, _) = list(&TranslationSpec { ats: true, page_requests: Some(512), pasid: PASID });
         let registers = |config: &ConfigSpace| [0x104, 0x10c, 0x110, 0x114, 0x11c].map(|at| config.read(at, 4));
         let before = registers(&config);
-        assert_eq!(before, [0x8000_0020, 0x8000_0001, 512, 512, 0x0005_1404]);
+        assert_eq!(before, [0x8000_0020, 0x8100_0000, 512, 512, 0x0005_1404]);
         for at in (0x100..0x120).step_by(4) {
             config.write(super::super::config::Write { at, len: 4, value: u32::MAX, allowed: u32::MAX });
             config.write(super::super::config::Write { at, len: 4, value: 0, allowed: u32::MAX });

@@ -1,5 +1,6 @@
 //! What the IOMMU behind a device can do.
 
+use ioasid::Recovery;
 use ioasid_uapi::iommufd as uapi;
 use rustix::io::Errno;
 
@@ -31,8 +32,9 @@ pub(super) fn get_hw_info(call: &Call<'_>) -> Result<(), Errno> {
     }
     request.data_type = kind;
     request.data_len = info.len() as u32;
-    // A device of software has no caches that could ask ahead.
-    request.out_capabilities = uapi::HW_CAP_PCI_ATS_NOT_SUPPORTED;
+    // What makes page requests does so by ATS.
+    let has_ats = endpoint.recovery() == Recovery::PageRequests;
+    request.out_capabilities = if has_ats { 0 } else { uapi::HW_CAP_PCI_ATS_NOT_SUPPORTED };
     if endpoint.tracks_dirty() {
         request.out_capabilities |= uapi::HW_CAP_DIRTY_TRACKING;
     }
