@@ -39,6 +39,9 @@ const PASSED_ON: [i32; 12] = [
 /// After this long, whoever waits for the program is told what for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// For so long, the news of the last closes may be on its way. Then it is looked up who has device files.
+const NEWS: Duration = Duration::from_millis(100);
+
 /// The runner's signals, as a descriptor; and the mask from before, for the program.
 pub struct Signals {
     descriptor: OwnedFd,
@@ -114,6 +117,7 @@ pub fn wait(
 ) -> io::Result<Ending> {
     let mut ending: Option<(Ending, Instant)> = None;
     let mut told = quiet;
+    let mut look = NEWS;
     loop {
         while let Some((tid, stopped)) = next_change() {
             match stopped {
@@ -142,8 +146,11 @@ pub fn wait(
         let mut timeout = None;
         if let Some((how, since)) = ending {
             // What is not closed to the end has its time in `Server::close_all`.
-            if !server.has_open_files() {
+            if !server.has_open_files() || (since.elapsed() > look && !server.is_held()) {
                 return Ok(how);
+            }
+            if since.elapsed() > look {
+                look = since.elapsed() * 2;
             }
             // A process that the program left behind still uses its devices: they stay as long as it does.
             if !told && since.elapsed() > PATIENCE {

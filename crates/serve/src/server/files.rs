@@ -34,6 +34,13 @@ struct FilesState {
 struct Opened {
     file: Arc<dyn OpenFile>,
     users: Vec<(u32, Arc<Process>)>,
+    /// As what the last descriptor so far was closed.
+    closed_by: Closer,
+}
+
+/// Who closes a descriptor that these have used: an end, or an exec, takes the address space away before it closes.
+fn closer(users: &[(u32, Arc<Process>)]) -> Closer {
+    if users.iter().any(|(_, process)| process.is_current()) { Closer::Program } else { Closer::End }
 }
 
 /// The most threads of which it is remembered. That many processes do not share a file.
@@ -85,7 +92,7 @@ impl Server {
         match self.files.lock().open.entry(inode) {
             Entry::Occupied(_) => Err(file),
             Entry::Vacant(place) => {
-                place.insert(Opened { file, users: Vec::new() });
+                place.insert(Opened { file, users: Vec::new(), closed_by: Closer::End });
                 Ok(())
             }
         }
@@ -106,6 +113,22 @@ impl Server {
         }
     }
 
+    /// A descriptor of an open file is being closed, by a thread that waits for this. The news that it was the last
+    /// comes when the program may have ended since.
+    pub(crate) fn flushed(&self, inode: u64) {
+        let files = self.files.clone();
+        self.elsewhere_now(move || {
+            let users: Vec<_> = match files.lock().open.get(&inode) {
+                Some(opened) => opened.users.clone(),
+                None => return,
+            };
+            let by = closer(&users);
+            if let Some(opened) = files.lock().open.get_mut(&inode) {
+                opened.closed_by = by;
+            }
+        });
+    }
+
     /// The last descriptor and mapping of an open file are gone. Waits for nothing.
     pub(crate) fn released(&self, inode: u64) {
         self.close(inode, false);
@@ -114,7 +137,7 @@ impl Server {
     /// Closes a file; with `by_us`, one that no program has closed.
     fn close(&self, inode: u64, by_us: bool) {
         let mut files = self.files.lock();
-        let Some(Opened { file, users }) = files.open.remove(&inode) else { return };
+        let Some(Opened { file, users, closed_by }) = files.open.remove(&inode) else { return };
         files.closing += 1;
         drop(files);
         let (closing, watcher, enqcmd) = (Closing(self.files.clone()), self.watcher.clone(), self.enqcmd.clone());
@@ -123,13 +146,7 @@ impl Server {
         self.elsewhere(move || {
             let _closing = closing;
             enqcmd.forget_ended();
-            // An end, or an exec, takes the address space away before it closes files.
-            let by = if !by_us && users.iter().any(|(_, process)| process.is_current()) {
-                Closer::Program
-            } else {
-                Closer::End
-            };
-            file.close(by, &*watcher);
+            file.close(if by_us { Closer::End } else { closed_by }, &*watcher);
             // What it keeps is let go before anybody is told.
             drop((file, users));
         });

@@ -1,8 +1,9 @@
 //! The machine that is served, and what all ways to it share.
 //!
-//! `files` has the open files; `workers`, threads for what the tree's cannot do.
+//! `files` has the open files; `holders`, who has them; `workers`, threads for what the tree's cannot do.
 
 mod files;
+mod holders;
 mod workers;
 
 use std::collections::{BTreeMap, HashSet};

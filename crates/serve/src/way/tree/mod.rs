@@ -250,8 +250,12 @@ impl Filesystem for Tree {
             Some(device) => self.server.failures().performing(request.pid(), || self.open_device(inode, device)),
             None => Ok(()),
         };
-        // Every read comes here, and closing needs no news but the last.
-        let mut flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
+        // Every read comes here.
+        let mut flags = FopenFlags::FOPEN_DIRECT_IO;
+        if !matches!(device, Some(DeviceFile::Iommu | DeviceFile::Vfio(_))) {
+            // Closing needs no news but the last.
+            flags |= FopenFlags::FOPEN_NOFLUSH;
+        }
         if self.with_given(inode, |file| !file.is_seekable()) == Some(true) {
             flags |= FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE;
         }
@@ -349,6 +353,12 @@ impl Filesystem for Tree {
         events.set(PollEvents::POLLIN | PollEvents::POLLRDNORM, ready.read);
         events.set(PollEvents::POLLOUT | PollEvents::POLLWRNORM, ready.write);
         reply.poll(events);
+    }
+
+    /// A descriptor is being closed.
+    fn flush(&self, _request: &Request, inode: INodeNo, _file: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        self.server.flushed(inode.0);
+        reply.ok();
     }
 
     fn release(
