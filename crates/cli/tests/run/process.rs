@@ -43,6 +43,7 @@ pub const TESTS: &[Test] = &[
     ("many_threads_use_registers_at_once", || drop(program("threads"))),
     ("children_after_a_fork_use_the_same_registers", || drop(program("fork"))),
     ("a_program_handles_its_own_sigbus", || drop(program("own-sigbus"))),
+    ("a_program_has_handlers_of_its_own_beside_registers", || drop(program("own-handlers"))),
     ("a_program_with_timers_and_signals_loses_none", || drop(program("signals"))),
     ("a_program_that_execs_gives_up_its_registers", || drop(program("exec"))),
     ("a_child_that_outlives_the_program_keeps_its_device", a_child_outlives_the_program),

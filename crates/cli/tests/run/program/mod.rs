@@ -1,6 +1,7 @@
 //! The programs: each is what somebody might run under `ioasid run`. A program that finds something wrong panics.
 
 pub mod circle;
+mod handlers;
 mod identity;
 mod life;
 mod misuse;
@@ -62,6 +63,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "stuck" => stuck::requests_wait(),
         "stuck-and-ended" => stuck::ends_meanwhile(),
         "pinning" => pinning::as_linux(argument),
+        "own-handlers" => handlers::own_handlers(),
         "isolation" => sharing::isolation(),
         "groups" => sharing::groups(),
         "sva" => ioasid_example_dsa::run(64).unwrap(),

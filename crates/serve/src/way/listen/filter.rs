@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `ioctl` | the number's type is `';'` |
 //! | `mmap`, `pread64`, `pwrite64`, `preadv`, `pwritev`, `preadv2`, `pwritev2` | the offset is 2^40 or more |
+//! | `rt_sigaction` | it is about a signal that the handler takes (`trap`), and not the handler's own |
 //! | `read`, in a run for Linux's own tests | the length is 0 |
 //! | `openat`, in a run for Linux's own tests | always |
 //!
@@ -17,6 +18,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use ioasid_uapi::TYPE;
 use ioasid_vfio::device::region::file_offset;
+
+use crate::way::trap::{PASS, SIGNALS};
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
@@ -76,6 +79,11 @@ pub fn program(selftest: bool) -> Vec<libc::sock_filter> {
             op(LOAD, OFFSET_OF_NUMBER, 0, 0),
         ]);
     }
+    program.push(op(IF_EQUAL, libc::SYS_rt_sigaction as u32, 0, 9));
+    program.extend([op(LOAD, argument(5), 0, 0), op(IF_EQUAL, PASS, 0, 1), allow, op(LOAD, argument(0), 0, 0)]);
+    // To the notification, each as far as those behind it are long.
+    let [first, second, third] = SIGNALS.map(|signal| signal as u32);
+    program.extend([op(IF_EQUAL, first, 2, 0), op(IF_EQUAL, second, 1, 0), op(IF_EQUAL, third, 0, 1), notify, allow]);
     for (number, offset) in BY_OFFSET {
         program.extend([
             op(IF_EQUAL, number as u32, 0, 4),
@@ -152,6 +160,11 @@ mod tests {
         assert_eq!([false, true].map(|test| decide(test, ARCH_X86_64, libc::SYS_openat, [0; 6])), [allow, trap]);
         assert_eq!(decide(true, ARCH_X86_64, libc::SYS_write, [3, 0x1000, 0, 0, 0, 0]), allow);
         assert_eq!(decide(true, ARCH_X86_64, libc::SYS_pread64, [3, 0, 8, 1 << 40, 0, 0]), trap);
+        for signal in 1..64 {
+            let action = |sixth| call(libc::SYS_rt_sigaction, [signal, 0x1000, 0, 8, 0, sixth]);
+            let wanted = if SIGNALS.map(|taken| taken as u64).contains(&signal) { trap } else { allow };
+            assert_eq!([action(0), action(PASS.into())], [wanted, allow], "signal {signal}");
+        }
         for (number, argument) in BY_OFFSET {
             for (offset, decision) in [(0, allow), (1 << 39, allow), (1 << 40, trap), (7 << 40 | 0x1000, trap)] {
                 let mut args = [3, 0, 4096, 0, 0, 0];

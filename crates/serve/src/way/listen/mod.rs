@@ -13,7 +13,7 @@ mod descriptor;
 pub mod filter;
 mod transfer;
 
-use std::io;
+use std::io::{self, Write as _};
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -23,9 +23,11 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use crate::program::memory::{copy_from_process, copy_to_process};
 use crate::request::file::{Mapping, OpenFile};
 use crate::request::{Caller, proc_file};
 use crate::server::Server;
+use crate::way::trap;
 use calling::Calling;
 use transfer::{transfer, writes};
 
@@ -144,8 +146,13 @@ impl Listener {
     fn answer(&self, call: &libc::seccomp_notif) -> Answer {
         let args = call.data.args;
         let number = i64::from(call.data.nr);
-        if number == libc::SYS_openat {
-            return self.open(call);
+        match number {
+            libc::SYS_openat => return self.open(call),
+            libc::SYS_rt_sigaction => return self.set_action(call.pid, args),
+            libc::SYS_ioctl if (args[0] as i32, args[1] as u32) == (-1, trap::ASK) => {
+                return Answer::Done(trap::answer(&self.server, call.pid, args[2]));
+            }
+            _ => {}
         }
         let mut caller = Calling { listener: self, id: call.id, tid: call.pid, inode: 0 };
         let descriptor = if number == libc::SYS_mmap { args[4] } else { args[0] };
@@ -208,6 +215,32 @@ impl Listener {
         }
     }
 
+    /// Does what rt_sigaction(2) does where the handler has taken the signal's place.
+    fn set_action(&self, tid: u32, [signal, new, old, size, ..]: [u64; 6]) -> Answer {
+        let index = trap::SIGNALS.iter().position(|taken| *taken as u64 == signal & 0xffff_ffff);
+        let (Some(index), Some(base)) = (index, trap::base_in(tid)) else { return Answer::NotOurs };
+        // Before an exec, a process may be in its parent's memory with actions of its own.
+        if size != 8 || shares_memory_with_parent(tid) {
+            return Answer::NotOurs;
+        }
+        let set = || {
+            let before = trap::action(tid, base, index).ok_or(Errno::FAULT)?;
+            let mut bytes = [0; size_of::<trap::Action>()];
+            if new != 0 {
+                copy_from_process(tid, new, &mut bytes)?;
+            }
+            if old != 0 {
+                let before: [u8; size_of::<trap::Action>()] = zerocopy::transmute!(before);
+                copy_to_process(tid, old, &before)?;
+            }
+            if new != 0 {
+                trap::set_action(tid, base, index, zerocopy::transmute!(bytes)).ok_or(Errno::FAULT)?;
+            }
+            Ok(0)
+        };
+        Answer::Done(set())
+    }
+
     /// Makes a request; if it fails by what may be `in_use`, and then changes nothing, makes it once more when every
     /// file that the program closed before is closed here too. The news of a close comes by another way than requests
     /// and may be slower.
@@ -237,13 +270,28 @@ impl Listener {
             Some(Err(errno)) => return Answer::Done(Err(errno)),
             None => return Answer::NotOurs,
         }
-        if self.tracing.trace(caller.tid).is_err() {
+        if let Err(error) = self.tracing.trace(caller.tid) {
+            let _ = writeln!(
+                io::stderr(),
+                "ioasid: thread {}: its registers cannot be mapped: {error}. If a debugger or strace has the program, \
+                 attach it when they are (gdb -p, strace -p); or have the program use pread and pwrite.",
+                caller.tid
+            );
             return Answer::Done(Err(Errno::PERM));
         }
         // To this thread the file has no bytes, and asking makes that true for its mappings: see `tree`.
         let _ = rustix::fs::fstat(file);
         Answer::NotOurs
     }
+}
+
+/// Whether the process of a thread is in the memory of its parent, as after vfork(2).
+fn shares_memory_with_parent(tid: u32) -> bool {
+    const KCMP_VM: libc::c_long = 1;
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<u32>().ok());
+    // SAFETY: takes numbers.
+    parent.is_some_and(|parent| unsafe { libc::syscall(libc::SYS_kcmp, tid, parent, KCMP_VM, 0, 0) == 0 })
 }
 
 /// Whether the flags of a mapping ask for a shared one.

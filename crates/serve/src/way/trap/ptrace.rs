@@ -38,19 +38,74 @@ pub(super) fn stop_of(status: i32) -> Stop {
     }
 }
 
-/// Traces a thread, with every thread and process that it starts. If this process dies, so do they.
+/// What is wanted of a thread that stays traced: every thread and process that it starts, and if this process dies, so
+/// do they.
+const OPTIONS: usize = (libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACEEXEC
+    | libc::PTRACE_O_TRACEEXIT
+    | libc::PTRACE_O_EXITKILL) as usize;
+
+/// Traces a thread, with every thread and process that it starts.
 pub(super) fn seize(tid: u32) -> io::Result<()> {
-    let options = libc::PTRACE_O_TRACECLONE
-        | libc::PTRACE_O_TRACEFORK
-        | libc::PTRACE_O_TRACEVFORK
-        | libc::PTRACE_O_TRACEEXEC
-        | libc::PTRACE_O_TRACEEXIT
-        | libc::PTRACE_O_EXITKILL;
     // SAFETY: takes no pointers.
-    match unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, options as usize) } {
+    match unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, OPTIONS) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
+}
+
+/// Traces a thread, and stops it where it comes out of the system call that it is in.
+pub(super) fn seize_to_stop(tid: u32) -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, 0usize) } != -1
+        // SAFETY: as above.
+        && unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, tid, 0usize, 0usize) } != -1;
+    if seized { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A stopped thread stays traced, with every thread and process that it starts.
+pub(super) fn trace_on(tid: u32) {
+    // SAFETY: takes no pointers. It fails only if the thread was killed.
+    unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, tid, 0usize, OPTIONS) };
+}
+
+/// Has a stopped thread execute one instruction, with no signal. False if it has ended.
+pub(super) fn single_step(tid: u32) -> bool {
+    // What stops it in between, as job control does, is over when it goes on.
+    for _ in 0..100 {
+        let mut status = 0;
+        // SAFETY: takes no pointers, and `status` is written.
+        let stepped = unsafe {
+            libc::ptrace(libc::PTRACE_SINGLESTEP, tid, 0usize, 0usize) != -1
+                && libc::waitpid(tid as i32, &mut status, libc::__WALL) == tid as i32
+        };
+        if !stepped || !libc::WIFSTOPPED(status) {
+            return false;
+        }
+        if status >> 16 == 0 && libc::WSTOPSIG(status) == libc::SIGTRAP {
+            return true;
+        }
+    }
+    false
+}
+
+/// The signals that a stopped thread blocks.
+pub(super) fn signal_mask(tid: u32) -> Option<u64> {
+    // PTRACE_GETSIGMASK of Linux `include/uapi/linux/ptrace.h`; the C libraries disagree about its type.
+    let (request, mut mask) = (0x420a, 0u64);
+    // SAFETY: the request fills in as many bytes as it is told.
+    let got = unsafe { libc::ptrace(request, tid, size_of::<u64>(), &raw mut mask) };
+    (got != -1).then_some(mask)
+}
+
+/// Has a stopped thread block these signals.
+pub(super) fn set_signal_mask(tid: u32, mask: u64) -> bool {
+    // PTRACE_SETSIGMASK of the same.
+    let request = 0x420b;
+    // SAFETY: the request reads as many bytes as it is told.
+    unsafe { libc::ptrace(request, tid, size_of::<u64>(), &raw const mask) != -1 }
 }
 
 /// Whether the thread has ended and only waits to be waited for.
@@ -145,6 +200,23 @@ pub(super) fn set_registers(tid: u32, registers: &ThreadRegisters) -> bool {
 }
 
 impl ThreadRegisters {
+    pub(super) fn rip(&self) -> u64 {
+        self.0.rip
+    }
+
+    /// What the system call before returned.
+    pub(super) fn result(&self) -> i64 {
+        self.0.rax as i64
+    }
+
+    /// At a system call instruction that ends where this stands, with a call's number and arguments.
+    pub(super) fn of_call(&self, number: i64, [rdi, rsi, rdx, r10, r8, r9]: [u64; 6]) -> Self {
+        // No call was made, so that none is made again.
+        let orig_rax = u64::MAX;
+        let (rip, rax) = (self.0.rip.wrapping_sub(2), number as u64);
+        Self(libc::user_regs_struct { rip, rax, orig_rax, rdi, rsi, rdx, r10, r8, r9, ..self.0 })
+    }
+
     pub(super) fn general(&self) -> Registers {
         let r = &self.0;
         Registers {

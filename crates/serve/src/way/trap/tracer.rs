@@ -1,24 +1,13 @@
-//! Register accesses: single instructions of the program, performed from outside of it.
-//!
-//! A mapping of a device file raises SIGBUS at every access, as the file has no bytes (see [`crate::way::tree`]). The
-//! process that maps one is traced from then on; its SIGBUS stops come here, and those that a mapped register caused
-//! are taken back: the instruction is performed on the device model and the thread goes on behind it. All other
-//! signals are delivered as they are, SIGBUS included.
+//! Threads that are traced: for as long as it takes to put the handler into their process, or, where a thread blocks
+//! SIGBUS and no handler would be called, for as long as registers are mapped.
 //!
 //! ```text
 //!   listener: mmap of a device file ──TraceHandle::trace──► Tracer (on the runner's main thread): PTRACE_SEIZE
-//!   program: load or store ──SIGBUS──► Tracer::stopped ──► ioasid-mmio ──► VfioFile::load, store
+//!                                     puts the handler in, and lets go; or
+//!   program: load or store ──SIGBUS──► Tracer::stopped ──► ioasid-mmio ──► OpenFile::load, store
 //! ```
-//! Two instructions that hand work to a device, MOVDIR64B and ENQCMD, are performed here, too, for processors that have
-//! none: the illegal instruction is taken back. ENQCMD goes with the PASID that the process has asked for (`enqcmd`);
-//! without one it stays the general protection fault that it is on hardware.
-//!
-//! A process that never maps registers is never traced, and one that execs or ends is let go: the mapping is gone.
-//!
 //! Only the thread that traces may ask the kernel about a traced thread. So [`Tracer`] stays on one thread, which also
 //! waits for children, and requests of other threads are sent to it.
-
-mod ptrace;
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -28,19 +17,15 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ioasid::memory::VmaQuery;
-use ioasid_mmio::{AccessFault, Memory, Submission, XstateLayout, step};
+use ioasid_mmio::{Submission, XstateLayout, step};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::process::Pid;
 
-use crate::program::memory::{copy_from_process, copy_to_process, process_of};
-use crate::program::processes::Purpose;
-use crate::request::file::OpenFile;
+use super::handler;
+use super::inject::Thread;
+use super::memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_code};
+use super::ptrace::{self, Stop, ThreadVectors};
 use crate::server::Server;
 use crate::way::listen::Tracing;
-use ptrace::{Stop, ThreadVectors};
-
-/// The longest x86 instruction, in bytes.
-const LONGEST_INSTRUCTION: usize = 15;
 
 struct Request {
     tid: u32,
@@ -80,6 +65,8 @@ pub struct Tracer {
     requests: Receiver<Request>,
     wake: Arc<OwnedFd>,
     threads: HashSet<u32>,
+    /// Threads into whose process the handler is to be put when they stop.
+    installing: HashSet<u32>,
     /// The mappings of each thread's process.
     mappings: HashMap<u32, VmaQuery>,
     layout: XstateLayout,
@@ -99,6 +86,7 @@ impl Tracer {
             requests,
             wake,
             threads: HashSet::new(),
+            installing: HashSet::new(),
             mappings: HashMap::new(),
             layout: XstateLayout::of_this_processor(),
         };
@@ -115,9 +103,34 @@ impl Tracer {
     pub fn serve_requests(&mut self) {
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         while let Ok(request) = self.requests.try_recv() {
-            let result = self.trace_process(request.tid);
+            let result = self.prepare(request.tid);
             let _ = request.done.send(result);
         }
+    }
+
+    /// Sees to it that the register accesses of the process that `tid` belongs to are performed, when the system call
+    /// that it is in has returned.
+    fn prepare(&mut self, tid: u32) -> io::Result<()> {
+        if handler::base_in(tid).is_some() || self.threads.contains(&tid) {
+            return Ok(());
+        }
+        if blocks_bus_errors(tid)? {
+            return self.trace_process(tid);
+        }
+        ptrace::seize_to_stop(tid)?;
+        self.installing.insert(tid);
+        Ok(())
+    }
+
+    /// Puts the handler into the process of a stopped thread, and lets that go; if it cannot be had, traces them all.
+    fn install(&mut self, tid: u32) {
+        if Thread::take(tid).and_then(|mut thread| handler::install(&mut thread)).is_some() {
+            return ptrace::detach(tid);
+        }
+        ptrace::trace_on(tid);
+        self.threads.insert(tid);
+        let _ = self.trace_process(tid);
+        ptrace::go_on(tid, 0);
     }
 
     /// Traces every thread of the process that `tid` belongs to.
@@ -155,14 +168,25 @@ impl Tracer {
     /// A thread or process has ended.
     pub fn ended(&mut self, tid: u32) {
         self.threads.remove(&tid);
+        self.installing.remove(&tid);
         self.mappings.remove(&tid);
     }
 
     /// A traced thread has stopped, with this status of `waitpid`: does what is to be done and lets it go on.
     pub fn stopped(&mut self, tid: u32, status: i32) -> Stopped {
+        let stop = ptrace::stop_of(status);
+        if self.installing.contains(&tid) {
+            if let Stop::Signal(signal) = stop {
+                ptrace::go_on(tid, signal);
+            } else {
+                self.installing.remove(&tid);
+                self.install(tid);
+            }
+            return Stopped::GoesOn;
+        }
         // A thread that was traced from its first moment is first heard of here.
         self.threads.insert(tid);
-        let signal = match ptrace::stop_of(status) {
+        let signal = match stop {
             Stop::Group(signal) => {
                 ptrace::listen(tid);
                 return Stopped::ByJobControl(signal);
@@ -260,60 +284,15 @@ impl Tracer {
     }
 }
 
-/// The bytes at `rip`, as many as there are up to the longest instruction.
-fn fetch_code(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION]) -> &[u8] {
-    let in_page = (4096 - rip % 4096) as usize;
-    if copy_from_process(tid, rip, code).is_ok() {
-        code
-    } else if in_page < code.len() && copy_from_process(tid, rip, &mut code[..in_page]).is_ok() {
-        &code[..in_page]
-    } else {
-        &[]
-    }
-}
-
-/// The memory of a stopped thread: registers of devices, and everything else.
-struct ProgramMemory<'a> {
-    tid: u32,
-    server: &'a Server,
-    mappings: &'a VmaQuery,
-}
-
-impl ProgramMemory<'_> {
-    /// The device file and the offset in it that `length` bytes at `address` are, if they are registers.
-    fn register(&self, address: u64, length: usize) -> Option<(Arc<dyn OpenFile>, u64)> {
-        let vma = self.mappings.at(address).ok()??;
-        let file = self.server.open_file(vma.dev, vma.inode)?;
-        (vma.end - address >= length as u64).then(|| (file, vma.offset + (address - vma.start)))
-    }
-}
-
-impl Memory for ProgramMemory<'_> {
-    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), AccessFault> {
-        let done = match self.register(address, bytes.len()) {
-            Some((file, offset)) => file.load(offset, bytes),
-            None => copy_from_process(self.tid, address, bytes),
-        };
-        done.map_err(|_| AccessFault)
-    }
-
-    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), AccessFault> {
-        let done = match self.register(address, bytes.len()) {
-            Some((file, offset)) => file.store(offset, bytes),
-            None => copy_to_process(self.tid, address, bytes),
-        };
-        done.map_err(|_| AccessFault)
-    }
-
-    /// With the PASID that the process asked for; a processor faults if there is none.
-    fn enqueue(&mut self, address: u64, command: &[u8; 64]) -> Result<bool, AccessFault> {
-        let process = Pid::from_raw(self.tid as i32).and_then(process_of).ok_or(AccessFault)?;
-        let pid = process.as_raw_nonzero().get() as u32;
-        let process = self.server.process(pid, Purpose::Mapping).map_err(|_| AccessFault)?;
-        let pasid = self.server.enqcmd().physical(pid, &process).ok_or(AccessFault)?;
-        let (file, offset) = self.register(address, command.len()).ok_or(AccessFault)?;
-        let mut command = *command;
-        command[..4].copy_from_slice(&pasid.get().to_le_bytes());
-        file.enqueue(offset, &command).map_err(|_| AccessFault)?.ok_or(AccessFault)
-    }
+/// Whether some thread of the process that `tid` belongs to blocks SIGBUS, so that the kernel would end the process
+/// rather than call a handler.
+fn blocks_bus_errors(tid: u32) -> io::Result<bool> {
+    const SIGBUS: u64 = 1 << (libc::SIGBUS - 1);
+    let blocks = |path: std::path::PathBuf| -> Option<bool> {
+        let status = fs::read_to_string(path.join("status")).ok()?;
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
+        Some(u64::from_str_radix(mask.trim(), 16).ok()? & SIGBUS != 0)
+    };
+    let mut threads = fs::read_dir(format!("/proc/{tid}/task"))?.filter_map(Result::ok);
+    Ok(threads.any(|thread| blocks(thread.path()) == Some(true)))
 }

@@ -1,0 +1,176 @@
+//! Programs with signal handlers of their own, beside registers that raise signals.
+
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use crate::driver::{CBVER, Engine, Memory, Space, load};
+
+static CALLS: AtomicI32 = AtomicI32::new(0);
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+static STACK: AtomicU64 = AtomicU64::new(0);
+static BLOCKED: AtomicU64 = AtomicU64::new(0);
+
+/// Notes what it was called for, and has the program go on behind an instruction of three bytes.
+extern "C" fn note(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    CALLS.fetch_add(signal, Ordering::Relaxed);
+    STACK.store(&raw const signal as u64, Ordering::Relaxed);
+    let mut mask = 0u64;
+    // SAFETY: as the kernel, or what stands for it, calls a handler; the mask is written.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, std::ptr::null::<u64>(), &raw mut mask, 8);
+        if (*info).si_code > 0 {
+            ADDRESS.store((*info).si_addr() as u64, Ordering::Relaxed);
+            (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] += 3;
+        }
+    }
+    BLOCKED.store(mask, Ordering::Relaxed);
+}
+
+fn set(signal: i32, handler: usize, flags: i32, masked: Option<i32>) -> usize {
+    // SAFETY: plain structures, and a handler that does what a handler may.
+    unsafe {
+        let (mut action, mut before): (libc::sigaction, libc::sigaction) = (std::mem::zeroed(), std::mem::zeroed());
+        action.sa_sigaction = handler;
+        action.sa_flags = flags | libc::SA_SIGINFO;
+        if let Some(masked) = masked {
+            libc::sigaddset(&mut action.sa_mask, masked);
+        }
+        assert_eq!(libc::sigaction(signal, &action, &mut before), 0);
+        before.sa_sigaction
+    }
+}
+
+/// One load at an address, by an instruction of three bytes.
+fn touch(address: u64) {
+    // SAFETY: whatever it reads is thrown away, and a fault has a handler.
+    unsafe { std::arch::asm!("mov rcx, [rax]", in("rax") address, out("rcx") _) };
+}
+
+/// Where a file is mapped beyond its end.
+fn beyond_the_end() -> Memory {
+    let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    Memory::map(4096, libc::MAP_SHARED, std::os::fd::AsRawFd::as_raw_fd(&file), 0)
+}
+
+fn expect(calls: i32, address: u64) {
+    assert_eq!((CALLS.swap(0, Ordering::Relaxed), ADDRESS.swap(0, Ordering::Relaxed)), (calls, address));
+}
+
+pub fn own_handlers() {
+    let before = note as *const () as usize;
+    set(libc::SIGSEGV, before, 0, None);
+    let space = Space::new();
+    let engine = Engine::open(0, &space.iommu);
+    let check = || assert_eq!(load::<u8>(&engine.registers, CBVER), 0x32);
+    check();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    assert!(status.contains("TracerPid:\t0\n"), "nobody traces a program that maps registers");
+    // A fault of its own, with a handler from before the mapping, and one from after.
+    touch(8);
+    expect(libc::SIGSEGV, 8);
+    // (Rust's library has one, for overflows of the stack.)
+    assert_ne!(set(libc::SIGBUS, before, 0, Some(libc::SIGUSR1)), before);
+    let beyond = beyond_the_end();
+    touch(beyond.address);
+    expect(libc::SIGBUS, beyond.address);
+    let bit = |signal: i32| 1u64 << (signal - 1);
+    assert_eq!(BLOCKED.load(Ordering::Relaxed), bit(libc::SIGBUS) | bit(libc::SIGUSR1));
+    check();
+    // Sent signals, one that may come again, and one that is not blocked while it is handled.
+    let send = |signal: i32| {
+        // SAFETY: takes numbers.
+        assert_eq!(unsafe { libc::raise(signal) }, 0);
+    };
+    send(libc::SIGBUS);
+    expect(libc::SIGBUS, 0);
+    set(libc::SIGILL, before, libc::SA_NODEFER, None);
+    send(libc::SIGILL);
+    expect(libc::SIGILL, 0);
+    assert_eq!(BLOCKED.load(Ordering::Relaxed), 0);
+    set(libc::SIGILL, before, libc::SA_RESETHAND, None);
+    send(libc::SIGILL);
+    expect(libc::SIGILL, 0);
+    assert_eq!(set(libc::SIGILL, libc::SIG_IGN, 0, None), libc::SIG_DFL);
+    send(libc::SIGILL);
+    expect(0, 0);
+    check();
+    on_another_stack(&check);
+    // What it said is what it is told.
+    assert_eq!(set(libc::SIGBUS, before, 0, None), before);
+    in_others(&check, beyond.address);
+    check();
+    drop(engine);
+    space.destroy();
+}
+
+/// A handler that wants the alternate stack has it, also when a register is touched in it.
+fn on_another_stack(check: &dyn Fn()) {
+    let stack = Memory::new(64 << 10, libc::MAP_PRIVATE);
+    let alternate = libc::stack_t { ss_sp: stack.address as *mut libc::c_void, ss_flags: 0, ss_size: stack.length };
+    // SAFETY: memory that outlives its use.
+    assert_eq!(unsafe { libc::sigaltstack(&alternate, std::ptr::null_mut()) }, 0);
+    set(libc::SIGSEGV, note as *const () as usize, libc::SA_ONSTACK, None);
+    check();
+    touch(16);
+    expect(libc::SIGSEGV, 16);
+    let at = STACK.load(Ordering::Relaxed);
+    assert!((stack.address..stack.address + stack.length as u64).contains(&at));
+    let none = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+    // SAFETY: takes the stack away again.
+    assert_eq!(unsafe { libc::sigaltstack(&none, std::ptr::null_mut()) }, 0);
+}
+
+/// Children have actions of their own; default actions are done.
+fn in_others(check: &dyn Fn(), beyond: u64) {
+    let status_of = |child: &dyn Fn()| {
+        // SAFETY: the child runs plain code and ends without returning.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            child();
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(0) }
+        }
+        let mut status = 0;
+        // SAFETY: `status` is written.
+        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+        if libc::WIFSIGNALED(status) { -libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
+    };
+    assert_eq!(status_of(&|| check()), 0);
+    let by_default = |signal: i32| {
+        set(signal, libc::SIG_DFL, 0, None);
+    };
+    assert_eq!(
+        status_of(&|| {
+            by_default(libc::SIGBUS);
+            check();
+            touch(beyond);
+        }),
+        -libc::SIGBUS
+    );
+    // SAFETY: takes numbers.
+    let raise = |signal: i32| assert_eq!(unsafe { libc::raise(signal) }, 0);
+    assert_eq!(
+        status_of(&|| {
+            by_default(libc::SIGBUS);
+            raise(libc::SIGBUS);
+        }),
+        -libc::SIGBUS
+    );
+    assert_eq!(
+        status_of(&|| {
+            set(libc::SIGBUS, libc::SIG_IGN, 0, None);
+            touch(beyond);
+        }),
+        -libc::SIGBUS
+    );
+    assert_eq!(
+        status_of(&|| {
+            by_default(libc::SIGSEGV);
+            touch(8);
+        }),
+        -libc::SIGSEGV
+    );
+    // A child that is in this process's memory until it executes sets its signals to the default.
+    assert!(std::process::Command::new("true").status().unwrap().success());
+    touch(beyond);
+    expect(libc::SIGBUS, beyond);
+}

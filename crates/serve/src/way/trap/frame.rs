@@ -1,0 +1,125 @@
+//! The frame that the kernel made for the handler: registers, where the program goes on with them when it returns.
+//!
+//! ```text
+//!   struct ucontext       flags, link, stack
+//!   +40  sigcontext       r8 … r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags
+//!   +184                  segments, error, trap, mask, cr2
+//!   +224                  address of the vector registers, in XSAVE's layout
+//!   +296 mask of signals
+//! ```
+//! Source: Linux `arch/x86/include/uapi/asm/sigcontext.h` and `include/uapi/asm-generic/ucontext.h`.
+
+use ioasid_mmio::{Registers, Vectors, Xstate, XstateLayout};
+
+use crate::program::memory::{copy_from_process, copy_to_process};
+
+const REGISTERS: u64 = 40;
+const VECTORS: u64 = 224;
+/// Registers of the frame, and for each but the last two its index among those of an instruction.
+const COUNT: usize = 18;
+const ORDER: [usize; 16] = [8, 9, 10, 11, 12, 13, 14, 15, 7, 6, 5, 3, 2, 0, 1, 4];
+/// In the legacy part of the XSAVE area: that there is more, and how much in all.
+const EXTENDED: usize = 464;
+const MAGIC: u32 = 0x4650_5853;
+/// The legacy part and the header, and the most that any processor has.
+const LEAST: usize = 576;
+const MOST: usize = 16 << 10;
+
+/// A frame in the memory of a thread.
+pub(super) struct Frame {
+    tid: u32,
+    context: u64,
+    words: [u64; COUNT],
+    vectors_at: u64,
+}
+
+impl Frame {
+    /// The frame of which the context is at `context`.
+    pub(super) fn read(tid: u32, context: u64) -> Option<Self> {
+        let mut bytes = [0; (VECTORS - REGISTERS) as usize + 8];
+        copy_from_process(tid, context.wrapping_add(REGISTERS), &mut bytes).ok()?;
+        let (all, _) = bytes.as_chunks::<8>();
+        let word = |n: usize| u64::from_ne_bytes(all[n]);
+        let vectors_at = word(all.len() - 1);
+        Some(Self { tid, context, words: std::array::from_fn(word), vectors_at })
+    }
+
+    pub(super) fn registers(&self, fs_base: u64, gs_base: u64) -> Registers {
+        let mut gpr = [0; 16];
+        ORDER.into_iter().zip(self.words).for_each(|(register, word)| gpr[register] = word);
+        Registers { gpr, rip: self.words[16], rflags: self.words[17], fs_base, gs_base }
+    }
+
+    /// Has the thread go on with these registers.
+    pub(super) fn put_back(&mut self, new: &Registers) -> bool {
+        ORDER.into_iter().zip(&mut self.words).for_each(|(register, word)| *word = new.gpr[register]);
+        (self.words[16], self.words[17]) = (new.rip, new.rflags);
+        let bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        copy_to_process(self.tid, self.context.wrapping_add(REGISTERS), &bytes).is_ok()
+    }
+
+    pub(super) fn vectors(&self, layout: XstateLayout) -> FrameVectors {
+        FrameVectors { tid: self.tid, at: self.vectors_at, layout, bytes: None, modified: false }
+    }
+}
+
+/// The vector registers of a frame, fetched when an instruction first names one.
+pub(super) struct FrameVectors {
+    tid: u32,
+    at: u64,
+    layout: XstateLayout,
+    bytes: Option<Vec<u8>>,
+    modified: bool,
+}
+
+impl FrameVectors {
+    fn with<T>(&mut self, use_it: impl FnOnce(&mut Xstate<'_>) -> T) -> Option<T> {
+        if self.bytes.is_none() {
+            let mut legacy = [0; LEAST];
+            copy_from_process(self.tid, self.at, &mut legacy).ok()?;
+            let word = |at: usize| u32::from_ne_bytes([legacy[at], legacy[at + 1], legacy[at + 2], legacy[at + 3]]);
+            let length = if word(EXTENDED) == MAGIC { word(EXTENDED + 16) as usize } else { LEAST };
+            let mut bytes = vec![0; length.clamp(LEAST, MOST)];
+            copy_from_process(self.tid, self.at, &mut bytes).ok()?;
+            self.bytes = Some(bytes);
+        }
+        let mut state = Xstate::new(self.bytes.as_mut()?, self.layout);
+        let result = use_it(&mut state);
+        self.modified |= state.is_modified();
+        Some(result)
+    }
+
+    /// Gives the thread what was changed; false if that failed.
+    pub(super) fn put_back(&self) -> bool {
+        match &self.bytes {
+            Some(bytes) if self.modified => copy_to_process(self.tid, self.at, bytes).is_ok(),
+            _ => true,
+        }
+    }
+}
+
+impl Vectors for FrameVectors {
+    fn load(&mut self, index: usize) -> Option<[u8; 64]> {
+        self.with(|state| state.load(index))?
+    }
+
+    fn store(&mut self, index: usize, value: &[u8; 64]) -> bool {
+        self.with(|state| state.store(index, value)) == Some(true)
+    }
+
+    fn mask(&mut self, index: usize) -> Option<u64> {
+        self.with(|state| state.mask(index))?
+    }
+
+    fn set_mask(&mut self, index: usize, value: u64) -> bool {
+        self.with(|state| state.set_mask(index, value)) == Some(true)
+    }
+
+    fn mmx(&mut self, index: usize) -> Option<u64> {
+        self.with(|state| state.mmx(index))?
+    }
+
+    fn set_mmx(&mut self, index: usize, value: u64) -> bool {
+        self.with(|state| state.set_mmx(index, value)) == Some(true)
+    }
+}

@@ -1,0 +1,54 @@
+//! System calls of a thread of a program that another wants it to make.
+//!
+//! The thread is stopped by ptrace behind a system call, for as long as it takes, and then let go: nobody can tell.
+
+use super::ptrace;
+use crate::program::memory::copy_from_process;
+
+/// `syscall`
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+/// A thread that is stopped behind a system call, and does what it is told.
+pub(super) struct Thread {
+    tid: u32,
+    before: ptrace::ThreadRegisters,
+    mask: u64,
+    /// Whether it is there still.
+    alive: bool,
+}
+
+impl Thread {
+    /// Takes a stopped thread over; `None` if it is not behind a system call.
+    pub(super) fn take(tid: u32) -> Option<Self> {
+        let before = ptrace::registers(tid)?;
+        let mut code = [0; 2];
+        copy_from_process(tid, before.rip().wrapping_sub(2), &mut code).ok()?;
+        // What arrives meanwhile waits.
+        let mask = ptrace::signal_mask(tid)?;
+        (code == SYSCALL && ptrace::set_signal_mask(tid, u64::MAX)).then_some(Self { tid, before, mask, alive: true })
+    }
+
+    pub(super) fn tid(&self) -> u32 {
+        self.tid
+    }
+
+    /// Has it make a system call, and returns what that returned. `None` if the thread is gone.
+    pub(super) fn call(&mut self, number: i64, arguments: [u64; 6]) -> Option<i64> {
+        if !self.alive {
+            return None;
+        }
+        let call = self.before.of_call(number, arguments);
+        let made = ptrace::set_registers(self.tid, &call) && ptrace::single_step(self.tid);
+        let result = made.then(|| ptrace::registers(self.tid)).flatten();
+        self.alive = result.is_some();
+        result.map(|registers| registers.result())
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        // If it is gone there is nothing to put back.
+        let _ = ptrace::set_registers(self.tid, &self.before);
+        let _ = ptrace::set_signal_mask(self.tid, self.mask);
+    }
+}

@@ -1,0 +1,73 @@
+//! The memory of a thread that stands at an instruction: registers of devices, and everything else.
+
+use std::sync::Arc;
+
+use ioasid::memory::VmaQuery;
+use ioasid_mmio::{AccessFault, Memory};
+use rustix::process::Pid;
+
+use crate::program::memory::{copy_from_process, copy_to_process, process_of};
+use crate::program::processes::Purpose;
+use crate::request::file::OpenFile;
+use crate::server::Server;
+
+/// The longest x86 instruction, in bytes.
+pub(super) const LONGEST_INSTRUCTION: usize = 15;
+
+/// The bytes at `rip`, as many as there are up to the longest instruction.
+pub(super) fn fetch_code(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION]) -> &[u8] {
+    let in_page = (4096 - rip % 4096) as usize;
+    if copy_from_process(tid, rip, code).is_ok() {
+        code
+    } else if in_page < code.len() && copy_from_process(tid, rip, &mut code[..in_page]).is_ok() {
+        &code[..in_page]
+    } else {
+        &[]
+    }
+}
+
+/// The memory of a thread.
+pub(super) struct ProgramMemory<'a> {
+    pub(super) tid: u32,
+    pub(super) server: &'a Server,
+    pub(super) mappings: &'a VmaQuery,
+}
+
+impl ProgramMemory<'_> {
+    /// The device file and the offset in it that `length` bytes at `address` are, if they are registers.
+    pub(super) fn register(&self, address: u64, length: usize) -> Option<(Arc<dyn OpenFile>, u64)> {
+        let vma = self.mappings.at(address).ok()??;
+        let file = self.server.open_file(vma.dev, vma.inode)?;
+        (vma.end - address >= length as u64).then(|| (file, vma.offset + (address - vma.start)))
+    }
+}
+
+impl Memory for ProgramMemory<'_> {
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), AccessFault> {
+        let done = match self.register(address, bytes.len()) {
+            Some((file, offset)) => file.load(offset, bytes),
+            None => copy_from_process(self.tid, address, bytes),
+        };
+        done.map_err(|_| AccessFault)
+    }
+
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), AccessFault> {
+        let done = match self.register(address, bytes.len()) {
+            Some((file, offset)) => file.store(offset, bytes),
+            None => copy_to_process(self.tid, address, bytes),
+        };
+        done.map_err(|_| AccessFault)
+    }
+
+    /// With the PASID that the process asked for; a processor faults if there is none.
+    fn enqueue(&mut self, address: u64, command: &[u8; 64]) -> Result<bool, AccessFault> {
+        let process = Pid::from_raw(self.tid as i32).and_then(process_of).ok_or(AccessFault)?;
+        let pid = process.as_raw_nonzero().get() as u32;
+        let process = self.server.process(pid, Purpose::Mapping).map_err(|_| AccessFault)?;
+        let pasid = self.server.enqcmd().physical(pid, &process).ok_or(AccessFault)?;
+        let (file, offset) = self.register(address, command.len()).ok_or(AccessFault)?;
+        let mut command = *command;
+        command[..4].copy_from_slice(&pasid.get().to_le_bytes());
+        file.enqueue(offset, &command).map_err(|_| AccessFault)?.ok_or(AccessFault)
+    }
+}

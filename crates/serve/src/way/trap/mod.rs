@@ -1,0 +1,119 @@
+//! Register accesses: single instructions of the program, performed from outside of it.
+//!
+//! A mapping of a device file raises SIGBUS at every access, as the file has no bytes (see [`crate::way::tree`]). A
+//! handler in the program takes the signal and asks; the instruction is performed on the device model, and the program
+//! goes on behind it. A signal that is none of ours goes to the program's own handler, as if there were no other.
+//!
+//! ```text
+//!   program: load or store ──SIGBUS──► handler ──ioctl(-1, ASK)──► listener ──► answer ──► ioasid-mmio ──► OpenFile
+//!      ▲                                  │                                       │
+//!      └────────── sigreturn ─────────────┴──────── registers in the frame ◄──────┘
+//! ```
+//! | file | holds |
+//! | --- | --- |
+//! | `handler` | the handler: its code, where it is, and what the program itself wants done with its signals |
+//! | `inject` | system calls that a thread is told to make, by which the handler comes into its process |
+//! | `frame` | the registers that the handler was called with |
+//! | `memory` | what an instruction reads and writes |
+//! | `tracer`, `ptrace` | the thread that traces others: to put the handler in, or where none would be called |
+//!
+//! Two instructions that hand work to a device, MOVDIR64B and ENQCMD, are performed here, too, for processors that have
+//! none: the illegal instruction is taken back. ENQCMD goes with the PASID that the process has asked for (`enqcmd`);
+//! without one it stays the general protection fault that it is on hardware.
+//!
+//! A process that never maps registers has no handler, and one that execs has none any more: the mapping is gone. A
+//! child has its parent's.
+
+mod frame;
+mod handler;
+mod inject;
+mod memory;
+mod ptrace;
+mod tracer;
+
+use std::io::{self, Write as _};
+
+use ioasid_mmio::{Submission, XstateLayout, step};
+use rustix::io::Errno;
+
+use crate::program::memory::{copy_from_process, copy_to_process};
+use crate::program::processes::Purpose;
+use crate::server::Server;
+use frame::Frame;
+pub(crate) use handler::{ASK, Action, PASS, SIGNALS, action, base_in, set_action};
+use memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_code};
+pub use tracer::{Stopped, TraceHandle, Tracer};
+
+/// In a siginfo: the kernel, for no reason that it names (`include/uapi/asm-generic/siginfo.h`).
+const SI_KERNEL: i32 = 0x80;
+
+/// What the handler asks: the signal, and the addresses and bases that it was called with.
+struct Question {
+    signal: i32,
+    info: u64,
+    context: u64,
+    fs_base: u64,
+    gs_base: u64,
+}
+
+impl Question {
+    fn read(tid: u32, address: u64) -> Result<Self, Errno> {
+        let mut bytes = [0; 40];
+        copy_from_process(tid, address, &mut bytes)?;
+        let [signal, info, context, fs_base, gs_base]: [u64; 5] = zerocopy::transmute!(bytes);
+        Ok(Self { signal: signal as i32, info, context, fs_base, gs_base })
+    }
+
+    /// The reason of the signal, and the address that it is about.
+    fn reason(&self, tid: u32) -> Result<(i32, u64), Errno> {
+        let mut bytes = [0; 24];
+        copy_from_process(tid, self.info, &mut bytes)?;
+        let [_, _, code, _, low, high]: [u32; 6] = zerocopy::transmute!(bytes);
+        Ok((code as i32, u64::from(high) << 32 | u64::from(low)))
+    }
+}
+
+/// Answers the handler of a thread: 0 if the instruction was performed; otherwise the signal to be taken for the
+/// program's own affair.
+///
+/// # Errors
+/// `EFAULT` if what it asks is not there.
+pub(crate) fn answer(server: &Server, tid: u32, address: u64) -> Result<i64, Errno> {
+    let question = Question::read(tid, address)?;
+    let (code, about) = question.reason(tid)?;
+    let process = server.process(tid, Purpose::Mapping).map_err(|_| Errno::SRCH)?;
+    let mut memory = ProgramMemory { tid, server, mappings: process.vmas() };
+    let mut frame = Frame::read(tid, question.context).ok_or(Errno::FAULT)?;
+    let mut general = frame.registers(question.fs_base, question.gs_base);
+    let mut bytes = [0; LONGEST_INSTRUCTION];
+    let instruction = fetch_code(tid, general.rip, &mut bytes);
+    let own = i64::from(question.signal);
+    let submits = match question.signal {
+        libc::SIGBUS if code == libc::BUS_ADRERR && memory.register(about, 1).is_some() => false,
+        libc::SIGILL | libc::SIGSEGV if code > 0 => match Submission::at(instruction) {
+            Some(Submission::Movdir64b) if question.signal == libc::SIGILL => true,
+            Some(Submission::Enqcmd) => true,
+            _ => return Ok(own),
+        },
+        _ => return Ok(own),
+    };
+    let mut vectors = frame.vectors(XstateLayout::of_this_processor());
+    let at = general.rip;
+    match step(&mut general, &mut vectors, &mut memory, instruction) {
+        Ok(()) if vectors.put_back() && frame.put_back(&general) => Ok(0),
+        Ok(()) => Err(Errno::FAULT),
+        // A general protection or page fault, as a processor that has the instruction raises.
+        Err(_) if submits => {
+            let info: [u8; 12] = zerocopy::transmute!([libc::SIGSEGV, 0, SI_KERNEL]);
+            copy_to_process(tid, question.info, &info)?;
+            Ok(libc::SIGSEGV.into())
+        }
+        Err(error) => {
+            let _ = writeln!(
+                io::stderr(),
+                "ioasid: thread {tid}: register access at {about:#x}, instruction at {at:#x}: {error}",
+            );
+            Ok(own)
+        }
+    }
+}
