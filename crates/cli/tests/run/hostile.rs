@@ -1,10 +1,12 @@
 //! Programs that attack others, or the runner.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::unprivileged::shell_as_user_in;
-use crate::{Test, finish, program_under, succeed};
+use crate::{Test, eventually, finish, program_under, succeed};
 
 pub const TESTS: &[Test] = &[
     ("a_child_with_the_number_of_a_thread_has_its_own_memory", || number_reused(&[])),
@@ -29,6 +31,17 @@ pub const TESTS: &[Test] = &[
             drop(succeed(&mut program_under(&["--quiet", "--device", "ioat"], "stuck", &[])));
         }
     }),
+    ("registers_are_mapped_while_another_thread_execs", || {
+        drop(succeed(&mut program_under(&["--quiet", "--device", "ioat"], "map-and-exec", &[])));
+    }),
+    ("processes_that_share_memory_and_are_no_threads_use_registers", || {
+        drop(succeed(&mut program_under(&["--quiet", "--device", "ioat"], "shared-memory-processes", &[])));
+    }),
+    ("a_program_that_waits_in_a_register_access_can_be_ended", || {
+        if rustix::process::geteuid().is_root() {
+            ended_while_it_waits();
+        }
+    }),
     ("a_run_ends_though_a_device_waits_for_memory", || {
         if rustix::process::geteuid().is_root() {
             let begin = Instant::now();
@@ -50,6 +63,24 @@ pub const TESTS: &[Test] = &[
 ];
 
 const DSA: &[&str] = &["--quiet", "--memlock", "unlimited", "--device", "dsa"];
+
+/// The runner passes the signal on.
+fn ended_while_it_waits() {
+    let mut command = program_under(&["--quiet", "--device", "ioat"], "stuck-register-access", &[]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "waiting\n");
+    std::thread::sleep(Duration::from_millis(50));
+    // SAFETY: takes numbers; a child that nobody has waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+    let mut ended = None;
+    eventually("the run has ended", || {
+        ended = child.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert_eq!(ended.and_then(|status| status.signal()), Some(libc::SIGTERM));
+}
 
 fn number_reused(user: &[&str]) {
     // Only root may choose a number, and become another user.

@@ -13,6 +13,18 @@ pub(crate) fn process_of(tid: Pid) -> Option<Pid> {
     Pid::from_raw(number)
 }
 
+/// As [`process_of`], with numbers.
+pub(crate) fn process_of_thread(tid: u32) -> Option<u32> {
+    Some(process_of(Pid::from_raw(i32::try_from(tid).ok()?)?)?.as_raw_nonzero().get() as u32)
+}
+
+/// Whether two threads are in one memory, as far as the kernel can tell (kcmp(2)).
+pub(crate) fn share_memory(one: u32, other: u32) -> bool {
+    const KCMP_VM: libc::c_long = 1;
+    // SAFETY: takes numbers.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) == 0 }
+}
+
 /// Copies memory of a process, all or nothing as far as the caller is told.
 pub(crate) fn copy_from_process(tid: u32, address: u64, data: &mut [u8]) -> Result<(), Errno> {
     let local = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };

@@ -50,6 +50,102 @@ pub fn requests_wait() {
     space.destroy();
 }
 
+/// Waits in a register access whose other operand is memory that nobody brings in.
+pub fn register_access() {
+    let space = Space::new();
+    let engine = Engine::open(0, &space.iommu);
+    let (memory, _absent) = absent(1);
+    println!("waiting");
+    // SAFETY: one byte, from a register to memory of ours.
+    unsafe {
+        std::arch::asm!(
+            "movsb",
+            inout("rsi") engine.registers.address + 8 => _,
+            inout("rdi") memory.address => _,
+        );
+    }
+    panic!("nobody brings it in");
+}
+
+/// Maps registers in one thread while another executes a program, again and again.
+pub fn map_and_exec() {
+    for round in 0..60u64 {
+        // SAFETY: the child runs plain code, and ends or executes a program.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let space = Space::new();
+            let device = crate::driver::open("/dev/vfio/devices/vfio0").unwrap();
+            Engine::bind(&device, &space.iommu).unwrap();
+            for _ in 0..20 {
+                std::thread::spawn(|| {
+                    loop {
+                        std::thread::park();
+                    }
+                });
+            }
+            let go = std::sync::Arc::new(std::sync::Barrier::new(2));
+            let begin = go.clone();
+            std::thread::spawn(move || {
+                begin.wait();
+                for n in 0..round * 2_000 {
+                    std::hint::black_box(n);
+                }
+                let error = std::os::unix::process::CommandExt::exec(&mut std::process::Command::new("true"));
+                panic!("{error}");
+            });
+            go.wait();
+            let _ = Memory::try_map(4096, libc::MAP_SHARED, device.as_raw_fd(), 1 << 40).map(std::mem::forget);
+            loop {
+                std::thread::park();
+            }
+        }
+        let mut status = 0;
+        // SAFETY: a child of ours.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0, "round {round}");
+    }
+}
+
+/// Processes that share memory, and are no threads, touch registers: one from before they were mapped, one from after.
+pub fn shared_memory_processes() {
+    static REGISTERS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    extern "C" fn child(_: *mut libc::c_void) -> i32 {
+        loop {
+            match REGISTERS.load(std::sync::atomic::Ordering::Acquire) {
+                // SAFETY: takes nothing.
+                0 => drop(unsafe { libc::sched_yield() }),
+                // SAFETY: a register of a mapping that stays.
+                address => return i32::from(unsafe { ((address + 8) as *const u8).read_volatile() } != 0x32),
+            }
+        }
+    }
+    let start = || {
+        let stack = Memory::new(64 << 10, libc::MAP_PRIVATE);
+        let top = (stack.address + stack.length as u64) as *mut libc::c_void;
+        // SAFETY: a stack that is not used by anybody else, and is leaked.
+        let pid = unsafe { libc::clone(child, top, libc::CLONE_VM | libc::SIGCHLD, std::ptr::null_mut()) };
+        std::mem::forget(stack);
+        assert!(pid > 0);
+        pid
+    };
+    let wait = |pid: i32| {
+        let mut status = 0;
+        // SAFETY: a child of ours.
+        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+        assert_eq!(status, 0);
+    };
+    let before = start();
+    let space = Space::new();
+    let engine = Engine::open(0, &space.iommu);
+    // Whoever was there has the handler a moment after the mapping is made.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    REGISTERS.store(engine.registers.address, std::sync::atomic::Ordering::Release);
+    wait(before);
+    wait(start());
+    drop(engine);
+    space.destroy();
+}
+
 /// Ends while a device waits for memory that nobody brings in, and a child keeps it from ever coming.
 pub fn ends_meanwhile() {
     let space = Space::new();

@@ -23,7 +23,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::program::memory::{copy_from_process, copy_to_process};
+use crate::program::memory::{copy_from_process, copy_to_process, share_memory};
 use crate::request::file::{Mapping, OpenFile};
 use crate::request::{Caller, proc_file};
 use crate::server::Server;
@@ -183,7 +183,7 @@ impl Listener {
                     shared: is_shared(args[3]),
                     execute: args[2] & libc::PROT_EXEC as u64 != 0,
                 };
-                self.mmap(&*open, mapping, &file, &caller)
+                self.mmap(&*open, mapping, file, &caller)
             }
             // The kernel would say that there is nothing to read, and not ask the tree.
             libc::SYS_read if args[2] == 0 => match open.given() {
@@ -264,34 +264,44 @@ impl Listener {
     }
 
     /// Prepares a mapping of registers, if it is right, which the kernel then makes.
-    fn mmap(&self, open: &dyn OpenFile, mapping: Mapping, file: &OwnedFd, caller: &Calling<'_>) -> Answer {
+    fn mmap(&self, open: &dyn OpenFile, mapping: Mapping, file: OwnedFd, caller: &Calling<'_>) -> Answer {
         match open.check_mmap(mapping) {
             Some(Ok(())) => {}
             Some(Err(errno)) => return Answer::Done(Err(errno)),
             None => return Answer::NotOurs,
         }
+        // To this thread the file has no bytes, and asking makes that true for its mappings: see `tree`.
+        let _ = rustix::fs::fstat(&file);
+        // What follows waits, and the program may end meanwhile, which closes the file.
+        drop(file);
         if let Err(error) = self.tracing.trace(caller.tid) {
-            let _ = writeln!(
-                io::stderr(),
-                "ioasid: thread {}: its registers cannot be mapped: {error}. If a debugger or strace has the program, \
-                 attach it when they are (gdb -p, strace -p); or have the program use pread and pwrite.",
-                caller.tid
-            );
+            // One that is about to end needs none.
+            if is_traced(caller.tid) {
+                let _ = writeln!(
+                    io::stderr(),
+                    "ioasid: thread {}: its registers cannot be mapped while a debugger or strace has it ({error}). Attach \
+                     it when they are (gdb -p, strace -p); or have the program use pread and pwrite.",
+                    caller.tid
+                );
+            }
             return Answer::Done(Err(Errno::PERM));
         }
-        // To this thread the file has no bytes, and asking makes that true for its mappings: see `tree`.
-        let _ = rustix::fs::fstat(file);
         Answer::NotOurs
     }
 }
 
 /// Whether the process of a thread is in the memory of its parent, as after vfork(2).
 fn shares_memory_with_parent(tid: u32) -> bool {
-    const KCMP_VM: libc::c_long = 1;
     let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<u32>().ok());
-    // SAFETY: takes numbers.
-    parent.is_some_and(|parent| unsafe { libc::syscall(libc::SYS_kcmp, tid, parent, KCMP_VM, 0, 0) == 0 })
+    parent.is_some_and(|parent| share_memory(tid, parent))
+}
+
+/// Whether some other process traces a thread.
+fn is_traced(tid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse::<u32>().ok());
+    tracer.is_some_and(|tracer| tracer != 0 && tracer != std::process::id())
 }
 
 /// Whether the flags of a mapping ask for a shared one.

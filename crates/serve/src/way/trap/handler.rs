@@ -60,11 +60,13 @@ ioasid_handler_start:
     mov     edi, 0x1004
     lea     rsi, [rsp + 32]
     syscall
-    mov     eax, 16
+0:  mov     eax, 16
     mov     edi, -1
     mov     esi, {ask}
     mov     rdx, rsp
     syscall
+    cmp     rax, -4
+    je      0b
     add     rsp, 40
     test    rax, rax
     jz      9f
@@ -127,7 +129,18 @@ ioasid_handler_start:
     je      7f
     test    eax, eax
     jg      9f
-7:  mov     eax, 39
+7:  xor     eax, eax
+    lea     ecx, [rbx - 1]
+    bts     rax, rcx
+    push    rax
+    mov     eax, 14
+    xor     edi, edi
+    mov     rsi, rsp
+    xor     edx, edx
+    mov     r10d, 8
+    syscall
+    pop     rax
+    mov     eax, 39
     syscall
     mov     r13, rax
     mov     eax, 186
@@ -192,8 +205,9 @@ pub(crate) fn set_action(tid: u32, base: u64, index: usize, action: Action) -> O
     copy_to_process(tid, base + ACTIONS + ACTION_BYTES * index as u64, &bytes).ok()
 }
 
-/// Puts the handler into the process of a thread that is stopped behind a system call. `None` if it cannot be had.
-pub(super) fn install(thread: &mut Thread) -> Option<()> {
+/// Puts the handler into the process of a thread that is stopped behind a system call, and returns where. `None` if it
+/// cannot be had.
+pub(super) fn install(thread: &mut Thread) -> Option<u64> {
     const RW: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
     const RX: u64 = (libc::PROT_READ | libc::PROT_EXEC) as u64;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
@@ -204,9 +218,9 @@ pub(super) fn install(thread: &mut Thread) -> Option<()> {
     };
     let base = BASES.into_iter().find_map(|base| map(thread, base))?;
     let (code, restorer) = code();
-    let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART) as u64 | SA_RESTORER;
-    // Nothing comes in between, as what came could not touch registers.
-    let ours: Action = [base, flags, base + restorer, u64::MAX];
+    // Whatever comes in between may touch registers, too, and what ends the process may end it while it waits.
+    let flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART | libc::SA_NODEFER;
+    let ours: Action = [base, flags as u64 | SA_RESTORER, base + restorer, 0];
     let ours_at = base + ACTIONS + ACTION_BYTES * SIGNALS.len() as u64;
     let bytes: [u8; ACTION_BYTES as usize] = zerocopy::transmute!(ours);
     copy_to_process(tid, base, code).ok()?;
@@ -221,5 +235,18 @@ pub(super) fn install(thread: &mut Thread) -> Option<()> {
             return None;
         }
     }
-    copy_to_process(tid, base + PAGE, &MAGIC).ok()
+    copy_to_process(tid, base + PAGE, &MAGIC).ok()?;
+    Some(base)
+}
+
+/// Has a stopped thread of another process, which is in memory with the handler at `base`, take it for its own signals.
+pub(super) fn join(tid: u32, base: u64) -> Option<()> {
+    let (_, restorer) = code();
+    // Behind `mov eax, 15`.
+    let mut thread = Thread::take_at(tid, base + restorer + 5)?;
+    let ours_at = base + ACTIONS + ACTION_BYTES * SIGNALS.len() as u64;
+    for signal in SIGNALS {
+        thread.call(libc::SYS_rt_sigaction, [signal as u64, ours_at, 0, 8, 0, PASS.into()])?;
+    }
+    Some(())
 }

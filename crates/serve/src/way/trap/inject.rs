@@ -1,6 +1,6 @@
 //! System calls of a thread of a program that another wants it to make.
 //!
-//! The thread is stopped by ptrace behind a system call, for as long as it takes, and then let go: nobody can tell.
+//! The thread is stopped by ptrace for as long as it takes, and then let go: nobody can tell.
 
 use super::ptrace;
 use crate::program::memory::copy_from_process;
@@ -8,10 +8,12 @@ use crate::program::memory::copy_from_process;
 /// `syscall`
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
-/// A thread that is stopped behind a system call, and does what it is told.
+/// A thread that is stopped, and does what it is told.
 pub(super) struct Thread {
     tid: u32,
     before: ptrace::ThreadRegisters,
+    /// Where there is a system call instruction.
+    syscall: u64,
     mask: u64,
     /// Whether it is there still.
     alive: bool,
@@ -20,12 +22,18 @@ pub(super) struct Thread {
 impl Thread {
     /// Takes a stopped thread over; `None` if it is not behind a system call.
     pub(super) fn take(tid: u32) -> Option<Self> {
+        Self::take_at(tid, ptrace::registers(tid)?.rip().wrapping_sub(2))
+    }
+
+    /// Takes a stopped thread over, in whose memory there is a system call instruction at `syscall`.
+    pub(super) fn take_at(tid: u32, syscall: u64) -> Option<Self> {
         let before = ptrace::registers(tid)?;
         let mut code = [0; 2];
-        copy_from_process(tid, before.rip().wrapping_sub(2), &mut code).ok()?;
+        copy_from_process(tid, syscall, &mut code).ok()?;
         // What arrives meanwhile waits.
         let mask = ptrace::signal_mask(tid)?;
-        (code == SYSCALL && ptrace::set_signal_mask(tid, u64::MAX)).then_some(Self { tid, before, mask, alive: true })
+        let taken = code == SYSCALL && ptrace::set_signal_mask(tid, u64::MAX);
+        taken.then_some(Self { tid, before, syscall, mask, alive: true })
     }
 
     pub(super) fn tid(&self) -> u32 {
@@ -37,7 +45,7 @@ impl Thread {
         if !self.alive {
             return None;
         }
-        let call = self.before.of_call(number, arguments);
+        let call = self.before.of_call(self.syscall, number, arguments);
         let made = ptrace::set_registers(self.tid, &call) && ptrace::single_step(self.tid);
         let result = made.then(|| ptrace::registers(self.tid)).flatten();
         self.alive = result.is_some();

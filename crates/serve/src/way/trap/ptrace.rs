@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::mem::zeroed;
 use std::ptr;
+use std::time::{Duration, Instant};
 
 use ioasid_mmio::{Registers, Vectors, Xstate, XstateLayout};
 
@@ -71,24 +72,41 @@ pub(super) fn trace_on(tid: u32) {
     unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, tid, 0usize, OPTIONS) };
 }
 
+/// How long a thread may take for one instruction. One that has gone takes for ever.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Has a stopped thread execute one instruction, with no signal. False if it has ended.
 pub(super) fn single_step(tid: u32) -> bool {
+    let begin = Instant::now();
     // What stops it in between, as job control does, is over when it goes on.
-    for _ in 0..100 {
-        let mut status = 0;
-        // SAFETY: takes no pointers, and `status` is written.
-        let stepped = unsafe {
-            libc::ptrace(libc::PTRACE_SINGLESTEP, tid, 0usize, 0usize) != -1
-                && libc::waitpid(tid as i32, &mut status, libc::__WALL) == tid as i32
-        };
-        if !stepped || !libc::WIFSTOPPED(status) {
+    while begin.elapsed() < PATIENCE {
+        // SAFETY: takes no pointers.
+        if unsafe { libc::ptrace(libc::PTRACE_SINGLESTEP, tid, 0usize, 0usize) } == -1 {
             return false;
         }
-        if status >> 16 == 0 && libc::WSTOPSIG(status) == libc::SIGTRAP {
-            return true;
+        match wait_for(tid, begin) {
+            Some(status) if status >> 16 == 0 && libc::WSTOPSIG(status) == libc::SIGTRAP => return true,
+            Some(_) => {}
+            None => return false,
         }
     }
     false
+}
+
+/// The status with which a thread stops; `None` if it ends. A call that waits would not return if the thread vanishes,
+/// as the first of a process does when another executes a program.
+fn wait_for(tid: u32, begin: Instant) -> Option<i32> {
+    while begin.elapsed() < PATIENCE {
+        let mut status = 0;
+        // SAFETY: `status` is written.
+        match unsafe { libc::waitpid(tid as i32, &mut status, libc::__WALL | libc::WNOHANG) } {
+            0 if begin.elapsed() < Duration::from_millis(1) => std::thread::yield_now(),
+            0 => std::thread::sleep(Duration::from_micros(50)),
+            number if number == tid as i32 => return libc::WIFSTOPPED(status).then_some(status),
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// The signals that a stopped thread blocks.
@@ -209,11 +227,10 @@ impl ThreadRegisters {
         self.0.rax as i64
     }
 
-    /// At a system call instruction that ends where this stands, with a call's number and arguments.
-    pub(super) fn of_call(&self, number: i64, [rdi, rsi, rdx, r10, r8, r9]: [u64; 6]) -> Self {
+    /// At a system call instruction, with a call's number and arguments.
+    pub(super) fn of_call(&self, rip: u64, number: i64, [rdi, rsi, rdx, r10, r8, r9]: [u64; 6]) -> Self {
         // No call was made, so that none is made again.
-        let orig_rax = u64::MAX;
-        let (rip, rax) = (self.0.rip.wrapping_sub(2), number as u64);
+        let (orig_rax, rax) = (u64::MAX, number as u64);
         Self(libc::user_regs_struct { rip, rax, orig_rax, rdi, rsi, rdx, r10, r8, r9, ..self.0 })
     }
 

@@ -24,6 +24,7 @@ use super::handler;
 use super::inject::Thread;
 use super::memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_code};
 use super::ptrace::{self, Stop, ThreadVectors};
+use crate::program::memory::{process_of_thread, share_memory};
 use crate::server::Server;
 use crate::way::listen::Tracing;
 
@@ -59,14 +60,23 @@ pub enum Stopped {
     ByJobControl(i32),
 }
 
-/// Traces the processes that have mapped registers, and performs their accesses.
+/// What a thread is stopped for.
+#[derive(Clone, Copy)]
+enum Task {
+    /// The handler is to be put into its memory, and to take its process's signals.
+    Install,
+    /// The handler is in its memory, at this address, and is to take its process's signals, too.
+    Join(u64),
+}
+
+/// Puts the handler into processes that map registers; or traces them, and performs their accesses.
 pub struct Tracer {
     server: Arc<Server>,
     requests: Receiver<Request>,
     wake: Arc<OwnedFd>,
     threads: HashSet<u32>,
-    /// Threads into whose process the handler is to be put when they stop.
-    installing: HashSet<u32>,
+    /// Threads that are to stop, and what then.
+    stopping: HashMap<u32, Task>,
     /// The mappings of each thread's process.
     mappings: HashMap<u32, VmaQuery>,
     layout: XstateLayout,
@@ -86,7 +96,7 @@ impl Tracer {
             requests,
             wake,
             threads: HashSet::new(),
-            installing: HashSet::new(),
+            stopping: HashMap::new(),
             mappings: HashMap::new(),
             layout: XstateLayout::of_this_processor(),
         };
@@ -118,19 +128,33 @@ impl Tracer {
             return self.trace_process(tid);
         }
         ptrace::seize_to_stop(tid)?;
-        self.installing.insert(tid);
+        self.stopping.insert(tid, Task::Install);
         Ok(())
     }
 
-    /// Puts the handler into the process of a stopped thread, and lets that go; if it cannot be had, traces them all.
-    fn install(&mut self, tid: u32) {
-        if Thread::take(tid).and_then(|mut thread| handler::install(&mut thread)).is_some() {
-            return ptrace::detach(tid);
+    /// Does what a thread was stopped for, and lets it go.
+    fn perform_task(&mut self, tid: u32, task: Task) {
+        match task {
+            Task::Install => match Thread::take(tid).and_then(|mut thread| handler::install(&mut thread)) {
+                Some(base) => {
+                    for other in others_in_memory_of(tid) {
+                        if ptrace::seize_to_stop(other).is_ok() {
+                            self.stopping.insert(other, Task::Join(base));
+                        }
+                    }
+                }
+                // It cannot be had: every thread is traced.
+                None => {
+                    ptrace::trace_on(tid);
+                    self.threads.insert(tid);
+                    let _ = self.trace_process(tid);
+                    return ptrace::go_on(tid, 0);
+                }
+            },
+            // If it cannot be had, the process has no registers.
+            Task::Join(base) => drop(handler::join(tid, base)),
         }
-        ptrace::trace_on(tid);
-        self.threads.insert(tid);
-        let _ = self.trace_process(tid);
-        ptrace::go_on(tid, 0);
+        ptrace::detach(tid);
     }
 
     /// Traces every thread of the process that `tid` belongs to.
@@ -168,21 +192,24 @@ impl Tracer {
     /// A thread or process has ended.
     pub fn ended(&mut self, tid: u32) {
         self.threads.remove(&tid);
-        self.installing.remove(&tid);
+        self.stopping.remove(&tid);
         self.mappings.remove(&tid);
     }
 
     /// A traced thread has stopped, with this status of `waitpid`: does what is to be done and lets it go on.
     pub fn stopped(&mut self, tid: u32, status: i32) -> Stopped {
         let stop = ptrace::stop_of(status);
-        if self.installing.contains(&tid) {
-            if let Stop::Signal(signal) = stop {
-                ptrace::go_on(tid, signal);
-            } else {
-                self.installing.remove(&tid);
-                self.install(tid);
+        match (&stop, self.stopping.get(&tid)) {
+            (_, None) => {}
+            (Stop::Signal(signal), Some(_)) => {
+                ptrace::go_on(tid, *signal);
+                return Stopped::GoesOn;
             }
-            return Stopped::GoesOn;
+            (_, Some(&task)) => {
+                self.stopping.remove(&tid);
+                self.perform_task(tid, task);
+                return Stopped::GoesOn;
+            }
         }
         // A thread that was traced from its first moment is first heard of here.
         self.threads.insert(tid);
@@ -295,4 +322,12 @@ fn blocks_bus_errors(tid: u32) -> io::Result<bool> {
     };
     let mut threads = fs::read_dir(format!("/proc/{tid}/task"))?.filter_map(Result::ok);
     Ok(threads.any(|thread| blocks(thread.path()) == Some(true)))
+}
+
+/// Other processes that are in the memory of a thread's, without being its threads (clone(2), CLONE_VM alone).
+fn others_in_memory_of(tid: u32) -> Vec<u32> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let numbers = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let own = process_of_thread(tid);
+    numbers.filter(|other| Some(*other) != own && share_memory(tid, *other)).collect()
 }
