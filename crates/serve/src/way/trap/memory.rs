@@ -1,5 +1,7 @@
 //! The memory of a thread that stands at an instruction: registers of devices, and everything else.
 
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use ioasid::memory::VmaQuery;
@@ -14,7 +16,35 @@ use crate::server::Server;
 /// The longest x86 instruction, in bytes.
 pub(super) const LONGEST_INSTRUCTION: usize = 15;
 
+/// A breakpoint instruction.
+const BREAKPOINT: u8 = 0xcc;
+
 /// The bytes at `rip`, as many as there are up to the longest instruction.
+///
+/// A breakpoint raises no bus error, so where there is one, a debugger has put it in the place of the instruction that
+/// did, since: it wants to know when the handler has returned. The instruction is still in the file that was mapped.
+pub(super) fn fetch_instruction(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION]) -> &[u8] {
+    if fetch_code(tid, rip, code).first() == Some(&BREAKPOINT) && fetch_from_file(tid, rip, code).is_some() {
+        return code;
+    }
+    fetch_code(tid, rip, code)
+}
+
+/// The bytes that were mapped at `rip`, if they are of a file.
+fn fetch_from_file(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION]) -> Option<()> {
+    let vma = VmaQuery::new(tid).ok()?.at(rip).ok()??;
+    let maps = fs::read_to_string(format!("/proc/{tid}/maps")).ok()?;
+    let line = maps.lines().find(|line| line.starts_with(&format!("{:x}-", vma.start)))?;
+    let path = &line[line.find('/')?..];
+    let file = File::open(format!("/proc/{tid}/root{path}")).ok()?;
+    let found = file.metadata().ok()?;
+    if !found.is_file() || (found.dev(), found.ino()) != (vma.dev, vma.inode) {
+        return None;
+    }
+    file.read_exact_at(code, vma.offset + (rip - vma.start)).ok()
+}
+
+/// The bytes at `rip` as they are.
 pub(super) fn fetch_code(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION]) -> &[u8] {
     let in_page = (4096 - rip % 4096) as usize;
     if copy_from_process(tid, rip, code).is_ok() {

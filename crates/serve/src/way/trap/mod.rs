@@ -41,7 +41,7 @@ use crate::program::processes::Purpose;
 use crate::server::Server;
 use frame::Frame;
 pub(crate) use handler::{ASK, Action, PASS, SIGNALS, action, base_in, set_action};
-use memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_code};
+use memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_instruction};
 pub use tracer::{Stopped, TraceHandle, Tracer};
 
 /// In a siginfo: the kernel, for no reason that it names (`include/uapi/asm-generic/siginfo.h`).
@@ -86,7 +86,7 @@ pub(crate) fn answer(server: &Server, tid: u32, address: u64) -> Result<i64, Err
     let mut frame = Frame::read(tid, question.context).ok_or(Errno::FAULT)?;
     let mut general = frame.registers(question.fs_base, question.gs_base);
     let mut bytes = [0; LONGEST_INSTRUCTION];
-    let instruction = fetch_code(tid, general.rip, &mut bytes);
+    let instruction = fetch_instruction(tid, general.rip, &mut bytes);
     let own = i64::from(question.signal);
     let submits = match question.signal {
         libc::SIGBUS if code == libc::BUS_ADRERR && memory.register(about, 1).is_some() => false,
