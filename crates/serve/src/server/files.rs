@@ -190,18 +190,6 @@ impl Server {
         self.files.lock().open.get(&inode).map(|opened| opened.file.clone())
     }
 
-    /// Which open file of the tree a descriptor is, if it is one. Asks no file system for anything.
-    #[must_use]
-    pub fn file_of(&self, descriptor: impl AsFd) -> Option<Arc<dyn OpenFile>> {
-        self.file_and_inode_of(descriptor).map(|(_, file)| file)
-    }
-
-    /// As [`Server::file_of`], with the inode number.
-    pub(crate) fn file_and_inode_of(&self, descriptor: impl AsFd) -> Option<(u64, Arc<dyn OpenFile>)> {
-        let (device, inode) = local_identity(descriptor).ok()?;
-        Some((inode, self.open_file(device, inode)?))
-    }
-
     /// Closes every file that is still open, as when the programs that hold them lose their devices. What keeps a device
     /// from closing, as memory that never answers, is not waited for longer than half a second.
     pub fn close_all(&self) {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ioasid::memory::{Account, Identity, ImportError, PAGE_SIZE, Pages, Process};
 use ioasid::{Access, Context, Pasid, PasidHold};
+use rustix::fs::{AtFlags, CWD, Mode, StatxFlags, lstat, statx};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
 
@@ -17,6 +18,7 @@ use crate::program::accounts::{Both, Whose};
 use crate::program::memory::{copy_from_process, copy_to_process, process_of};
 use crate::program::permission::may_reach;
 use crate::program::processes::Purpose;
+use crate::request::file::OpenFile;
 use crate::request::given::GivenFile;
 use crate::request::{Caller, Capability};
 
@@ -32,7 +34,56 @@ pub(super) struct Calling<'a> {
     pub(super) inode: u64,
 }
 
+/// What one of the thread's descriptors is, told without a duplicate of it: when that was closed the kernel would tell
+/// of a close.
+pub(super) struct Descriptor {
+    /// The link to the file, in /proc.
+    path: String,
+    /// Device and inode number of the file.
+    pub(super) device: u64,
+    pub(super) inode: u64,
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+}
+
+impl Descriptor {
+    /// Asks the file's file system for its attributes, and so learns that they are news.
+    pub(super) fn ask_attributes(&self) {
+        let _ = rustix::fs::stat(&self.path);
+    }
+
+    /// Asks the file's file system; with the answer, all news of before has arrived.
+    pub(super) fn ask_system(&self) {
+        let _ = rustix::fs::statfs(&self.path);
+    }
+}
+
 impl Calling<'_> {
+    /// One of its descriptors. `None` if it has none of this number. Asks no file system for anything.
+    pub(super) fn look_at(&self, number: i32) -> Option<Descriptor> {
+        // What stands for none here (as -1 does) must not be asked for.
+        let path = format!("/proc/{}/fd/{}", self.tid, u32::try_from(number).ok()?);
+        let stat = statx(CWD, &path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
+        // The link can be read and written as the descriptor can; one that can do neither only names the file.
+        let link = lstat(&path).ok()?;
+        self.still_there().ok()?;
+        let can = |mode: Mode| Mode::from_raw_mode(link.st_mode).contains(mode);
+        Some(Descriptor {
+            device: libc::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            inode: stat.stx_ino,
+            readable: can(Mode::RUSR),
+            writable: can(Mode::WUSR),
+            path,
+        })
+    }
+
+    /// The open file of the tree that one of its descriptors is, if it is one; and whether there is a descriptor.
+    fn open_file(&self, number: i32) -> (bool, Option<Arc<dyn OpenFile>>) {
+        let found = self.look_at(number);
+        let file = found.as_ref().and_then(|file| self.listener.server.open_file(file.device, file.inode));
+        (found.is_some(), file)
+    }
+
     /// The text at an address, if it is a short one.
     pub(super) fn string(&self, address: u64) -> Option<String> {
         let mut bytes = [0; 64];
@@ -159,14 +210,16 @@ impl Caller for Calling<'_> {
     }
 
     fn context(&self, number: i32) -> Result<Arc<Context>, Errno> {
-        match self.listener.server.file_of(self.descriptor(number)?) {
-            Some(file) => file.context().cloned().ok_or(Errno::BADFD),
-            None => Err(Errno::BADFD),
+        fail_for(Errno::MFILE)?;
+        match self.open_file(number) {
+            (true, Some(file)) => file.context().cloned().ok_or(Errno::BADFD),
+            (true, None) => Err(Errno::BADFD),
+            (false, _) => Err(Errno::BADF),
         }
     }
 
     fn given(&self, number: i32) -> Option<Arc<dyn GivenFile>> {
-        self.listener.server.file_of(self.descriptor(number).ok()?)?.given().cloned()
+        self.open_file(number).1?.given().cloned()
     }
 
     fn reserve(&self) -> Result<i32, Errno> {

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::program::memory::{copy_from_process, copy_to_process, share_memory};
@@ -28,7 +27,7 @@ use crate::request::file::{Mapping, OpenFile};
 use crate::request::{Caller, proc_file};
 use crate::server::Server;
 use crate::way::trap;
-use calling::Calling;
+use calling::{Calling, Descriptor};
 use transfer::{transfer, writes};
 
 /// Makes sure that a process's register accesses are performed, before it maps registers.
@@ -156,22 +155,16 @@ impl Listener {
         }
         let mut caller = Calling { listener: self, id: call.id, tid: call.pid, inode: 0 };
         let descriptor = if number == libc::SYS_mmap { args[4] } else { args[0] };
-        let file = match caller.descriptor(descriptor as i32) {
-            Ok(file) => file,
-            // Running out of something here must not look like another file.
-            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => return Answer::Done(Err(errno)),
-            Err(_) => return Answer::NotOurs,
-        };
-        let Some((inode, open)) = self.server.file_and_inode_of(&file) else { return Answer::NotOurs };
-        caller.inode = inode;
-        let Ok(mode) = rustix::fs::fcntl_getfl(&file) else { return Answer::NotOurs };
-        if mode.contains(OFlags::PATH) {
+        let Some(file) = caller.look_at(descriptor as i32) else { return Answer::NotOurs };
+        let Some(open) = self.server.open_file(file.device, file.inode) else { return Answer::NotOurs };
+        if !file.readable && !file.writable {
             // The kernel knows what such a descriptor cannot do.
             return Answer::NotOurs;
         }
+        caller.inode = file.inode;
         match number {
             libc::SYS_ioctl => {
-                self.server.used(inode, call.pid);
+                self.server.used(file.inode, call.pid);
                 let perform = || open.ioctl(args[1] as u32, args[2], &caller);
                 let request = || self.server.failures().performing(call.pid, perform);
                 self.after_closes(&file, open.in_use(), request)
@@ -183,7 +176,7 @@ impl Listener {
                     shared: is_shared(args[3]),
                     execute: args[2] & libc::PROT_EXEC as u64 != 0,
                 };
-                self.mmap(&*open, mapping, file, &caller)
+                self.mmap(&*open, mapping, &file, &caller)
             }
             // The kernel would say that there is nothing to read, and not ask the tree.
             libc::SYS_read if args[2] == 0 => match open.given() {
@@ -193,8 +186,7 @@ impl Listener {
             // Other reads and writes are for the tree.
             _ if !open.has_regions() => Answer::NotOurs,
             _ => {
-                let refused = if writes(number) { OFlags::RDONLY } else { OFlags::WRONLY };
-                if mode & OFlags::RWMODE == refused {
+                if !(if writes(number) { file.writable } else { file.readable }) {
                     return Answer::Done(Err(Errno::BADF));
                 }
                 Answer::Done(transfer(&*open, &caller, number, args))
@@ -246,15 +238,14 @@ impl Listener {
     /// and may be slower.
     fn after_closes(
         &self,
-        file: &OwnedFd,
+        file: &Descriptor,
         in_use: &[Errno],
         request: impl Fn() -> Option<Result<i64, Errno>>,
     ) -> Answer {
         let first = request();
         let again = matches!(&first, Some(Err(errno)) if in_use.contains(errno)) && self.server.open_files() > 1;
         let answer = if again {
-            // With the answer, all news of before has arrived.
-            let _ = rustix::fs::fstatfs(file);
+            file.ask_system();
             self.server.drain(CLOSES);
             request()
         } else {
@@ -264,16 +255,14 @@ impl Listener {
     }
 
     /// Prepares a mapping of registers, if it is right, which the kernel then makes.
-    fn mmap(&self, open: &dyn OpenFile, mapping: Mapping, file: OwnedFd, caller: &Calling<'_>) -> Answer {
+    fn mmap(&self, open: &dyn OpenFile, mapping: Mapping, file: &Descriptor, caller: &Calling<'_>) -> Answer {
         match open.check_mmap(mapping) {
             Some(Ok(())) => {}
             Some(Err(errno)) => return Answer::Done(Err(errno)),
             None => return Answer::NotOurs,
         }
         // To this thread the file has no bytes, and asking makes that true for its mappings: see `tree`.
-        let _ = rustix::fs::fstat(&file);
-        // What follows waits, and the program may end meanwhile, which closes the file.
-        drop(file);
+        file.ask_attributes();
         if let Err(error) = self.tracing.trace(caller.tid) {
             // One that is about to end needs none.
             if is_traced(caller.tid) {
