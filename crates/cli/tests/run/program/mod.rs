@@ -67,12 +67,49 @@ pub fn run(name: &str, arguments: &[String]) {
         "stuck-and-ended" => stuck::ends_meanwhile(),
         "pinning" => pinning::as_linux(argument),
         "own-handlers" => handlers::own_handlers(),
+        "blocked-bus-errors" => blocked_bus_errors(),
+        "traced" => traced(argument, arguments),
         "isolation" => sharing::isolation(),
         "groups" => sharing::groups(),
         "sva" => ioasid_example_dsa::run(64).unwrap(),
         "sva-of-another" => sharing::sva_of_another(),
         other => panic!("there is no program {other}"),
     }
+}
+
+/// Another program, with a thread that blocks SIGBUS: registers are performed by a tracer then, as no handler would be
+/// called in that thread.
+fn traced(name: &str, arguments: &[String]) {
+    let (ready, blocked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // SAFETY: a mask that is filled in before it is used.
+        unsafe {
+            let mut mask: libc::sigset_t = std::mem::zeroed();
+            libc::sigaddset(&mut mask, libc::SIGBUS);
+            assert_eq!(libc::pthread_sigmask(libc::SIG_BLOCK, &mask, std::ptr::null_mut()), 0);
+        }
+        ready.send(()).unwrap();
+        loop {
+            std::thread::park();
+        }
+    });
+    blocked.recv().unwrap();
+    run(name, &arguments[1..]);
+}
+
+/// A thread that blocks SIGBUS touches registers.
+fn blocked_bus_errors() {
+    // SAFETY: a mask that is filled in before it is used.
+    unsafe {
+        let mut mask: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&mut mask, libc::SIGBUS);
+        assert_eq!(libc::sigprocmask(libc::SIG_BLOCK, &mask, std::ptr::null_mut()), 0);
+    }
+    let setup = Setup::new();
+    setup.copy(7);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    assert!(!status.contains("TracerPid:\t0\n"));
+    setup.finish();
 }
 
 /// An attached engine with a ring, a source and a target of one MiB.
