@@ -73,6 +73,9 @@ ioasid_handler_start:
     // It was no register access. The answer is which signal it was; or nobody is there to answer.
     js      6f
     mov     ebx, eax
+    // Or it was one, and a debugger is to be told.
+    cmp     ebx, 5
+    je      7f
 6:  xor     ecx, ecx
     cmp     ebx, 4
     je      1f

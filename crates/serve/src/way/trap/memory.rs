@@ -19,15 +19,14 @@ pub(super) const LONGEST_INSTRUCTION: usize = 15;
 /// A breakpoint instruction.
 const BREAKPOINT: u8 = 0xcc;
 
-/// The bytes at `rip`, as many as there are up to the longest instruction.
+/// The bytes at `rip`, as many as there are up to the longest instruction; and whether a debugger has covered them.
 ///
 /// A breakpoint raises no bus error, so where there is one, a debugger has put it in the place of the instruction that
 /// did, since: it wants to know when the handler has returned. The instruction is still in the file that was mapped.
-pub(super) fn fetch_instruction(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION]) -> &[u8] {
-    if fetch_code(tid, rip, code).first() == Some(&BREAKPOINT) && fetch_from_file(tid, rip, code).is_some() {
-        return code;
-    }
-    fetch_code(tid, rip, code)
+pub(super) fn fetch_instruction(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION]) -> (&[u8], bool) {
+    let is_covered =
+        fetch_code(tid, rip, code).first() == Some(&BREAKPOINT) && fetch_from_file(tid, rip, code).is_some();
+    (if is_covered { code } else { fetch_code(tid, rip, code) }, is_covered)
 }
 
 /// The bytes that were mapped at `rip`, if they are of a file.

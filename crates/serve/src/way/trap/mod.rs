@@ -73,8 +73,8 @@ impl Question {
     }
 }
 
-/// Answers the handler of a thread: 0 if the instruction was performed; otherwise the signal to be taken for the
-/// program's own affair.
+/// Answers the handler of a thread: 0 if the instruction was performed, or SIGTRAP if it was, and a debugger waits for
+/// it; otherwise the signal to be taken for the program's own affair.
 ///
 /// # Errors
 /// `EFAULT` if what it asks is not there.
@@ -86,7 +86,7 @@ pub(crate) fn answer(server: &Server, tid: u32, address: u64) -> Result<i64, Err
     let mut frame = Frame::read(tid, question.context).ok_or(Errno::FAULT)?;
     let mut general = frame.registers(question.fs_base, question.gs_base);
     let mut bytes = [0; LONGEST_INSTRUCTION];
-    let instruction = fetch_instruction(tid, general.rip, &mut bytes);
+    let (instruction, is_covered) = fetch_instruction(tid, general.rip, &mut bytes);
     let own = i64::from(question.signal);
     let submits = match question.signal {
         libc::SIGBUS if code == libc::BUS_ADRERR && memory.register(about, 1).is_some() => false,
@@ -100,7 +100,10 @@ pub(crate) fn answer(server: &Server, tid: u32, address: u64) -> Result<i64, Err
     let mut vectors = frame.vectors(XstateLayout::of_this_processor());
     let at = general.rip;
     match step(&mut general, &mut vectors, &mut memory, instruction) {
-        Ok(()) if vectors.put_back() && frame.put_back(&general) => Ok(0),
+        // A debugger that waits for the instruction to come again would wait for ever.
+        Ok(()) if vectors.put_back() && frame.put_back(&general) => {
+            Ok(if is_covered { libc::SIGTRAP.into() } else { 0 })
+        }
         Ok(()) => Err(Errno::FAULT),
         // A general protection or page fault, as a processor that has the instruction raises.
         Err(_) if submits => {
