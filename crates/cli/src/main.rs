@@ -1,20 +1,19 @@
 //! `ioasid`: runs unmodified programs behind a software IOMMU.
 #![allow(unreachable_pub, reason = "in a binary, `pub` says that other modules use it")]
 
-/// Prints a line to standard error. That nobody may be there to read it is no reason to end.
+/// Prints lines to standard error.
 macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
+    ($($text:tt)*) => { $crate::terminal::say(&format!($($text)*)) };
 }
 
 mod demo;
 mod machine;
 mod report;
 mod run;
+mod terminal;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -107,18 +106,30 @@ fn main() -> ExitCode {
         }
         Command::Demo => demo::command(),
         Command::DemoClient { arguments } => ioasid_example_rust_client::main_with(arguments.into_iter()),
-        Command::Devices => {
-            for model in MODELS {
-                println!("{:<8} {}", model.name, model.about);
-                for option in model.options {
-                    println!("{:<8}   {}=N  {}", "", option.name, option.about);
-                }
+        Command::Devices => match std::io::stdout().write_all(devices().as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            // As `head` ends what it reads.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Err(error) => {
+                say!("ioasid: cannot write the list: {error}");
+                ExitCode::FAILURE
             }
-            println!();
-            for kind in IommuKind::ALL {
-                println!("--iommu {:<8} {}", kind.name(), kind.about());
-            }
-            ExitCode::SUCCESS
+        },
+    }
+}
+
+/// The models with their options, and the kinds of IOMMU.
+fn devices() -> String {
+    let mut text = String::new();
+    for model in MODELS {
+        text += &format!("{:<8} {}\n", model.name, model.about);
+        for option in model.options {
+            text += &format!("{:<8}   {}=N  {}\n", "", option.name, option.about);
         }
     }
+    text.push('\n');
+    for kind in IommuKind::ALL {
+        text += &format!("--iommu {:<8} {}\n", kind.name(), kind.about());
+    }
+    text
 }

@@ -5,6 +5,9 @@ use std::io::IsTerminal;
 
 use super::{Ending, Finding, Report};
 
+/// The most findings that are shown.
+const MOST_ROWS: usize = 20;
+
 /// Whether to use colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
@@ -55,11 +58,14 @@ impl Report {
             let _ = write!(text, " (the program ended by signal {signal}; what it left behind is not counted)");
         }
         text.push('\n');
-        for [kind, device, place, detail] in rows {
+        for [kind, device, place, detail] in rows.into_iter().take(MOST_ROWS) {
             let kind = style.red(&format!("{kind:<0$}", widths[0]));
             let line = format!("  {kind}  {device:<0$}  {place:<1$}  {detail}", widths[1], widths[2]);
             text.push_str(line.trim_end());
             text.push('\n');
+        }
+        if count > MOST_ROWS {
+            let _ = writeln!(text, "  … and {} more: --report FILE has them", count - MOST_ROWS);
         }
         text
     }

@@ -74,8 +74,13 @@ fn prepare(channel: &Channel, runner: Pid, selftest: bool) -> Result<()> {
     }
     let unprivileged = new_namespaces()?;
     // What the host mounts later shows up here, and nothing of here there.
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-        .context("cannot make the mounts private")?;
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).map_err(|error| match error {
+        Errno::INVAL => anyhow!(
+            "the root directory is no mount point, as in a chroot. Make it one, as root, before the chroot: \
+             mount --bind DIR DIR"
+        ),
+        other => anyhow!("cannot make the mounts private: {}", io::Error::from(other)),
+    })?;
 
     let fuse = open_fuse()?;
     graft::open_up(Path::new("/dev"), &["vfio", "iommu", "ioasid"])?;
@@ -162,6 +167,14 @@ fn new_namespaces() -> Result<Option<&'static str>> {
     }
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
     unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).map_err(|error| {
+        if geteuid().is_root() {
+            return anyhow!(
+                "root may not mount here, nor make a user namespace ({}). In a container, start that with --cap-add \
+                 SYS_ADMIN --device /dev/fuse and, where AppArmor confines it, --security-opt apparmor=unconfined; or \
+                 allow user namespaces in it.",
+                io::Error::from(error)
+            );
+        }
         anyhow!(
             "without root a user namespace is needed, and this system does not allow one ({}). Allow it, as root: \
              sysctl user.max_user_namespaces=10000; on Debian, kernel.unprivileged_userns_clone=1; on Ubuntu, \

@@ -35,6 +35,7 @@ use rustix::process::getpid;
 
 use crate::machine::{self, DeviceError, DeviceOption};
 use crate::report::{Collector, Ending, Report, Style, Traffic};
+use crate::terminal;
 use channel::Channel;
 
 /// The command line is wrong.
@@ -204,7 +205,9 @@ fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<Trace
     server.mounted(root).context("cannot look at the device tree")?;
     if let Some(note) = channel.receive_note()?
         && !quiet
+        && terminal::columns().is_some()
     {
+        // Who watches is told; a script is not, each time.
         say!("ioasid: {note}");
     }
     let calls = channel.receive_descriptor().context("waiting for the system call filter")?;

@@ -6,7 +6,7 @@ use crate::{Test, program_under, succeed};
 pub const TESTS: &[Test] = &[
     ("a_device_uses_the_addresses_of_a_process", || uses_addresses("dsa,wqs=4")),
     ("a_part_of_a_device_uses_the_addresses_of_a_process", || uses_addresses("dsa,slices=2")),
-    ("an_ordinary_users_device_uses_its_addresses", || as_user_with("dsa,wqs=4", "sva", 0, "ioasid")),
+    ("an_ordinary_users_device_uses_its_addresses", || as_user_with("dsa,wqs=4", "sva", 0, "")),
     ("who_cannot_trace_a_process_cannot_give_it_to_a_device", || as_user_with("dsa", "sva-of-another", 0, "")),
 ];
 

@@ -59,6 +59,9 @@ pub fn as_user_with(device: &str, program: &str, status: i32, part: &str) {
 fn an_ordinary_user_is_told() {
     let output = shell_as_user("\"$ioasid\" run --device ioat -- id -u", "666");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.is_empty(), "a script is not told each time: {text}");
+    let watched = shell_as_user("script -qec \"$ioasid run --device ioat -- id -u\" /dev/null", "666");
+    let text = String::from_utf8_lossy(&watched.stdout).into_owned();
     assert_eq!(text.matches("not root").count(), 1, "{text}");
     let quiet = shell_as_user("\"$ioasid\" run --quiet --device ioat -- id -u", "666");
     assert!(quiet.status.success() && quiet.stderr.is_empty(), "{}", String::from_utf8_lossy(&quiet.stderr));

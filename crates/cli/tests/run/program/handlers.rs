@@ -174,3 +174,26 @@ fn in_others(check: &dyn Fn(), beyond: u64) {
     touch(beyond);
     expect(libc::SIGBUS, beyond);
 }
+
+/// A program that would be ended for a system call that it does not make itself.
+pub fn filtered() {
+    let op = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut program = [
+        op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_arch_prctl as u32, 0, 1),
+        op(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_KILL_PROCESS, 0, 0),
+        op(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: a filter that outlives the call.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let set = libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter);
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    }
+    let space = Space::new();
+    let engine = Engine::open(0, &space.iommu);
+    assert_eq!(load::<u8>(&engine.registers, CBVER), 0x32);
+    drop(engine);
+    space.destroy();
+}

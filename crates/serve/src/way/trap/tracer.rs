@@ -124,7 +124,7 @@ impl Tracer {
         if handler::base_in(tid).is_some() || self.threads.contains(&tid) {
             return Ok(());
         }
-        if blocks_bus_errors(tid)? {
+        if needs_tracing(tid)? {
             return self.trace_process(tid);
         }
         ptrace::seize_to_stop(tid)?;
@@ -311,17 +311,27 @@ impl Tracer {
     }
 }
 
-/// Whether some thread of the process that `tid` belongs to blocks SIGBUS, so that the kernel would end the process
-/// rather than call a handler.
-fn blocks_bus_errors(tid: u32) -> io::Result<bool> {
+/// Whether the process that `tid` belongs to has to be traced: a thread of it blocks SIGBUS, so that the kernel would end
+/// the process rather than call a handler; or it has filtered its own system calls, and a filter may end it for those of
+/// the handler.
+fn needs_tracing(tid: u32) -> io::Result<bool> {
     const SIGBUS: u64 = 1 << (libc::SIGBUS - 1);
-    let blocks = |path: std::path::PathBuf| -> Option<bool> {
+    // Its own filter, and those that this process is under, too.
+    let filters = |status: &str| number_in(status, "Seccomp_filters:", 10).unwrap_or(0);
+    let usual = filters(&fs::read_to_string("/proc/self/status")?) + 1;
+    let needs = |path: std::path::PathBuf| -> Option<bool> {
         let status = fs::read_to_string(path.join("status")).ok()?;
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
-        Some(u64::from_str_radix(mask.trim(), 16).ok()? & SIGBUS != 0)
+        let blocked = number_in(&status, "SigBlk:", 16)?;
+        Some(blocked & SIGBUS != 0 || filters(&status) > usual)
     };
     let mut threads = fs::read_dir(format!("/proc/{tid}/task"))?.filter_map(Result::ok);
-    Ok(threads.any(|thread| blocks(thread.path()) == Some(true)))
+    Ok(threads.any(|thread| needs(thread.path()) == Some(true)))
+}
+
+/// The number of a line in `/proc/PID/status`.
+fn number_in(status: &str, name: &str, radix: u32) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    u64::from_str_radix(value.trim(), radix).ok()
 }
 
 /// Other processes that are in the memory of a thread's, without being its threads (clone(2), CLONE_VM alone).

@@ -15,7 +15,7 @@
 //!
 //! The thread that serves the tree waits for nothing: programs wait for it while they hold locks of their own memory,
 //! which devices and listeners may want. It touches no device, and leaves to others what may wait, or has descriptors
-//! ([`apart`]).
+//! (`apart`).
 
 mod apart;
 mod nodes;
