@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pi
 
 use super::{Listener, descriptor};
 use crate::program::accounts::{Both, Whose};
-use crate::program::memory::{copy_from_process, copy_to_process, process_of};
+use crate::program::memory::{ThreadMemory, process_of};
 use crate::program::permission::may_reach;
 use crate::program::processes::Purpose;
 use crate::request::file::OpenFile;
@@ -84,13 +84,17 @@ impl Calling<'_> {
         (found.is_some(), file)
     }
 
+    /// Uses its memory.
+    pub(super) fn with_memory<T>(&self, use_it: impl FnOnce(ThreadMemory<'_>) -> T) -> T {
+        use_it(ThreadMemory::new(self.tid, &|| self.still_there().is_ok()))
+    }
+
     /// The text at an address, if it is a short one.
     pub(super) fn string(&self, address: u64) -> Option<String> {
         let mut bytes = [0; 64];
         // It may end shortly before a page that is not there.
         let length = bytes.len().min((PAGE_SIZE - address % PAGE_SIZE) as usize);
-        copy_from_process(self.tid, address, &mut bytes[..length]).ok()?;
-        self.still_there().ok()?;
+        self.with_memory(|memory| memory.read(address, &mut bytes[..length])).ok()?;
         let end = bytes.iter().position(|&byte| byte == 0)?;
         String::from_utf8(bytes[..end].to_vec()).ok()
     }
@@ -151,14 +155,12 @@ fn is_running(pidfd: &OwnedFd) -> bool {
 impl Caller for Calling<'_> {
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
         fail_for(Errno::FAULT)?;
-        copy_from_process(self.tid, address, data)?;
-        self.still_there()
+        self.with_memory(|memory| memory.read(address, data))
     }
 
     fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
         fail_for(Errno::FAULT)?;
-        self.still_there()?;
-        copy_to_process(self.tid, address, data)
+        self.with_memory(|memory| memory.write(address, data))
     }
 
     fn descriptor(&self, number: i32) -> Result<OwnedFd, Errno> {

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::program::memory::{copy_from_process, copy_to_process, share_memory};
+use crate::program::memory::{ThreadMemory, share_memory};
 use crate::request::file::{Mapping, OpenFile};
 use crate::request::{Caller, proc_file};
 use crate::server::Server;
@@ -145,15 +145,15 @@ impl Listener {
     fn answer(&self, call: &libc::seccomp_notif) -> Answer {
         let args = call.data.args;
         let number = i64::from(call.data.nr);
+        let mut caller = Calling { listener: self, id: call.id, tid: call.pid, inode: 0 };
         match number {
-            libc::SYS_openat => return self.open(call),
-            libc::SYS_rt_sigaction => return self.set_action(call.pid, args),
+            libc::SYS_openat => return self.open(&caller, args[1]),
+            libc::SYS_rt_sigaction => return caller.with_memory(|memory| set_action(memory, args)),
             libc::SYS_ioctl if (args[0] as i32, args[1] as u32) == (-1, trap::ASK) => {
-                return Answer::Done(trap::answer(&self.server, call.pid, args[2]));
+                return Answer::Done(caller.with_memory(|memory| trap::answer(&self.server, memory, args[2])));
             }
             _ => {}
         }
-        let mut caller = Calling { listener: self, id: call.id, tid: call.pid, inode: 0 };
         let descriptor = if number == libc::SYS_mmap { args[4] } else { args[0] };
         let Some(file) = caller.look_at(descriptor as i32) else { return Answer::NotOurs };
         let Some(open) = self.server.open_file(file.device, file.inode) else { return Answer::NotOurs };
@@ -195,42 +195,15 @@ impl Listener {
     }
 
     /// Opens what Linux's own tests look for in /proc, and is not as they expect it.
-    fn open(&self, call: &libc::seccomp_notif) -> Answer {
-        let caller = Calling { listener: self, id: call.id, tid: call.pid, inode: 0 };
-        let Some(path) = caller.string(call.data.args[1]) else { return Answer::NotOurs };
-        match proc_file(&path, call.pid, self.server.failures(), self.server.accounts()) {
+    fn open(&self, caller: &Calling<'_>, path: u64) -> Answer {
+        let Some(path) = caller.string(path) else { return Answer::NotOurs };
+        match proc_file(&path, caller.tid, self.server.failures(), self.server.accounts()) {
             Some(file) => Answer::Done(caller.reserve().and_then(|number| {
                 caller.install(number, file)?;
                 Ok(number.into())
             })),
             None => Answer::NotOurs,
         }
-    }
-
-    /// Does what rt_sigaction(2) does where the handler has taken the signal's place.
-    fn set_action(&self, tid: u32, [signal, new, old, size, ..]: [u64; 6]) -> Answer {
-        let index = trap::SIGNALS.iter().position(|taken| *taken as u64 == signal & 0xffff_ffff);
-        let (Some(index), Some(base)) = (index, trap::base_in(tid)) else { return Answer::NotOurs };
-        // Before an exec, a process may be in its parent's memory with actions of its own.
-        if size != 8 || shares_memory_with_parent(tid) {
-            return Answer::NotOurs;
-        }
-        let set = || {
-            let before = trap::action(tid, base, index).ok_or(Errno::FAULT)?;
-            let mut bytes = [0; size_of::<trap::Action>()];
-            if new != 0 {
-                copy_from_process(tid, new, &mut bytes)?;
-            }
-            if old != 0 {
-                let before: [u8; size_of::<trap::Action>()] = zerocopy::transmute!(before);
-                copy_to_process(tid, old, &before)?;
-            }
-            if new != 0 {
-                trap::set_action(tid, base, index, zerocopy::transmute!(bytes)).ok_or(Errno::FAULT)?;
-            }
-            Ok(0)
-        };
-        Answer::Done(set())
     }
 
     /// Makes a request; if it fails by what may be `in_use`, and then changes nothing, makes it once more when every
@@ -277,6 +250,31 @@ impl Listener {
         }
         Answer::NotOurs
     }
+}
+
+/// Does what rt_sigaction(2) does where the handler has taken the signal's place.
+fn set_action(memory: ThreadMemory<'_>, [signal, new, old, size, ..]: [u64; 6]) -> Answer {
+    let index = trap::SIGNALS.iter().position(|taken| *taken as u64 == signal & 0xffff_ffff);
+    let (Some(index), Some(base)) = (index, trap::base_in(memory)) else { return Answer::NotOurs };
+    // Before an exec, a process may be in its parent's memory with actions of its own.
+    if size != 8 || shares_memory_with_parent(memory.tid()) {
+        return Answer::NotOurs;
+    }
+    let set = || {
+        let before = trap::action(memory, base, index)?;
+        let mut wanted = [0; size_of::<trap::Action>()];
+        if new != 0 {
+            memory.read(new, &mut wanted)?;
+        }
+        if old != 0 {
+            memory.write(old, &before)?;
+        }
+        if new != 0 {
+            trap::set_action(memory, base, index, &wanted)?;
+        }
+        Ok(0)
+    };
+    Answer::Done(set())
 }
 
 /// Whether the process of a thread is in the memory of its parent, as after vfork(2).

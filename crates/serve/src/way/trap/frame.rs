@@ -10,8 +10,9 @@
 //! Source: Linux `arch/x86/include/uapi/asm/sigcontext.h` and `include/uapi/asm-generic/ucontext.h`.
 
 use ioasid_mmio::{Registers, Vectors, Xstate, XstateLayout};
+use rustix::io::Errno;
 
-use crate::program::memory::{copy_from_process, copy_to_process};
+use crate::program::memory::ThreadMemory;
 
 const REGISTERS: u64 = 40;
 const VECTORS: u64 = 224;
@@ -26,22 +27,22 @@ const LEAST: usize = 576;
 const MOST: usize = 16 << 10;
 
 /// A frame in the memory of a thread.
-pub(super) struct Frame {
-    tid: u32,
+pub(super) struct Frame<'a> {
+    memory: ThreadMemory<'a>,
     context: u64,
     words: [u64; COUNT],
     vectors_at: u64,
 }
 
-impl Frame {
+impl<'a> Frame<'a> {
     /// The frame of which the context is at `context`.
-    pub(super) fn read(tid: u32, context: u64) -> Option<Self> {
+    pub(super) fn read(memory: ThreadMemory<'a>, context: u64) -> Result<Self, Errno> {
         let mut bytes = [0; (VECTORS - REGISTERS) as usize + 8];
-        copy_from_process(tid, context.wrapping_add(REGISTERS), &mut bytes).ok()?;
+        memory.read(context.wrapping_add(REGISTERS), &mut bytes)?;
         let (all, _) = bytes.as_chunks::<8>();
         let word = |n: usize| u64::from_ne_bytes(all[n]);
         let vectors_at = word(all.len() - 1);
-        Some(Self { tid, context, words: std::array::from_fn(word), vectors_at })
+        Ok(Self { memory, context, words: std::array::from_fn(word), vectors_at })
     }
 
     pub(super) fn registers(&self, fs_base: u64, gs_base: u64) -> Registers {
@@ -55,32 +56,32 @@ impl Frame {
         ORDER.into_iter().zip(&mut self.words).for_each(|(register, word)| *word = new.gpr[register]);
         (self.words[16], self.words[17]) = (new.rip, new.rflags);
         let bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        copy_to_process(self.tid, self.context.wrapping_add(REGISTERS), &bytes).is_ok()
+        self.memory.write(self.context.wrapping_add(REGISTERS), &bytes).is_ok()
     }
 
-    pub(super) fn vectors(&self, layout: XstateLayout) -> FrameVectors {
-        FrameVectors { tid: self.tid, at: self.vectors_at, layout, bytes: None, modified: false }
+    pub(super) fn vectors(&self, layout: XstateLayout) -> FrameVectors<'a> {
+        FrameVectors { memory: self.memory, at: self.vectors_at, layout, bytes: None, modified: false }
     }
 }
 
 /// The vector registers of a frame, fetched when an instruction first names one.
-pub(super) struct FrameVectors {
-    tid: u32,
+pub(super) struct FrameVectors<'a> {
+    memory: ThreadMemory<'a>,
     at: u64,
     layout: XstateLayout,
     bytes: Option<Vec<u8>>,
     modified: bool,
 }
 
-impl FrameVectors {
+impl FrameVectors<'_> {
     fn with<T>(&mut self, use_it: impl FnOnce(&mut Xstate<'_>) -> T) -> Option<T> {
         if self.bytes.is_none() {
             let mut legacy = [0; LEAST];
-            copy_from_process(self.tid, self.at, &mut legacy).ok()?;
+            self.memory.read(self.at, &mut legacy).ok()?;
             let word = |at: usize| u32::from_ne_bytes([legacy[at], legacy[at + 1], legacy[at + 2], legacy[at + 3]]);
             let length = if word(EXTENDED) == MAGIC { word(EXTENDED + 16) as usize } else { LEAST };
             let mut bytes = vec![0; length.clamp(LEAST, MOST)];
-            copy_from_process(self.tid, self.at, &mut bytes).ok()?;
+            self.memory.read(self.at, &mut bytes).ok()?;
             self.bytes = Some(bytes);
         }
         let mut state = Xstate::new(self.bytes.as_mut()?, self.layout);
@@ -92,13 +93,13 @@ impl FrameVectors {
     /// Gives the thread what was changed; false if that failed.
     pub(super) fn put_back(&self) -> bool {
         match &self.bytes {
-            Some(bytes) if self.modified => copy_to_process(self.tid, self.at, bytes).is_ok(),
+            Some(bytes) if self.modified => self.memory.write(self.at, bytes).is_ok(),
             _ => true,
         }
     }
 }
 
-impl Vectors for FrameVectors {
+impl Vectors for FrameVectors<'_> {
     fn load(&mut self, index: usize) -> Option<[u8; 64]> {
         self.with(|state| state.load(index))?
     }

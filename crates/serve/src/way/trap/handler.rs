@@ -13,7 +13,9 @@
 #![allow(unsafe_code, reason = "assembly, and its bytes")]
 
 use super::inject::Thread;
-use crate::program::memory::{copy_from_process, copy_to_process};
+use rustix::io::Errno;
+
+use crate::program::memory::ThreadMemory;
 
 /// The request number of what the handler asks.
 pub(crate) const ASK: u32 = ioasid_uapi::TYPE as u32 * 256 + 0xfe;
@@ -28,8 +30,8 @@ const PAGE: u64 = 0x1000;
 const MAGIC: [u8; 16] = *b"ioasid's handler";
 const ACTIONS: u64 = PAGE + 16;
 
-/// `struct kernel_sigaction`: handler, flags, restorer, mask.
-pub(crate) type Action = [u64; 4];
+/// `struct kernel_sigaction`: handler, flags, restorer, mask; each eight bytes.
+pub(crate) type Action = [u8; 32];
 const ACTION_BYTES: u64 = size_of::<Action>() as u64;
 
 const SA_RESTORER: u64 = 0x0400_0000;
@@ -187,25 +189,35 @@ fn code() -> (&'static [u8], u64) {
     (unsafe { std::slice::from_raw_parts(start, length) }, restorer as u64)
 }
 
-/// Where the handler is in the process of a thread, if it is.
-pub(crate) fn base_in(tid: u32) -> Option<u64> {
+/// Where the handler is in a thread's memory, if it is.
+pub(crate) fn base_in(memory: ThreadMemory<'_>) -> Option<u64> {
     BASES.into_iter().find(|base| {
         let mut magic = [0; MAGIC.len()];
-        copy_from_process(tid, base + PAGE, &mut magic).is_ok() && magic == MAGIC
+        memory.read(base + PAGE, &mut magic).is_ok() && magic == MAGIC
     })
 }
 
+/// Where it is kept what the program wants done with the signal of this index.
+fn place_of(base: u64, index: usize) -> u64 {
+    base + ACTIONS + ACTION_BYTES * index as u64
+}
+
 /// What the program wants done with the signal of this index, of which the handler is at `base`.
-pub(crate) fn action(tid: u32, base: u64, index: usize) -> Option<Action> {
-    let mut bytes = [0; ACTION_BYTES as usize];
-    copy_from_process(tid, base + ACTIONS + ACTION_BYTES * index as u64, &mut bytes).ok()?;
-    Some(zerocopy::transmute!(bytes))
+///
+/// # Errors
+/// Of reading.
+pub(crate) fn action(memory: ThreadMemory<'_>, base: u64, index: usize) -> Result<Action, Errno> {
+    let mut action = [0; size_of::<Action>()];
+    memory.read(place_of(base, index), &mut action)?;
+    Ok(action)
 }
 
 /// Notes what the program wants done.
-pub(crate) fn set_action(tid: u32, base: u64, index: usize, action: Action) -> Option<()> {
-    let bytes: [u8; ACTION_BYTES as usize] = zerocopy::transmute!(action);
-    copy_to_process(tid, base + ACTIONS + ACTION_BYTES * index as u64, &bytes).ok()
+///
+/// # Errors
+/// Of writing.
+pub(crate) fn set_action(memory: ThreadMemory<'_>, base: u64, index: usize, action: &Action) -> Result<(), Errno> {
+    memory.write(place_of(base, index), action)
 }
 
 /// Puts the handler into the process of a thread that is stopped behind a system call, and returns where. `None` if it
@@ -214,7 +226,7 @@ pub(super) fn install(thread: &mut Thread) -> Option<u64> {
     const RW: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
     const RX: u64 = (libc::PROT_READ | libc::PROT_EXEC) as u64;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    let tid = thread.tid();
+    let memory = ThreadMemory::stopped(thread.tid());
     let map = |thread: &mut Thread, base: u64| {
         let at = thread.call(libc::SYS_mmap, [base, 2 * PAGE, RW, flags as u64, u64::MAX, 0])?;
         (at == base as i64).then_some(base)
@@ -223,22 +235,20 @@ pub(super) fn install(thread: &mut Thread) -> Option<u64> {
     let (code, restorer) = code();
     // Whatever comes in between may touch registers, too, and what ends the process may end it while it waits.
     let flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART | libc::SA_NODEFER;
-    let ours: Action = [base, flags as u64 | SA_RESTORER, base + restorer, 0];
-    let ours_at = base + ACTIONS + ACTION_BYTES * SIGNALS.len() as u64;
-    let bytes: [u8; ACTION_BYTES as usize] = zerocopy::transmute!(ours);
-    copy_to_process(tid, base, code).ok()?;
-    copy_to_process(tid, ours_at, &bytes).ok()?;
+    let ours: Action = zerocopy::transmute!([base, flags as u64 | SA_RESTORER, base + restorer, 0]);
+    let ours_at = place_of(base, SIGNALS.len());
+    memory.write(base, code).and_then(|()| memory.write(ours_at, &ours)).ok()?;
     if thread.call(libc::SYS_mprotect, [base, PAGE, RX, 0, 0, 0])? != 0 {
         let _ = thread.call(libc::SYS_munmap, [base, 2 * PAGE, 0, 0, 0, 0]);
         return None;
     }
-    for (at, signal) in (base + ACTIONS..).step_by(ACTION_BYTES as usize).zip(SIGNALS) {
-        let done = thread.call(libc::SYS_rt_sigaction, [signal as u64, ours_at, at, 8, 0, PASS.into()])?;
-        if done != 0 {
+    for (index, signal) in SIGNALS.into_iter().enumerate() {
+        let arguments = [signal as u64, ours_at, place_of(base, index), 8, 0, PASS.into()];
+        if thread.call(libc::SYS_rt_sigaction, arguments)? != 0 {
             return None;
         }
     }
-    copy_to_process(tid, base + PAGE, &MAGIC).ok()?;
+    memory.write(base + PAGE, &MAGIC).ok()?;
     Some(base)
 }
 
@@ -247,7 +257,7 @@ pub(super) fn join(tid: u32, base: u64) -> Option<()> {
     let (_, restorer) = code();
     // Behind `mov eax, 15`.
     let mut thread = Thread::take_at(tid, base + restorer + 5)?;
-    let ours_at = base + ACTIONS + ACTION_BYTES * SIGNALS.len() as u64;
+    let ours_at = place_of(base, SIGNALS.len());
     for signal in SIGNALS {
         thread.call(libc::SYS_rt_sigaction, [signal as u64, ours_at, 0, 8, 0, PASS.into()])?;
     }

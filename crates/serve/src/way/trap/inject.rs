@@ -3,7 +3,7 @@
 //! The thread is stopped by ptrace for as long as it takes, and then let go: nobody can tell.
 
 use super::ptrace;
-use crate::program::memory::copy_from_process;
+use crate::program::memory::ThreadMemory;
 
 /// `syscall`
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -29,7 +29,7 @@ impl Thread {
     pub(super) fn take_at(tid: u32, syscall: u64) -> Option<Self> {
         let before = ptrace::registers(tid)?;
         let mut code = [0; 2];
-        copy_from_process(tid, syscall, &mut code).ok()?;
+        ThreadMemory::stopped(tid).read(syscall, &mut code).ok()?;
         // What arrives meanwhile waits.
         let mask = ptrace::signal_mask(tid)?;
         let taken = code == SYSCALL && ptrace::set_signal_mask(tid, u64::MAX);

@@ -8,7 +8,7 @@ use ioasid::memory::VmaQuery;
 use ioasid_mmio::{AccessFault, Memory};
 use rustix::process::Pid;
 
-use crate::program::memory::{copy_from_process, copy_to_process, process_of};
+use crate::program::memory::{ThreadMemory, process_of};
 use crate::program::processes::Purpose;
 use crate::request::file::OpenFile;
 use crate::server::Server;
@@ -23,10 +23,14 @@ const BREAKPOINT: u8 = 0xcc;
 ///
 /// A breakpoint raises no bus error, so where there is one, a debugger has put it in the place of the instruction that
 /// did, since: it wants to know when the handler has returned. The instruction is still in the file that was mapped.
-pub(super) fn fetch_instruction(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION]) -> (&[u8], bool) {
-    let is_covered =
-        fetch_code(tid, rip, code).first() == Some(&BREAKPOINT) && fetch_from_file(tid, rip, code).is_some();
-    (if is_covered { code } else { fetch_code(tid, rip, code) }, is_covered)
+pub(super) fn fetch_instruction<'a>(
+    memory: ThreadMemory<'_>,
+    rip: u64,
+    code: &'a mut [u8; LONGEST_INSTRUCTION],
+) -> (&'a [u8], bool) {
+    let is_covered = fetch_code(memory, rip, code).first() == Some(&BREAKPOINT)
+        && fetch_from_file(memory.tid(), rip, code).is_some();
+    (if is_covered { code } else { fetch_code(memory, rip, code) }, is_covered)
 }
 
 /// The bytes that were mapped at `rip`, if they are of a file.
@@ -44,11 +48,11 @@ fn fetch_from_file(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION]) -> 
 }
 
 /// The bytes at `rip` as they are.
-pub(super) fn fetch_code(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION]) -> &[u8] {
+pub(super) fn fetch_code<'a>(memory: ThreadMemory<'_>, rip: u64, code: &'a mut [u8; LONGEST_INSTRUCTION]) -> &'a [u8] {
     let in_page = (4096 - rip % 4096) as usize;
-    if copy_from_process(tid, rip, code).is_ok() {
+    if memory.read(rip, code).is_ok() {
         code
-    } else if in_page < code.len() && copy_from_process(tid, rip, &mut code[..in_page]).is_ok() {
+    } else if in_page < code.len() && memory.read(rip, &mut code[..in_page]).is_ok() {
         &code[..in_page]
     } else {
         &[]
@@ -57,17 +61,18 @@ pub(super) fn fetch_code(tid: u32, rip: u64, code: &mut [u8; LONGEST_INSTRUCTION
 
 /// The memory of a thread.
 pub(super) struct ProgramMemory<'a> {
-    pub(super) tid: u32,
+    pub(super) thread: ThreadMemory<'a>,
     pub(super) server: &'a Server,
     pub(super) mappings: &'a VmaQuery,
 }
 
 impl ProgramMemory<'_> {
-    /// The device file and the offset in it that `length` bytes at `address` are, if they are registers.
+    /// The device file and the offset in it that `length` bytes at `address` are, if they are registers of a thread that
+    /// stands.
     pub(super) fn register(&self, address: u64, length: usize) -> Option<(Arc<dyn OpenFile>, u64)> {
         let vma = self.mappings.at(address).ok()??;
         let file = self.server.open_file(vma.dev, vma.inode)?;
-        (vma.end - address >= length as u64).then(|| (file, vma.offset + (address - vma.start)))
+        (vma.end - address >= length as u64 && self.thread.stands()).then(|| (file, vma.offset + (address - vma.start)))
     }
 }
 
@@ -75,7 +80,7 @@ impl Memory for ProgramMemory<'_> {
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), AccessFault> {
         let done = match self.register(address, bytes.len()) {
             Some((file, offset)) => file.load(offset, bytes),
-            None => copy_from_process(self.tid, address, bytes),
+            None => self.thread.read(address, bytes),
         };
         done.map_err(|_| AccessFault)
     }
@@ -83,14 +88,14 @@ impl Memory for ProgramMemory<'_> {
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), AccessFault> {
         let done = match self.register(address, bytes.len()) {
             Some((file, offset)) => file.store(offset, bytes),
-            None => copy_to_process(self.tid, address, bytes),
+            None => self.thread.write(address, bytes),
         };
         done.map_err(|_| AccessFault)
     }
 
     /// With the PASID that the process asked for; a processor faults if there is none.
     fn enqueue(&mut self, address: u64, command: &[u8; 64]) -> Result<bool, AccessFault> {
-        let process = Pid::from_raw(self.tid as i32).and_then(process_of).ok_or(AccessFault)?;
+        let process = Pid::from_raw(self.thread.tid() as i32).and_then(process_of).ok_or(AccessFault)?;
         let pid = process.as_raw_nonzero().get() as u32;
         let process = self.server.process(pid, Purpose::Mapping).map_err(|_| AccessFault)?;
         let pasid = self.server.enqcmd().physical(pid, &process).ok_or(AccessFault)?;

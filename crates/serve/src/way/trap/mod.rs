@@ -36,7 +36,7 @@ use std::io::{self, Write as _};
 use ioasid_mmio::{Submission, XstateLayout, step};
 use rustix::io::Errno;
 
-use crate::program::memory::{copy_from_process, copy_to_process};
+use crate::program::memory::ThreadMemory;
 use crate::program::processes::Purpose;
 use crate::server::Server;
 use frame::Frame;
@@ -57,17 +57,17 @@ struct Question {
 }
 
 impl Question {
-    fn read(tid: u32, address: u64) -> Result<Self, Errno> {
+    fn read(thread: ThreadMemory<'_>, address: u64) -> Result<Self, Errno> {
         let mut bytes = [0; 40];
-        copy_from_process(tid, address, &mut bytes)?;
+        thread.read(address, &mut bytes)?;
         let [signal, info, context, fs_base, gs_base]: [u64; 5] = zerocopy::transmute!(bytes);
         Ok(Self { signal: signal as i32, info, context, fs_base, gs_base })
     }
 
     /// The reason of the signal, and the address that it is about.
-    fn reason(&self, tid: u32) -> Result<(i32, u64), Errno> {
+    fn reason(&self, thread: ThreadMemory<'_>) -> Result<(i32, u64), Errno> {
         let mut bytes = [0; 24];
-        copy_from_process(tid, self.info, &mut bytes)?;
+        thread.read(self.info, &mut bytes)?;
         let [_, _, code, _, low, high]: [u32; 6] = zerocopy::transmute!(bytes);
         Ok((code as i32, u64::from(high) << 32 | u64::from(low)))
     }
@@ -77,16 +77,17 @@ impl Question {
 /// it; otherwise the signal to be taken for the program's own affair.
 ///
 /// # Errors
-/// `EFAULT` if what it asks is not there.
-pub(crate) fn answer(server: &Server, tid: u32, address: u64) -> Result<i64, Errno> {
-    let question = Question::read(tid, address)?;
-    let (code, about) = question.reason(tid)?;
-    let process = server.process(tid, Purpose::Mapping).map_err(|_| Errno::SRCH)?;
-    let mut memory = ProgramMemory { tid, server, mappings: process.vmas() };
-    let mut frame = Frame::read(tid, question.context).ok_or(Errno::FAULT)?;
+/// `EFAULT` if what it asks is not there; `ESRCH` if the thread has gone.
+pub(crate) fn answer(server: &Server, thread: ThreadMemory<'_>, address: u64) -> Result<i64, Errno> {
+    let question = Question::read(thread, address)?;
+    let (code, about) = question.reason(thread)?;
+    let process = server.process(thread.tid(), Purpose::Mapping).map_err(|_| Errno::SRCH)?;
+    let mut memory = ProgramMemory { thread, server, mappings: process.vmas() };
+    // What was opened by the number was opened of this thread's process, if it stands after that.
+    let mut frame = Frame::read(thread, question.context)?;
     let mut general = frame.registers(question.fs_base, question.gs_base);
     let mut bytes = [0; LONGEST_INSTRUCTION];
-    let (instruction, is_covered) = fetch_instruction(tid, general.rip, &mut bytes);
+    let (instruction, is_covered) = fetch_instruction(thread, general.rip, &mut bytes);
     let own = i64::from(question.signal);
     let submits = match question.signal {
         libc::SIGBUS if code == libc::BUS_ADRERR && memory.register(about, 1).is_some() => false,
@@ -108,13 +109,14 @@ pub(crate) fn answer(server: &Server, tid: u32, address: u64) -> Result<i64, Err
         // A general protection or page fault, as a processor that has the instruction raises.
         Err(_) if submits => {
             let info: [u8; 12] = zerocopy::transmute!([libc::SIGSEGV, 0, SI_KERNEL]);
-            copy_to_process(tid, question.info, &info)?;
+            thread.write(question.info, &info)?;
             Ok(libc::SIGSEGV.into())
         }
         Err(error) => {
             let _ = writeln!(
                 io::stderr(),
-                "ioasid: thread {tid}: register access at {about:#x}, instruction at {at:#x}: {error}",
+                "ioasid: thread {}: register access at {about:#x}, instruction at {at:#x}: {error}",
+                thread.tid(),
             );
             Ok(own)
         }

@@ -24,7 +24,7 @@ use super::handler;
 use super::inject::Thread;
 use super::memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_code};
 use super::ptrace::{self, Stop, ThreadVectors};
-use crate::program::memory::{process_of_thread, share_memory};
+use crate::program::memory::{ThreadMemory, process_of_thread, share_memory};
 use crate::server::Server;
 use crate::way::listen::Tracing;
 
@@ -121,7 +121,7 @@ impl Tracer {
     /// Sees to it that the register accesses of the process that `tid` belongs to are performed, when the system call
     /// that it is in has returned.
     fn prepare(&mut self, tid: u32) -> io::Result<()> {
-        if handler::base_in(tid).is_some() || self.threads.contains(&tid) {
+        if handler::base_in(ThreadMemory::stopped(tid)).is_some() || self.threads.contains(&tid) {
             return Ok(());
         }
         if needs_tracing(tid)? {
@@ -270,7 +270,7 @@ impl Tracer {
     fn submit(&mut self, tid: u32, signal: i32) -> i32 {
         let Some(registers) = ptrace::registers(tid) else { return signal };
         let mut code = [0; LONGEST_INSTRUCTION];
-        let submission = Submission::at(fetch_code(tid, registers.general().rip, &mut code));
+        let submission = Submission::at(fetch_code(ThreadMemory::stopped(tid), registers.general().rip, &mut code));
         let missing = match submission {
             Some(Submission::Movdir64b) => signal == libc::SIGILL,
             Some(Submission::Enqcmd) => true,
@@ -295,7 +295,11 @@ impl Tracer {
         if let std::collections::hash_map::Entry::Vacant(entry) = self.mappings.entry(tid) {
             entry.insert(VmaQuery::new(tid).ok()?);
         }
-        Some(ProgramMemory { tid, server: &self.server, mappings: self.mappings.get(&tid)? })
+        Some(ProgramMemory {
+            thread: ThreadMemory::stopped(tid),
+            server: &self.server,
+            mappings: self.mappings.get(&tid)?,
+        })
     }
 
     /// Performs the instruction that a thread stopped at; false if the thread is gone.
@@ -304,7 +308,7 @@ impl Tracer {
         let Some(mut memory) = self.memory(tid) else { return Ok(false) };
         let mut general = registers.general();
         let mut code = [0; LONGEST_INSTRUCTION];
-        let code = fetch_code(tid, general.rip, &mut code);
+        let code = fetch_code(ThreadMemory::stopped(tid), general.rip, &mut code);
         step(&mut general, &mut vectors, &mut memory, code)?;
         registers.set_general(&general);
         Ok(vectors.put_back() && ptrace::set_registers(tid, &registers))
