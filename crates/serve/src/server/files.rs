@@ -114,19 +114,13 @@ impl Server {
     }
 
     /// A descriptor of an open file is being closed, by a thread that waits for this. The news that it was the last
-    /// comes when the program may have ended since.
+    /// comes when the program may have ended since. Waits for the program's memory.
     pub(crate) fn flushed(&self, inode: u64) {
-        let files = self.files.clone();
-        self.elsewhere_now(move || {
-            let users: Vec<_> = match files.lock().open.get(&inode) {
-                Some(opened) => opened.users.clone(),
-                None => return,
-            };
-            let by = closer(&users);
-            if let Some(opened) = files.lock().open.get_mut(&inode) {
-                opened.closed_by = by;
-            }
-        });
+        let Some(users) = self.files.lock().open.get(&inode).map(|opened| opened.users.clone()) else { return };
+        let by = closer(&users);
+        if let Some(opened) = self.files.lock().open.get_mut(&inode) {
+            opened.closed_by = by;
+        }
     }
 
     /// The last descriptor and mapping of an open file are gone. Waits for nothing.

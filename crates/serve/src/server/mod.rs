@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ioasid::Machine;
@@ -159,15 +158,6 @@ impl Server {
             Some(workers) => workers.add(Box::new(work)),
             None => work(),
         }
-    }
-
-    /// Has something done by another thread, and waits for it. `None` if it panicked there.
-    pub(crate) fn elsewhere_now<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let (tell, result) = mpsc::sync_channel(1);
-        self.elsewhere(move || {
-            let _ = tell.send(work());
-        });
-        result.recv().ok()
     }
 
     /// Notes that the calling thread answers system calls, until what is returned is dropped.

@@ -9,22 +9,25 @@
 //!
 //! ```text
 //!   this process's table                       the table apart
-//!     listeners, devices, workers, …  ──────►    tree, notify: /dev/fuse
-//!            wait for the tree                   wait for no other thread but the workers, which a kill ends
+//!     listeners, devices, workers, …  ──────►    tree, tell: /dev/fuse
+//!            wait for the tree                   wait for no other thread
 //! ```
-//! What these threads do with a number of the other table would hit another file, or none. So they read and write no
+//! An answer that has to be waited for is given by the second of them, when a worker knows it. What these threads do with a number of the other table would hit another file, or none. So they read and write no
 //! other files; and what may have descriptors they let go of elsewhere ([`Server::with_file`]).
 #![allow(unsafe_code, reason = "close_range has no safe wrapper, and a descriptor changes its table")]
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fuser::{Config, Filesystem, PollNotifier, Session, SessionACL};
+use rustix::io::Errno;
 
 use crate::request::given::Wake;
+use crate::server::Server;
 
 /// Serves a file system on `connection`, and returns when the kernel has accepted it. `ended` is called when nobody has
 /// it mounted any more.
@@ -75,57 +78,124 @@ fn keep_only(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Tells the kernel, from a thread apart, of files that have become ready.
-pub(super) struct Notifications {
-    /// How to tell it, of each file that somebody has waited for, by inode.
-    notifiers: Arc<Mutex<HashMap<u64, PollNotifier>>>,
-    /// To the thread that tells.
-    ready: Mutex<Option<Sender<u64>>>,
+/// What a reply says: how much was done, or why not.
+pub(super) type Outcome = Result<usize, Errno>;
+type Reply = Box<dyn FnOnce(Outcome) + Send>;
+
+/// What a thread apart is told by the others.
+enum News {
+    /// A file has become ready.
+    Ready(u64),
+    /// What a reply waited for is done.
+    Done(u64, Outcome),
 }
 
-impl Notifications {
+/// A thread apart that tells the kernel what becomes known elsewhere: of files that have become ready, and of requests
+/// whose answer had to be waited for. What it tells by never leaves the threads apart.
+pub(super) struct Teller {
+    known: Arc<Known>,
+    /// To the thread, from the first news on.
+    news: Mutex<Option<Sender<News>>>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// How to tell of each file that a program has waited for, by inode.
+    notifiers: Mutex<HashMap<u64, PollNotifier>>,
+    /// The replies to requests that are not answered yet, by number.
+    replies: Mutex<HashMap<u64, Reply>>,
+    next: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Teller {
     pub(super) fn new() -> Self {
-        Self { notifiers: Arc::default(), ready: Mutex::new(None) }
+        Self { known: Arc::default(), news: Mutex::new(None) }
     }
 
     /// How to tell of a file. To be called by a thread apart.
     pub(super) fn wake(&self, inode: u64, notifier: PollNotifier) -> Wake {
-        self.notifiers.lock().unwrap_or_else(PoisonError::into_inner).insert(inode, notifier);
-        let ready = self.sender();
+        lock(&self.known.notifiers).insert(inode, notifier);
+        let news = self.sender();
         Arc::new(move || {
-            let _ = ready.send(inode);
+            let _ = news.send(News::Ready(inode));
         })
     }
 
     /// A file is closed.
     pub(super) fn forget(&self, inode: u64) {
-        self.notifiers.lock().unwrap_or_else(PoisonError::into_inner).remove(&inode);
+        lock(&self.known.notifiers).remove(&inode);
     }
 
-    fn sender(&self) -> Sender<u64> {
-        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Has `work` done by another thread, which may wait, and then `reply` by a thread apart. To be called by one.
+    pub(super) fn answer_later(
+        &self,
+        server: &Arc<Server>,
+        work: impl FnOnce(&Server) -> Outcome + Send + 'static,
+        reply: impl FnOnce(Outcome) + Send + 'static,
+    ) {
+        let number = self.known.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.known.replies).insert(number, Box::new(reply));
+        // Also if the work panics, the reply is made.
+        let pending = Pending { number, news: self.sender(), outcome: Err(Errno::IO) };
+        let served = server.clone();
+        server.elsewhere(move || pending.settle(work(&served)));
+    }
+
+    fn sender(&self) -> Sender<News> {
         let start = || {
-            let (sender, inodes) = mpsc::channel();
-            let notifiers = self.notifiers.clone();
-            // Of the calling thread it has the table. Without it programs are told of nothing, and poll again.
-            let _ = std::thread::Builder::new().name("notify".to_owned()).spawn(move || tell(&inodes, &notifiers));
+            let (sender, news) = mpsc::channel();
+            let known = self.known.clone();
+            // It has the table of the calling thread. Without it programs are told of nothing.
+            let _ = std::thread::Builder::new().name("tell".to_owned()).spawn(move || tell(&news, &known));
             sender
         };
-        ready.get_or_insert_with(start).clone()
+        lock(&self.news).get_or_insert_with(start).clone()
     }
 }
 
-impl Drop for Notifications {
+impl Drop for Teller {
     /// The thread keeps nothing that it could tell by when the connection is gone.
     fn drop(&mut self) {
-        self.notifiers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.known.notifiers).clear();
+        lock(&self.known.replies).clear();
     }
 }
 
-fn tell(inodes: &Receiver<u64>, notifiers: &Mutex<HashMap<u64, PollNotifier>>) {
-    for inode in inodes {
-        let notifier = notifiers.lock().unwrap_or_else(PoisonError::into_inner).get(&inode).cloned();
-        // What is closed meanwhile has nobody who waits.
-        let _ = notifier.map(PollNotifier::notify);
+/// Work that a reply waits for.
+struct Pending {
+    number: u64,
+    news: Sender<News>,
+    outcome: Outcome,
+}
+
+impl Pending {
+    fn settle(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let _ = self.news.send(News::Done(self.number, self.outcome));
+    }
+}
+
+fn tell(news: &Receiver<News>, known: &Known) {
+    for news in news {
+        match news {
+            News::Ready(inode) => {
+                let notifier = lock(&known.notifiers).get(&inode).cloned();
+                // What is closed meanwhile is waited for by no program.
+                let _ = notifier.map(PollNotifier::notify);
+            }
+            News::Done(number, outcome) => {
+                let reply = lock(&known.replies).remove(&number);
+                reply.into_iter().for_each(|reply| reply(outcome));
+            }
+        }
     }
 }

@@ -39,7 +39,7 @@ use crate::request::file::{Given, OpenFile};
 use crate::request::given::{GivenFile, Ready};
 use crate::request::vfio::VfioFile;
 use crate::server::Server;
-use apart::Notifications;
+use apart::Teller;
 use nodes::{DeviceFile, Node, Nodes};
 
 /// How long names and attributes of what is fixed stay valid.
@@ -53,7 +53,7 @@ pub struct Tree {
     nodes: Nodes,
     /// The device files that were looked up and not forgotten.
     devices: Mutex<HashMap<u64, DeviceFile>>,
-    notifications: Notifications,
+    teller: Teller,
     started: SystemTime,
 }
 
@@ -66,8 +66,8 @@ impl Tree {
     #[must_use]
     pub fn new(server: Arc<Server>) -> Self {
         let nodes = Nodes::new(server.devices(), server.is_selftest());
-        let notifications = Notifications::new();
-        Self { server, nodes, devices: Mutex::default(), notifications, started: SystemTime::now() }
+        let teller = Teller::new();
+        Self { server, nodes, devices: Mutex::default(), teller, started: SystemTime::now() }
     }
 
     /// Serves the tree on `descriptor`, a `/dev/fuse` that has been mounted, and returns when the kernel has accepted
@@ -324,14 +324,14 @@ impl Filesystem for Tree {
         }
         // An answer to a device runs the device's code.
         let bytes = data.to_vec();
-        let write = |file: &Arc<dyn GivenFile>| {
-            let file = file.clone();
-            self.server.elsewhere_now(move || file.write(&bytes))
+        let write = move |server: &Server| {
+            let file = server.open_inode(inode.0).ok_or(rustix::io::Errno::INVAL)?;
+            file.given().ok_or(rustix::io::Errno::INVAL)?.write(&bytes)
         };
-        match self.with_given(inode, write).flatten().unwrap_or(Err(rustix::io::Errno::INVAL)) {
+        self.teller.answer_later(&self.server, write, |written| match written {
             Ok(bytes) => reply.written(bytes as u32),
             Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
-        }
+        });
     }
 
     /// Never says that there is no such thing, as the kernel would ask no more for any file.
@@ -346,7 +346,7 @@ impl Filesystem for Tree {
         reply: ReplyPoll,
     ) {
         let waits = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
-        let poll = |file: &Arc<dyn GivenFile>| file.poll(waits.then(|| self.notifications.wake(inode.0, notifier)));
+        let poll = |file: &Arc<dyn GivenFile>| file.poll(waits.then(|| self.teller.wake(inode.0, notifier)));
         // As the kernel says of files that cannot be waited for.
         let ready = self.with_given(inode, poll).unwrap_or(Ready { read: true, write: true });
         let mut events = PollEvents::empty();
@@ -357,8 +357,13 @@ impl Filesystem for Tree {
 
     /// A descriptor is being closed.
     fn flush(&self, _request: &Request, inode: INodeNo, _file: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        self.server.flushed(inode.0);
-        reply.ok();
+        // Whether the closing program lives shows in its memory, whose locks other threads may hold that wait for the
+        // tree.
+        let flushed = move |server: &Server| {
+            server.flushed(inode.0);
+            Ok(0)
+        };
+        self.teller.answer_later(&self.server, flushed, |_| reply.ok());
     }
 
     fn release(
@@ -372,7 +377,7 @@ impl Filesystem for Tree {
         reply: ReplyEmpty,
     ) {
         if self.device(inode).is_some() {
-            self.notifications.forget(inode.0);
+            self.teller.forget(inode.0);
             self.server.released(inode.0);
         }
         reply.ok();
