@@ -19,10 +19,12 @@
 //! | `program` | what is known of programs: accounts, permission, processes, memory |
 //! | `watch` | the devices and options of a server, and what it tells |
 //! | `names` | names and numbers that the tree and the server agree on |
+//! | [`descriptors`] | tables of descriptors that have only what is meant |
 //!
 //! A request knows nothing of FUSE, seccomp or processes: it takes its number, its argument and a [`request::Caller`],
 //! through which it reaches the caller's memory and descriptors.
 
+pub mod descriptors;
 mod names;
 mod program;
 pub mod request;

@@ -14,10 +14,11 @@
 use std::fs;
 use std::io;
 use std::mem::zeroed;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use ioasid_serve::descriptors::close_others;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
@@ -168,7 +169,9 @@ fn guard(tell: &OwnedFd, hand_over: Channel, program: impl FnOnce() -> std::conv
         end_all_children();
         end()
     };
-    keep_only([tell.as_raw_fd(), signals.as_raw_fd()]);
+    // The guardian keeps no pipe open, and no terminal. If it must, it does.
+    // SAFETY: whatever owns the others neither uses nor drops them: this process ends without returning.
+    let _ = unsafe { close_others(&mut [tell.as_raw_fd(), signals.as_raw_fd()], 0, false) };
     loop {
         while let Some((number, status)) = next_change() {
             if number == child
@@ -209,19 +212,6 @@ fn signals_of_children() -> io::Result<OwnedFd> {
             -1 => Err(io::Error::last_os_error()),
             descriptor => Ok(OwnedFd::from_raw_fd(descriptor)),
         }
-    }
-}
-
-/// Closes every other descriptor: it keeps nobody's pipe open, and no terminal.
-fn keep_only(mut kept: [RawFd; 2]) {
-    kept.sort_unstable();
-    let mut first = 0;
-    for number in kept.into_iter().chain([RawFd::MAX]) {
-        if number > first {
-            // SAFETY: takes numbers; whoever owns what is closed neither uses nor drops it any more.
-            unsafe { libc::syscall(libc::SYS_close_range, first, number - 1, 0) };
-        }
-        first = number.saturating_add(1);
     }
 }
 

@@ -14,7 +14,7 @@
 //! ```
 //! An answer that has to be waited for is given by the second of them, when a worker knows it. What these threads do with a number of the other table would hit another file, or none. So they read and write no
 //! other files; and what may have descriptors they let go of elsewhere ([`Server::with_file`]).
-#![allow(unsafe_code, reason = "close_range has no safe wrapper, and a descriptor changes its table")]
+#![allow(unsafe_code, reason = "a descriptor changes its table")]
 
 use std::collections::HashMap;
 use std::io;
@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fuser::{Config, Filesystem, PollNotifier, Session, SessionACL};
 use rustix::io::Errno;
 
+use crate::descriptors::close_others;
 use crate::request::given::Wake;
 use crate::server::Server;
 
@@ -61,19 +62,8 @@ where
 
 /// Gives the calling thread a table of its own, with standard input and output and the descriptor `number`.
 fn keep_only(number: RawFd) -> io::Result<OwnedFd> {
-    let close = |first: RawFd, last: libc::c_uint, flags: libc::c_uint| {
-        // SAFETY: takes numbers. What is closed is closed in this thread's table only: the first call makes it, and
-        // nothing that this thread has uses a descriptor in it.
-        match unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    };
-    // The numbers up to `number` may be none, but the table is made in any case.
-    close(number + 1, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE)?;
-    if number > 3 {
-        close(3, number as libc::c_uint - 1, 0)?;
-    }
+    // SAFETY: this thread's table is its own then, and nothing that it has uses a descriptor that is closed in it.
+    unsafe { close_others(&mut [number], 3, true) }?;
     // SAFETY: it is open in this thread's table, where nothing else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
