@@ -11,8 +11,14 @@
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+use crate::descriptors::close_others;
+
+/// How long the kernel's answer may take.
+const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// A process, as far as that matters to the kernel. The numbers are those of this process's user namespace.
 struct Credentials {
@@ -89,24 +95,40 @@ fn ask(asker: &Credentials, target: u32) -> Option<Answer> {
     match unsafe { libc::fork() } {
         -1 => None,
         0 => {
-            let answer = if become_like.become_it().is_some() { kernels_answer(target) } else { return end(1) };
+            let mut kept = [tell.as_raw_fd(), asker.namespace.as_raw_fd()];
+            // What another process waits for the end of, the child does not keep open: it may be stopped.
+            // SAFETY: the child uses and drops no others.
+            if unsafe { close_others(&mut kept, 0, false) }.is_err() || become_like.become_it().is_none() {
+                return end(1);
+            }
+            let answer = kernels_answer(target);
             // SAFETY: one byte on the stack, and a descriptor that is open.
             unsafe { libc::write(tell.as_raw_fd(), (&raw const answer).cast(), 1) };
             end(0)
         }
         child => {
             drop::<OwnedFd>(tell);
-            let mut byte = [0];
-            let told = rustix::io::retry_on_intr(|| rustix::io::read(&answer, &mut byte));
-            // The main thread may have waited for it, as for any child.
-            let _ = waitpid(Some(Pid::from_raw(child)?), WaitOptions::empty());
-            match (told, byte) {
-                (Ok(1), [0]) => Some(Answer::Nothing),
-                (Ok(1), [1]) => Some(Answer::Read),
-                (Ok(1), [2]) => Some(Answer::Attach),
-                _ => None,
-            }
+            answer_of(Pid::from_raw(child)?, &answer)
         }
+    }
+}
+
+/// What a child answers. It is given time, as somebody who is like the asker may have stopped it.
+fn answer_of(child: Pid, answer: &OwnedFd) -> Option<Answer> {
+    let mut polled = [PollFd::new(answer, PollFlags::IN)];
+    let waited = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&PATIENCE)));
+    let mut byte = [0];
+    let told = if waited == Ok(1) { rustix::io::read(answer, &mut byte) } else { Ok(0) };
+    if waited != Ok(1) {
+        let _ = kill_process(child, Signal::KILL);
+    }
+    // The main thread may have waited for it, as for any child.
+    let _ = waitpid(Some(child), WaitOptions::empty());
+    match (told, byte) {
+        (Ok(1), [0]) => Some(Answer::Nothing),
+        (Ok(1), [1]) => Some(Answer::Read),
+        (Ok(1), [2]) => Some(Answer::Attach),
+        _ => None,
     }
 }
 

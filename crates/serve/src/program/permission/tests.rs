@@ -215,3 +215,12 @@ fn an_ancestor_is_one_of_any_generation() {
     unsafe { libc::kill(grandchild as i32, libc::SIGKILL) };
     child.wait().unwrap();
 }
+
+#[test]
+fn a_child_that_is_stopped_is_given_up() {
+    let (answer, tell) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let mut child = Command::new("sh").args(["-c", "kill -STOP $$"]).spawn().unwrap();
+    assert_eq!(answer_of(Pid::from_raw(child.id() as i32).unwrap(), &answer), None);
+    drop(tell);
+    assert!(child.wait().is_err(), "it was ended and waited for");
+}
