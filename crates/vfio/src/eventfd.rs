@@ -33,14 +33,14 @@ impl EventFd {
 
     /// Adds 1 to the counter, which saturates. Waits for nobody.
     pub(crate) fn signal(&self) {
-        // Nobody is there to be told of an error, and there is none that another attempt would mend.
-        let _ = match kernel() {
-            Some(kernel) => kernel.signal(&self.0),
-            None => self.write(),
-        };
+        let signalled = kernel().is_some_and(|kernel| kernel.signal(&self.0).is_ok());
+        if !signalled {
+            // Nobody is there to be told of an error, and there is none that another attempt would mend.
+            let _ = self.write();
+        }
     }
 
-    /// Without asynchronous I/O: a full counter is left as it is. Between looking and writing, a program that means to
+    /// Without asynchronous I/O, or room for one more request of it: a full counter is left as it is. Between looking and writing, a program that means to
     /// can fill it up; the write then waits until the program reads.
     fn write(&self) -> io::Result<()> {
         if self.is_ready(PollFlags::OUT) {
@@ -84,8 +84,9 @@ struct Kernel {
     null: File,
 }
 
-/// Requests that may be done and not collected, at one time: one for each thread that signals.
-const REQUESTS: u32 = 1024;
+/// Requests that may be done and not collected, at one time: one for each thread that signals. All processes of a
+/// machine have 65,536 together (`fs.aio-max-nr`).
+const REQUESTS: u32 = 128;
 
 /// `struct iocb` of Linux `include/uapi/linux/aio_abi.h`, little-endian.
 #[repr(C)]
