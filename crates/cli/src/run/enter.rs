@@ -67,7 +67,7 @@ fn become_program(channel: &Channel, plan: &Plan, signals: &Signals, runner: Pid
 }
 
 fn prepare(channel: &Channel, runner: Pid, selftest: bool) -> Result<()> {
-    // The guardian ends it when the runner ends, unless somebody has ended the guardian.
+    // The guardian ends this process when the runner ends; the kernel does when the guardian ends.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if getppid().is_none_or(|guardian| guardian == runner) {
         return Err(anyhow!("the runner is gone"));

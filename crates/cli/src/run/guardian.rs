@@ -1,4 +1,4 @@
-//! The process between the runner and the program, which leaves nobody behind.
+//! The process between the runner and the program, which leaves no process behind.
 //!
 //! ```text
 //!   runner ──────── guardian ──────── program ──┬── its children, …
@@ -6,9 +6,10 @@
 //!     └────done──────► │
 //! ```
 //! A process can ask the kernel to end it when its parent ends, but a change of its user undoes that, and its children
-//! know nothing of it. So the parent is a process that nothing happens to: it adopts whatever the program leaves
+//! know nothing of it. So the program's parent is the guardian: it adopts whatever the program leaves
 //! (PR_SET_CHILD_SUBREAPER), tells the runner how the program fares, and if the runner ends without a word, ends all of
-//! them. Should somebody end the guardian, the runner adopts them, and does the same.
+//! them. If another process ends the guardian, the runner adopts them and does the same; if one stops it, the runner
+//! has it go on.
 #![allow(unsafe_code, reason = "fork, wait and signals have no complete safe wrappers")]
 
 use std::fs;
@@ -22,13 +23,17 @@ use ioasid_serve::descriptors::close_others;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 
 use super::channel::Channel;
 use crate::report::Ending;
 
-/// How long whoever is left is tried to be ended. Only one that the kernel itself keeps from ending takes so long.
+/// How long the guardian tries to end what is left. Only a process that the kernel itself keeps from ending takes so
+/// long.
 const LONGEST: Duration = Duration::from_secs(5);
+
+/// How long the guardian has to end when the runner lets it go.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What the runner knows of the program.
 pub struct Program {
@@ -81,9 +86,9 @@ impl Program {
         let guardian = match unsafe { libc::fork() } {
             -1 => return Err(io::Error::last_os_error().into()),
             0 => {
-                // Who waits for the end of a connection must not keep it open.
+                // The guardian and the program wait for the ends of these connections, and must not keep them open.
                 for descriptor in [events.as_raw_fd(), own.as_fd().as_raw_fd(), handed.as_fd().as_raw_fd()] {
-                    // SAFETY: its owners are this process's copies, which nobody uses or drops.
+                    // SAFETY: its owners are this process's copies, which this process neither uses nor drops.
                     unsafe { libc::close(descriptor) };
                 }
                 guard(&tell, hand_over, program)
@@ -100,6 +105,12 @@ impl Program {
     /// Whether a process is the guardian.
     pub fn is_guarded_by(&self, pid: u32) -> bool {
         self.guardian.as_raw_nonzero().get() as u32 == pid
+    }
+
+    /// Has the guardian go on, if some process has stopped it.
+    pub fn continue_guardian(&self) {
+        // If the guardian has ended, its end is an event.
+        let _ = kill_process(self.guardian, Signal::CONT);
     }
 
     /// Becomes readable when there is an event.
@@ -136,9 +147,14 @@ impl Program {
     /// Lets go of the program, and of whatever it has left behind.
     pub fn let_go(self) {
         let _ = send(&self.events, b"done", SendFlags::NOSIGNAL);
-        drop(self.events);
-        // SAFETY: a child that may have been waited for already.
-        unsafe { libc::waitpid(self.guardian.as_raw_nonzero().get(), std::ptr::null_mut(), 0) };
+        self.continue_guardian();
+        let begin = Instant::now();
+        // A guardian that does not end is left to itself: what it guards, it lets be.
+        while let Ok(None) = waitpid(Some(self.guardian), WaitOptions::NOHANG)
+            && begin.elapsed() < PATIENCE
+        {
+            std::thread::sleep(Duration::from_micros(50));
+        }
     }
 }
 
@@ -161,6 +177,9 @@ fn guard(tell: &OwnedFd, hand_over: Channel, program: impl FnOnce() -> std::conv
             child => Ok(child),
         }
     });
+    // From now on no process of the same user may trace it.
+    // SAFETY: takes numbers.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
     let child = started.ok().filter(|&child| {
         let pidfd = Pid::from_raw(child).and_then(|child| pidfd_open(child, PidfdFlags::empty()).ok());
         pidfd.is_some_and(|pidfd| hand_over.send_descriptor(&pidfd).is_ok())
@@ -233,8 +252,8 @@ fn event_of(status: i32) -> Option<Event> {
     }
 }
 
-/// Ends all children, and theirs, which are children when their parents have ended. Nobody else waits for children, so
-/// a number means the child until it is waited for here.
+/// Ends all children, and theirs, which are children when their parents have ended. No other thread waits for children,
+/// so a number means the child until this function waits for it.
 fn end_all_children() {
     let begin = Instant::now();
     while begin.elapsed() < LONGEST {

@@ -102,7 +102,7 @@ pub fn block_signals() -> io::Result<Signals> {
 fn next_change() -> Option<(u32, Option<i32>)> {
     let mut status = 0;
     // SAFETY: `status` is written by the call.
-    let number = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::WNOHANG) };
+    let number = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::WNOHANG | libc::WUNTRACED) };
     let tid = u32::try_from(number).ok().filter(|&tid| tid > 0)?;
     Some((tid, libc::WIFSTOPPED(status).then_some(status)))
 }
@@ -129,7 +129,7 @@ pub fn wait(
                         stop_too(signal);
                     }
                 }
-                Some(_) => {}
+                Some(_) => program.continue_guardian(),
             }
         }
         while ending.is_none()

@@ -16,6 +16,14 @@ pub const TESTS: &[Test] = &[
         let script = "(sleep 0.2; kill -CONT $$) & kill -STOP $$; exit 6";
         assert_eq!(finish(ioasid_run(&["--quiet"]).args(["sh", "-c", script])).status.code(), Some(6));
     }),
+    ("a_program_that_stops_its_parent_ends_all_the_same", || {
+        let script = "kill -STOP $PPID; exit 5";
+        assert_eq!(finish(ioasid_run(&["--quiet"]).args(["sh", "-c", script])).status.code(), Some(5));
+    }),
+    ("a_program_that_ends_its_parent_ends_the_run", || {
+        let output = finish(ioasid_run(&["--quiet"]).args(["sh", "-c", "kill -KILL $PPID; sleep 50"]));
+        assert_eq!(output.status.signal(), Some(libc::SIGKILL));
+    }),
     ("signal_dispositions_are_those_of_a_program_started_directly", || {
         let script = "grep -E 'SigIgn|SigBlk' /proc/self/status";
         let direct = finish(std::process::Command::new("sh").args(["-c", script]));
