@@ -77,7 +77,7 @@ fn prepare(channel: &Channel, runner: Pid, selftest: bool) -> Result<()> {
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).map_err(|error| match error {
         Errno::INVAL => anyhow!(
             "the root directory is no mount point, as in a chroot. Make it one, as root, before the chroot: \
-             mount --bind DIR DIR"
+             mount --rbind DIR DIR"
         ),
         other => anyhow!("cannot make the mounts private: {}", io::Error::from(other)),
     })?;

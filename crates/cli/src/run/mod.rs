@@ -195,13 +195,13 @@ pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Resul
 
 /// Serves the child while it prepares its surroundings, until it is about to become the program.
 fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<Tracer> {
-    let fuse = channel.receive_descriptor().context("waiting for the mount")?;
+    let fuse = channel.receive_descriptor()?;
     Tree::new(server.clone()).serve(fuse).context("cannot serve the device files")?;
     let (tracer, handle) = Tracer::new(server.clone())?;
     let tracing = Arc::new(handle);
     channel.go()?;
 
-    let root = channel.receive_descriptor().context("waiting for the device tree")?;
+    let root = channel.receive_descriptor()?;
     server.mounted(root).context("cannot look at the device tree")?;
     if let Some(note) = channel.receive_note()?
         && !quiet
@@ -210,7 +210,7 @@ fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<Trace
         // Who watches is told; a script is not, each time.
         say!("ioasid: {note}");
     }
-    let calls = channel.receive_descriptor().context("waiting for the system call filter")?;
+    let calls = channel.receive_descriptor()?;
     Listener::new(server.clone(), tracing, calls).start().context("cannot answer the program's system calls")?;
     if server.devices().is_empty() && !server.is_selftest() && !quiet {
         // Nothing wrong with that: /dev/iommu is there. But it is seldom meant.
