@@ -9,9 +9,10 @@
 //! ```
 //! Source: Linux `arch/x86/include/uapi/asm/sigcontext.h` and `include/uapi/asm-generic/ucontext.h`.
 
-use ioasid_mmio::{Registers, Vectors, Xstate, XstateLayout};
+use ioasid_mmio::Registers;
 use rustix::io::Errno;
 
+use super::vectors::{Area, LARGEST_XSTATE};
 use crate::program::memory::ThreadMemory;
 
 const REGISTERS: u64 = 40;
@@ -22,9 +23,8 @@ const ORDER: [usize; 16] = [8, 9, 10, 11, 12, 13, 14, 15, 7, 6, 5, 3, 2, 0, 1, 4
 /// In the legacy part of the XSAVE area: that there is more, and how much in all.
 const EXTENDED: usize = 464;
 const MAGIC: u32 = 0x4650_5853;
-/// The legacy part and the header, and the most that any processor has.
+/// Bytes of the legacy part and the header.
 const LEAST: usize = 576;
-const MOST: usize = 16 << 10;
 
 /// A frame in the memory of a thread.
 pub(super) struct Frame<'a> {
@@ -59,68 +59,29 @@ impl<'a> Frame<'a> {
         self.memory.write(self.context.wrapping_add(REGISTERS), &bytes).is_ok()
     }
 
-    pub(super) fn vectors(&self, layout: XstateLayout) -> FrameVectors<'a> {
-        FrameVectors { memory: self.memory, at: self.vectors_at, layout, bytes: None, modified: false }
+    pub(super) fn vectors(&self) -> FrameVectors<'a> {
+        FrameVectors { memory: self.memory, at: self.vectors_at }
     }
 }
 
-/// The vector registers of a frame, fetched when an instruction first names one.
+/// The vector registers of a frame.
 pub(super) struct FrameVectors<'a> {
     memory: ThreadMemory<'a>,
     at: u64,
-    layout: XstateLayout,
-    bytes: Option<Vec<u8>>,
-    modified: bool,
 }
 
-impl FrameVectors<'_> {
-    fn with<T>(&mut self, use_it: impl FnOnce(&mut Xstate<'_>) -> T) -> Option<T> {
-        if self.bytes.is_none() {
-            let mut legacy = [0; LEAST];
-            self.memory.read(self.at, &mut legacy).ok()?;
-            let word = |at: usize| u32::from_ne_bytes([legacy[at], legacy[at + 1], legacy[at + 2], legacy[at + 3]]);
-            let length = if word(EXTENDED) == MAGIC { word(EXTENDED + 16) as usize } else { LEAST };
-            let mut bytes = vec![0; length.clamp(LEAST, MOST)];
-            self.memory.read(self.at, &mut bytes).ok()?;
-            self.bytes = Some(bytes);
-        }
-        let mut state = Xstate::new(self.bytes.as_mut()?, self.layout);
-        let result = use_it(&mut state);
-        self.modified |= state.is_modified();
-        Some(result)
+impl Area for FrameVectors<'_> {
+    fn fetch(&self) -> Option<Vec<u8>> {
+        let mut legacy = [0; LEAST];
+        self.memory.read(self.at, &mut legacy).ok()?;
+        let word = |at: usize| u32::from_ne_bytes([legacy[at], legacy[at + 1], legacy[at + 2], legacy[at + 3]]);
+        let length = if word(EXTENDED) == MAGIC { word(EXTENDED + 16) as usize } else { LEAST };
+        let mut bytes = vec![0; length.clamp(LEAST, LARGEST_XSTATE)];
+        self.memory.read(self.at, &mut bytes).ok()?;
+        Some(bytes)
     }
 
-    /// Gives the thread what was changed; false if that failed.
-    pub(super) fn put_back(&self) -> bool {
-        match &self.bytes {
-            Some(bytes) if self.modified => self.memory.write(self.at, bytes).is_ok(),
-            _ => true,
-        }
-    }
-}
-
-impl Vectors for FrameVectors<'_> {
-    fn load(&mut self, index: usize) -> Option<[u8; 64]> {
-        self.with(|state| state.load(index))?
-    }
-
-    fn store(&mut self, index: usize, value: &[u8; 64]) -> bool {
-        self.with(|state| state.store(index, value)) == Some(true)
-    }
-
-    fn mask(&mut self, index: usize) -> Option<u64> {
-        self.with(|state| state.mask(index))?
-    }
-
-    fn set_mask(&mut self, index: usize, value: u64) -> bool {
-        self.with(|state| state.set_mask(index, value)) == Some(true)
-    }
-
-    fn mmx(&mut self, index: usize) -> Option<u64> {
-        self.with(|state| state.mmx(index))?
-    }
-
-    fn set_mmx(&mut self, index: usize, value: u64) -> bool {
-        self.with(|state| state.set_mmx(index, value)) == Some(true)
+    fn put(&self, bytes: &mut [u8]) -> bool {
+        self.memory.write(self.at, bytes).is_ok()
     }
 }

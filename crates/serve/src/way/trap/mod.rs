@@ -14,6 +14,7 @@
 //! | `handler` | the handler: its code, where it is, and what the program itself wants done with its signals |
 //! | `inject` | system calls that a thread is told to make, by which the handler comes into its process |
 //! | `frame` | the registers that the handler was called with |
+//! | `vectors` | vector registers, wherever they are |
 //! | `memory` | what an instruction reads and writes |
 //! | `tracer`, `ptrace` | the thread that traces others: to put the handler in, or where none would be called |
 //!
@@ -30,6 +31,7 @@ mod inject;
 mod memory;
 mod ptrace;
 mod tracer;
+mod vectors;
 
 use std::io::{self, Write as _};
 
@@ -43,6 +45,7 @@ use frame::Frame;
 pub(crate) use handler::{ASK, Action, PASS, SIGNALS, action, base_in, set_action};
 use memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_instruction};
 pub use tracer::{Stopped, TraceHandle, Tracer};
+use vectors::LazyVectors;
 
 /// In a siginfo: the kernel, for no reason that it names (`include/uapi/asm-generic/siginfo.h`).
 const SI_KERNEL: i32 = 0x80;
@@ -91,14 +94,10 @@ pub(crate) fn answer(server: &Server, thread: ThreadMemory<'_>, address: u64) ->
     let own = i64::from(question.signal);
     let submits = match question.signal {
         libc::SIGBUS if code == libc::BUS_ADRERR && memory.register(about, 1).is_some() => false,
-        libc::SIGILL | libc::SIGSEGV if code > 0 => match Submission::at(instruction) {
-            Some(Submission::Movdir64b) if question.signal == libc::SIGILL => true,
-            Some(Submission::Enqcmd) => true,
-            _ => return Ok(own),
-        },
+        signal if code > 0 && is_submission(signal, instruction) => true,
         _ => return Ok(own),
     };
-    let mut vectors = frame.vectors(XstateLayout::of_this_processor());
+    let mut vectors = LazyVectors::new(frame.vectors(), XstateLayout::of_this_processor());
     let at = general.rip;
     match step(&mut general, &mut vectors, &mut memory, instruction) {
         // A debugger that waits for the instruction to come again would wait for ever.
@@ -113,12 +112,24 @@ pub(crate) fn answer(server: &Server, thread: ThreadMemory<'_>, address: u64) ->
             Ok(libc::SIGSEGV.into())
         }
         Err(error) => {
-            let _ = writeln!(
-                io::stderr(),
-                "ioasid: thread {}: register access at {about:#x}, instruction at {at:#x}: {error}",
-                thread.tid(),
-            );
+            tell_refused(thread.tid(), about, at, &error);
             Ok(own)
         }
     }
+}
+
+/// Whether an instruction hands work to a device, and this signal says that the processor has no such instruction
+/// (SIGILL), or no PASID for it (SIGSEGV).
+fn is_submission(signal: i32, instruction: &[u8]) -> bool {
+    match Submission::at(instruction) {
+        Some(Submission::Movdir64b) => signal == libc::SIGILL,
+        Some(Submission::Enqcmd) => matches!(signal, libc::SIGILL | libc::SIGSEGV),
+        None => false,
+    }
+}
+
+/// Says of an access at `about`, by the instruction at `at`, why it is not performed.
+fn tell_refused(tid: u32, about: u64, at: u64, error: &ioasid_mmio::Error) {
+    let _ =
+        writeln!(io::stderr(), "ioasid: thread {tid}: register access at {about:#x}, instruction at {at:#x}: {error}",);
 }

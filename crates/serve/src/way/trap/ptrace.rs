@@ -7,12 +7,12 @@ use std::mem::zeroed;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use ioasid_mmio::{Registers, Vectors, Xstate, XstateLayout};
+use ioasid_mmio::Registers;
+
+use super::vectors::{Area, LARGEST_XSTATE};
 
 /// `NT_X86_XSTATE`: the register set in XSAVE's layout.
 const NT_X86_XSTATE: libc::c_long = 0x202;
-/// More than any processor's XSAVE area has (with AMX it is 11,008 bytes).
-const LARGEST_XSTATE: usize = 16 << 10;
 
 /// What a stop of a traced thread is.
 pub(super) enum Stop {
@@ -259,64 +259,19 @@ impl ThreadRegisters {
     }
 }
 
-/// A thread's vector registers, fetched when an instruction first names one.
-pub(super) struct ThreadVectors {
-    tid: u32,
-    layout: XstateLayout,
-    bytes: Option<Vec<u8>>,
-    modified: bool,
-}
+/// The vector registers of a stopped thread.
+pub(super) struct StoppedVectors(pub(super) u32);
 
-impl ThreadVectors {
-    pub(super) fn new(tid: u32, layout: XstateLayout) -> Self {
-        Self { tid, layout, bytes: None, modified: false }
+impl Area for StoppedVectors {
+    fn fetch(&self) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; LARGEST_XSTATE];
+        let length = regset(false, self.0, &mut bytes)?;
+        bytes.truncate(length);
+        Some(bytes)
     }
 
-    fn with<T>(&mut self, use_it: impl FnOnce(&mut Xstate<'_>) -> T) -> Option<T> {
-        if self.bytes.is_none() {
-            let mut bytes = vec![0; LARGEST_XSTATE];
-            let length = regset(false, self.tid, &mut bytes)?;
-            bytes.truncate(length);
-            self.bytes = Some(bytes);
-        }
-        let mut state = Xstate::new(self.bytes.as_mut()?, self.layout);
-        let result = use_it(&mut state);
-        self.modified |= state.is_modified();
-        Some(result)
-    }
-
-    /// Gives the thread what was changed; false if that failed.
-    pub(super) fn put_back(&mut self) -> bool {
-        match &mut self.bytes {
-            Some(bytes) if self.modified => regset(true, self.tid, bytes).is_some(),
-            _ => true,
-        }
-    }
-}
-
-impl Vectors for ThreadVectors {
-    fn load(&mut self, index: usize) -> Option<[u8; 64]> {
-        self.with(|state| state.load(index))?
-    }
-
-    fn store(&mut self, index: usize, value: &[u8; 64]) -> bool {
-        self.with(|state| state.store(index, value)) == Some(true)
-    }
-
-    fn mask(&mut self, index: usize) -> Option<u64> {
-        self.with(|state| state.mask(index))?
-    }
-
-    fn set_mask(&mut self, index: usize, value: u64) -> bool {
-        self.with(|state| state.set_mask(index, value)) == Some(true)
-    }
-
-    fn mmx(&mut self, index: usize) -> Option<u64> {
-        self.with(|state| state.mmx(index))?
-    }
-
-    fn set_mmx(&mut self, index: usize, value: u64) -> bool {
-        self.with(|state| state.set_mmx(index, value)) == Some(true)
+    fn put(&self, bytes: &mut [u8]) -> bool {
+        regset(true, self.0, bytes).is_some()
     }
 }
 

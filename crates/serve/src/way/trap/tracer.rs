@@ -11,19 +11,21 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ioasid::memory::VmaQuery;
-use ioasid_mmio::{Submission, XstateLayout, step};
+use ioasid_mmio::{XstateLayout, step};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::handler;
 use super::inject::Thread;
 use super::memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_code};
-use super::ptrace::{self, Stop, ThreadVectors};
+use super::ptrace::{self, Stop, StoppedVectors};
+use super::vectors::LazyVectors;
+use super::{is_submission, tell_refused};
 use crate::program::memory::{ThreadMemory, process_of_thread, share_memory};
 use crate::server::Server;
 use crate::way::listen::Tracing;
@@ -256,27 +258,18 @@ impl Tracer {
         match self.step(tid, registers) {
             Ok(done) => done,
             Err(error) => {
-                let _ = writeln!(
-                    io::stderr(),
-                    "ioasid: thread {tid}: register access at {address:#x}, instruction at {at:#x}: {error}",
-                );
+                tell_refused(tid, address, at, &error);
                 false
             }
         }
     }
 
-    /// Performs a submission to a device that a thread stopped at because its processor has no such instruction
-    /// (SIGILL), or has no PASID for it (SIGSEGV). Returns the signal that it is to get, or 0.
+    /// Performs a submission to a device that a thread stopped at. Returns the signal that it is to get, or 0.
     fn submit(&mut self, tid: u32, signal: i32) -> i32 {
         let Some(registers) = ptrace::registers(tid) else { return signal };
         let mut code = [0; LONGEST_INSTRUCTION];
-        let submission = Submission::at(fetch_code(ThreadMemory::stopped(tid), registers.general().rip, &mut code));
-        let missing = match submission {
-            Some(Submission::Movdir64b) => signal == libc::SIGILL,
-            Some(Submission::Enqcmd) => true,
-            None => false,
-        };
-        if !missing || !ptrace::is_raised_by_kernel(tid) {
+        let instruction = fetch_code(ThreadMemory::stopped(tid), registers.general().rip, &mut code);
+        if !is_submission(signal, instruction) || !ptrace::is_raised_by_kernel(tid) {
             return signal;
         }
         match self.step(tid, registers) {
@@ -304,7 +297,7 @@ impl Tracer {
 
     /// Performs the instruction that a thread stopped at; false if the thread is gone.
     fn step(&mut self, tid: u32, mut registers: ptrace::ThreadRegisters) -> Result<bool, ioasid_mmio::Error> {
-        let mut vectors = ThreadVectors::new(tid, self.layout);
+        let mut vectors = LazyVectors::new(StoppedVectors(tid), self.layout);
         let Some(mut memory) = self.memory(tid) else { return Ok(false) };
         let mut general = registers.general();
         let mut code = [0; LONGEST_INSTRUCTION];
