@@ -97,9 +97,8 @@ impl Program {
         };
         drop((tell, hand_over));
         let pidfd = handed.receive_descriptor().context("cannot start a process")?;
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-        let number = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
-        Ok(Self { number: number.context("cannot tell the program's process number")?, pidfd, guardian, events })
+        let number = handed.receive_note()?.and_then(|number| number.parse().ok());
+        Ok(Self { number: number.context("cannot start a process")?, pidfd, guardian, events })
     }
 
     /// Whether a process is the guardian.
@@ -182,7 +181,9 @@ fn guard(tell: &OwnedFd, hand_over: Channel, program: impl FnOnce() -> std::conv
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
     let child = started.ok().filter(|&child| {
         let pidfd = Pid::from_raw(child).and_then(|child| pidfd_open(child, PidfdFlags::empty()).ok());
+        // The number goes with it, as nothing tells it any more when the program has ended.
         pidfd.is_some_and(|pidfd| hand_over.send_descriptor(&pidfd).is_ok())
+            && hand_over.send_note(Some(&child.to_string())).is_ok()
     });
     let (Some(child), Ok(signals)) = (child, signals_of_children()) else {
         end_all_children();
