@@ -52,6 +52,10 @@ pub const TESTS: &[Test] = &[
     ("children_after_a_fork_use_the_same_registers", || drop(program("fork"))),
     ("a_program_handles_its_own_sigbus", || drop(program("own-sigbus"))),
     ("a_program_has_handlers_of_its_own_beside_registers", || drop(program("own-handlers"))),
+    ("registers_are_exact_in_a_storm_of_signals_and_children", || {
+        let devices = ["--device", "ioat", "--device", "ioat", "--device", "ioat", "--device", "ioat", "--check"];
+        drop(succeed(&mut program_under(&devices, "storm", &[])));
+    }),
     ("a_program_that_filters_its_own_system_calls_uses_registers", || drop(program("filtered"))),
     ("a_thread_that_blocks_bus_errors_uses_registers", || drop(program("blocked-bus-errors"))),
     ("a_program_that_has_to_be_traced_lives_as_one_that_has_not", || {

@@ -175,6 +175,66 @@ fn in_others(check: &dyn Fn(), beyond: u64) {
     expect(libc::SIGBUS, beyond);
 }
 
+static MAPPED: AtomicU64 = AtomicU64::new(0);
+static STORMS: AtomicU64 = AtomicU64::new(0);
+
+/// Touches a register, wherever the program is.
+extern "C" fn touch_in_storm(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: a register of a mapping that stays.
+    if unsafe { ((MAPPED.load(Ordering::Relaxed) + CBVER as u64) as *const u8).read_volatile() } != 0x32 {
+        std::process::abort();
+    }
+    STORMS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Threads map registers at once, and touch them while signals whose handlers touch them come every 150 microseconds,
+/// children are made that touch them, and actions are set.
+pub fn storm() {
+    let space = Space::new();
+    let engines: Vec<Engine> = std::thread::scope(|scope| {
+        let space = &space;
+        let open = (0..4).map(|number| scope.spawn(move || Engine::open(number, &space.iommu))).collect::<Vec<_>>();
+        open.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    MAPPED.store(engines[0].registers.address, Ordering::Relaxed);
+    set(libc::SIGALRM, touch_in_storm as *const () as usize, libc::SA_RESTART, None);
+    let time = |micros| libc::timeval { tv_sec: 0, tv_usec: micros };
+    let timer = |micros| {
+        let timer = libc::itimerval { it_interval: time(micros), it_value: time(micros) };
+        // SAFETY: takes a structure.
+        assert_eq!(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) }, 0);
+    };
+    timer(150);
+    std::thread::scope(|scope| {
+        for engine in &engines {
+            scope.spawn(|| (0..3_000).for_each(|_| assert_eq!(load::<u8>(&engine.registers, CBVER), 0x32)));
+        }
+        scope.spawn(|| {
+            let own = note as *const () as usize;
+            set(libc::SIGBUS, own, 0, None);
+            (0..300).for_each(|_| assert_eq!(set(libc::SIGBUS, own, 0, None), own));
+        });
+        for _ in 0..50 {
+            // SAFETY: the child touches a register and ends.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                let fine = load::<u8>(&engines[1].registers, CBVER) == 0x32;
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(i32::from(!fine)) }
+            }
+            let mut status = -1;
+            // SAFETY: `status` is written; a signal may come first.
+            while unsafe { libc::waitpid(child, &mut status, 0) } != child {}
+            assert_eq!(status, 0);
+        }
+    });
+    timer(0);
+    assert!(STORMS.load(Ordering::Relaxed) > 100);
+    assert_eq!(CALLS.load(Ordering::Relaxed), 0, "no access reached the program's own handler");
+    drop(engines);
+    space.destroy();
+}
+
 /// A program that would be ended for a system call that it does not make itself.
 pub fn filtered() {
     let op = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };

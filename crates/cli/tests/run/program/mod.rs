@@ -66,6 +66,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "shared-memory-processes" => stuck::shared_memory_processes(),
         "stuck-and-ended" => stuck::ends_meanwhile(),
         "pinning" => pinning::as_linux(argument),
+        "storm" => handlers::storm(),
         "filtered" => handlers::filtered(),
         "own-handlers" => handlers::own_handlers(),
         "blocked-bus-errors" => blocked_bus_errors(),

@@ -137,6 +137,8 @@ impl Tracer {
     /// Does what a thread was stopped for, and lets it go.
     fn perform_task(&mut self, tid: u32, task: Task) {
         match task {
+            // Another thread's mapping has brought it.
+            Task::Install if handler::base_in(ThreadMemory::stopped(tid)).is_some() => {}
             Task::Install => match Thread::take(tid).and_then(|mut thread| handler::install(&mut thread)) {
                 Some(base) => {
                     for other in others_in_memory_of(tid) {
@@ -171,7 +173,11 @@ impl Tracer {
                     continue;
                 }
                 match ptrace::seize(thread) {
-                    Ok(()) => all_traced = false,
+                    Ok(()) => {
+                        all_traced = false;
+                        // A thread that vanished before it stopped left this to whichever has its number.
+                        self.stopping.remove(&thread);
+                    }
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
                     Err(_) if ptrace::has_ended(thread) => continue,
                     Err(_) if ptrace::is_traced_by_us(thread) => {}
