@@ -1,22 +1,7 @@
-//! The process that a thread belongs to, and copies from and to its memory.
+//! The memory of threads: copies from and to it, and whether two have the same.
 #![allow(unsafe_code, reason = "process_vm_readv has no safe wrapper")]
 
-use std::fs;
-
 use rustix::io::Errno;
-use rustix::process::Pid;
-
-/// The process that a thread belongs to.
-pub(crate) fn process_of(tid: Pid) -> Option<Pid> {
-    let status = fs::read_to_string(format!("/proc/{}/status", tid.as_raw_nonzero())).ok()?;
-    let number = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())?;
-    Pid::from_raw(number)
-}
-
-/// As [`process_of`], with numbers.
-pub(crate) fn process_of_thread(tid: u32) -> Option<u32> {
-    Some(process_of(Pid::from_raw(i32::try_from(tid).ok()?)?)?.as_raw_nonzero().get() as u32)
-}
 
 /// Whether two threads are in one memory, as far as the kernel can tell (kcmp(2)).
 pub(crate) fn share_memory(one: u32, other: u32) -> bool {

@@ -5,3 +5,4 @@ pub(crate) mod enqcmd;
 pub(crate) mod memory;
 pub(crate) mod permission;
 pub(crate) mod processes;
+pub(crate) mod status;

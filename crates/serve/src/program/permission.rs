@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
+use super::status::Status;
 use crate::descriptors::close_others;
 
 /// How long the kernel's answer may take.
@@ -35,20 +36,18 @@ struct Credentials {
 impl Credentials {
     /// Of a thread.
     fn of(tid: u32) -> Option<Self> {
-        let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-        let field = |name: &str| Some(status.lines().find_map(|line| line.strip_prefix(name))?.trim());
+        let status = Status::of(tid)?;
         let ids = |name: &str| -> Option<[u32; 4]> {
-            let ids: Vec<u32> = field(name)?.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect();
+            let ids: Vec<u32> = status.field(name)?.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect();
             ids.try_into().ok()
         };
-        let capabilities = |name| u64::from_str_radix(field(name)?, 16).ok();
         Some(Self {
-            process: field("Tgid:")?.parse().ok()?,
-            parent: field("PPid:")?.parse().ok()?,
+            process: status.process()?,
+            parent: status.number("PPid:")?,
             uids: ids("Uid:")?,
             gids: ids("Gid:")?,
-            effective: capabilities("CapEff:")?,
-            permitted: capabilities("CapPrm:")?,
+            effective: status.set("CapEff:")?,
+            permitted: status.set("CapPrm:")?,
             namespace: File::open(format!("/proc/{tid}/ns/user")).ok()?,
         })
     }

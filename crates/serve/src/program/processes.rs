@@ -6,9 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ioasid::memory::Process;
 use rustix::io::Errno;
-use rustix::process::Pid;
 
-use super::memory::process_of;
+use super::status::process_of;
 
 /// By process number.
 #[derive(Default)]
@@ -34,8 +33,7 @@ impl Processes {
         if let Some(process) = first {
             return Ok(process);
         }
-        let raw = Pid::from_raw(tid as i32).and_then(process_of).ok_or(Errno::SRCH)?;
-        let pid = raw.as_raw_nonzero().get() as u32;
+        let pid = process_of(tid).ok_or(Errno::SRCH)?;
         if pid != tid
             && let Some(process) = self.known(pid, purpose).filter(|process| process.is_of(tid))
         {

@@ -15,9 +15,10 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pi
 
 use super::{Listener, descriptor};
 use crate::program::accounts::{Both, Whose};
-use crate::program::memory::{ThreadMemory, process_of};
+use crate::program::memory::ThreadMemory;
 use crate::program::permission::may_reach;
 use crate::program::processes::Purpose;
+use crate::program::status::process_of;
 use crate::request::file::OpenFile;
 use crate::request::given::GivenFile;
 use crate::request::{Caller, Capability};
@@ -172,7 +173,10 @@ impl Caller for Calling<'_> {
         let tid = Pid::from_raw(self.tid as i32).ok_or(Errno::SRCH)?;
         let thread = pidfd_open(tid, PidfdFlags::empty())
             .or_else(|_| pidfd_open(tid, PidfdFlags::from_bits_retain(PIDFD_THREAD)))
-            .or_else(|_| pidfd_open(process_of(tid).ok_or(Errno::SRCH)?, PidfdFlags::empty()))?;
+            .or_else(|_| {
+                let process = process_of(self.tid).and_then(|pid| Pid::from_raw(pid as i32));
+                pidfd_open(process.ok_or(Errno::SRCH)?, PidfdFlags::empty())
+            })?;
         self.still_there()?;
         pidfd_getfd(thread, number, PidfdGetfdFlags::empty())
     }
@@ -259,11 +263,9 @@ impl Caller for Calling<'_> {
 
     fn bind_enqcmd(&self, bound: Option<(Pasid, PasidHold)>) -> Result<(), Errno> {
         let server = &self.listener.server;
-        let tid = Pid::from_raw(self.tid as i32).ok_or(Errno::SRCH)?;
-        let pid = process_of(tid).ok_or(Errno::SRCH)?.as_raw_nonzero().get() as u32;
-        let process = server.process(pid, Purpose::Mapping).map_err(|_| Errno::SRCH)?;
+        let process = server.process(self.tid, Purpose::Mapping).map_err(|_| Errno::SRCH)?;
         self.still_there()?;
-        server.enqcmd().bind(pid, process, bound);
+        server.enqcmd().bind(process.pid(), process, bound);
         Ok(())
     }
 

@@ -23,6 +23,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::program::memory::{ThreadMemory, share_memory};
+use crate::program::status::Status;
 use crate::request::file::{Mapping, OpenFile};
 use crate::request::{Caller, proc_file};
 use crate::server::Server;
@@ -241,8 +242,8 @@ impl Listener {
             if is_traced(caller.tid) {
                 let _ = writeln!(
                     io::stderr(),
-                    "ioasid: thread {}: its registers cannot be mapped while a debugger or strace has it ({error}). Attach \
-                     it when they are (gdb -p, strace -p); or have the program use pread and pwrite.",
+                    "ioasid: thread {}: its registers cannot be mapped while a debugger or strace has it ({error}). \
+                     Attach it when they are (gdb -p, strace -p); or have the program use pread and pwrite.",
                     caller.tid
                 );
             }
@@ -279,16 +280,14 @@ fn set_action(memory: ThreadMemory<'_>, [signal, new, old, size, ..]: [u64; 6]) 
 
 /// Whether the process of a thread is in the memory of its parent, as after vfork(2).
 fn shares_memory_with_parent(tid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<u32>().ok());
+    let parent = Status::of(tid).and_then(|status| status.number("PPid:"));
     parent.is_some_and(|parent| share_memory(tid, parent))
 }
 
 /// Whether some other process traces a thread.
 fn is_traced(tid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
-    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse::<u32>().ok());
-    tracer.is_some_and(|tracer| tracer != 0 && tracer != std::process::id())
+    let tracer = Status::of(tid).and_then(|status| status.tracer());
+    tracer.is_some_and(|tracer| tracer != std::process::id())
 }
 
 /// Whether the flags of a mapping ask for a shared one.

@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use ioasid::memory::VmaQuery;
 use ioasid_mmio::{AccessFault, Memory};
-use rustix::process::Pid;
 
-use crate::program::memory::{ThreadMemory, process_of};
+use crate::program::memory::ThreadMemory;
 use crate::program::processes::Purpose;
 use crate::request::file::OpenFile;
 use crate::server::Server;
@@ -67,8 +66,8 @@ pub(super) struct ProgramMemory<'a> {
 }
 
 impl ProgramMemory<'_> {
-    /// The device file and the offset in it that `length` bytes at `address` are, if they are registers of a thread that
-    /// stands.
+    /// The device file and the offset in it that `length` bytes at `address` are, if they are registers, of a thread
+    /// that stands.
     pub(super) fn register(&self, address: u64, length: usize) -> Option<(Arc<dyn OpenFile>, u64)> {
         let vma = self.mappings.at(address).ok()??;
         let file = self.server.open_file(vma.dev, vma.inode)?;
@@ -95,10 +94,8 @@ impl Memory for ProgramMemory<'_> {
 
     /// With the PASID that the process asked for; a processor faults if there is none.
     fn enqueue(&mut self, address: u64, command: &[u8; 64]) -> Result<bool, AccessFault> {
-        let process = Pid::from_raw(self.thread.tid() as i32).and_then(process_of).ok_or(AccessFault)?;
-        let pid = process.as_raw_nonzero().get() as u32;
-        let process = self.server.process(pid, Purpose::Mapping).map_err(|_| AccessFault)?;
-        let pasid = self.server.enqcmd().physical(pid, &process).ok_or(AccessFault)?;
+        let process = self.server.process(self.thread.tid(), Purpose::Mapping).map_err(|_| AccessFault)?;
+        let pasid = self.server.enqcmd().physical(process.pid(), &process).ok_or(AccessFault)?;
         let (file, offset) = self.register(address, command.len()).ok_or(AccessFault)?;
         let mut command = *command;
         command[..4].copy_from_slice(&pasid.get().to_le_bytes());

@@ -1,7 +1,6 @@
 //! ptrace(2), as far as it is needed.
 #![allow(unsafe_code, reason = "ptrace has no safe wrapper")]
 
-use std::fs;
 use std::io;
 use std::mem::zeroed;
 use std::ptr;
@@ -126,27 +125,12 @@ pub(super) fn set_signal_mask(tid: u32, mask: u64) -> bool {
     unsafe { libc::ptrace(request, tid, size_of::<u64>(), &raw const mask) != -1 }
 }
 
-/// Whether the thread has ended and only waits to be waited for.
-pub(super) fn has_ended(tid: u32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
-    status
-        .lines()
-        .any(|line| line.strip_prefix("State:").is_some_and(|state| state.trim_start().starts_with(['Z', 'X'])))
-}
-
 /// At an exec: the number that the thread had before it took its process's.
 pub(super) fn former_tid(tid: u32) -> Option<u32> {
     let mut message: libc::c_ulong = 0;
     // SAFETY: the request fills in an unsigned long.
     let result = unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, tid, 0usize, &raw mut message) };
     (result != -1).then_some(message as u32)
-}
-
-/// Whether this process traces the thread.
-pub(super) fn is_traced_by_us(tid: u32) -> bool {
-    let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else { return false };
-    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
-    tracer.and_then(|number| number.trim().parse().ok()) == Some(std::process::id())
 }
 
 /// Lets a stopped thread go on, with a signal or (0) without. It fails only if the thread was killed.

@@ -26,7 +26,8 @@ use super::memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_code};
 use super::ptrace::{self, Stop, StoppedVectors};
 use super::vectors::LazyVectors;
 use super::{is_submission, tell_refused};
-use crate::program::memory::{ThreadMemory, process_of_thread, share_memory};
+use crate::program::memory::{ThreadMemory, share_memory};
+use crate::program::status::{Status, process_of};
 use crate::server::Server;
 use crate::way::listen::Tracing;
 
@@ -179,9 +180,11 @@ impl Tracer {
                         self.stopping.remove(&thread);
                     }
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
-                    Err(_) if ptrace::has_ended(thread) => continue,
-                    Err(_) if ptrace::is_traced_by_us(thread) => {}
-                    Err(error) => return Err(error),
+                    Err(error) => match Status::of(thread) {
+                        Some(status) if status.has_ended() => continue,
+                        Some(status) if status.tracer() == Some(std::process::id()) => {}
+                        _ => return Err(error),
+                    },
                 }
                 self.threads.insert(thread);
             }
@@ -314,33 +317,27 @@ impl Tracer {
     }
 }
 
-/// Whether the process that `tid` belongs to has to be traced: a thread of it blocks SIGBUS, so that the kernel would end
-/// the process rather than call a handler; or it has filtered its own system calls, and a filter may end it for those of
-/// the handler.
+/// Whether the process that `tid` belongs to has to be traced: a thread of it blocks SIGBUS, so that the kernel would
+/// end the process rather than call a handler; or it has filtered its own system calls, and a filter may end it for
+/// those of the handler.
 fn needs_tracing(tid: u32) -> io::Result<bool> {
     const SIGBUS: u64 = 1 << (libc::SIGBUS - 1);
-    // Its own filter, and those that this process is under, too.
-    let filters = |status: &str| number_in(status, "Seccomp_filters:", 10).unwrap_or(0);
-    let usual = filters(&fs::read_to_string("/proc/self/status")?) + 1;
-    let needs = |path: std::path::PathBuf| -> Option<bool> {
-        let status = fs::read_to_string(path.join("status")).ok()?;
-        let blocked = number_in(&status, "SigBlk:", 16)?;
-        Some(blocked & SIGBUS != 0 || filters(&status) > usual)
+    // The runner's own filter, and those that the runner is under, too.
+    let filters = |status: &Status| status.number("Seccomp_filters:").unwrap_or(0);
+    let usual = Status::of(std::process::id()).map_or(0, |own| filters(&own)) + 1;
+    let needs = |thread: u32| {
+        let status = Status::of(thread)?;
+        Some(status.set("SigBlk:")? & SIGBUS != 0 || filters(&status) > usual)
     };
-    let mut threads = fs::read_dir(format!("/proc/{tid}/task"))?.filter_map(Result::ok);
-    Ok(threads.any(|thread| needs(thread.path()) == Some(true)))
-}
-
-/// The number of a line in `/proc/PID/status`.
-fn number_in(status: &str, name: &str, radix: u32) -> Option<u64> {
-    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
-    u64::from_str_radix(value.trim(), radix).ok()
+    let threads = fs::read_dir(format!("/proc/{tid}/task"))?.filter_map(Result::ok);
+    let mut numbers = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok());
+    Ok(numbers.any(|thread| needs(thread) == Some(true)))
 }
 
 /// Other processes that are in the memory of a thread's, without being its threads (clone(2), CLONE_VM alone).
 fn others_in_memory_of(tid: u32) -> Vec<u32> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let numbers = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let own = process_of_thread(tid);
+    let own = process_of(tid);
     numbers.filter(|other| Some(*other) != own && share_memory(tid, *other)).collect()
 }
