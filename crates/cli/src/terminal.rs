@@ -13,7 +13,7 @@ pub fn columns() -> Option<usize> {
     Some(if columns == 0 { 80 } else { columns.into() })
 }
 
-/// Prints lines to standard error. That nobody may be there to read them is no reason to end.
+/// Prints lines to standard error. An error of that, as when the reader is gone, is no reason to end.
 pub fn say(text: &str) {
     let text = match columns() {
         Some(columns) => text.lines().map(|line| wrap(line, columns, 2) + "\n").collect(),

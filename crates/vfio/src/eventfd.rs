@@ -40,8 +40,8 @@ impl EventFd {
         }
     }
 
-    /// Without asynchronous I/O, or room for one more request of it: a full counter is left as it is. Between looking and writing, a program that means to
-    /// can fill it up; the write then waits until the program reads.
+    /// Without asynchronous I/O, or room for one more request of it. A full counter stays as it is. Between look and
+    /// write, a program that means to can fill the counter up; the write then waits until the program reads.
     fn write(&self) -> io::Result<()> {
         if self.is_ready(PollFlags::OUT) {
             rustix::io::write(&self.0, &1u64.to_ne_bytes())?;

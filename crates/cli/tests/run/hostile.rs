@@ -89,8 +89,8 @@ fn number_reused(user: &[&str]) {
     }
 }
 
-/// Nobody but root may choose a number, so there are few, where the kernel can do that for a namespace (Linux 6.14), and
-/// they come round soon.
+/// Only root may choose a number, so the test has few of them, which come round soon. The kernel can do that for a
+/// namespace from Linux 6.14 on.
 fn users_number_reused() {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());

@@ -30,7 +30,7 @@ const PIECE: u64 = 1 << 30;
 /// What is mapped: the device and inode number of the file, when it was made, whether for writing, which piece.
 type Key = (u64, u64, i64, u32, bool, u64);
 
-/// All pieces that somebody uses.
+/// All pieces that areas use.
 static PIECES: StaticMutex<BTreeMap<Key, Weak<FileMap>>> = StaticMutex::new(BTreeMap::new());
 
 /// A mapped piece of a file.

@@ -1,10 +1,10 @@
 //! Files mapped into this process that another process may cut short.
 //!
 //! Touching a page of a mapping beyond the end of its file raises SIGBUS, and the owner of the file decides where it
-//! ends. So every such mapping is entered in a list that the SIGBUS handler looks through: a fault inside one marks it
-//! as lost from there on, as a file ends but once, and puts empty pages in place of all of that. So the copy in progress
-//! ends, its result is thrown away, and there is no second fault. A SIGBUS anywhere else goes to whatever handled it
-//! before.
+//! ends. So every such mapping is entered in a list that the SIGBUS handler looks through. At a fault inside of one the
+//! handler marks the mapping as lost from there on, as a file ends but once, and puts empty pages there. The copy in
+//! progress ends, the caller throws its result away, and there is no second fault. A SIGBUS anywhere else goes to the
+//! handler that was there before.
 //!
 //! The list only grows, so that the handler can walk it without a lock; entries are reused. A count in each entry,
 //! odd while its fields change, keeps the handler from taking an old length for a new address.

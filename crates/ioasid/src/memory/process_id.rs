@@ -24,7 +24,7 @@ const RANDOM: usize = 16;
 pub(super) struct ProcessId {
     /// Its number.
     pid: u32,
-    /// Stays with the process, whoever has the number.
+    /// Stays with the process when another gets the number.
     pidfd: OwnedFd,
     /// The address of its random bytes; 0 if it has none.
     random: u64,

@@ -13,7 +13,7 @@ const KEPT: usize = 2;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// The threads, for as long as somebody may have work for them.
+/// The threads. They end when this is dropped and their work is done.
 pub(crate) struct Workers(Arc<Shared>);
 
 #[derive(Default)]
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn work_that_panics_keeps_nobody_from_working() {
+    fn work_that_panics_does_not_stop_the_others() {
         let workers = Workers::start().unwrap();
         let (done, all) = mpsc::channel();
         for _ in 0..3 {

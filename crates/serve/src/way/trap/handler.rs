@@ -72,7 +72,7 @@ ioasid_handler_start:
     add     rsp, 40
     test    rax, rax
     jz      9f
-    // It was no register access. The answer is which signal it was; or nobody is there to answer.
+    // It was no register access: the answer is which signal it was. A negative one says that the runner is gone.
     js      6f
     mov     ebx, eax
     // Or it was one, and a debugger is to be told.
@@ -120,8 +120,8 @@ ioasid_handler_start:
     // Nothing, unless the kernel raised it: then it ends the process, whatever the program wants.
 2:  cmp     dword ptr [r12 + 8], 0
     jle     9f
-    // What is done by default: to a fault, when it comes again; to what was sent, and to a fault that has no address and
-    // may have been made of another, when it is sent again. It arrives when this returns.
+    // The default. The kernel does it to a fault when the fault comes again. The handler sends again what was sent, and
+    // a fault without an address, which the listener may have made of another; that arrives when the handler returns.
 3:  mov     eax, 13
     mov     edi, ebx
     lea     rsi, [rip + ioasid_handler_default]

@@ -1,6 +1,6 @@
 //! System calls of a thread of a program that another wants it to make.
 //!
-//! The thread is stopped by ptrace for as long as it takes, and then let go: nobody can tell.
+//! The tracer stops the thread for as long as that takes, and lets it go.
 
 use super::ptrace;
 use crate::program::memory::ThreadMemory;

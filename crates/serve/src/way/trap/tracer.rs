@@ -54,7 +54,7 @@ impl Tracing for TraceHandle {
     }
 }
 
-/// What a stop of a traced thread was, as far as somebody else has to know.
+/// What a stop of a traced thread was, as far as the supervisor has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
     /// The thread goes on.

@@ -2,7 +2,7 @@
 //!
 //! A thread that asks the tree for something waits for an answer that another thread of its own process gives; and such
 //! questions cannot be avoided, as a program may pass memory, files and directories of the tree wherever it passes any.
-//! If the process is killed, nobody answers, and the wait, which no signal ends, ends when the kernel closes the
+//! If the process is killed, no answer comes, and the wait, which no signal ends, ends when the kernel closes the
 //! connection: with the last descriptor of it. So the threads that serve the tree have a table of descriptors of their
 //! own, with the connection and little else, and no other thread has it: it closes when these threads end, which wait
 //! for nothing, and with it all waits end, of whatever kind.
@@ -12,8 +12,10 @@
 //!     listeners, devices, workers, …  ──────►    tree, tell: /dev/fuse
 //!            wait for the tree                   wait for no other thread
 //! ```
-//! An answer that has to be waited for is given by the second of them, when a worker knows it. What these threads do with a number of the other table would hit another file, or none. So they read and write no
-//! other files; and what may have descriptors they let go of elsewhere ([`Server::with_file`]).
+//! Where the kernel waits for an answer that a worker finds, the second of these threads gives it when the worker knows.
+//!
+//! A number of the other table would mean another file to these threads, or none. So they read and write no other files,
+//! and have workers let go of whatever may hold descriptors ([`Server::with_file`]).
 #![allow(unsafe_code, reason = "a descriptor changes its table")]
 
 use std::collections::HashMap;
@@ -30,8 +32,8 @@ use crate::descriptors::close_others;
 use crate::request::given::Wake;
 use crate::server::Server;
 
-/// Serves a file system on `connection`, and returns when the kernel has accepted it. `ended` is called when nobody has
-/// it mounted any more.
+/// Serves a file system on `connection`, and returns when the kernel has accepted it. `ended` is called when no
+/// process has it mounted any more.
 ///
 /// # Errors
 /// If the kernel's FUSE lacks something, or there can be no thread.
