@@ -1,5 +1,6 @@
 //! Structures that a request's argument points to.
 
+use ioasid::memory::PAGE_SIZE;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -14,15 +15,26 @@ pub(super) struct Argument<'a> {
     address: u64,
     /// As the caller says.
     size: u32,
+    /// Its first bytes, of which the first `copied` are there.
+    head: [u8; HEAD],
+    copied: usize,
 }
+
+/// As long as most structures are: a copy from another process costs much more than its bytes.
+const HEAD: usize = 64;
 
 impl<'a> Argument<'a> {
     /// # Errors
     /// `EFAULT`.
     pub(super) fn new(caller: &'a dyn Caller, address: u64) -> Result<Self, Errno> {
-        let mut size = [0; 4];
-        caller.read(address, &mut size)?;
-        Ok(Self { caller, address, size: u32::from_ne_bytes(size) })
+        const SIZE: usize = size_of::<u32>();
+        let mut head = [0; HEAD];
+        // What follows the structure in its page can be read, too.
+        let in_page = (PAGE_SIZE - address % PAGE_SIZE) as usize;
+        let copied = in_page.clamp(SIZE, HEAD);
+        caller.read(address, &mut head[..copied])?;
+        let size = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]);
+        Ok(Self { caller, address, size, head, copied })
     }
 
     /// # Errors
@@ -33,7 +45,12 @@ impl<'a> Argument<'a> {
         if size < minimum {
             return Err(Errno::INVAL);
         }
-        get_sized(self.caller, self.address, size)
+        if size > self.copied || size > size_of::<T>() {
+            return get_sized(self.caller, self.address, size);
+        }
+        let mut value = T::new_zeroed();
+        value.as_mut_bytes()[..size].copy_from_slice(&self.head[..size]);
+        Ok(value)
     }
 
     /// Writes the structure back, as much of it as the caller knows.

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use ioasid::memory::{Account, Identity, ImportError, PAGE_SIZE, Pages, Process};
 use ioasid::{Access, Context, Pasid, PasidHold};
-use rustix::fs::{AtFlags, CWD, Mode, StatxFlags, lstat, statx};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
 
+use super::descriptor_table::Descriptor;
 use super::{Listener, descriptor};
 use crate::program::accounts::{Both, Whose};
 use crate::program::memory::ThreadMemory;
@@ -35,47 +35,13 @@ pub(super) struct Calling<'a> {
     pub(super) inode: u64,
 }
 
-/// What one of the thread's descriptors is, told without a duplicate of it: when that was closed the kernel would tell
-/// of a close.
-pub(super) struct Descriptor {
-    /// The link to the file, in /proc.
-    path: String,
-    /// Device and inode number of the file.
-    pub(super) device: u64,
-    pub(super) inode: u64,
-    pub(super) readable: bool,
-    pub(super) writable: bool,
-}
-
-impl Descriptor {
-    /// Asks the file's file system for its attributes, and so learns that they are news.
-    pub(super) fn ask_attributes(&self) {
-        let _ = rustix::fs::stat(&self.path);
-    }
-
-    /// Asks the file's file system; with the answer, all news of before has arrived.
-    pub(super) fn ask_system(&self) {
-        let _ = rustix::fs::statfs(&self.path);
-    }
-}
-
 impl Calling<'_> {
     /// One of its descriptors. `None` if it has none of this number. Asks no file system for anything.
     pub(super) fn look_at(&self, number: i32) -> Option<Descriptor> {
         // What stands for none here (as -1 does) must not be asked for.
-        let path = format!("/proc/{}/fd/{}", self.tid, u32::try_from(number).ok()?);
-        let stat = statx(CWD, &path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
-        // The link can be read and written as the descriptor can; one that can do neither only names the file.
-        let link = lstat(&path).ok()?;
+        let descriptor = self.listener.tables.look_at(self.tid, u32::try_from(number).ok()?)?;
         self.still_there().ok()?;
-        let can = |mode: Mode| Mode::from_raw_mode(link.st_mode).contains(mode);
-        Some(Descriptor {
-            device: libc::makedev(stat.stx_dev_major, stat.stx_dev_minor),
-            inode: stat.stx_ino,
-            readable: can(Mode::RUSR),
-            writable: can(Mode::WUSR),
-            path,
-        })
+        Some(descriptor)
     }
 
     /// The open file of the tree that one of its descriptors is, if it is one; and whether there is a descriptor.

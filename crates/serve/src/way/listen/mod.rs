@@ -10,14 +10,15 @@
 
 mod calling;
 mod descriptor;
+mod descriptor_table;
 pub mod filter;
 mod transfer;
+mod turns;
 
 use std::io::{self, Write as _};
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -28,8 +29,10 @@ use crate::request::file::{Mapping, OpenFile};
 use crate::request::{Caller, proc_file};
 use crate::server::Server;
 use crate::way::trap;
-use calling::{Calling, Descriptor};
+use calling::Calling;
+use descriptor_table::{Descriptor, DescriptorTables};
 use transfer::{transfer, writes};
+use turns::Turns;
 
 /// Makes sure that a process's register accesses are performed, before it maps registers.
 pub trait Tracing: Send + Sync {
@@ -51,20 +54,17 @@ enum Answer {
     NotOurs,
 }
 
-/// Listeners that stay when they have nothing to do.
-const KEPT: usize = 4;
-
 /// Answers system calls until no process is under the filter any more.
 ///
-/// A call may wait, for memory of a program or for a device, and must not keep others from being answered: there is
-/// always a thread more than is busy.
+/// A call may wait, for memory of a program or for a device, and does not keep others from being answered (see
+/// [`turns`]).
 #[derive(Clone)]
 pub struct Listener {
     server: Arc<Server>,
     tracing: Arc<dyn Tracing>,
     descriptor: Arc<OwnedFd>,
-    /// How many threads wait for a call.
-    idle: Arc<AtomicUsize>,
+    turns: Arc<Turns>,
+    tables: Arc<DescriptorTables>,
 }
 
 impl Listener {
@@ -74,7 +74,7 @@ impl Listener {
         let sync_wake_up: u64 = 1;
         // SAFETY: takes its argument by value. Older kernels refuse it, and are only slower for it.
         unsafe { libc::ioctl(descriptor.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, sync_wake_up) };
-        Self { server, tracing, descriptor: Arc::new(descriptor), idle: Arc::default() }
+        Self { server, tracing, descriptor: Arc::new(descriptor), turns: Arc::default(), tables: Arc::default() }
     }
 
     /// Starts to answer, until the last process under the filter is gone.
@@ -82,19 +82,30 @@ impl Listener {
     /// # Errors
     /// If there can be no thread.
     pub fn start(self) -> io::Result<()> {
-        std::thread::Builder::new().name("listen".to_owned()).spawn(move || self.run()).map(drop)
+        self.start_thread(true)
     }
 
-    fn run(&self) {
+    fn start_thread(&self, has_turn: bool) -> io::Result<()> {
+        let listener = self.clone();
+        std::thread::Builder::new().name("listen".to_owned()).spawn(move || listener.run(has_turn)).map(drop)
+    }
+
+    fn run(&self, mut has_turn: bool) {
         let listening = self.server.listen();
-        while let Some(call) = self.receive() {
-            if self.idle.load(Ordering::Relaxed) == 0 {
-                // Should there be no other thread, the next call waits for this.
-                let _ = self.clone().start();
+        while has_turn || self.turns.wait() {
+            if self.turns.is_alone() {
+                // Should there be no other thread, calls wait for each other.
+                let _ = self.start_thread(false);
             }
-            self.reply(&call, self.answer(&call));
-            if self.idle.load(Ordering::Relaxed) >= KEPT {
-                break;
+            has_turn = true;
+            while has_turn {
+                let Some(call) = self.receive() else { return self.turns.finish() };
+                let (number, needs_another) = self.turns.begin();
+                if needs_another {
+                    let _ = self.start_thread(false);
+                }
+                self.reply(&call, self.answer(&call));
+                has_turn = self.turns.end(number);
             }
         }
         drop(listening);
@@ -102,8 +113,7 @@ impl Listener {
 
     /// The next call; `None` if no process is under the filter any more.
     fn receive(&self) -> Option<libc::seccomp_notif> {
-        self.idle.fetch_add(1, Ordering::Relaxed);
-        let call = loop {
+        loop {
             // SAFETY: plain integers; the kernel wants them zero.
             let mut call: libc::seccomp_notif = unsafe { zeroed() };
             // SAFETY: the structure is the one that the request number was made from.
@@ -118,9 +128,7 @@ impl Listener {
                 Some(libc::ENOENT) if self.has_processes() => {}
                 _ => break None,
             }
-        };
-        self.idle.fetch_sub(1, Ordering::Relaxed);
-        call
+        }
     }
 
     fn has_processes(&self) -> bool {
@@ -158,7 +166,7 @@ impl Listener {
         let descriptor = if number == libc::SYS_mmap { args[4] } else { args[0] };
         let Some(file) = caller.look_at(descriptor as i32) else { return Answer::NotOurs };
         let Some(open) = self.server.open_file(file.device, file.inode) else { return Answer::NotOurs };
-        if !file.readable && !file.writable {
+        if !file.readable() && !file.writable() {
             // The kernel knows what such a descriptor cannot do.
             return Answer::NotOurs;
         }
@@ -187,7 +195,7 @@ impl Listener {
             // Other reads and writes are for the tree.
             _ if !open.has_regions() => Answer::NotOurs,
             _ => {
-                if !(if writes(number) { file.writable } else { file.readable }) {
+                if !(if writes(number) { file.writable() } else { file.readable() }) {
                     return Answer::Done(Err(Errno::BADF));
                 }
                 Answer::Done(transfer(&*open, &caller, number, args))
