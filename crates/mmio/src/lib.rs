@@ -186,6 +186,28 @@ impl Submission {
     }
 }
 
+/// Whether the instruction that begins at `code[0]` accesses memory exactly once, through an operand that neither FS nor
+/// GS takes part in, and names no registers but the general ones: it fails before it has done anything, or not at all.
+#[must_use]
+pub fn is_register_access(code: &[u8]) -> bool {
+    use iced_x86::{Mnemonic as M, OpKind, Register};
+
+    let instruction = Decoder::new(64, code, DecoderOptions::AMD).decode();
+    let once = match instruction.mnemonic() {
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Movbe | M::Movnti | M::Movdiri | M::Cmp | M::Test => true,
+        // With memory first, these read it and write it.
+        M::Add | M::Sub | M::And | M::Or | M::Xor => instruction.op0_kind() == OpKind::Register,
+        _ => false,
+    };
+    let is_plain = |operand: u32| match instruction.op_kind(operand) {
+        OpKind::Register => instruction.op_register(operand).is_gpr(),
+        OpKind::Memory => !matches!(instruction.memory_segment(), Register::FS | Register::GS),
+        _ => true,
+    };
+    let operands = || 0..instruction.op_count();
+    once && operands().all(is_plain) && operands().any(|operand| instruction.op_kind(operand) == OpKind::Memory)
+}
+
 /// Performs the instruction that begins at `code[0]` and at `regs.rip`.
 ///
 /// `code` holds the bytes at RIP, as many as can be read up to 15, the longest instruction; more are ignored.

@@ -426,3 +426,39 @@ fn no_code_panics_or_changes_registers_when_it_fails() {
     }
     assert!(performed > 40_000, "only {performed} instructions were performed");
 }
+
+#[test]
+fn a_register_access_is_one_access_and_nothing_else() {
+    let accesses: [&[u8]; 10] = [
+        &[0x8b, 0x03],                         // mov eax, [rbx]
+        &[0x89, 0x0b],                         // mov [rbx], ecx
+        &[0xc7, 0x03, 1, 0, 0, 0],             // mov dword [rbx], 1
+        &[0x0f, 0xb6, 0x03],                   // movzx eax, byte [rbx]
+        &[0x48, 0x63, 0x03],                   // movsxd rax, dword [rbx]
+        &[0x0f, 0xc3, 0x0b],                   // movnti [rbx], ecx
+        &[0x39, 0x0b],                         // cmp [rbx], ecx
+        &[0xf6, 0x03, 1],                      // test byte [rbx], 1
+        &[0x23, 0x03],                         // and eax, [rbx]
+        &[0x48, 0xa1, 0, 0, 0, 0, 0, 0, 0, 0], // mov rax, [0]
+    ];
+    for code in accesses {
+        assert!(ioasid_mmio::is_register_access(code), "{code:x?}");
+    }
+    let others: [&[u8]; 12] = [
+        &[],
+        &[0x8b],             // not complete
+        &[0x8b, 0xc3],       // mov eax, ebx
+        &[0x64, 0x8b, 0x03], // mov eax, fs:[rbx]
+        &[0x65, 0x89, 0x0b], // mov gs:[rbx], ecx
+        &[0x21, 0x0b],       // and [rbx], ecx
+        &[0x87, 0x03],       // xchg [rbx], eax
+        &[0xa4],             // movsb
+        &[0xff, 0x33],       // push [rbx]
+        &[0x8c, 0x1b],       // mov [rbx], ds
+        &[0x0f, 0x10, 0x03], // movups xmm0, [rbx]
+        &[0xcc],             // int3
+    ];
+    for code in others {
+        assert!(!ioasid_mmio::is_register_access(code), "{code:x?}");
+    }
+}

@@ -66,13 +66,18 @@ impl Calling<'_> {
         String::from_utf8(bytes[..end].to_vec()).ok()
     }
 
+    /// Gives it a descriptor of a file, and returns the number.
+    pub(super) fn give(&self, file: OwnedFd) -> Result<i32, Errno> {
+        descriptor::add(&self.listener.descriptor, self.id, file)
+    }
+
     /// Who it runs as.
     fn uid(&self) -> Option<u32> {
         Some(fs::metadata(format!("/proc/{}", self.tid)).ok()?.uid())
     }
 
     /// Whether the thread is still waiting for this answer, so that its number means what it meant.
-    fn still_there(&self) -> Result<(), Errno> {
+    pub(super) fn still_there(&self) -> Result<(), Errno> {
         let listener = self.listener.descriptor.as_raw_fd();
         // SAFETY: the request reads a u64.
         match unsafe { libc::ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &self.id) } {

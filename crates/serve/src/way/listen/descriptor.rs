@@ -15,7 +15,15 @@ use rustix::io::Errno;
 pub(super) fn reserve(listener: &OwnedFd, id: u64) -> Result<i32, Errno> {
     // A set of nothing to wait for: it cannot be read or written.
     let nothing = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    add(listener, id, nothing, None)
+    add(listener, id, nothing)
+}
+
+/// Gives the thread a descriptor of a file, closed on exec, and returns the number.
+///
+/// # Errors
+/// `EMFILE` and the like.
+pub(super) fn add(listener: &OwnedFd, id: u64, file: impl AsFd) -> Result<i32, Errno> {
+    install(listener, id, file, None)
 }
 
 /// Puts `file` in place of the descriptor `number`, which was set aside.
@@ -23,10 +31,10 @@ pub(super) fn reserve(listener: &OwnedFd, id: u64) -> Result<i32, Errno> {
 /// # Errors
 /// Of the system call.
 pub(super) fn give(listener: &OwnedFd, id: u64, file: impl AsFd, number: i32) -> Result<(), Errno> {
-    add(listener, id, file, Some(number)).map(drop)
+    install(listener, id, file, Some(number)).map(drop)
 }
 
-fn add(listener: &OwnedFd, id: u64, file: impl AsFd, in_place_of: Option<i32>) -> Result<i32, Errno> {
+fn install(listener: &OwnedFd, id: u64, file: impl AsFd, in_place_of: Option<i32>) -> Result<i32, Errno> {
     let add = libc::seccomp_notif_addfd {
         id,
         flags: if in_place_of.is_some() { libc::SECCOMP_ADDFD_FLAG_SETFD as u32 } else { 0 },

@@ -24,6 +24,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::program::memory::{ThreadMemory, share_memory};
+use crate::program::processes::Purpose;
 use crate::program::status::Status;
 use crate::request::file::{Mapping, OpenFile};
 use crate::request::{Caller, proc_file};
@@ -65,6 +66,7 @@ pub struct Listener {
     descriptor: Arc<OwnedFd>,
     turns: Arc<Turns>,
     tables: Arc<DescriptorTables>,
+    rings: Arc<trap::Rings>,
 }
 
 impl Listener {
@@ -74,7 +76,8 @@ impl Listener {
         let sync_wake_up: u64 = 1;
         // SAFETY: takes its argument by value. Older kernels refuse it, and are only slower for it.
         unsafe { libc::ioctl(descriptor.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, sync_wake_up) };
-        Self { server, tracing, descriptor: Arc::new(descriptor), turns: Arc::default(), tables: Arc::default() }
+        let rings = Arc::new(trap::Rings::new(server.clone()));
+        Self { server, tracing, descriptor: Arc::new(descriptor), turns: Arc::default(), tables: Arc::default(), rings }
     }
 
     /// Starts to answer, until the last process under the filter is gone.
@@ -158,9 +161,7 @@ impl Listener {
         match number {
             libc::SYS_openat => return self.open(&caller, args[1]),
             libc::SYS_rt_sigaction => return caller.with_memory(|memory| set_action(memory, args)),
-            libc::SYS_ioctl if (args[0] as i32, args[1] as u32) == (-1, trap::ASK) => {
-                return Answer::Done(caller.with_memory(|memory| trap::answer(&self.server, memory, args[2])));
-            }
+            libc::SYS_ioctl if args[0] as i32 == -1 => return self.answer_handler(&caller, args[1] as u32, args[2]),
             _ => {}
         }
         let descriptor = if number == libc::SYS_mmap { args[4] } else { args[0] };
@@ -201,6 +202,23 @@ impl Listener {
                 Answer::Done(transfer(&*open, &caller, number, args))
             }
         }
+    }
+
+    /// Answers the handler of register accesses, which asks by requests on no descriptor.
+    fn answer_handler(&self, caller: &Calling<'_>, number: u32, argument: u64) -> Answer {
+        let process = || {
+            let process = self.server.process(caller.tid, Purpose::Mapping).map_err(|_| Errno::SRCH)?;
+            caller.still_there().map(|()| process)
+        };
+        Answer::Done(match number {
+            trap::ASK => caller.with_memory(|memory| trap::answer(&self.server, &self.rings, memory, argument)),
+            trap::RING => process().and_then(|process| caller.give(self.rings.add(&process)?).map(i64::from)),
+            trap::WAIT => process().map(|process| {
+                self.rings.wait(&process, argument);
+                0
+            }),
+            _ => return Answer::NotOurs,
+        })
     }
 
     /// Opens what Linux's own tests look for in /proc, and is not as they expect it.

@@ -18,7 +18,7 @@ use crate::program::memory::ThreadMemory;
 const REGISTERS: u64 = 40;
 const VECTORS: u64 = 224;
 /// Registers of the frame, and for each but the last two its index among those of an instruction.
-const COUNT: usize = 18;
+pub(super) const WORDS: usize = 18;
 const ORDER: [usize; 16] = [8, 9, 10, 11, 12, 13, 14, 15, 7, 6, 5, 3, 2, 0, 1, 4];
 /// In the legacy part of the XSAVE area: that there is more, and how much in all.
 const EXTENDED: usize = 464;
@@ -26,11 +26,24 @@ const MAGIC: u32 = 0x4650_5853;
 /// Bytes of the legacy part and the header.
 const LEAST: usize = 576;
 
+/// The registers, as an instruction knows them, of words in the order of a frame.
+pub(super) fn registers_of(words: &[u64; WORDS], fs_base: u64, gs_base: u64) -> Registers {
+    let mut gpr = [0; 16];
+    ORDER.into_iter().zip(words).for_each(|(register, word)| gpr[register] = *word);
+    Registers { gpr, rip: words[16], rflags: words[17], fs_base, gs_base }
+}
+
+/// Puts the registers into words in the order of a frame.
+pub(super) fn words_of(registers: &Registers, words: &mut [u64; WORDS]) {
+    ORDER.into_iter().zip(&mut *words).for_each(|(register, word)| *word = registers.gpr[register]);
+    (words[16], words[17]) = (registers.rip, registers.rflags);
+}
+
 /// A frame in the memory of a thread.
 pub(super) struct Frame<'a> {
     memory: ThreadMemory<'a>,
     context: u64,
-    words: [u64; COUNT],
+    words: [u64; WORDS],
     vectors_at: u64,
 }
 
@@ -46,15 +59,12 @@ impl<'a> Frame<'a> {
     }
 
     pub(super) fn registers(&self, fs_base: u64, gs_base: u64) -> Registers {
-        let mut gpr = [0; 16];
-        ORDER.into_iter().zip(self.words).for_each(|(register, word)| gpr[register] = word);
-        Registers { gpr, rip: self.words[16], rflags: self.words[17], fs_base, gs_base }
+        registers_of(&self.words, fs_base, gs_base)
     }
 
     /// Has the thread go on with these registers.
     pub(super) fn put_back(&mut self, new: &Registers) -> bool {
-        ORDER.into_iter().zip(&mut self.words).for_each(|(register, word)| *word = new.gpr[register]);
-        (self.words[16], self.words[17]) = (new.rip, new.rflags);
+        words_of(new, &mut self.words);
         let bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         self.memory.write(self.context.wrapping_add(REGISTERS), &bytes).is_ok()
     }

@@ -5,20 +5,33 @@
 //! ```text
 //!   BASE            the handler, readable and executable
 //!   BASE + 0x1000   MAGIC, then what the program itself wants done with SIGILL, SIGBUS and SIGSEGV
+//!   BASE + 0x2000   whether there is a ring; wiped in a child
+//!   BASE + 0x3000   the ring (see `ring`), which a child does not have
 //! ```
 //! The handler asks, by a system call that the filter traps ([`ASK`] on descriptor -1), whether the instruction was a
 //! register access. If so it was performed, the registers in the signal's frame are those behind it, and the handler
 //! returns. If not it does what the program wanted done with the signal, with the registers and the signal mask of a
 //! handler that the kernel had called. As the page of data is the process's own, a child of a fork has its own wishes.
+//!
+//! Where one access follows another, somebody looks at the ring, and the handler asks there. It waits a short time for
+//! an answer; if there is none it takes the question back and asks by a system call, or, if the access is under way,
+//! waits by one ([`WAIT`]). The ring is made after the first access, by the process itself: it is given the file
+//! ([`RING`]), and maps it, so that children make their own.
 #![allow(unsafe_code, reason = "assembly, and its bytes")]
 
+use super::frame::WORDS;
 use super::inject::Thread;
+use super::ring;
 use rustix::io::Errno;
 
 use crate::program::memory::ThreadMemory;
 
 /// The request number of what the handler asks.
 pub(crate) const ASK: u32 = ioasid_uapi::TYPE as u32 * 256 + 0xfe;
+/// The request number by which the handler is given the file of a ring.
+pub(crate) const RING: u32 = ioasid_uapi::TYPE as u32 * 256 + 0xfd;
+/// The request number by which it waits for a slot of the ring.
+pub(crate) const WAIT: u32 = ioasid_uapi::TYPE as u32 * 256 + 0xfc;
 /// The sixth argument of the rt_sigaction(2) that the filter lets by. The kernel looks at four.
 pub(crate) const PASS: u32 = 0x10a5_1d00;
 /// The signals that it handles, in the order of what the program wants done.
@@ -34,8 +47,15 @@ const ACTIONS: u64 = PAGE + 16;
 pub(crate) type Action = [u8; 32];
 const ACTION_BYTES: u64 = size_of::<Action>() as u64;
 
+/// Whether there is a ring: 0 says that it was not tried yet, 2 that it could not be had.
+const HAS_RING: u64 = 2 * PAGE;
+const RING_AT: u64 = 3 * PAGE;
+/// How often the handler looks for an answer before it does something else: some 20 µs.
+const SPINS: u32 = 500;
+
 const SA_RESTORER: u64 = 0x0400_0000;
 
+// Labels of ones and zeros alone would be taken for binary numbers.
 std::arch::global_asm!(
     r#"
     .pushsection .rodata.ioasid_handler, "a", @progbits
@@ -49,8 +69,85 @@ ioasid_handler_start:
     mov     r12, rsi
     mov     r13, rdx
     lea     r14, [rip + ioasid_handler_start]
+    // A bus error at an address, and somebody looks at the ring?
+    cmp     ebx, 7
+    jne     40f
+    cmp     dword ptr [r12 + 8], 2
+    jne     40f
+    cmp     dword ptr [r14 + {has_ring}], 1
+    jne     40f
+    cmp     dword ptr [r14 + {ring}], 0
+    je      40f
+    // A slot that is free.
+    lea     r8, [r14 + {ring}]
+    mov     r9d, {slots}
+22: add     r8, {slot}
+    xor     eax, eax
+    mov     ecx, 1
+    lock cmpxchg [r8], ecx
+    je      23f
+    dec     r9d
+    jnz     22b
+    jmp     40f
+    // The address, the registers, and the instruction up to the end of its page.
+23: mov     rax, [r12 + 16]
+    mov     [r8 + {address}], rax
+    lea     rsi, [r13 + 40]
+    lea     rdi, [r8 + {registers}]
+    mov     ecx, {words}
+    rep movsq
+    mov     rsi, [r13 + 168]
+    mov     ecx, esi
+    or      ecx, -4096
+    neg     ecx
+    mov     eax, 16
+    cmp     ecx, eax
+    cmova   ecx, eax
+    mov     [r8 + 4], ecx
+    lea     rdi, [r8 + {instruction}]
+    rep movsb
+    mov     eax, {asked}
+    xchg    [r8], eax
+    mov     ecx, {spins}
+24: pause
+    cmp     dword ptr [r8], {answered}
+    je      26f
+    dec     ecx
+    jnz     24b
+    // Nobody looks, or not soon.
+    mov     dword ptr [r14 + {ring}], 0
+    mov     eax, {asked}
+    xor     ecx, ecx
+    lock cmpxchg [r8], ecx
+    je      40f
+    // It is under way, or done.
+25: cmp     dword ptr [r8], {answered}
+    je      26f
+    mov     eax, 16
+    mov     edi, -1
+    mov     esi, {wait}
+    mov     edx, {slots}
+    sub     edx, r9d
+    syscall
+    test    rax, rax
+    jns     25b
+    cmp     rax, -4
+    je      25b
+    // The runner is gone.
+    jmp     40f
+26: mov     eax, [r8 + 4]
+    test    eax, eax
+    jz      27f
+    mov     dword ptr [r8], 0
+    jmp     40f
+27: lea     rsi, [r8 + {registers}]
+    lea     rdi, [r13 + 40]
+    mov     ecx, {words}
+    rep movsq
+    mov     dword ptr [r8], 0
+    jmp     69f
     // What is asked: signal, information, context, bases of FS and GS.
-    sub     rsp, 40
+40: sub     rsp, 40
     mov     [rsp], rbx
     mov     [rsp + 8], r12
     mov     [rsp + 16], r13
@@ -62,42 +159,42 @@ ioasid_handler_start:
     mov     edi, 0x1004
     lea     rsi, [rsp + 32]
     syscall
-0:  mov     eax, 16
+60: mov     eax, 16
     mov     edi, -1
     mov     esi, {ask}
     mov     rdx, rsp
     syscall
     cmp     rax, -4
-    je      0b
+    je      60b
     add     rsp, 40
     test    rax, rax
-    jz      9f
+    jz      50f
     // It was no register access: the answer is which signal it was. A negative one says that the runner is gone.
-    js      6f
+    js      66f
     mov     ebx, eax
     // Or it was one, and a debugger is to be told.
     cmp     ebx, 5
-    je      7f
-6:  xor     ecx, ecx
+    je      67f
+66: xor     ecx, ecx
     cmp     ebx, 4
-    je      1f
+    je      61f
     mov     ecx, 32
     cmp     ebx, 7
-    je      1f
+    je      61f
     mov     ecx, 64
     // What does the program want?
-1:  lea     r14, [r14 + rcx + {actions}]
+61: lea     r14, [r14 + rcx + {actions}]
     cmp     qword ptr [r14], 1
-    jb      3f
-    je      2f
+    jb      63f
+    je      62f
     // Its handler, with the mask of before, its own, and the signal unless it is not to be blocked.
     mov     rax, [r13 + 296]
     or      rax, [r14 + 24]
     test    dword ptr [r14 + 8], 0x40000000
-    jnz     4f
+    jnz     64f
     lea     ecx, [rbx - 1]
     bts     rax, rcx
-4:  push    rax
+64: push    rax
     mov     eax, 14
     mov     edi, 2
     mov     rsi, rsp
@@ -107,9 +204,9 @@ ioasid_handler_start:
     pop     rcx
     mov     rax, [r14]
     test    dword ptr [r14 + 8], 0x80000000
-    jz      5f
+    jz      65f
     mov     qword ptr [r14], 0
-5:  mov     edi, ebx
+65: mov     edi, ebx
     mov     rsi, r12
     mov     rdx, r13
     pop     r14
@@ -118,11 +215,11 @@ ioasid_handler_start:
     pop     rbx
     jmp     rax
     // Nothing, unless the kernel raised it: then it ends the process, whatever the program wants.
-2:  cmp     dword ptr [r12 + 8], 0
-    jle     9f
+62: cmp     dword ptr [r12 + 8], 0
+    jle     69f
     // The default. The kernel does it to a fault when the fault comes again. The handler sends again what was sent, and
     // a fault without an address, which the listener may have made of another; that arrives when the handler returns.
-3:  mov     eax, 13
+63: mov     eax, 13
     mov     edi, ebx
     lea     rsi, [rip + ioasid_handler_default]
     xor     edx, edx
@@ -131,10 +228,10 @@ ioasid_handler_start:
     syscall
     mov     eax, [r12 + 8]
     cmp     eax, 0x80
-    je      7f
+    je      67f
     test    eax, eax
-    jg      9f
-7:  xor     eax, eax
+    jg      69f
+67: xor     eax, eax
     lea     ecx, [rbx - 1]
     bts     rax, rcx
     push    rax
@@ -155,7 +252,53 @@ ioasid_handler_start:
     mov     edx, ebx
     mov     eax, 234
     syscall
-9:  pop     r14
+    jmp     69f
+    // It was performed. If this is the first time, there is a ring to be made.
+50: xor     eax, eax
+    mov     ecx, 2
+    lock cmpxchg [r14 + {has_ring}], ecx
+    jne     69f
+52: mov     eax, 16
+    mov     edi, -1
+    mov     esi, {make_ring}
+    xor     edx, edx
+    syscall
+    cmp     rax, -4
+    je      52b
+    test    eax, eax
+    js      69f
+    // Not to be touched by anybody until no child gets it.
+    mov     ebx, eax
+    mov     eax, 9
+    lea     rdi, [r14 + {ring}]
+    mov     esi, 4096
+    xor     edx, edx
+    mov     r10d, 0x100001
+    mov     r8d, ebx
+    xor     r9d, r9d
+    syscall
+    mov     r12, rax
+    mov     eax, 3
+    mov     edi, ebx
+    syscall
+    lea     rdi, [r14 + {ring}]
+    cmp     r12, rdi
+    jne     69f
+    mov     eax, 28
+    mov     esi, 4096
+    mov     edx, 10
+    syscall
+    test    eax, eax
+    jnz     69f
+    mov     eax, 10
+    lea     rdi, [r14 + {ring}]
+    mov     esi, 4096
+    mov     edx, 3
+    syscall
+    test    eax, eax
+    jnz     69f
+    mov     dword ptr [r14 + {has_ring}], 1
+69: pop     r14
     pop     r13
     pop     r12
     pop     rbx
@@ -172,6 +315,19 @@ ioasid_handler_end:
     ask = const ASK,
     actions = const ACTIONS,
     pass = const PASS,
+    has_ring = const HAS_RING,
+    ring = const RING_AT,
+    make_ring = const RING,
+    wait = const WAIT,
+    spins = const SPINS,
+    slots = const ring::SLOTS,
+    slot = const ring::SLOT,
+    address = const ring::ADDRESS_AT,
+    registers = const ring::REGISTERS_AT,
+    instruction = const ring::INSTRUCTION_AT,
+    words = const WORDS,
+    asked = const ring::ASKED,
+    answered = const ring::ANSWERED,
 );
 
 unsafe extern "C" {
@@ -228,7 +384,7 @@ pub(super) fn install(thread: &mut Thread) -> Option<u64> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let memory = ThreadMemory::stopped(thread.tid());
     let map = |thread: &mut Thread, base: u64| {
-        let at = thread.call(libc::SYS_mmap, [base, 2 * PAGE, RW, flags as u64, u64::MAX, 0])?;
+        let at = thread.call(libc::SYS_mmap, [base, RING_AT, RW, flags as u64, u64::MAX, 0])?;
         (at == base as i64).then_some(base)
     };
     let base = BASES.into_iter().find_map(|base| map(thread, base))?;
@@ -238,8 +394,9 @@ pub(super) fn install(thread: &mut Thread) -> Option<u64> {
     let ours: Action = zerocopy::transmute!([base, flags as u64 | SA_RESTORER, base + restorer, 0]);
     let ours_at = place_of(base, SIGNALS.len());
     memory.write(base, code).and_then(|()| memory.write(ours_at, &ours)).ok()?;
-    if thread.call(libc::SYS_mprotect, [base, PAGE, RX, 0, 0, 0])? != 0 {
-        let _ = thread.call(libc::SYS_munmap, [base, 2 * PAGE, 0, 0, 0, 0]);
+    let wiped = [base + HAS_RING, PAGE, libc::MADV_WIPEONFORK as u64, 0, 0, 0];
+    if thread.call(libc::SYS_mprotect, [base, PAGE, RX, 0, 0, 0])? != 0 || thread.call(libc::SYS_madvise, wiped)? != 0 {
+        let _ = thread.call(libc::SYS_munmap, [base, RING_AT, 0, 0, 0, 0]);
         return None;
     }
     for (index, signal) in SIGNALS.into_iter().enumerate() {

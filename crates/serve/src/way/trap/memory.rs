@@ -58,6 +58,18 @@ pub(super) fn fetch_code<'a>(memory: ThreadMemory<'_>, rip: u64, code: &'a mut [
     }
 }
 
+/// The device file and the offset in it that `length` bytes at `address` are, if they are registers.
+pub(super) fn register_in(
+    mappings: &VmaQuery,
+    server: &Server,
+    address: u64,
+    length: usize,
+) -> Option<(Arc<dyn OpenFile>, u64)> {
+    let vma = mappings.at(address).ok()??;
+    let file = server.open_file(vma.dev, vma.inode)?;
+    (vma.end - address >= length as u64).then(|| (file, vma.offset + (address - vma.start)))
+}
+
 /// The memory of a thread.
 pub(super) struct ProgramMemory<'a> {
     pub(super) thread: ThreadMemory<'a>,
@@ -69,9 +81,7 @@ impl ProgramMemory<'_> {
     /// The device file and the offset in it that `length` bytes at `address` are, if they are registers, of a thread
     /// that stands.
     pub(super) fn register(&self, address: u64, length: usize) -> Option<(Arc<dyn OpenFile>, u64)> {
-        let vma = self.mappings.at(address).ok()??;
-        let file = self.server.open_file(vma.dev, vma.inode)?;
-        (vma.end - address >= length as u64 && self.thread.stands()).then(|| (file, vma.offset + (address - vma.start)))
+        register_in(self.mappings, self.server, address, length).filter(|_| self.thread.stands())
     }
 }
 

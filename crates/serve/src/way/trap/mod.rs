@@ -13,6 +13,8 @@
 //! | --- | --- |
 //! | `handler` | the handler: its code, where it is, and what the program itself wants done with its signals |
 //! | `inject` | system calls that a thread is told to make, by which the handler comes into its process |
+//! | `ring` | memory that a process shares, in which accesses are asked for without a system call |
+//! | `poller` | the thread that looks at rings |
 //! | `frame` | the registers that the handler was called with |
 //! | `vectors` | vector registers, wherever they are |
 //! | `memory` | what an instruction reads and writes |
@@ -29,7 +31,9 @@ mod frame;
 mod handler;
 mod inject;
 mod memory;
+mod poller;
 mod ptrace;
+mod ring;
 mod tracer;
 mod vectors;
 
@@ -42,8 +46,9 @@ use crate::program::memory::ThreadMemory;
 use crate::program::processes::Purpose;
 use crate::server::Server;
 use frame::Frame;
-pub(crate) use handler::{ASK, Action, PASS, SIGNALS, action, base_in, set_action};
+pub(crate) use handler::{ASK, Action, PASS, RING, SIGNALS, WAIT, action, base_in, set_action};
 use memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_instruction};
+pub(crate) use poller::Rings;
 pub use tracer::{Stopped, TraceHandle, Tracer};
 use vectors::LazyVectors;
 
@@ -81,7 +86,7 @@ impl Question {
 ///
 /// # Errors
 /// `EFAULT` if what it asks is not there; `ESRCH` if the thread has gone.
-pub(crate) fn answer(server: &Server, thread: ThreadMemory<'_>, address: u64) -> Result<i64, Errno> {
+pub(crate) fn answer(server: &Server, rings: &Rings, thread: ThreadMemory<'_>, address: u64) -> Result<i64, Errno> {
     let question = Question::read(thread, address)?;
     let (code, about) = question.reason(thread)?;
     let process = server.process(thread.tid(), Purpose::Mapping).map_err(|_| Errno::SRCH)?;
@@ -102,6 +107,7 @@ pub(crate) fn answer(server: &Server, thread: ThreadMemory<'_>, address: u64) ->
     match step(&mut general, &mut vectors, &mut memory, instruction) {
         // A debugger that waits for the instruction to come again would wait for ever.
         Ok(()) if vectors.put_back() && frame.put_back(&general) => {
+            rings.asked(&process);
             Ok(if is_covered { libc::SIGTRAP.into() } else { 0 })
         }
         Ok(()) => Err(Errno::FAULT),

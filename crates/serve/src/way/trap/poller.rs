@@ -1,0 +1,216 @@
+//! The thread that looks at rings, while accesses follow one another.
+//!
+//! An access that is asked for by a system call soon after another one says that a third may come. Then a ring is looked
+//! at, until none of those that are has been asked anything for a while. A program that accesses a register now and then
+//! costs nothing in between, and neither do idle ones.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ioasid::memory::Process;
+use rustix::io::Errno;
+
+use super::ring::Ring;
+use crate::server::Server;
+
+/// How long nothing is asked before nobody looks any more; and as soon as an access follows another, somebody does.
+const WINDOW: Duration = Duration::from_micros(50);
+
+/// The rings of all processes. The thread ends when this is dropped.
+pub(crate) struct Rings {
+    server: Arc<Server>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// There is a ring to look at.
+    changed: Condvar,
+    /// Counts changes of what is looked at.
+    generation: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    /// By process number.
+    rings: HashMap<u32, Known>,
+    looked_at: Vec<Arc<Ring>>,
+    has_thread: bool,
+    ended: bool,
+}
+
+struct Known {
+    ring: Arc<Ring>,
+    /// When an access was last asked for by a system call.
+    asked: Option<Instant>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Rings {
+    /// No rings yet, of programs that `server` serves.
+    pub(crate) fn new(server: Arc<Server>) -> Self {
+        Self { server, shared: Arc::default() }
+    }
+
+    /// Gives a process a ring, in place of one that it may have, and returns the file to be mapped.
+    ///
+    /// # Errors
+    /// Of the system calls.
+    pub(crate) fn add(&self, process: &Arc<Process>) -> Result<OwnedFd, Errno> {
+        let (ring, file) = Ring::new(process.clone())?;
+        let mut state = self.shared.lock();
+        state.rings.retain(|_, known| known.ring.process().is_current());
+        state.rings.insert(process.pid(), Known { ring: Arc::new(ring), asked: None });
+        Ok(file)
+    }
+
+    /// An access of a process was asked for by a system call, and performed.
+    pub(super) fn asked(&self, process: &Arc<Process>) {
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        let Some(known) = state.rings.get_mut(&process.pid()).filter(|known| known.is_of(process)) else { return };
+        let before = known.asked.replace(now);
+        if before.is_none_or(|before| now - before > WINDOW) {
+            return;
+        }
+        let ring = known.ring.clone();
+        if state.looked_at.iter().any(|looked_at| Arc::ptr_eq(looked_at, &ring)) {
+            return;
+        }
+        if !state.has_thread {
+            let Ok(()) = self.start() else { return };
+            state.has_thread = true;
+        }
+        ring.set_looks(true);
+        state.looked_at.push(ring);
+        self.shared.generation.fetch_add(1, Ordering::Relaxed);
+        self.shared.changed.notify_one();
+    }
+
+    /// Waits until the access in a slot of a process's ring is not under way.
+    pub(crate) fn wait(&self, process: &Arc<Process>, slot: u64) {
+        let ring = {
+            let state = self.shared.lock();
+            let known = state.rings.get(&process.pid()).filter(|known| known.is_of(process));
+            known.map(|known| known.ring.clone())
+        };
+        if let Some(ring) = ring {
+            ring.wait(slot);
+        }
+    }
+
+    fn start(&self) -> io::Result<()> {
+        let (shared, server) = (self.shared.clone(), self.server.clone());
+        std::thread::Builder::new().name("registers".to_owned()).spawn(move || poll(&shared, &server)).map(drop)
+    }
+}
+
+impl Drop for Rings {
+    fn drop(&mut self) {
+        self.shared.lock().ended = true;
+        self.shared.generation.fetch_add(1, Ordering::Relaxed);
+        self.shared.changed.notify_one();
+    }
+}
+
+impl Known {
+    fn is_of(&self, process: &Arc<Process>) -> bool {
+        Arc::ptr_eq(self.ring.process(), process)
+    }
+}
+
+fn poll(shared: &Shared, server: &Server) {
+    loop {
+        let (rings, generation) = {
+            let nothing = |state: &mut State| state.looked_at.is_empty() && !state.ended;
+            let state = shared.changed.wait_while(shared.lock(), nothing).unwrap_or_else(PoisonError::into_inner);
+            if state.ended {
+                return;
+            }
+            (state.looked_at.clone(), shared.generation.load(Ordering::Relaxed))
+        };
+        let is_quiet = look_at(&rings, server, || shared.generation.load(Ordering::Relaxed) != generation);
+        if is_quiet {
+            let mut state = shared.lock();
+            // Not those that have come since.
+            state.looked_at.retain(|ring| !rings.iter().any(|quiet| Arc::ptr_eq(quiet, ring)));
+        }
+    }
+}
+
+/// Answers what is asked in rings, until nothing is, and returns true; or until `changed`.
+fn look_at(rings: &[Arc<Ring>], server: &Server, changed: impl Fn() -> bool) -> bool {
+    let mut last = Instant::now();
+    loop {
+        let mut any = false;
+        for ring in rings {
+            ring.set_looks(true);
+            any |= ring.answer(server);
+        }
+        if changed() {
+            return false;
+        }
+        let now = Instant::now();
+        if any {
+            last = now;
+        } else if now - last > WINDOW {
+            for ring in rings {
+                ring.set_looks(false);
+                // What was asked since is asked by a system call when nobody answers.
+                ring.answer(server);
+            }
+            return true;
+        }
+        std::hint::spin_loop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ioasid::{Machine, Silent};
+
+    use super::*;
+    use crate::watch::{Options, Watcher};
+
+    struct Nobody;
+
+    impl Watcher for Nobody {}
+
+    #[test]
+    fn a_ring_is_looked_at_while_accesses_follow_one_another() {
+        let server = Server::new(Machine::new(Arc::new(Silent)), vec![], Arc::new(Nobody), Options::default());
+        let rings = Rings::new(server);
+        let process = Arc::new(Process::open(std::process::id()).unwrap());
+        rings.asked(&process);
+        rings.add(&process).unwrap();
+        let looked_at = || rings.shared.lock().looked_at.len();
+        rings.asked(&process);
+        std::thread::sleep(2 * WINDOW);
+        assert_eq!(looked_at(), 0, "one access alone");
+        for _ in 0..3 {
+            while looked_at() == 0 {
+                rings.asked(&process);
+            }
+            while looked_at() > 0 {
+                std::thread::yield_now();
+            }
+        }
+        let another = Arc::new(Process::open(std::process::id()).unwrap());
+        for _ in 0..3 {
+            rings.asked(&another);
+        }
+        assert_eq!(looked_at(), 0, "another process has no ring");
+        rings.wait(&another, 0);
+        rings.wait(&process, 0);
+    }
+}

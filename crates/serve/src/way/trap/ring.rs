@@ -1,0 +1,288 @@
+//! Register accesses that the handler asks for in memory which the program and this process share: no system call, and
+//! no thread to wake, where one access follows another.
+//!
+//! ```text
+//!   0x000   whether somebody looks
+//!   0x100   slot: state, length of the instruction or result, address, 18 registers, instruction
+//!   …       15 slots of 0x100 bytes
+//! ```
+//! ```text
+//!            handler             poller             handler
+//!   FREE ───────────► ASKED ──────────► TAKEN ──► ANSWERED ──► FREE
+//!      ◄──────────────── takes too long ── waits by a system call
+//! ```
+//! The ring belongs to one address space, and whatever is asked in it is a register access of that. So nothing else is
+//! performed here: an instruction that touches other memory, or vector registers, is asked for by a system call.
+#![allow(unsafe_code, reason = "shared memory")]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use ioasid::memory::Process;
+use ioasid_mmio::{AccessFault, Memory, Vectors, is_register_access, step};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::frame::{WORDS, registers_of, words_of};
+use super::memory::{LONGEST_INSTRUCTION, register_in};
+use crate::server::Server;
+
+/// Bytes of a ring.
+pub(super) const LENGTH: usize = 0x1000;
+/// Slots of a ring.
+pub(super) const SLOTS: usize = 15;
+/// Bytes of a slot, and of what is before the first.
+pub(super) const SLOT: usize = 0x100;
+
+/// States of a slot; the handler also has one of its own, for a slot that it fills.
+pub(super) const ASKED: u32 = 2;
+const TAKEN: u32 = 3;
+pub(super) const ANSWERED: u32 = 4;
+
+/// Results: the instruction was performed, or has to be asked for in the other way.
+const DONE: u32 = 0;
+const ASK_OTHERWISE: u32 = 1;
+
+/// As it is in the shared memory. The program may write anything to it at any time.
+#[repr(C)]
+struct Shared {
+    looks: AtomicU32,
+    unused: [u32; SLOT / 4 - 1],
+    slots: [Slot; SLOTS],
+}
+
+#[repr(C)]
+struct Slot {
+    state: AtomicU32,
+    /// Bytes of the instruction that could be read; then the result.
+    detail: AtomicU32,
+    address: AtomicU64,
+    registers: [AtomicU64; WORDS],
+    instruction: [AtomicU64; 2],
+    unused: [u64; (SLOT - 16) / 8 - WORDS - 2],
+}
+
+const _: () = assert!(size_of::<Shared>() == LENGTH && size_of::<Slot>() == SLOT);
+/// Where the handler finds the parts of a slot.
+pub(super) const ADDRESS_AT: usize = std::mem::offset_of!(Slot, address);
+pub(super) const REGISTERS_AT: usize = std::mem::offset_of!(Slot, registers);
+pub(super) const INSTRUCTION_AT: usize = std::mem::offset_of!(Slot, instruction);
+
+/// The shared memory, mapped into this process.
+struct Mapped(NonNull<Shared>);
+
+// SAFETY: what it points to consists of atomics, and of bytes that nobody looks at.
+unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
+
+impl std::ops::Deref for Mapped {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        // SAFETY: the mapping is as long as this is there, the file cannot be shortened, and every access is atomic.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: made by `mmap`, of this length, and nobody has it any more.
+        let _ = unsafe { munmap(self.0.as_ptr().cast(), LENGTH) };
+    }
+}
+
+/// The ring of an address space.
+pub(super) struct Ring {
+    memory: Mapped,
+    process: Arc<Process>,
+    /// The slots of which accesses are under way, whatever the shared memory says: a bit for each.
+    taken: Mutex<u32>,
+    answered: Condvar,
+}
+
+/// A slot whose access is under way. Whatever happens to that, it is answered.
+struct Taken<'a> {
+    ring: &'a Ring,
+    number: usize,
+    result: u32,
+}
+
+impl Ring {
+    /// A new one, and the file that it is in, for the program to map.
+    ///
+    /// # Errors
+    /// Of the system calls.
+    pub(super) fn new(process: Arc<Process>) -> Result<(Self, OwnedFd), Errno> {
+        let file = memfd_create(c"ioasid registers", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        ftruncate(&file, LENGTH as u64)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let memory = map(&file)?;
+        Ok((Self { memory, process, taken: Mutex::new(0), answered: Condvar::new() }, file))
+    }
+
+    /// Whose it is.
+    pub(super) fn process(&self) -> &Arc<Process> {
+        &self.process
+    }
+
+    /// Tells the program whether somebody looks. It may have said no itself, when nobody answered.
+    pub(super) fn set_looks(&self, looks: bool) {
+        if self.memory.looks.load(Ordering::Relaxed) != u32::from(looks) {
+            self.memory.looks.store(looks.into(), Ordering::SeqCst);
+        }
+    }
+
+    /// Performs what is asked for. Returns whether anything was.
+    pub(super) fn answer(&self, server: &Server) -> bool {
+        let mut any = false;
+        for number in 0..SLOTS {
+            if let Some(mut taken) = self.take(number) {
+                any = true;
+                if self.perform(&self.memory.slots[number], server) {
+                    taken.result = DONE;
+                }
+            }
+        }
+        any
+    }
+
+    /// Waits until the access of a slot is not under way.
+    pub(super) fn wait(&self, number: u64) {
+        let bit = u32::try_from(number).ok().and_then(|number| 1u32.checked_shl(number)).unwrap_or(0);
+        let is_taken = |taken: &mut u32| *taken & bit != 0;
+        let _taken = self.answered.wait_while(self.taken(), is_taken).unwrap_or_else(PoisonError::into_inner);
+    }
+
+    fn taken(&self) -> MutexGuard<'_, u32> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a slot in which something is asked for.
+    fn take(&self, number: usize) -> Option<Taken<'_>> {
+        let state = &self.memory.slots[number].state;
+        if state.load(Ordering::Relaxed) != ASKED {
+            return None;
+        }
+        // Before the handler can see it taken and ask to wait for it.
+        let taken = Taken { ring: self, number, result: ASK_OTHERWISE };
+        *self.taken() |= 1 << number;
+        if state.compare_exchange(ASKED, TAKEN, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+            // The handler has withdrawn it: there is nobody to be answered.
+            taken.forget();
+            return None;
+        }
+        Some(taken)
+    }
+
+    /// Performs the instruction in a slot. False if it has not been begun.
+    fn perform(&self, slot: &Slot, server: &Server) -> bool {
+        let about = slot.address.load(Ordering::Relaxed);
+        let mut words = slot.registers.each_ref().map(|word| word.load(Ordering::Relaxed));
+        let code: [u8; 16] = zerocopy::transmute!(slot.instruction.each_ref().map(|word| word.load(Ordering::Relaxed)));
+        let length = slot.detail.load(Ordering::Relaxed) as usize;
+        let code = &code[..length.min(LONGEST_INSTRUCTION)];
+        if !is_register_access(code) {
+            return false;
+        }
+        let mut registers = registers_of(&words, 0, 0);
+        let mut memory = RegisterMemory { server, process: &self.process, about };
+        if step(&mut registers, &mut NoVectors, &mut memory, code).is_err() {
+            return false;
+        }
+        words_of(&registers, &mut words);
+        slot.registers.iter().zip(words).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
+        true
+    }
+}
+
+impl Taken<'_> {
+    fn forget(self) {
+        *self.ring.taken() &= !(1 << self.number);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let slot = &self.ring.memory.slots[self.number];
+        slot.detail.store(self.result, Ordering::Relaxed);
+        slot.state.store(ANSWERED, Ordering::Release);
+        *self.ring.taken() &= !(1 << self.number);
+        self.ring.answered.notify_all();
+    }
+}
+
+fn map(file: impl AsFd) -> Result<Mapped, Errno> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping, wherever there is room.
+    let at = unsafe { mmap(std::ptr::null_mut(), LENGTH, protection, MapFlags::SHARED, file, 0)? };
+    NonNull::new(at.cast()).map(Mapped).ok_or(Errno::NOMEM)
+}
+
+/// The registers that a program has mapped, at the address that its thread stands for, and nothing else.
+struct RegisterMemory<'a> {
+    server: &'a Server,
+    process: &'a Process,
+    about: u64,
+}
+
+impl RegisterMemory<'_> {
+    fn access(
+        &self,
+        address: u64,
+        length: usize,
+        access: impl FnOnce(&dyn crate::request::file::OpenFile, u64) -> Result<(), Errno>,
+    ) -> Result<(), AccessFault> {
+        if self.about.wrapping_sub(address) >= length as u64 {
+            return Err(AccessFault);
+        }
+        let (file, offset) = register_in(self.process.vmas(), self.server, address, length).ok_or(AccessFault)?;
+        access(&*file, offset).map_err(|_| AccessFault)
+    }
+}
+
+impl Memory for RegisterMemory<'_> {
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), AccessFault> {
+        self.access(address, bytes.len(), |file, offset| file.load(offset, bytes))
+    }
+
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), AccessFault> {
+        self.access(address, bytes.len(), |file, offset| file.store(offset, bytes))
+    }
+}
+
+/// No vector registers: no instruction that is performed here names one.
+struct NoVectors;
+
+impl Vectors for NoVectors {
+    fn load(&mut self, _index: usize) -> Option<[u8; 64]> {
+        None
+    }
+
+    fn store(&mut self, _index: usize, _value: &[u8; 64]) -> bool {
+        false
+    }
+
+    fn mask(&mut self, _index: usize) -> Option<u64> {
+        None
+    }
+
+    fn set_mask(&mut self, _index: usize, _value: u64) -> bool {
+        false
+    }
+
+    fn mmx(&mut self, _index: usize) -> Option<u64> {
+        None
+    }
+
+    fn set_mmx(&mut self, _index: usize, _value: u64) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests;
