@@ -11,8 +11,9 @@ use ioasid::{
 use ioasid_devices::dsa::spec::registers::QueueMode;
 use ioasid_devices::dsa::{self, Dsa, DsaOptions, DsaSlice, PasidTranslation, SliceQueue};
 use ioasid_devices::ioat::{self, Ioat};
+use ioasid_devices::ivshmem::{self, Ivshmem};
 use ioasid_serve::PciDevice;
-use ioasid_vfio::{BusMaster, Function, Interrupts, Model, Spec, VfioDevice};
+use ioasid_vfio::{BarMemory, BusMaster, Function, Interrupts, Model, Spec, VfioDevice};
 use thiserror::Error;
 
 /// A device model that can be asked for.
@@ -40,6 +41,7 @@ pub struct NumberOption {
 enum Kind {
     Ioat,
     Dsa,
+    Ivshmem,
 }
 
 /// Every model there is.
@@ -59,10 +61,21 @@ pub const MODELS: &[ModelEntry] = &[
         ],
         kind: Kind::Dsa,
     },
+    ModelEntry {
+        name: "ivshmem",
+        about: "shared memory, as QEMU's ivshmem-plain (1af4:1110)",
+        options: &[
+            NumberOption { name: MIB, about: "MiB of memory, a power of two (1)", least: 1, most: 8 },
+            NumberOption { name: MEMORY, about: "the same memory as others of this number", least: 0, most: 255 },
+        ],
+        kind: Kind::Ivshmem,
+    },
 ];
 
 const WQS: &str = "wqs";
 const SLICES: &str = "slices";
+const MIB: &str = "mib";
+const MEMORY: &str = "memory";
 
 /// One `--device`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +109,12 @@ pub enum DeviceError {
     Number(&'static str, u32, u32, String),
     #[error("{0} slices are as many devices, and have no bdf= or group= together")]
     SlicesAtOnePlace(u32),
+    #[error("{0} MiB of memory are no power of two, as a BAR has to be: write mib=1, 2, 4 or 8")]
+    NoPowerOfTwo(u32),
+    #[error("memory {0} is given twice, with {1} MiB and with {2}: give it the same mib= each time")]
+    TwoLengths(u32, u64, u64),
+    #[error("there is no memory for device {0}: {1}")]
+    NoMemory(Rid, String),
     #[error("device option `{0}` has no value: write {0}=VALUE")]
     NoValue(String),
     #[error("device option `{0}` is given twice")]
@@ -153,6 +172,9 @@ impl FromStr for DeviceOption {
         if let Some(slices) = numbers.get(SLICES).filter(|&&slices| slices > 1 && (bdf.is_some() || group.is_some())) {
             return Err(DeviceError::SlicesAtOnePlace(*slices));
         }
+        if let Some(mib) = numbers.get(MIB).filter(|mib| !mib.is_power_of_two()) {
+            return Err(DeviceError::NoPowerOfTwo(*mib));
+        }
         Ok(Self { model, bdf, group, numbers })
     }
 }
@@ -190,6 +212,7 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
     let functions = options.iter().flat_map(|option| std::iter::repeat_n(option, option.functions()));
     let mut devices: Vec<PciDevice> = Vec::with_capacity(options.len());
     let mut parent: Option<(&DeviceOption, Parent)> = None;
+    let mut memories: BTreeMap<u32, Arc<BarMemory>> = BTreeMap::new();
     for (number, option) in (0u64..).zip(functions) {
         let rid = match option.bdf {
             Some(rid) => rid,
@@ -210,6 +233,10 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
         });
         let made = match (MODELS[option.model].kind, option.number(SLICES)) {
             (Kind::Ioat, _) => ioat(machine, iommu, rid, group),
+            (Kind::Ivshmem, _) => {
+                let memory = shared_memory(option, rid, &mut memories)?;
+                ivshmem(machine, iommu, rid, group, memory)
+            }
             (Kind::Dsa, None) => whole_dsa(machine, iommu, rid, group, option.number(WQS)),
             (Kind::Dsa, Some(slices)) => {
                 // One parent for all slices of one option.
@@ -246,6 +273,43 @@ fn ioat(machine: &Arc<Machine>, iommu: &Arc<Iommu>, rid: Rid, group: GroupId) ->
     let interrupts = Interrupts::new(&spec);
     let device = Ioat::new(Box::new(endpoint.port()), interrupts.clone());
     Some(Made { endpoint, spec, interrupts, device })
+}
+
+/// The memory of an ivshmem device: that of its number, if it has one.
+fn shared_memory(
+    option: &DeviceOption,
+    rid: Rid,
+    memories: &mut BTreeMap<u32, Arc<BarMemory>>,
+) -> Result<Arc<BarMemory>, DeviceError> {
+    const MIBIBYTE: u64 = 1 << 20;
+    let length = u64::from(option.number(MIB).unwrap_or(1)) * MIBIBYTE;
+    let number = option.number(MEMORY);
+    if let Some((number, memory)) = number.and_then(|number| Some((number, memories.get(&number)?))) {
+        let known = memory.length();
+        if known != length {
+            return Err(DeviceError::TwoLengths(number, known / MIBIBYTE, length / MIBIBYTE));
+        }
+        return Ok(memory.clone());
+    }
+    let memory = ivshmem::memory(length).map_err(|error| DeviceError::NoMemory(rid, error.to_string()))?;
+    if let Some(number) = number {
+        memories.insert(number, memory.clone());
+    }
+    Ok(memory)
+}
+
+/// It makes no DMA. `None` if the place is taken.
+fn ivshmem(
+    machine: &Arc<Machine>,
+    iommu: &Arc<Iommu>,
+    rid: Rid,
+    group: GroupId,
+    memory: Arc<BarMemory>,
+) -> Option<Made> {
+    let endpoint = machine.add_endpoint_with(rid, group, EndpointOptions::behind(iommu).pasid_bits(0)).ok()?;
+    let spec = ivshmem::spec(memory.length());
+    let interrupts = Interrupts::new(&spec);
+    Some(Made { endpoint, spec, interrupts, device: Ivshmem::new(memory) })
 }
 
 /// It asks for pages that it does not find.
@@ -360,7 +424,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (texts, part) in [
-            (&["nvme"][..], "there is: ioat, dsa"),
+            (&["nvme"][..], "there is: ioat, dsa, ivshmem"),
+            (&["ivshmem,mib=3"], "power of two"),
+            (&["ivshmem,mib=16"], "from 1 to 8"),
+            (&["ivshmem,memory=1,mib=2", "ivshmem,memory=1"], "2 MiB and with 1"),
             (&["ioat,colour=red"], "bdf="),
             (&["ioat,wqs=2"], "unknown"),
             (&["dsa,colour=red"], "wqs=N, slices=N"),
@@ -386,6 +453,17 @@ mod tests {
         let places: BTreeSet<_> = five.iter().map(|(rid, _)| rid.clone()).collect();
         let groups: BTreeSet<_> = five.iter().map(|(_, group)| *group).collect();
         assert_eq!((places.len(), groups.len()), (5, 5));
+    }
+
+    #[test]
+    fn devices_share_memory_by_number() {
+        let texts = ["ivshmem,memory=7,mib=2", "ivshmem,mib=2", "ivshmem,memory=7,mib=2", "ivshmem,memory=8"];
+        let options: Vec<DeviceOption> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        let devices = build(&Machine::new(Arc::new(Silent)), IommuKind::Vtd, &options).unwrap();
+        let memory = |number: usize| devices[number].vfio.function().memory()[0].memory.clone();
+        assert!(Arc::ptr_eq(&memory(0), &memory(2)));
+        assert!(!Arc::ptr_eq(&memory(0), &memory(1)) && !Arc::ptr_eq(&memory(0), &memory(3)));
+        assert_eq!((memory(1).length(), memory(3).length()), (2 << 20, 1 << 20));
     }
 
     #[test]

@@ -14,7 +14,8 @@
 //! bus-master enable (a port that is not bus master refuses every access). The model says what these look like, as
 //! data: an [`ioasid_vfio::Spec`].
 //!
-//! Models: [`ioat::Ioat`], Intel I/OAT CBDMA 3.2; [`dsa::Dsa`], Intel DSA 1.0.
+//! Models: [`ioat::Ioat`], Intel I/OAT CBDMA 3.2; [`dsa::Dsa`], Intel DSA 1.0;
+//! [`ivshmem::Ivshmem`], shared memory.
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use ioasid::{BusAddress, DmaPort, Endpoint, PageGroup};
 
 pub mod dsa;
 pub mod ioat;
+pub mod ivshmem;
 
 pub use ioasid::DmaError;
 

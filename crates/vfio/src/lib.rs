@@ -79,6 +79,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod bar_memory;
 pub mod device;
 mod eventfd;
 mod model;
@@ -87,6 +88,7 @@ mod spec;
 #[cfg(test)]
 mod testing;
 
+pub use bar_memory::{BarMemory, BarPages};
 pub use device::{Session, VfioDevice};
 pub use eventfd::EventFd;
 pub use model::{BusMaster, Model};

@@ -5,6 +5,8 @@
 //! own too) from anywhere, but must not write its own configuration space or reset its own function from inside one
 //! of these calls.
 
+use crate::bar_memory::BarPages;
+
 /// What the PCI function switches in the IOMMU's view of it.
 pub trait BusMaster: Send + Sync {
     /// Allows or forbids memory requests of this function (Bus Master Enable, and power state D0).
@@ -47,6 +49,13 @@ pub trait Model: Send + Sync {
     fn config_write(&self, offset: u16, data: &[u8]) -> bool {
         let _ = (offset, data);
         false
+    }
+
+    /// The pages of BARs that are memory, where accesses do not arrive here: doorbells of which only the last value
+    /// matters, and data. Asked once, when the function is made. They are zero when the device is opened and after a
+    /// reset.
+    fn memory(&self) -> Vec<BarPages> {
+        Vec::new()
     }
 
     /// Resets the device (PCIe Base Specification 6.0, 6.6.2). When it returns, no DMA is in flight, no interrupt

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::bar_memory::BarPages;
+
 /// What a function is: its identity, its BARs, how it interrupts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
@@ -137,6 +139,9 @@ pub enum SpecError {
     /// The MSI-X table or its pending bits lie outside of their BAR, overlap, or are not 8-byte aligned.
     #[error("the MSI-X {0} must lie within its BAR, 8-byte aligned and apart from the other structure")]
     MsixPlacement(&'static str),
+    /// Memory of a BAR lies outside of it, overlaps the MSI-X structures or other memory, or is no whole pages.
+    #[error("memory at {1:#x} of BAR {0} must be whole pages within the BAR, apart from MSI-X and from other memory")]
+    MemoryPlacement(u8, u64),
     /// Not a number of MSI vectors.
     #[error("{0} MSI vectors: 0, 1, 2, 4, 8, 16 or 32 are possible")]
     MsiVectors(u8),
@@ -226,9 +231,35 @@ impl Spec {
     }
 }
 
+impl Spec {
+    /// Checks that pages of BARs can be memory.
+    ///
+    /// # Errors
+    /// [`SpecError::MemoryPlacement`], naming the first that cannot.
+    pub(crate) fn check_memory(&self, memory: &[BarPages]) -> Result<(), SpecError> {
+        let msix = self.msix.iter().flat_map(|msix| {
+            let (table, pending) = (u64::from(msix.table_offset), u64::from(msix.pba_offset));
+            [(msix.table_bar, table, msix.table_len()), (msix.pba_bar, pending, msix.pba_len())]
+        });
+        let mut taken: Vec<(u8, u64, u64)> = msix.collect();
+        for pages in memory {
+            let (bar, start, length) = (pages.bar, pages.offset, pages.memory.length());
+            let size = self.bar(bar).map_or(0, |bar| bar.size);
+            let end = start.checked_add(length).filter(|end| *end <= size && start.is_multiple_of(4096));
+            let end = end.ok_or(SpecError::MemoryPlacement(bar, start))?;
+            if taken.iter().any(|(other, at, len)| *other == bar && start < at + len && *at < end) {
+                return Err(SpecError::MemoryPlacement(bar, start));
+            }
+            taken.push((bar, start, length));
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bar_memory::BarMemory;
     use crate::testing::spec;
 
     #[test]
@@ -270,6 +301,27 @@ mod tests {
         let msix = spec.msix.as_mut().unwrap();
         msix.pba_offset = msix.table_offset + 8;
         assert_eq!(spec.check(), Err(SpecError::MsixPlacement("pending bit array")));
+    }
+
+    #[test]
+    fn memory_is_whole_pages_of_a_bar_and_apart_from_the_rest() {
+        let pages = |bar, offset, length| BarPages { bar, offset, memory: BarMemory::new(length).unwrap() };
+        let check = |memory: &[BarPages]| spec().check_memory(memory);
+        assert_eq!(check(&[pages(0, 0, 0x1000), pages(0, 0x1000, 0x1000)]), Ok(()));
+        for (bar, offset, length) in [
+            (0, 0x800, 0x1000),
+            (0, 0x4000, 0x1000),
+            (0, 0x1000, 0x4000),
+            (0, 0x2000, 0x1000),
+            (0, 0x3000, 0x1000),
+            (0, u64::MAX - 0xfff, 0x1000),
+            (1, 0, 0x1000),
+            (4, 0, 0x1000),
+        ] {
+            assert_eq!(check(&[pages(bar, offset, length)]), Err(SpecError::MemoryPlacement(bar, offset)));
+        }
+        let twice = [pages(0, 0, 0x2000), pages(0, 0x1000, 0x1000)];
+        assert_eq!(check(&twice), Err(SpecError::MemoryPlacement(0, 0x1000)));
     }
 
     #[test]

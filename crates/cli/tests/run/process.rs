@@ -64,6 +64,12 @@ pub const TESTS: &[Test] = &[
         }
         drop(succeed(&mut program_under(&["--device", "ioat", "--quiet"], "traced", &["registers"])));
     }),
+    ("memory_of_a_bar_is_mapped_as_memory", || {
+        let devices =
+            ["--device", "ivshmem,memory=1", "--device", "ivshmem,memory=1", "--device", "ivshmem", "--check"];
+        drop(succeed(&mut program_under(&devices, "bar-memory", &[])));
+        drop(succeed(&mut program_under(&devices, "traced", &["bar-memory-traced"])));
+    }),
     ("a_program_with_timers_and_signals_loses_none", || drop(program("signals"))),
     ("a_program_that_execs_gives_up_its_registers", || drop(program("exec"))),
     ("a_child_that_outlives_the_program_keeps_its_device", a_child_outlives_the_program),

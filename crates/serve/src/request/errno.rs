@@ -7,7 +7,7 @@ use ioasid::{
     ViommuError, WouldDeadlock,
 };
 use ioasid_vfio::BarError;
-use ioasid_vfio::device::InUse;
+use ioasid_vfio::device::OpenError;
 use ioasid_vfio::device::irq::IrqError;
 use ioasid_vfio::device::region::RegionError;
 use rustix::io::Errno;
@@ -106,9 +106,12 @@ impl ToErrno for WouldDeadlock {
     }
 }
 
-impl ToErrno for InUse {
+impl ToErrno for OpenError {
     fn errno(&self) -> Errno {
-        Errno::INVAL
+        match self {
+            Self::InUse => Errno::INVAL,
+            Self::Memory(error) => Errno::from_io_error(error).unwrap_or(Errno::NOMEM),
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! A kind of device file says what it can do; what it does not say, it leaves to the kernel, as for a regular file.
 
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ioasid::Context;
@@ -22,6 +24,15 @@ pub struct Mapping {
     pub shared: bool,
     /// Whether it is to be executed.
     pub execute: bool,
+}
+
+/// Part of a file that is memory: what is mapped of it is to be mapped of another.
+#[derive(Debug)]
+pub struct MappedMemory {
+    /// Where in the file.
+    pub place: Range<u64>,
+    /// The memory, from its beginning.
+    pub file: OwnedFd,
 }
 
 /// Who closes a file.
@@ -91,6 +102,16 @@ pub trait OpenFile: Send + Sync {
     /// As [`OpenFile::load`].
     fn store(&self, _offset: u64, _data: &[u8]) -> Result<(), Errno> {
         Err(Errno::IO)
+    }
+
+    /// Whether a byte of it is memory rather than a register.
+    fn is_memory(&self, _offset: u64) -> bool {
+        false
+    }
+
+    /// The memory that a byte of it is.
+    fn memory(&self, _offset: u64) -> Option<MappedMemory> {
+        None
     }
 
     /// One deferrable write to what is mapped of it, at a file offset: whether it was accepted, or `None` where nothing

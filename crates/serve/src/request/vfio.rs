@@ -15,12 +15,12 @@ use ioasid::{Device, ObjectId, Pasid};
 use ioasid_uapi::vfio as uapi;
 use ioasid_vfio::Session;
 use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
-use ioasid_vfio::device::region::{RegionFlags, file_offset, locate};
+use ioasid_vfio::device::region::{RegionFlags, RegionInfo, file_offset, locate};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::argument::{Argument, get_part};
-use super::file::{Closer, Mapping, OpenFile};
+use super::file::{Closer, MappedMemory, Mapping, OpenFile};
 use super::object;
 use super::{Caller, ToErrno};
 use crate::watch::{PciDevice, Watcher};
@@ -163,6 +163,18 @@ impl OpenFile for VfioFile {
         self.with_bound(|bound| bound.session.mapped_write(offset, data).map_err(|error| error.errno()))
     }
 
+    fn is_memory(&self, offset: u64) -> bool {
+        self.with_bound(|bound| Ok(bound.session.memory_at(offset).is_some())).unwrap_or(false)
+    }
+
+    fn memory(&self, offset: u64) -> Option<MappedMemory> {
+        let memory = self.with_bound(|bound| {
+            let (place, memory) = bound.session.memory_at(offset).ok_or(Errno::NXIO)?;
+            Ok(MappedMemory { place, file: memory.file().map_err(|_| Errno::MFILE)? })
+        });
+        memory.ok()
+    }
+
     fn enqueue(&self, offset: u64, command: &[u8; 64]) -> Result<Option<bool>, Errno> {
         self.with_bound(|bound| bound.session.mapped_enqueue(offset, command).map_err(|error| error.errno()))
     }
@@ -252,14 +264,15 @@ impl Bound {
         answer.size = info.size;
         answer.offset = file_offset(answer.index);
         answer.cap_offset = 0;
-        if info.msix_mappable {
-            let capability = uapi::CapHeader { id: uapi::REGION_INFO_CAP_MSIX_MAPPABLE, version: 1, next: 0 };
-            let (at, needed) = (size_of_val(&answer), size_of_val(&answer) + size_of_val(&capability));
+        let at = size_of_val(&answer);
+        let capabilities = capabilities(&info, at);
+        if !capabilities.is_empty() {
+            let needed = at + capabilities.len();
             answer.flags |= uapi::REGION_INFO_FLAG_CAPS;
             if (argsz as usize) < needed {
                 answer.argsz = needed as u32;
             } else {
-                caller.write(address.wrapping_add(at as u64), capability.as_bytes())?;
+                caller.write(address.wrapping_add(at as u64), &capabilities)?;
                 answer.cap_offset = at as u32;
             }
         }
@@ -296,6 +309,31 @@ impl Bound {
         let request = IrqSet { index, start, count, actions, data };
         self.session.set_irqs(&request, &mut descriptor).map_err(|error| error.errno())
     }
+}
+
+/// The capabilities of a region, in a chain that begins at byte `at` of the answer; empty if it has none.
+fn capabilities(info: &RegionInfo, at: usize) -> Vec<u8> {
+    let header = |id| uapi::CapHeader { id, version: 1, next: 0 };
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    if !info.memory.is_empty() {
+        let header = header(uapi::REGION_INFO_CAP_SPARSE_MMAP);
+        let sparse = uapi::SparseMmap { header, nr_areas: info.memory.len() as u32, reserved: 0 };
+        let areas = info.memory.iter();
+        let areas = areas.map(|area| uapi::SparseMmapArea { offset: area.start, size: area.end - area.start });
+        all.push(areas.fold(sparse.as_bytes().to_vec(), |bytes, area| [&bytes, area.as_bytes()].concat()));
+    }
+    if info.msix_mappable {
+        all.push(header(uapi::REGION_INFO_CAP_MSIX_MAPPABLE).as_bytes().to_vec());
+    }
+    let mut chain = Vec::new();
+    let last = all.len().saturating_sub(1);
+    for (number, mut capability) in all.into_iter().enumerate() {
+        let next = if number == last { 0 } else { (at + chain.len() + capability.len()) as u32 };
+        let place = offset_of!(uapi::CapHeader, next);
+        capability[place..place + 4].copy_from_slice(&next.to_ne_bytes());
+        chain.append(&mut capability);
+    }
+    chain
 }
 
 /// The data of a SET_IRQS request.

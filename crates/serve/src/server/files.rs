@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 use super::Server;
 use crate::program::processes::Purpose;
 use crate::request::file::{Closer, OpenFile};
+use crate::watch::PciDevice;
 
 /// The open files.
 #[derive(Default)]
@@ -171,6 +172,16 @@ impl Server {
     #[must_use]
     pub fn is_device_file(&self, device_number: u64) -> bool {
         self.file_system.get() == Some(&device_number)
+    }
+
+    /// Whether a file with these numbers is what programs have mapped where they mapped a device: the device file, or
+    /// the memory of a BAR.
+    pub(crate) fn is_mapped_device(&self, device_number: u64, inode: u64) -> bool {
+        let is_memory = |device: &Arc<PciDevice>| {
+            let mut memory = device.vfio.function().memory().iter();
+            memory.any(|pages| pages.memory.identity() == (device_number, inode))
+        };
+        self.is_device_file(device_number) || self.devices.iter().any(is_memory)
     }
 
     /// Whether `(device number, inode)` is of the tree's device files, and if so, which open file it is.

@@ -33,6 +33,8 @@ constants! {
 
     /// `VFIO_REGION_INFO_FLAG_CAPS`
     pub const REGION_INFO_FLAG_CAPS: u32 = 1 << 3;
+    /// `VFIO_REGION_INFO_CAP_SPARSE_MMAP`
+    pub const REGION_INFO_CAP_SPARSE_MMAP: u16 = 1;
     /// `VFIO_REGION_INFO_CAP_MSIX_MAPPABLE`
     pub const REGION_INFO_CAP_MSIX_MAPPABLE: u16 = 3;
 
@@ -107,6 +109,30 @@ pub struct CapHeader {
     pub next: u32,
 }
 layout!(CapHeader = "vfio_info_cap_header", 8, { id: 0, version: 2, next: 4 });
+
+/// `struct vfio_region_info_cap_sparse_mmap`, before its areas.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct SparseMmap {
+    /// `VFIO_REGION_INFO_CAP_SPARSE_MMAP`
+    pub header: CapHeader,
+    /// How many areas follow.
+    pub nr_areas: u32,
+    /// 0
+    pub reserved: u32,
+}
+layout!(SparseMmap = "vfio_region_info_cap_sparse_mmap", 16, { header: 0, nr_areas: 8, reserved: 12 });
+
+/// `struct vfio_region_sparse_mmap_area`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct SparseMmapArea {
+    /// From the region's beginning.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+}
+layout!(SparseMmapArea = "vfio_region_sparse_mmap_area", 16, { offset: 0, size: 8 });
 
 /// `struct vfio_irq_info`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -190,6 +216,8 @@ layout!(DetachIommufdPt = "vfio_device_detach_iommufd_pt", 12, { argsz: 0, flags
 const LAYOUTS: &[Layout] = &[
     DeviceInfo::LAYOUT,
     RegionInfo::LAYOUT,
+    SparseMmap::LAYOUT,
+    SparseMmapArea::LAYOUT,
     CapHeader::LAYOUT,
     IrqInfo::LAYOUT,
     IrqSet::LAYOUT,

@@ -56,10 +56,16 @@ pub struct DeviceInfo {
     pub irqs: u32,
 }
 
-/// The device has been opened already (EINVAL of BIND_IOMMUFD in Linux).
-#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
-#[error("the device is in use: it is opened once at a time, and must be closed first")]
-pub struct InUse;
+/// Why a device could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// It has been opened already (EINVAL of BIND_IOMMUFD in Linux).
+    #[error("the device is in use: it is opened once at a time, and must be closed first")]
+    InUse,
+    /// There is no memory for the pages of its BARs that are memory.
+    #[error("there is no memory for the device's BARs: {0}")]
+    Memory(#[from] std::io::Error),
+}
 
 /// A PCI function that programs can open, one at a time.
 #[derive(Debug)]
@@ -82,12 +88,15 @@ impl VfioDevice {
     /// Opens the device: resets the function, puts its BARs in place and lets them answer. It is not bus master.
     ///
     /// # Errors
-    /// [`InUse`], if there is a session.
-    pub fn open(self: &Arc<Self>) -> Result<Session, InUse> {
+    /// [`OpenError`]; it is as before then.
+    pub fn open(self: &Arc<Self>) -> Result<Session, OpenError> {
         if self.is_open.swap(true, Ordering::AcqRel) {
-            return Err(InUse);
+            return Err(OpenError::InUse);
         }
-        self.function.power_on();
+        if let Err(error) = self.function.power_on() {
+            self.is_open.store(false, Ordering::Release);
+            return Err(error.into());
+        }
         Ok(Session { device: Arc::clone(self), gate: Mutex::default() })
     }
 }
@@ -185,7 +194,7 @@ mod tests {
     #[test]
     fn a_device_is_opened_once_at_a_time() {
         let bench = Bench::new();
-        assert_eq!(bench.device().open().unwrap_err(), InUse);
+        assert!(matches!(bench.device().open(), Err(OpenError::InUse)));
         let device = bench.close();
         assert!(device.open().is_ok());
     }

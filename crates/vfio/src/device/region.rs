@@ -12,10 +12,14 @@
 //! **A mapping** ([`Session::mapped_read`]) is one access of the processor and reaches the registers as it is, the
 //! MSI-X table too.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use bitflags::bitflags;
 use thiserror::Error;
 
 use super::{Session, permissions};
+use crate::bar_memory::BarMemory;
 use crate::lock;
 use crate::pci::BarError;
 use crate::pci::config::{self, Write, pieces};
@@ -61,7 +65,7 @@ bitflags! {
 }
 
 /// The answer to GET_REGION_INFO.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegionInfo {
     /// What it can do.
     pub flags: RegionFlags,
@@ -71,6 +75,9 @@ pub struct RegionInfo {
     pub offset: u64,
     /// The capability MSIX_MAPPABLE: the region holds the MSI-X table, and can be mapped all the same.
     pub msix_mappable: bool,
+    /// The capability SPARSE_MMAP, if not empty: the parts that are memory, in bytes from the region's beginning. What
+    /// lies between them can be mapped, too, and is registers.
+    pub memory: Vec<Range<u64>>,
 }
 
 /// Why a region could not be read or written.
@@ -123,12 +130,19 @@ impl Session {
     /// [`RegionError::Absent`] for an index that is none, and for VGA. BARs and ROM that are not there have size 0.
     pub fn region_info(&self, index: u32) -> Result<RegionInfo, RegionError> {
         let read_write = RegionFlags::READ | RegionFlags::WRITE;
-        let info = |flags, size| RegionInfo { flags, size, offset: file_offset(index), msix_mappable: false };
+        let info = |flags, size| RegionInfo {
+            flags,
+            size,
+            offset: file_offset(index),
+            msix_mappable: false,
+            memory: Vec::new(),
+        };
         match index {
             0..=5 => match self.bar_size(index) {
                 0 => Ok(info(RegionFlags::empty(), 0)),
                 size => Ok(RegionInfo {
                     msix_mappable: self.function().spec().msix.is_some_and(|msix| u32::from(msix.table_bar) == index),
+                    memory: self.memory(index).map(|(range, _)| range).collect(),
                     ..info(read_write | RegionFlags::MMAP, size)
                 }),
             },
@@ -219,6 +233,20 @@ impl Session {
     pub fn mapped_enqueue(&self, file_offset: u64, command: &[u8; 64]) -> Result<Option<bool>, BarError> {
         let (bar, offset, inside) = self.mapped(file_offset, command.len())?;
         if inside < command.len() { Ok(None) } else { self.function().bar_enqueue(bar, offset, command) }
+    }
+
+    /// The memory that a byte of the device's file is, if it is memory: where in the file that is, and the memory.
+    pub fn memory_at(&self, file_offset: u64) -> Option<(Range<u64>, &Arc<BarMemory>)> {
+        let (index, offset) = locate(file_offset);
+        let start = file_offset - offset;
+        let (range, memory) = self.memory(index).find(|(range, _)| range.contains(&offset))?;
+        Some((start + range.start..start + range.end, memory))
+    }
+
+    /// The parts of a region that are memory.
+    fn memory(&self, index: u32) -> impl Iterator<Item = (Range<u64>, &Arc<BarMemory>)> {
+        let pages = self.function().memory().iter().filter(move |pages| u32::from(pages.bar) == index);
+        pages.map(|pages| (pages.offset..pages.offset + pages.memory.length(), &pages.memory))
     }
 
     fn bar_size(&self, index: u32) -> u64 {
@@ -313,7 +341,7 @@ struct Access {
 }
 
 impl Access {
-    fn range(&self) -> std::ops::Range<usize> {
+    fn range(&self) -> Range<usize> {
         self.start..self.start + self.len
     }
 }

@@ -65,14 +65,24 @@ pub(crate) fn ones(len: u16) -> u32 {
 ///
 /// Gives ranges into the caller's buffer. `offset + len` is at most [`SIZE`].
 pub(crate) fn pieces(offset: u16, len: usize) -> impl Iterator<Item = (u16, Range<usize>)> {
+    cut(offset.into(), len, &[4, 2, 1]).map(|(at, piece)| (at as u16, piece))
+}
+
+/// Cuts an access into naturally aligned pieces of 8, 4, 2 and 1 bytes, and gives ranges into the caller's buffer.
+/// `offset + len` does not wrap.
+pub(crate) fn aligned_pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>)> {
+    cut(offset, len, &[8, 4, 2, 1])
+}
+
+fn cut(offset: u64, len: usize, sizes: &[usize]) -> impl Iterator<Item = (u64, Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {
         let left = len - done;
-        let at = usize::from(offset) + done;
-        let size = [4, 2, 1].into_iter().find(|size| left >= *size && at.is_multiple_of(*size))?;
+        let at = offset + done as u64;
+        let size = *sizes.iter().find(|size| left >= **size && at.is_multiple_of(**size as u64))?;
         let piece = done..done + size;
         done += size;
-        Some((at as u16, piece))
+        Some((at, piece))
     })
 }
 

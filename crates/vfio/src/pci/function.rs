@@ -10,6 +10,7 @@
 //! that turns memory decoding off may still reach the model, as one that was on the bus already would.
 
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
@@ -19,6 +20,7 @@ use super::header::{self, Command, Status};
 use super::interrupts::{Interrupts, SavedInterrupts};
 use super::pm::{self, PowerState};
 use super::{express, msi, msix, translation};
+use crate::bar_memory::{BarMemory, BarPages};
 use crate::lock;
 use crate::model::{BusMaster, Model};
 use crate::spec::{BarKind, MsixSpec, Spec, SpecError};
@@ -31,6 +33,7 @@ pub struct Function {
     config: Mutex<ConfigSpace>,
     interrupts: Arc<Interrupts>,
     model: Arc<dyn Model>,
+    memory: Vec<BarPages>,
     bus_master: Arc<dyn BusMaster>,
 }
 
@@ -101,9 +104,11 @@ impl Function {
         bus_master: Arc<dyn BusMaster>,
     ) -> Result<Self, SpecError> {
         spec.check()?;
+        let memory = model.memory();
+        spec.check_memory(&memory)?;
         let bar_addresses = place_bars(&spec, window)?;
         let config = Mutex::new(lay_out(&spec));
-        Ok(Self { spec, bar_addresses, order: Mutex::new(()), config, interrupts, model, bus_master })
+        Ok(Self { spec, bar_addresses, order: Mutex::new(()), config, interrupts, model, memory, bus_master })
     }
 
     /// The description that the function was made from.
@@ -119,6 +124,11 @@ impl Function {
     /// The physical address at which the host placed a BAR.
     pub fn bar_address(&self, bar: u8) -> Option<u64> {
         self.spec.bar(bar).map(|_| self.bar_addresses[usize::from(bar)])
+    }
+
+    /// The pages of BARs that are memory.
+    pub fn memory(&self) -> &[BarPages] {
+        &self.memory
     }
 
     /// Whether the function's BARs answer now.
@@ -236,19 +246,26 @@ impl Function {
         // The model first: it ends its own DMA, which would count as refused if bus mastering were switched off under
         // it.
         self.model.reset();
+        self.memory.iter().for_each(|pages| pages.memory.clear());
         self.bus_master.set_bus_master(false);
         self.interrupts.reset();
     }
 
-    /// Does what firmware and host do before a program sees the function: BARs have addresses, and answer.
-    pub(crate) fn power_on(&self) {
+    /// Does what firmware and host do before a program sees the function: BARs have addresses, and answer. Their memory
+    /// is new, so that nobody who used the function before reaches it.
+    ///
+    /// # Errors
+    /// If there is no memory to be had.
+    pub(crate) fn power_on(&self) -> io::Result<()> {
         let _order = lock(&self.order);
+        self.memory.iter().try_for_each(|pages| pages.memory.renew())?;
         self.reset_in_order();
         let mut config = lock(&self.config);
         for bar in &self.spec.bars {
             header::set_bar_address(&mut config, bar, self.bar_addresses[usize::from(bar.index)]);
         }
         config.set(header::COMMAND, 2, Command::MEMORY.bits().into());
+        Ok(())
     }
 
     /// What a reset would lose.
@@ -299,12 +316,13 @@ impl Function {
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
-            let (place, len) = self.place(bar, at, data.len() - done);
+            let (place, inside, len) = self.place(bar, at, data.len() - done);
             let part = &mut data[done..done + len];
             match place {
-                Place::Table(at) => self.interrupts.read_table(at, part),
-                Place::Pending(at) => self.interrupts.read_pending(at, part),
-                Place::Model => self.model.read(bar, at, part),
+                Place::Table => self.interrupts.read_table(inside as usize, part),
+                Place::Pending => self.interrupts.read_pending(inside as usize, part),
+                Place::Memory(memory) => memory.read(inside, part),
+                Place::Model => self.model.read(bar, inside, part),
             }
             done += len;
         }
@@ -320,12 +338,13 @@ impl Function {
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
-            let (place, len) = self.place(bar, at, data.len() - done);
+            let (place, inside, len) = self.place(bar, at, data.len() - done);
             let part = &data[done..done + len];
             match place {
-                Place::Table(at) => self.interrupts.write_table(at, part),
-                Place::Pending(_) => {}
-                Place::Model => self.model.write(bar, at, part),
+                Place::Table => self.interrupts.write_table(inside as usize, part),
+                Place::Pending => {}
+                Place::Memory(memory) => memory.write(inside, part),
+                Place::Model => self.model.write(bar, inside, part),
             }
             done += len;
         }
@@ -339,7 +358,7 @@ impl Function {
     pub fn bar_enqueue(&self, bar: u8, offset: u64, command: &[u8; 64]) -> Result<Option<bool>, BarError> {
         self.check_bar(bar, offset, command.len())?;
         Ok(match self.place(bar, offset, command.len()) {
-            (Place::Model, 64) => self.model.enqueue(bar, offset, command),
+            (Place::Model, _, 64) => self.model.enqueue(bar, offset, command),
             _ => None,
         })
     }
@@ -355,32 +374,35 @@ impl Function {
         Ok(())
     }
 
-    /// What lies at `at` in a BAR, and how many of `len` bytes lie in it.
-    fn place(&self, bar: u8, at: u64, len: usize) -> (Place, usize) {
-        let mut until = u64::MAX;
-        let structures = self.spec.msix.iter().flat_map(|spec: &MsixSpec| {
-            let table =
-                (spec.table_bar, u64::from(spec.table_offset), spec.table_len(), Place::Table as fn(usize) -> Place);
-            let pending =
-                (spec.pba_bar, u64::from(spec.pba_offset), spec.pba_len(), Place::Pending as fn(usize) -> Place);
-            [table, pending]
+    /// What lies at `at` in a BAR, where in that, and how many of `len` bytes lie in it.
+    fn place(&self, bar: u8, at: u64, len: usize) -> (Place<'_>, u64, usize) {
+        let msix = self.spec.msix.iter().flat_map(|spec: &MsixSpec| {
+            [
+                (spec.table_bar, u64::from(spec.table_offset), spec.table_len(), Place::Table),
+                (spec.pba_bar, u64::from(spec.pba_offset), spec.pba_len(), Place::Pending),
+            ]
         });
-        for (_, start, size, place) in structures.filter(|structure| structure.0 == bar) {
+        let memory = self.memory.iter();
+        let memory = memory.map(|pages| (pages.bar, pages.offset, pages.memory.length(), Place::Memory(&pages.memory)));
+        let up_to = |end: u64| usize::try_from(end - at).map_or(len, |left| left.min(len));
+        let mut until = u64::MAX;
+        for (_, start, size, place) in msix.chain(memory).filter(|structure| structure.0 == bar) {
             if (start..start + size).contains(&at) {
-                return (place((at - start) as usize), len.min((start + size - at) as usize));
+                return (place, at - start, up_to(start + size));
             }
             if at < start {
                 until = until.min(start);
             }
         }
-        (Place::Model, len.min(usize::try_from(until - at).unwrap_or(usize::MAX)))
+        (Place::Model, at, up_to(until))
     }
 }
 
-/// Who has the bytes of a BAR; with the offset inside, for a structure of ours.
-enum Place {
-    Table(usize),
-    Pending(usize),
+/// Who has the bytes of a BAR.
+enum Place<'a> {
+    Table,
+    Pending,
+    Memory(&'a BarMemory),
     Model,
 }
 
@@ -439,7 +461,7 @@ mod tests {
 
     fn powered_on() -> (Arc<Function>, Arc<Recorder>) {
         let (function, recorder) = function(spec());
-        function.power_on();
+        function.power_on().unwrap();
         recorder.take();
         (function, recorder)
     }

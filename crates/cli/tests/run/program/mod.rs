@@ -1,5 +1,6 @@
 //! The programs: each is what somebody might run under `ioasid run`. A program that finds something wrong panics.
 
+mod bar_memory;
 pub mod circle;
 mod handlers;
 mod identity;
@@ -52,6 +53,8 @@ pub fn run(name: &str, arguments: &[String]) {
         "after-exec" => life::after_exec(argument),
         "daemon" => life::daemon(),
         "registers" => registers::exact(),
+        "bar-memory" => bar_memory::used(true),
+        "bar-memory-traced" => bar_memory::used(false),
         "wide-accesses" => registers::wide(),
         "requests" => requests::malformed(),
         "many-areas" => many_areas(),

@@ -248,7 +248,7 @@ impl Caller for Calling<'_> {
         let access = if writable { Access::all() } else { Access::READ };
         Ok(Pages::new(address, length, writable, move |offset, length| {
             // Registers are reached through the device that has them, not through a mapping of theirs (Linux: EFAULT).
-            process.import(address + offset, length, access, |vma| !server.is_device_file(vma.dev))
+            process.import(address + offset, length, access, |vma| !server.is_mapped_device(vma.dev, vma.inode))
         }))
     }
 

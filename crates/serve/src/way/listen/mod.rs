@@ -58,7 +58,7 @@ enum Answer {
 /// Answers system calls until no process is under the filter any more.
 ///
 /// A call may wait, for memory of a program or for a device, and does not keep others from being answered (see
-/// [`turns`]).
+/// `turns`).
 #[derive(Clone)]
 pub struct Listener {
     server: Arc<Server>,
@@ -211,7 +211,9 @@ impl Listener {
             caller.still_there().map(|()| process)
         };
         Answer::Done(match number {
-            trap::ASK => caller.with_memory(|memory| trap::answer(&self.server, &self.rings, memory, argument)),
+            trap::ASK => caller.with_memory(|memory| {
+                trap::answer(&self.server, &self.rings, memory, argument, |file| caller.give(file))
+            }),
             trap::RING => process().and_then(|process| caller.give(self.rings.add(&process)?).map(i64::from)),
             trap::WAIT => process().map(|process| {
                 self.rings.wait(&process, argument);

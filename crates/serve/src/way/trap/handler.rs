@@ -21,7 +21,7 @@
 
 use super::frame::WORDS;
 use super::inject::Thread;
-use super::ring;
+use super::{MAP, ring};
 use rustix::io::Errno;
 
 use crate::program::memory::ThreadMemory;
@@ -147,7 +147,7 @@ ioasid_handler_start:
     mov     dword ptr [r8], 0
     jmp     69f
     // What is asked: signal, information, context, bases of FS and GS.
-40: sub     rsp, 40
+40: sub     rsp, 72
     mov     [rsp], rbx
     mov     [rsp + 8], r12
     mov     [rsp + 16], r13
@@ -166,7 +166,9 @@ ioasid_handler_start:
     syscall
     cmp     rax, -4
     je      60b
-    add     rsp, 40
+    cmp     rax, {map}
+    jge     45f
+    add     rsp, 72
     test    rax, rax
     jz      50f
     // It was no register access: the answer is which signal it was. A negative one says that the runner is gone.
@@ -253,6 +255,25 @@ ioasid_handler_start:
     mov     eax, 234
     syscall
     jmp     69f
+    // It is memory: to be mapped in place of registers. The instruction comes again.
+45: lea     r8d, [rax - {map}]
+    mov     eax, 9
+    mov     rdi, [rsp + 40]
+    mov     rsi, [rsp + 48]
+    mov     rdx, [rsp + 56]
+    mov     r10d, 0x11
+    mov     r9, [rsp + 64]
+    syscall
+    mov     [rsp + 40], rax
+    mov     eax, 3
+    mov     edi, r8d
+    syscall
+    // If that cannot be had, each access is performed.
+    mov     dword ptr [rsp + 4], 1
+    cmp     qword ptr [rsp + 40], 0
+    jl      60b
+    add     rsp, 72
+    jmp     69f
     // It was performed. If this is the first time, there is a ring to be made.
 50: xor     eax, eax
     mov     ecx, 2
@@ -315,6 +336,7 @@ ioasid_handler_end:
     ask = const ASK,
     actions = const ACTIONS,
     pass = const PASS,
+    map = const MAP,
     has_ring = const HAS_RING,
     ring = const RING_AT,
     make_ring = const RING,

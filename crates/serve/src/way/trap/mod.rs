@@ -38,12 +38,14 @@ mod tracer;
 mod vectors;
 
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 
 use ioasid_mmio::{Submission, XstateLayout, step};
 use rustix::io::Errno;
 
 use crate::program::memory::ThreadMemory;
 use crate::program::processes::Purpose;
+use crate::request::file::MappedMemory;
 use crate::server::Server;
 use frame::Frame;
 pub(crate) use handler::{ASK, Action, PASS, RING, SIGNALS, WAIT, action, base_in, set_action};
@@ -52,12 +54,18 @@ pub(crate) use poller::Rings;
 pub use tracer::{Stopped, TraceHandle, Tracer};
 use vectors::LazyVectors;
 
+/// Bytes of a [`Question`] in the thread's memory.
+const QUESTION: usize = 40;
+
 /// In a siginfo: the kernel, for no reason that it names (`include/uapi/asm-generic/siginfo.h`).
 const SI_KERNEL: i32 = 0x80;
 
-/// What the handler asks: the signal, and the addresses and bases that it was called with.
+/// What the handler asks: the signal, and the addresses and bases that it was called with. Behind it is room for a
+/// [`Place`].
 struct Question {
     signal: i32,
+    /// Memory could not be mapped: each access has to be performed.
+    cannot_map: bool,
     info: u64,
     context: u64,
     fs_base: u64,
@@ -66,10 +74,10 @@ struct Question {
 
 impl Question {
     fn read(thread: ThreadMemory<'_>, address: u64) -> Result<Self, Errno> {
-        let mut bytes = [0; 40];
+        let mut bytes = [0; QUESTION];
         thread.read(address, &mut bytes)?;
         let [signal, info, context, fs_base, gs_base]: [u64; 5] = zerocopy::transmute!(bytes);
-        Ok(Self { signal: signal as i32, info, context, fs_base, gs_base })
+        Ok(Self { signal: signal as i32, cannot_map: signal >> 32 != 0, info, context, fs_base, gs_base })
     }
 
     /// The reason of the signal, and the address that it is about.
@@ -81,12 +89,27 @@ impl Question {
     }
 }
 
+/// An answer from this on says that memory is to be mapped: it is the descriptor behind this.
+pub(crate) const MAP: i64 = 0x1_0000;
+
+/// Where memory is to be mapped: address, length, protection, offset in the file.
+type Place = [u64; 4];
+
 /// Answers the handler of a thread: 0 if the instruction was performed, or SIGTRAP if it was, and a debugger waits for
-/// it; otherwise the signal to be taken for the program's own affair.
+/// it; [`MAP`] and a descriptor if memory is to be mapped, and the instruction comes again; otherwise the signal to be
+/// taken for the program's own affair.
+///
+/// `give` gives the thread a descriptor.
 ///
 /// # Errors
 /// `EFAULT` if what it asks is not there; `ESRCH` if the thread has gone.
-pub(crate) fn answer(server: &Server, rings: &Rings, thread: ThreadMemory<'_>, address: u64) -> Result<i64, Errno> {
+pub(crate) fn answer(
+    server: &Server,
+    rings: &Rings,
+    thread: ThreadMemory<'_>,
+    address: u64,
+    give: impl FnOnce(OwnedFd) -> Result<i32, Errno>,
+) -> Result<i64, Errno> {
     let question = Question::read(thread, address)?;
     let (code, about) = question.reason(thread)?;
     let process = server.process(thread.tid(), Purpose::Mapping).map_err(|_| Errno::SRCH)?;
@@ -98,7 +121,21 @@ pub(crate) fn answer(server: &Server, rings: &Rings, thread: ThreadMemory<'_>, a
     let (instruction, is_covered) = fetch_instruction(thread, general.rip, &mut bytes);
     let own = i64::from(question.signal);
     let submits = match question.signal {
-        libc::SIGBUS if code == libc::BUS_ADRERR && memory.register(about, 1).is_some() => false,
+        libc::SIGBUS
+            if code == libc::BUS_ADRERR
+                && let Some((file, offset)) = memory.register(about, 1) =>
+        {
+            if !question.cannot_map
+                && let Some(found) = file.memory(offset)
+                && let Some((place, file)) = place_of(&memory, about, found)
+                && let Ok(descriptor) = give(file)
+            {
+                let place: [u8; size_of::<Place>()] = zerocopy::transmute!(place);
+                thread.write(address + QUESTION as u64, &place)?;
+                return Ok(MAP + i64::from(descriptor));
+            }
+            false
+        }
         signal if code > 0 && is_submission(signal, instruction) => true,
         _ => return Ok(own),
     };
@@ -122,6 +159,18 @@ pub(crate) fn answer(server: &Server, rings: &Rings, thread: ThreadMemory<'_>, a
             Ok(own)
         }
     }
+}
+
+/// Where in a thread's memory the memory is to be mapped that it stands at; and the file.
+fn place_of(memory: &ProgramMemory<'_>, about: u64, found: MappedMemory) -> Option<(Place, OwnedFd)> {
+    let vma = memory.mappings.at(about).ok()??;
+    let start = found.place.start.max(vma.offset);
+    let end = found.place.end.min(vma.offset + (vma.end - vma.start));
+    let protection = [(vma.readable, libc::PROT_READ), (vma.writable, libc::PROT_WRITE)];
+    let protection = protection.into_iter().filter(|(has, _)| *has).fold(0, |all, (_, bit)| all | bit);
+    let place =
+        [vma.start + (start - vma.offset), end.checked_sub(start)?, protection as u64, start - found.place.start];
+    memory.thread.stands().then_some((place, found.file))
 }
 
 /// Whether an instruction hands work to a device, and this signal says that the processor has no such instruction

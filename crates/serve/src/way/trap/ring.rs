@@ -241,6 +241,10 @@ impl RegisterMemory<'_> {
             return Err(AccessFault);
         }
         let (file, offset) = register_in(self.process.vmas(), self.server, address, length).ok_or(AccessFault)?;
+        // What is memory shall be mapped, so that no access comes here.
+        if file.is_memory(offset) {
+            return Err(AccessFault);
+        }
         access(&*file, offset).map_err(|_| AccessFault)
     }
 }

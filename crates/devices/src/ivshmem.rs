@@ -1,0 +1,78 @@
+//! Inter-VM shared memory, as QEMU's `ivshmem-plain`: 1af4:1110, a BAR of memory and nothing that happens.
+//!
+//! ```text
+//!   BAR 0   256 bytes of registers: no interrupts, so all of them read as zero and ignore what is written
+//!   BAR 2   the memory, which other devices may have, too
+//! ```
+//! The memory stays as it is when the device is reset or opened by another program: it is not the device's alone.
+//!
+//! Source: QEMU, `docs/specs/ivshmem-spec.rst`.
+
+use std::io;
+use std::sync::Arc;
+
+use ioasid_vfio::{BarKind, BarMemory, BarPages, BarSpec, Model, PcieKind, Spec, TranslationSpec};
+
+/// Bytes of registers.
+const REGISTERS: u64 = 256;
+/// The BAR that is memory.
+const MEMORY_BAR: u8 = 2;
+
+/// Memory that devices share.
+///
+/// # Errors
+/// As [`BarMemory::lasting`].
+pub fn memory(length: u64) -> io::Result<Arc<BarMemory>> {
+    BarMemory::lasting(length)
+}
+
+/// What the function looks like on the bus, with this much memory: a power of two.
+#[must_use]
+pub fn spec(length: u64) -> Spec {
+    Spec {
+        vendor: 0x1af4,
+        device: 0x1110,
+        subsystem_vendor: 0x1af4,
+        subsystem_device: 0x1100,
+        class: 0x05_0000,
+        revision: 1,
+        bars: vec![
+            BarSpec { index: 0, size: REGISTERS, kind: BarKind::Memory32, prefetchable: false },
+            BarSpec { index: MEMORY_BAR, size: length, kind: BarKind::Memory64, prefetchable: true },
+        ],
+        msix: None,
+        msi_vectors: 0,
+        interrupt_pin: 0,
+        pcie: PcieKind::RootComplexIntegrated,
+        no_soft_reset: true,
+        translation: TranslationSpec::default(),
+    }
+}
+
+/// A device.
+#[derive(Debug)]
+pub struct Ivshmem {
+    memory: Arc<BarMemory>,
+}
+
+impl Ivshmem {
+    /// A device with this memory.
+    #[must_use]
+    pub fn new(memory: Arc<BarMemory>) -> Arc<Self> {
+        Arc::new(Self { memory })
+    }
+}
+
+impl Model for Ivshmem {
+    fn read(&self, _bar: u8, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, _bar: u8, _offset: u64, _data: &[u8]) {}
+
+    fn memory(&self) -> Vec<BarPages> {
+        vec![BarPages { bar: MEMORY_BAR, offset: 0, memory: self.memory.clone() }]
+    }
+
+    fn reset(&self) {}
+}
