@@ -58,7 +58,7 @@ mod xstate;
 pub use registers::{Registers, flags};
 pub use xstate::{Xstate, XstateLayout};
 
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 /// The vector, mask and MMX registers of the stopped thread.
 ///
@@ -186,28 +186,6 @@ impl Submission {
     }
 }
 
-/// Whether the instruction that begins at `code[0]` accesses memory exactly once, through an operand that neither FS nor
-/// GS takes part in, and names no registers but the general ones: it fails before it has done anything, or not at all.
-#[must_use]
-pub fn is_register_access(code: &[u8]) -> bool {
-    use iced_x86::{Mnemonic as M, OpKind, Register};
-
-    let instruction = Decoder::new(64, code, DecoderOptions::AMD).decode();
-    let once = match instruction.mnemonic() {
-        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Movbe | M::Movnti | M::Movdiri | M::Cmp | M::Test => true,
-        // With memory first, these read it and write it.
-        M::Add | M::Sub | M::And | M::Or | M::Xor => instruction.op0_kind() == OpKind::Register,
-        _ => false,
-    };
-    let is_plain = |operand: u32| match instruction.op_kind(operand) {
-        OpKind::Register => instruction.op_register(operand).is_gpr(),
-        OpKind::Memory => !matches!(instruction.memory_segment(), Register::FS | Register::GS),
-        _ => true,
-    };
-    let operands = || 0..instruction.op_count();
-    once && operands().all(is_plain) && operands().any(|operand| instruction.op_kind(operand) == OpKind::Memory)
-}
-
 /// Performs the instruction that begins at `code[0]` and at `regs.rip`.
 ///
 /// `code` holds the bytes at RIP, as many as can be read up to 15, the longest instruction; more are ignored.
@@ -258,14 +236,86 @@ pub fn step(
     memory: &mut dyn Memory,
     code: &[u8],
 ) -> Result<(), Error> {
+    perform(regs, vectors, memory, decode(regs.rip, code)?)
+}
+
+/// Performs the instruction as [`step`] does, if it accesses memory exactly once, through an operand that neither FS nor
+/// GS takes part in, and names no registers but the general ones. So it has failed before it has done anything, or it
+/// has been performed.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] if it is another instruction; and as [`step`].
+pub fn step_register_access(regs: &mut Registers, memory: &mut dyn Memory, code: &[u8]) -> Result<(), Error> {
+    let instruction = decode(regs.rip, code)?;
+    if !is_register_access(&instruction) {
+        return Err(Error::Unsupported { mnemonic: format!("{:?}", instruction.mnemonic()).to_lowercase() });
+    }
+    perform(regs, &mut NoVectors, memory, instruction)
+}
+
+fn is_register_access(instruction: &Instruction) -> bool {
+    use iced_x86::{Mnemonic as M, OpKind, Register};
+
+    let once = match instruction.mnemonic() {
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Movbe | M::Movnti | M::Movdiri | M::Cmp | M::Test => true,
+        // With memory first, these read it and write it.
+        M::Add | M::Sub | M::And | M::Or | M::Xor => instruction.op0_kind() == OpKind::Register,
+        _ => false,
+    };
+    let is_plain = |operand: u32| match instruction.op_kind(operand) {
+        OpKind::Register => instruction.op_register(operand).is_gpr(),
+        OpKind::Memory => !matches!(instruction.memory_segment(), Register::FS | Register::GS),
+        _ => true,
+    };
+    let operands = || 0..instruction.op_count();
+    once && operands().all(is_plain) && operands().any(|operand| instruction.op_kind(operand) == OpKind::Memory)
+}
+
+fn decode(rip: u64, code: &[u8]) -> Result<Instruction, Error> {
     // A near branch with prefix 66 has 16 bits on AMD's processors and 64 on Intel's. The option tells it from one
     // without, so that it can be refused.
-    let instruction = Decoder::with_ip(64, code, regs.rip, DecoderOptions::AMD).decode();
-    if instruction.is_invalid() {
-        return Err(Error::Undecodable);
-    }
+    let instruction = Decoder::with_ip(64, code, rip, DecoderOptions::AMD).decode();
+    if instruction.is_invalid() { Err(Error::Undecodable) } else { Ok(instruction) }
+}
+
+fn perform(
+    regs: &mut Registers,
+    vectors: &mut dyn Vectors,
+    memory: &mut dyn Memory,
+    instruction: Instruction,
+) -> Result<(), Error> {
     let mut machine = machine::Machine::new(*regs, vectors, memory, instruction);
     dispatch::perform(&mut machine)?;
     *regs = machine.into_registers();
     Ok(())
+}
+
+/// No vector registers, for instructions that name none.
+struct NoVectors;
+
+impl Vectors for NoVectors {
+    fn load(&mut self, _index: usize) -> Option<[u8; 64]> {
+        None
+    }
+
+    fn store(&mut self, _index: usize, _value: &[u8; 64]) -> bool {
+        false
+    }
+
+    fn mask(&mut self, _index: usize) -> Option<u64> {
+        None
+    }
+
+    fn set_mask(&mut self, _index: usize, _value: u64) -> bool {
+        false
+    }
+
+    fn mmx(&mut self, _index: usize) -> Option<u64> {
+        None
+    }
+
+    fn set_mmx(&mut self, _index: usize, _value: u64) -> bool {
+        false
+    }
 }

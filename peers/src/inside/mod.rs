@@ -38,11 +38,20 @@ pub enum Task {
     Requests,
     /// Many areas, mapped and unmapped.
     Areas,
-    /// A load from a register.
+    /// Loads from a register, and reads of one behind a socket.
     Register,
+    /// The same, once in 10 ms.
+    RegisterOnce,
+    /// Stores to a BAR that is memory, and to memory.
+    Doorbell,
 }
 
 impl Task {
+    /// The device that it drives.
+    pub fn device(self) -> &'static str {
+        if self == Self::Doorbell { "ivshmem" } else { "ioat" }
+    }
+
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -52,6 +61,8 @@ impl Task {
             Self::Requests => "requests",
             Self::Areas => "areas",
             Self::Register => "register",
+            Self::RegisterOnce => "register-once",
+            Self::Doorbell => "doorbell",
         }
     }
 }
@@ -67,7 +78,9 @@ pub fn perform(task: Task) -> Result<()> {
         Task::Ioctl => serde_json::to_string(&round_trip::ioctl()?),
         Task::Requests => serde_json::to_string(&requests::measure()?),
         Task::Areas => serde_json::to_string(&areas::measure()?),
-        Task::Register => serde_json::to_string(&round_trip::register()?),
+        Task::Register => serde_json::to_string(&round_trip::register_polled()?),
+        Task::RegisterOnce => serde_json::to_string(&round_trip::register_once()?),
+        Task::Doorbell => serde_json::to_string(&round_trip::doorbell()?),
     }?;
     println!("{samples}");
     Ok(())

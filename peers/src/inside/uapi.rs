@@ -87,5 +87,7 @@ pub const MAP_READ_WRITE: u32 = 1 << 1 | 1 << 2;
 pub const MAP_FIXED: u32 = 1 << 0;
 /// `VFIO_PCI_BAR0_REGION_INDEX`
 pub const BAR0: u32 = 0;
+/// `VFIO_PCI_BAR2_REGION_INDEX`
+pub const BAR2: u32 = 2;
 /// `VFIO_PCI_CONFIG_REGION_INDEX`
 pub const CONFIG: u32 = 7;

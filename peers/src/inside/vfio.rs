@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use anyhow::{Context, Result};
 
 use super::iommufd::{Ioas, Iommufd};
-use super::uapi::{AttachIommufdPt, BAR0, BindIommufd, CONFIG, RegionInfo, call};
+use super::uapi::{AttachIommufdPt, BAR0, BAR2, BindIommufd, CONFIG, RegionInfo, call};
 use crate::memory::Shared;
 
 /// The first device of the runner, and its only one here.
@@ -53,9 +53,21 @@ impl Device {
     /// # Errors
     /// Of the request and of `mmap`.
     pub fn registers(&self) -> Result<Bar> {
-        let region = self.region(BAR0)?;
+        Ok(Bar(self.map(BAR0)?))
+    }
+
+    /// Maps BAR 2.
+    ///
+    /// # Errors
+    /// Of the request and of `mmap`.
+    pub fn memory(&self) -> Result<Shared> {
+        self.map(BAR2)
+    }
+
+    fn map(&self, index: u32) -> Result<Shared> {
+        let region = self.region(index)?;
         let mapping = Shared::of_file(&self.0, region.offset as usize, region.size_of_region as usize);
-        Ok(Bar(mapping.context("cannot map BAR 0")?))
+        mapping.with_context(|| format!("cannot map BAR {index}"))
     }
 
     fn region(&self, index: u32) -> Result<RegionInfo> {

@@ -11,7 +11,7 @@ mod ioctl_round_trip;
 mod map_call;
 mod map_run;
 mod nested_hit;
-mod register_read;
+mod register;
 mod run_start;
 mod runner;
 mod terabyte;
@@ -45,7 +45,9 @@ pub const BENCHMARKS: &[Benchmark] = &[
     copy_shared::WARM,
     copy_shared::COLD,
     ioctl_round_trip::BENCHMARK,
-    register_read::BENCHMARK,
+    register::POLLED,
+    register::ONCE,
+    register::DOORBELL,
     translate_hit::PAGES_1K,
     translate_hit::PAGES_64K,
     translate_hit::PAGES_1M,

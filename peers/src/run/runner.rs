@@ -39,8 +39,12 @@ impl Runner {
 
     /// `ioasid run` with an I/OAT engine and without a report, about to run `program`.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        self.command_with("ioat", program)
+    }
+
+    fn command_with(&self, device: &str, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(&self.ioasid);
-        command.args(["run", "--quiet", "--device", "ioat", "--"]).arg(program).stdin(Stdio::null());
+        command.args(["run", "--quiet", "--device", device, "--"]).arg(program).stdin(Stdio::null());
         command
     }
 
@@ -59,7 +63,7 @@ impl Runner {
     /// # Errors
     /// If it fails, or prints something else.
     pub fn answer<T: DeserializeOwned>(&self, task: Task) -> Result<T> {
-        let mut command = self.command(&self.peers);
+        let mut command = self.command_with(task.device(), &self.peers);
         let output = command.args(["inside", task.name()]).stderr(Stdio::inherit()).output();
         let output = output.with_context(|| format!("cannot run {}", self.ioasid.display()))?;
         ensure!(output.status.success(), "{command:?}: {}", output.status);

@@ -50,7 +50,9 @@ const ACTION_BYTES: u64 = size_of::<Action>() as u64;
 /// Whether there is a ring: 0 says that it was not tried yet, 2 that it could not be had.
 const HAS_RING: u64 = 2 * PAGE;
 const RING_AT: u64 = 3 * PAGE;
-/// How often the handler looks for an answer before it does something else: some 20 µs.
+/// How often the handler looks for an answer without a pause, which is 1 µs or less.
+const LOOKS: u32 = 1000;
+/// How often it looks again, with a pause each time, before it does something else: some 20 µs.
 const SPINS: u32 = 500;
 
 const SA_RESTORER: u64 = 0x0400_0000;
@@ -78,10 +80,12 @@ ioasid_handler_start:
     jne     40f
     cmp     dword ptr [r14 + {ring}], 0
     je      40f
-    // A slot that is free.
+    // A slot that nobody has, and where its state is.
     lea     r8, [r14 + {ring}]
+    lea     r10, [r14 + {ring} + {states} - 4]
     mov     r9d, {slots}
 22: add     r8, {slot}
+    add     r10, 4
     xor     eax, eax
     mov     ecx, 1
     lock cmpxchg [r8], ecx
@@ -106,11 +110,16 @@ ioasid_handler_start:
     mov     [r8 + 4], ecx
     lea     rdi, [r8 + {instruction}]
     rep movsb
-    mov     eax, {asked}
-    xchg    [r8], eax
+    mov     dword ptr [r10], {asked}
+    // Most answers come while a pause would last a few times.
+    mov     ecx, {looks}
+29: cmp     dword ptr [r10], {answered}
+    je      26f
+    dec     ecx
+    jnz     29b
     mov     ecx, {spins}
 24: pause
-    cmp     dword ptr [r8], {answered}
+    cmp     dword ptr [r10], {answered}
     je      26f
     dec     ecx
     jnz     24b
@@ -118,10 +127,10 @@ ioasid_handler_start:
     mov     dword ptr [r14 + {ring}], 0
     mov     eax, {asked}
     xor     ecx, ecx
-    lock cmpxchg [r8], ecx
-    je      40f
+    lock cmpxchg [r10], ecx
+    je      28f
     // It is under way, or done.
-25: cmp     dword ptr [r8], {answered}
+25: cmp     dword ptr [r10], {answered}
     je      26f
     mov     eax, 16
     mov     edi, -1
@@ -136,16 +145,16 @@ ioasid_handler_start:
     // The runner is gone.
     jmp     40f
 26: mov     eax, [r8 + 4]
+    mov     dword ptr [r10], 0
     test    eax, eax
-    jz      27f
-    mov     dword ptr [r8], 0
-    jmp     40f
-27: lea     rsi, [r8 + {registers}]
+    jnz     28f
+    lea     rsi, [r8 + {registers}]
     lea     rdi, [r13 + 40]
     mov     ecx, {words}
     rep movsq
     mov     dword ptr [r8], 0
     jmp     69f
+28: mov     dword ptr [r8], 0
     // What is asked: signal, information, context, bases of FS and GS.
 40: sub     rsp, 72
     mov     [rsp], rbx
@@ -341,9 +350,11 @@ ioasid_handler_end:
     ring = const RING_AT,
     make_ring = const RING,
     wait = const WAIT,
+    looks = const LOOKS,
     spins = const SPINS,
     slots = const ring::SLOTS,
     slot = const ring::SLOT,
+    states = const ring::STATES_AT,
     address = const ring::ADDRESS_AT,
     registers = const ring::REGISTERS_AT,
     instruction = const ring::INSTRUCTION_AT,

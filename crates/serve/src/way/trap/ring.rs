@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   0x000   whether somebody looks
-//!   0x100   slot: state, length of the instruction or result, address, 18 registers, instruction
+//!   0x040   the states of 15 slots, in one cache line, which is all that is looked at
+//!   0x100   slot: whether it is claimed, length of the instruction or result, address, 18 registers, instruction
 //!   …       15 slots of 0x100 bytes
 //! ```
 //! ```text
@@ -21,7 +22,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ioasid::memory::Process;
-use ioasid_mmio::{AccessFault, Memory, Vectors, is_register_access, step};
+use ioasid_mmio::{AccessFault, Memory, step_register_access};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -37,10 +38,10 @@ pub(super) const SLOTS: usize = 15;
 /// Bytes of a slot, and of what is before the first.
 pub(super) const SLOT: usize = 0x100;
 
-/// States of a slot; the handler also has one of its own, for a slot that it fills.
-pub(super) const ASKED: u32 = 2;
-const TAKEN: u32 = 3;
-pub(super) const ANSWERED: u32 = 4;
+/// States of a slot, beside 0.
+pub(super) const ASKED: u32 = 1;
+const TAKEN: u32 = 2;
+pub(super) const ANSWERED: u32 = 3;
 
 /// Results: the instruction was performed, or has to be asked for in the other way.
 const DONE: u32 = 0;
@@ -50,13 +51,16 @@ const ASK_OTHERWISE: u32 = 1;
 #[repr(C)]
 struct Shared {
     looks: AtomicU32,
-    unused: [u32; SLOT / 4 - 1],
+    unused: [u32; 15],
+    states: [AtomicU32; SLOTS],
+    also_unused: [u32; (SLOT - 64) / 4 - SLOTS],
     slots: [Slot; SLOTS],
 }
 
 #[repr(C)]
 struct Slot {
-    state: AtomicU32,
+    /// By a thread of the program. Nobody looks here.
+    claimed: AtomicU32,
     /// Bytes of the instruction that could be read; then the result.
     detail: AtomicU32,
     address: AtomicU64,
@@ -66,7 +70,8 @@ struct Slot {
 }
 
 const _: () = assert!(size_of::<Shared>() == LENGTH && size_of::<Slot>() == SLOT);
-/// Where the handler finds the parts of a slot.
+/// Where the handler finds the states, and the parts of a slot.
+pub(super) const STATES_AT: usize = std::mem::offset_of!(Shared, states);
 pub(super) const ADDRESS_AT: usize = std::mem::offset_of!(Slot, address);
 pub(super) const REGISTERS_AT: usize = std::mem::offset_of!(Slot, registers);
 pub(super) const INSTRUCTION_AT: usize = std::mem::offset_of!(Slot, instruction);
@@ -99,9 +104,17 @@ impl Drop for Mapped {
 pub(super) struct Ring {
     memory: Mapped,
     process: Arc<Process>,
-    /// The slots of which accesses are under way, whatever the shared memory says: a bit for each.
-    taken: Mutex<u32>,
+    taken: Mutex<UnderWay>,
     answered: Condvar,
+}
+
+/// Accesses that are under way, whatever the shared memory says.
+#[derive(Default)]
+struct UnderWay {
+    /// A bit for each slot.
+    slots: u32,
+    /// Threads that wait for one.
+    waiting: u32,
 }
 
 /// A slot whose access is under way. Whatever happens to that, it is answered.
@@ -121,7 +134,7 @@ impl Ring {
         ftruncate(&file, LENGTH as u64)?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let memory = map(&file)?;
-        Ok((Self { memory, process, taken: Mutex::new(0), answered: Condvar::new() }, file))
+        Ok((Self { memory, process, taken: Mutex::default(), answered: Condvar::new() }, file))
     }
 
     /// Whose it is.
@@ -153,23 +166,26 @@ impl Ring {
     /// Waits until the access of a slot is not under way.
     pub(super) fn wait(&self, number: u64) {
         let bit = u32::try_from(number).ok().and_then(|number| 1u32.checked_shl(number)).unwrap_or(0);
-        let is_taken = |taken: &mut u32| *taken & bit != 0;
-        let _taken = self.answered.wait_while(self.taken(), is_taken).unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.taken();
+        taken.waiting += 1;
+        let is_taken = |taken: &mut UnderWay| taken.slots & bit != 0;
+        let mut taken = self.answered.wait_while(taken, is_taken).unwrap_or_else(PoisonError::into_inner);
+        taken.waiting -= 1;
     }
 
-    fn taken(&self) -> MutexGuard<'_, u32> {
+    fn taken(&self) -> MutexGuard<'_, UnderWay> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a slot in which something is asked for.
     fn take(&self, number: usize) -> Option<Taken<'_>> {
-        let state = &self.memory.slots[number].state;
+        let state = &self.memory.states[number];
         if state.load(Ordering::Relaxed) != ASKED {
             return None;
         }
         // Before the handler can see it taken and ask to wait for it.
         let taken = Taken { ring: self, number, result: ASK_OTHERWISE };
-        *self.taken() |= 1 << number;
+        self.taken().slots |= 1 << number;
         if state.compare_exchange(ASKED, TAKEN, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             // The handler has withdrawn it: there is nobody to be answered.
             taken.forget();
@@ -185,23 +201,23 @@ impl Ring {
         let code: [u8; 16] = zerocopy::transmute!(slot.instruction.each_ref().map(|word| word.load(Ordering::Relaxed)));
         let length = slot.detail.load(Ordering::Relaxed) as usize;
         let code = &code[..length.min(LONGEST_INSTRUCTION)];
-        if !is_register_access(code) {
-            return false;
-        }
         let mut registers = registers_of(&words, 0, 0);
         let mut memory = RegisterMemory { server, process: &self.process, about };
-        if step(&mut registers, &mut NoVectors, &mut memory, code).is_err() {
+        if step_register_access(&mut registers, &mut memory, code).is_err() {
             return false;
         }
         words_of(&registers, &mut words);
-        slot.registers.iter().zip(words).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
+        // What is not written stays where it is, in the cache of the program's processor.
+        let before = slot.registers.each_ref().map(|word| word.load(Ordering::Relaxed));
+        let changed = slot.registers.iter().zip(words).zip(before).filter(|((_, value), before)| value != before);
+        changed.for_each(|((word, value), _)| word.store(value, Ordering::Relaxed));
         true
     }
 }
 
 impl Taken<'_> {
     fn forget(self) {
-        *self.ring.taken() &= !(1 << self.number);
+        self.ring.taken().slots &= !(1 << self.number);
         std::mem::forget(self);
     }
 }
@@ -210,9 +226,13 @@ impl Drop for Taken<'_> {
     fn drop(&mut self) {
         let slot = &self.ring.memory.slots[self.number];
         slot.detail.store(self.result, Ordering::Relaxed);
-        slot.state.store(ANSWERED, Ordering::Release);
-        *self.ring.taken() &= !(1 << self.number);
-        self.ring.answered.notify_all();
+        self.ring.memory.states[self.number].store(ANSWERED, Ordering::Release);
+        let mut taken = self.ring.taken();
+        taken.slots &= !(1 << self.number);
+        // To wake nobody is a system call, too.
+        if taken.waiting > 0 {
+            self.ring.answered.notify_all();
+        }
     }
 }
 
@@ -256,35 +276,6 @@ impl Memory for RegisterMemory<'_> {
 
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), AccessFault> {
         self.access(address, bytes.len(), |file, offset| file.store(offset, bytes))
-    }
-}
-
-/// No vector registers: no instruction that is performed here names one.
-struct NoVectors;
-
-impl Vectors for NoVectors {
-    fn load(&mut self, _index: usize) -> Option<[u8; 64]> {
-        None
-    }
-
-    fn store(&mut self, _index: usize, _value: &[u8; 64]) -> bool {
-        false
-    }
-
-    fn mask(&mut self, _index: usize) -> Option<u64> {
-        None
-    }
-
-    fn set_mask(&mut self, _index: usize, _value: u64) -> bool {
-        false
-    }
-
-    fn mmx(&mut self, _index: usize) -> Option<u64> {
-        None
-    }
-
-    fn set_mmx(&mut self, _index: usize, _value: u64) -> bool {
-        false
     }
 }
 

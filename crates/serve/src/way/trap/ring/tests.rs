@@ -81,8 +81,8 @@ impl Setup {
     }
 
     /// Asks, as the handler does, for the instruction at a slot, which is about a register.
-    fn ask(&self, slot: usize, about: u64, code: &[u8]) {
-        let slot = &self.program.slots[slot];
+    fn ask(&self, number: usize, about: u64, code: &[u8]) {
+        let slot = &self.program.slots[number];
         slot.address.store(about, Ordering::Relaxed);
         slot.registers[RBX].store(about, Ordering::Relaxed);
         slot.registers[RCX].store(0x1234_5678, Ordering::Relaxed);
@@ -92,14 +92,13 @@ impl Setup {
         let words: [u64; 2] = zerocopy::transmute!(bytes);
         slot.instruction.iter().zip(words).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
         slot.detail.store(code.len() as u32, Ordering::Relaxed);
-        slot.state.store(ASKED, Ordering::SeqCst);
+        self.program.states[number].store(ASKED, Ordering::SeqCst);
     }
 
     /// The result in a slot, which is free then.
     fn result(&self, slot: usize) -> u32 {
-        let slot = &self.program.slots[slot];
-        assert_eq!(slot.state.swap(0, Ordering::SeqCst), ANSWERED);
-        slot.detail.load(Ordering::Relaxed)
+        assert_eq!(self.program.states[slot].swap(0, Ordering::SeqCst), ANSWERED);
+        self.program.slots[slot].detail.load(Ordering::Relaxed)
     }
 
     fn accesses(&self) -> usize {
@@ -161,7 +160,7 @@ fn who_waits_for_an_access_goes_on_when_it_is_done() {
     setup.ask(0, setup.address(), LOAD);
     std::thread::scope(|scope| {
         scope.spawn(|| setup.ring.answer(&setup.server));
-        while setup.program.slots[0].state.load(Ordering::Acquire) != TAKEN {
+        while setup.program.states[0].load(Ordering::Acquire) != TAKEN {
             std::hint::spin_loop();
         }
         let waits = scope.spawn(|| {
@@ -172,7 +171,7 @@ fn who_waits_for_an_access_goes_on_when_it_is_done() {
         setup.ring.wait(1);
         assert!(!waits.is_finished());
         // Whatever the program writes there, it waits.
-        setup.program.slots[0].state.store(0, Ordering::SeqCst);
+        setup.program.states[0].store(0, Ordering::SeqCst);
         if let Some(barrier) = &setup.device.slow {
             barrier.wait();
         }
@@ -189,14 +188,15 @@ fn a_program_may_write_anything_at_any_time() {
             let mut random = 0x9e37_79b9_7f4a_7c15u64;
             while !ends.load(Ordering::Relaxed) {
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let slot = &setup.program.slots[(random >> 32) as usize % SLOTS];
+                let number = (random >> 32) as usize % SLOTS;
+                let slot = &setup.program.slots[number];
                 let value = random >> 24;
                 match random % 5 {
                     0 => slot.registers[value as usize % WORDS].store(value, Ordering::Relaxed),
                     1 => slot.instruction[value as usize % 2].store(value, Ordering::Relaxed),
                     2 => slot.detail.store(value as u32, Ordering::Relaxed),
                     3 => slot.address.store(setup.address() + value % 0x2000, Ordering::Relaxed),
-                    _ => slot.state.store(value as u32 % 6, Ordering::Relaxed),
+                    _ => setup.program.states[number].store(value as u32 % 6, Ordering::Relaxed),
                 }
             }
         });
@@ -205,7 +205,7 @@ fn a_program_may_write_anything_at_any_time() {
         }
         ends.store(true, Ordering::Relaxed);
     });
-    assert_eq!(*setup.ring.taken(), 0);
+    assert_eq!(setup.ring.taken().slots, 0);
     // And after all that it works.
     setup.ask(5, setup.address(), STORE);
     setup.ring.answer(&setup.server);
