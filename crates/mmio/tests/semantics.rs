@@ -432,14 +432,14 @@ fn a_register_access_is_one_access_and_nothing_else() {
     /// Counts accesses.
     struct Counter(usize);
 
-    impl ioasid_mmio::Memory for Counter {
-        fn read(&mut self, _address: u64, bytes: &mut [u8]) -> Result<(), ioasid_mmio::AccessFault> {
+    impl Memory for Counter {
+        fn read(&mut self, _address: u64, bytes: &mut [u8]) -> Result<(), AccessFault> {
             self.0 += 1;
             bytes.fill(0);
             Ok(())
         }
 
-        fn write(&mut self, _address: u64, _bytes: &[u8]) -> Result<(), ioasid_mmio::AccessFault> {
+        fn write(&mut self, _address: u64, _bytes: &[u8]) -> Result<(), AccessFault> {
             self.0 += 1;
             Ok(())
         }
@@ -447,7 +447,7 @@ fn a_register_access_is_one_access_and_nothing_else() {
 
     let performed = |code: &[u8]| {
         let mut memory = Counter(0);
-        let result = ioasid_mmio::step_register_access(&mut ioasid_mmio::Registers::default(), &mut memory, code);
+        let result = ioasid_mmio::step_register_access(&mut Registers::default(), &mut memory, code);
         assert_eq!(memory.0, usize::from(result.is_ok()), "{code:x?}");
         result
     };

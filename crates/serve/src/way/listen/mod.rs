@@ -211,14 +211,14 @@ impl Listener {
             caller.still_there().map(|()| process)
         };
         Answer::Done(match number {
-            trap::ASK => caller.with_memory(|memory| {
-                trap::answer(&self.server, &self.rings, memory, argument, |file| caller.give(file))
-            }),
+            trap::ASK => {
+                caller.with_memory(|memory| trap::answer(&self.server, memory, argument, |file| caller.give(file)))
+            }
             trap::RING => process().and_then(|process| caller.give(self.rings.add(&process)?).map(i64::from)),
-            trap::WAIT => process().map(|process| {
-                self.rings.wait(&process, argument);
-                0
-            }),
+            trap::ASK_RING => {
+                self.rings.finish(caller.tid, || process().ok(), argument);
+                Ok(0)
+            }
             _ => return Answer::NotOurs,
         })
     }

@@ -12,14 +12,16 @@
 //!   watch ─────────┘ too long         └──► wait               the others: one watches, a few wait
 //! ```
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How often the watching thread looks while calls arrive: what an answer may take before others are answered, too.
 const LOOK: Duration = Duration::from_micros(500);
-/// Looks at nothing new after which it looks no more until a call arrives.
+/// Looks at nothing new after which it looks half as often; and again after each, until it looks as seldom as this. To
+/// wake it instead, when a call arrives, would cost each call that comes alone more than these looks cost together.
 const LOOKS: u32 = 40;
+const SELDOM: Duration = Duration::from_millis(64);
 /// Calls for which each thread gives its turn away at once when one of them has taken too long.
 const EAGER: u32 = 8;
 /// Threads without the turn that stay.
@@ -32,10 +34,8 @@ pub(super) struct Turns {
     progress: AtomicU64,
     /// Calls for which the turn is still to be given away.
     eager: AtomicU32,
-    /// Whether the watching thread sleeps until a call arrives.
-    sleeps: AtomicBool,
     others: Mutex<Others>,
-    /// For the watching thread: a call has arrived, or the turn is to be had.
+    /// For the watching thread: the turn is to be had.
     watched: Condvar,
     /// For the others that wait: somebody has to watch, or the turn is to be had.
     changed: Condvar,
@@ -76,10 +76,6 @@ impl Turns {
             others.offered += 1;
             if others.waiting > 1 { &self.changed } else { &self.watched }.notify_one();
             return (number, others.waiting < others.offered);
-        }
-        if self.sleeps.load(SeqCst) {
-            let _others = self.lock();
-            self.watched.notify_one();
         }
         (number, false)
     }
@@ -128,18 +124,8 @@ impl Turns {
 
     /// Sleeps until it is time for the next look, or the turn is to be had.
     fn sleep<'a>(&'a self, others: MutexGuard<'a, Others>, seen: Seen) -> MutexGuard<'a, Others> {
-        if seen.looks < LOOKS {
-            return self.watched.wait_timeout(others, LOOK).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        self.sleeps.store(true, SeqCst);
-        // A call that arrived before this store wakes nobody.
-        let others = if self.progress.load(SeqCst) == seen.progress {
-            self.watched.wait(others).unwrap_or_else(PoisonError::into_inner)
-        } else {
-            others
-        };
-        self.sleeps.store(false, SeqCst);
-        others
+        let seldom = LOOK.saturating_mul(1 << seen.looks.saturating_sub(LOOKS).min(10));
+        self.watched.wait_timeout(others, seldom.min(SELDOM)).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Whether no thread waits, so that one has to be started to watch.
@@ -190,8 +176,7 @@ mod tests {
             let turns = turns.clone();
             move || turns.wait()
         });
-        // It may sleep, until a call arrives.
-        wait_until(|| turns.sleeps.load(SeqCst));
+        wait_until(|| turns.lock().watching);
         let (number, _) = turns.begin();
         assert!(other.join().unwrap(), "the other has the turn");
         assert!(!turns.end(number));

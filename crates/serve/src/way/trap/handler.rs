@@ -13,9 +13,9 @@
 //! returns. If not it does what the program wanted done with the signal, with the registers and the signal mask of a
 //! handler that the kernel had called. As the page of data is the process's own, a child of a fork has its own wishes.
 //!
-//! Where one access follows another, somebody looks at the ring, and the handler asks there. It waits a short time for
-//! an answer; if there is none it takes the question back and asks by a system call, or, if the access is under way,
-//! waits by one ([`WAIT`]). The ring is made after the first access, by the process itself: it is given the file
+//! In the ring the handler asks for what is one access with general registers: nothing has to be copied from the
+//! program's memory then. Where one access follows another, somebody looks at the ring, and the handler waits a short
+//! time for an answer; otherwise a system call has the slot answered ([`ASK_RING`]). The ring is made after the first access, by the process itself: it is given the file
 //! ([`RING`]), and maps it, so that children make their own.
 #![allow(unsafe_code, reason = "assembly, and its bytes")]
 
@@ -30,8 +30,8 @@ use crate::program::memory::ThreadMemory;
 pub(crate) const ASK: u32 = ioasid_uapi::TYPE as u32 * 256 + 0xfe;
 /// The request number by which the handler is given the file of a ring.
 pub(crate) const RING: u32 = ioasid_uapi::TYPE as u32 * 256 + 0xfd;
-/// The request number by which it waits for a slot of the ring.
-pub(crate) const WAIT: u32 = ioasid_uapi::TYPE as u32 * 256 + 0xfc;
+/// The request number by which it has a slot of the ring answered.
+pub(crate) const ASK_RING: u32 = ioasid_uapi::TYPE as u32 * 256 + 0xfc;
 /// The sixth argument of the rt_sigaction(2) that the filter lets by. The kernel looks at four.
 pub(crate) const PASS: u32 = 0x10a5_1d00;
 /// The signals that it handles, in the order of what the program wants done.
@@ -71,15 +71,13 @@ ioasid_handler_start:
     mov     r12, rsi
     mov     r13, rdx
     lea     r14, [rip + ioasid_handler_start]
-    // A bus error at an address, and somebody looks at the ring?
+    // A bus error at an address, in a process that has a ring?
     cmp     ebx, 7
     jne     40f
     cmp     dword ptr [r12 + 8], 2
     jne     40f
     cmp     dword ptr [r14 + {has_ring}], 1
     jne     40f
-    cmp     dword ptr [r14 + {ring}], 0
-    je      40f
     // A slot that nobody has, and where its state is.
     lea     r8, [r14 + {ring}]
     lea     r10, [r14 + {ring} + {states} - 4]
@@ -110,8 +108,11 @@ ioasid_handler_start:
     mov     [r8 + 4], ecx
     lea     rdi, [r8 + {instruction}]
     rep movsb
-    mov     dword ptr [r10], {asked}
-    // Most answers come while a pause would last a few times.
+    mov     eax, {asked}
+    xchg    [r10], eax
+    // If somebody looks, most answers come while a pause would last a few times.
+    cmp     dword ptr [r14 + {ring}], 0
+    je      25f
     mov     ecx, {looks}
 29: cmp     dword ptr [r10], {answered}
     je      26f
@@ -123,27 +124,29 @@ ioasid_handler_start:
     je      26f
     dec     ecx
     jnz     24b
-    // Nobody looks, or not soon.
+    // Nobody does, or not soon.
     mov     dword ptr [r14 + {ring}], 0
+    // Has it answered, or waits until it is.
+25: mov     eax, 16
+    mov     edi, -1
+    mov     esi, {ask_ring}
+    mov     edx, {slots}
+    sub     edx, r9d
+    syscall
+    cmp     rax, -4
+    je      25b
+    cmp     dword ptr [r10], {answered}
+    je      26f
+    // This ring is not known, or the runner is gone: taken back, unless it is under way after all.
     mov     eax, {asked}
     xor     ecx, ecx
     lock cmpxchg [r10], ecx
     je      28f
-    // It is under way, or done.
-25: cmp     dword ptr [r10], {answered}
+    cmp     eax, {answered}
     je      26f
-    mov     eax, 16
-    mov     edi, -1
-    mov     esi, {wait}
-    mov     edx, {slots}
-    sub     edx, r9d
-    syscall
-    test    rax, rax
-    jns     25b
-    cmp     rax, -4
-    je      25b
-    // The runner is gone.
-    jmp     40f
+    cmp     dword ptr [r10], {asked}
+    jae     25b
+    jmp     28f
 26: mov     eax, [r8 + 4]
     mov     dword ptr [r10], 0
     test    eax, eax
@@ -349,7 +352,7 @@ ioasid_handler_end:
     has_ring = const HAS_RING,
     ring = const RING_AT,
     make_ring = const RING,
-    wait = const WAIT,
+    ask_ring = const ASK_RING,
     looks = const LOOKS,
     spins = const SPINS,
     slots = const ring::SLOTS,

@@ -48,7 +48,7 @@ use crate::program::processes::Purpose;
 use crate::request::file::MappedMemory;
 use crate::server::Server;
 use frame::Frame;
-pub(crate) use handler::{ASK, Action, PASS, RING, SIGNALS, WAIT, action, base_in, set_action};
+pub(crate) use handler::{ASK, ASK_RING, Action, PASS, RING, SIGNALS, action, base_in, set_action};
 use memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_instruction};
 pub(crate) use poller::Rings;
 pub use tracer::{Stopped, TraceHandle, Tracer};
@@ -105,7 +105,6 @@ type Place = [u64; 4];
 /// `EFAULT` if what it asks is not there; `ESRCH` if the thread has gone.
 pub(crate) fn answer(
     server: &Server,
-    rings: &Rings,
     thread: ThreadMemory<'_>,
     address: u64,
     give: impl FnOnce(OwnedFd) -> Result<i32, Errno>,
@@ -144,7 +143,6 @@ pub(crate) fn answer(
     match step(&mut general, &mut vectors, &mut memory, instruction) {
         // A debugger that waits for the instruction to come again would wait for ever.
         Ok(()) if vectors.put_back() && frame.put_back(&general) => {
-            rings.asked(&process);
             Ok(if is_covered { libc::SIGTRAP.into() } else { 0 })
         }
         Ok(()) => Err(Errno::FAULT),

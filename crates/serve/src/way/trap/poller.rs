@@ -20,6 +20,9 @@ use crate::server::Server;
 /// How long nothing is asked before nobody looks any more; and as soon as an access follows another, somebody does.
 const WINDOW: Duration = Duration::from_micros(50);
 
+/// The most threads that are remembered.
+const MOST_THREADS: usize = 1024;
+
 /// Looks between two at the clock.
 const LOOKS: u32 = 16;
 
@@ -42,6 +45,9 @@ struct Shared {
 struct State {
     /// By process number.
     rings: HashMap<u32, Known>,
+    /// The ring that a thread asked in, by its number. Another thread may have that since: it asks in vain, as nothing
+    /// of its own is in there.
+    threads: HashMap<u32, Arc<Ring>>,
     looked_at: Vec<Arc<Ring>>,
     has_thread: bool,
     ended: bool,
@@ -73,20 +79,42 @@ impl Rings {
         let (ring, file) = Ring::new(process.clone())?;
         let mut state = self.shared.lock();
         state.rings.retain(|_, known| known.ring.process().is_current());
+        // Also what they asked in before.
+        state.threads.clear();
         state.rings.insert(process.pid(), Known { ring: Arc::new(ring), asked: None });
         Ok(file)
     }
 
-    /// An access of a process was asked for by a system call, and performed.
-    pub(super) fn asked(&self, process: &Arc<Process>) {
+    /// Has a slot of the ring answered that a thread has, or its `process`.
+    pub(crate) fn finish(&self, tid: u32, process: impl FnOnce() -> Option<Arc<Process>>, slot: u64) {
+        let known = self.shared.lock().threads.get(&tid).cloned();
+        let Some(ring) = known.or_else(|| self.remember(tid, &process()?)) else { return };
+        ring.finish(usize::try_from(slot).unwrap_or(usize::MAX), &self.server);
+        self.asked(&ring);
+    }
+
+    fn remember(&self, tid: u32, process: &Arc<Process>) -> Option<Arc<Ring>> {
+        let mut state = self.shared.lock();
+        let known = state.rings.get(&process.pid()).filter(|known| Arc::ptr_eq(known.ring.process(), process))?;
+        let ring = known.ring.clone();
+        if state.threads.len() >= MOST_THREADS {
+            state.threads.clear();
+        }
+        state.threads.insert(tid, ring.clone());
+        Some(ring)
+    }
+
+    /// An access in a ring was asked for by a system call, and performed.
+    fn asked(&self, ring: &Arc<Ring>) {
         let now = Instant::now();
         let mut state = self.shared.lock();
-        let Some(known) = state.rings.get_mut(&process.pid()).filter(|known| known.is_of(process)) else { return };
+        let known = state.rings.get_mut(&ring.process().pid()).filter(|known| Arc::ptr_eq(&known.ring, ring));
+        let Some(known) = known else { return };
         let before = known.asked.replace(now);
         if before.is_none_or(|before| now - before > WINDOW) {
             return;
         }
-        let ring = known.ring.clone();
+        let ring = ring.clone();
         if state.looked_at.iter().any(|looked_at| Arc::ptr_eq(looked_at, &ring)) {
             return;
         }
@@ -100,18 +128,6 @@ impl Rings {
         self.shared.changed.notify_one();
     }
 
-    /// Waits until the access in a slot of a process's ring is not under way.
-    pub(crate) fn wait(&self, process: &Arc<Process>, slot: u64) {
-        let ring = {
-            let state = self.shared.lock();
-            let known = state.rings.get(&process.pid()).filter(|known| known.is_of(process));
-            known.map(|known| known.ring.clone())
-        };
-        if let Some(ring) = ring {
-            ring.wait(slot);
-        }
-    }
-
     fn start(&self) -> io::Result<()> {
         let (shared, server) = (self.shared.clone(), self.server.clone());
         std::thread::Builder::new().name("registers".to_owned()).spawn(move || poll(&shared, &server)).map(drop)
@@ -123,12 +139,6 @@ impl Drop for Rings {
         self.shared.lock().ended = true;
         self.shared.generation.fetch_add(1, Ordering::Relaxed);
         self.shared.changed.notify_one();
-    }
-}
-
-impl Known {
-    fn is_of(&self, process: &Arc<Process>) -> bool {
-        Arc::ptr_eq(self.ring.process(), process)
     }
 }
 
@@ -197,26 +207,23 @@ mod tests {
         let server = Server::new(Machine::new(Arc::new(Silent)), vec![], Arc::new(Nobody), Options::default());
         let rings = Rings::new(server);
         let process = Arc::new(Process::open(std::process::id()).unwrap());
-        rings.asked(&process);
+        let ask = |process: &Arc<Process>| rings.finish(process.pid(), || Some(process.clone()), 0);
+        ask(&process);
         rings.add(&process).unwrap();
         let looked_at = || rings.shared.lock().looked_at.len();
-        rings.asked(&process);
+        ask(&process);
         std::thread::sleep(2 * WINDOW);
         assert_eq!(looked_at(), 0, "one access alone");
         for _ in 0..3 {
             while looked_at() == 0 {
-                rings.asked(&process);
+                ask(&process);
             }
             while looked_at() > 0 {
                 std::thread::yield_now();
             }
         }
         let another = Arc::new(Process::open(std::process::id()).unwrap());
-        for _ in 0..3 {
-            rings.asked(&another);
-        }
+        (0..3).for_each(|_| rings.finish(0, || Some(another.clone()), 0));
         assert_eq!(looked_at(), 0, "another process has no ring");
-        rings.wait(&another, 0);
-        rings.wait(&process, 0);
     }
 }

@@ -8,9 +8,10 @@
 //!   …       15 slots of 0x100 bytes
 //! ```
 //! ```text
-//!            handler             poller             handler
+//!            handler          poller, listener          handler
 //!   FREE ───────────► ASKED ──────────► TAKEN ──► ANSWERED ──► FREE
-//!      ◄──────────────── takes too long ── waits by a system call
+//!      ◄────────────────
+//!         nobody answers
 //! ```
 //! The ring belongs to one address space, and whatever is asked in it is a register access of that. So nothing else is
 //! performed here: an instruction that touches other memory, or vector registers, is asked for by a system call.
@@ -151,21 +152,26 @@ impl Ring {
 
     /// Performs what is asked for. Returns whether anything was.
     pub(super) fn answer(&self, server: &Server) -> bool {
-        let mut any = false;
-        for number in 0..SLOTS {
-            if let Some(mut taken) = self.take(number) {
-                any = true;
-                if self.perform(&self.memory.slots[number], server) {
-                    taken.result = DONE;
-                }
-            }
-        }
-        any
+        (0..SLOTS).filter(|number| self.answer_one(*number, server)).count() > 0
     }
 
-    /// Waits until the access of a slot is not under way.
-    pub(super) fn wait(&self, number: u64) {
-        let bit = u32::try_from(number).ok().and_then(|number| 1u32.checked_shl(number)).unwrap_or(0);
+    /// Performs what is asked for in a slot, or waits until an access that is under way there is done.
+    pub(super) fn finish(&self, number: usize, server: &Server) {
+        if number < SLOTS && !self.answer_one(number, server) {
+            self.wait(number);
+        }
+    }
+
+    fn answer_one(&self, number: usize, server: &Server) -> bool {
+        let Some(mut taken) = self.take(number) else { return false };
+        if self.perform(&self.memory.slots[number], server) {
+            taken.result = DONE;
+        }
+        true
+    }
+
+    fn wait(&self, number: usize) {
+        let bit = 1 << number;
         let mut taken = self.taken();
         taken.waiting += 1;
         let is_taken = |taken: &mut UnderWay| taken.slots & bit != 0;

@@ -117,7 +117,10 @@ fn accesses_are_performed_and_the_registers_changed() {
     let word = |slot: usize, word: usize| setup.program.slots[slot].registers[word].load(Ordering::Relaxed);
     assert_eq!(word(14, RAX), 0x1234_5678);
     assert_eq!((word(3, RIP), word(14, RIP)), (0x1002, 0x1002));
-    assert_eq!(setup.accesses(), 2);
+    setup.ask(2, setup.address() + 8, LOAD);
+    setup.ring.finish(2, &setup.server);
+    assert_eq!(setup.result(2), DONE);
+    assert_eq!(setup.accesses(), 3);
     assert!(!setup.ring.answer(&setup.server), "each once");
 }
 
@@ -155,8 +158,8 @@ fn what_is_more_than_a_register_access_is_asked_for_otherwise() {
 #[test]
 fn who_waits_for_an_access_goes_on_when_it_is_done() {
     let setup = Setup::new(Device { slow: Some(Barrier::new(2)), ..Device::default() });
-    setup.ring.wait(0);
-    setup.ring.wait(u64::MAX);
+    setup.ring.finish(0, &setup.server);
+    setup.ring.finish(usize::MAX, &setup.server);
     setup.ask(0, setup.address(), LOAD);
     std::thread::scope(|scope| {
         scope.spawn(|| setup.ring.answer(&setup.server));
@@ -164,11 +167,11 @@ fn who_waits_for_an_access_goes_on_when_it_is_done() {
             std::hint::spin_loop();
         }
         let waits = scope.spawn(|| {
-            setup.ring.wait(0);
+            setup.ring.finish(0, &setup.server);
             setup.result(0)
         });
         // Others do not wait for it.
-        setup.ring.wait(1);
+        setup.ring.finish(1, &setup.server);
         assert!(!waits.is_finished());
         // Whatever the program writes there, it waits.
         setup.program.states[0].store(0, Ordering::SeqCst);
