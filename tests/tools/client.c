@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 volatile int reads;
+static uint8_t *registers;
 
 void read_register(volatile uint8_t *registers)
 {
@@ -20,24 +21,46 @@ void read_register(volatile uint8_t *registers)
 	reads++;
 }
 
-int main(int argc, char **argv)
+static void map_registers(void)
 {
 	struct { uint32_t argsz, flags; int32_t iommufd; uint32_t devid; } bind = { .argsz = sizeof bind };
 	struct vfio_region_info region = { .argsz = sizeof region };
-	int rounds = argc > 1 ? atoi(argv[1]) : 3;
 	int iommu = open("/dev/iommu", O_RDWR), device = open("/dev/vfio/devices/vfio0", O_RDWR);
 
-	setvbuf(stdout, NULL, _IONBF, 0);
 	bind.iommufd = iommu;
 	if (ioctl(device, _IO(VFIO_TYPE, VFIO_BASE + 18), &bind) || ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region)) {
 		perror("the device");
-		return 1;
+		exit(1);
 	}
-	uint8_t *registers = mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, device, region.offset);
+	registers = mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, device, region.offset);
 	if (registers == MAP_FAILED) {
 		perror("mmap");
-		return 1;
+		exit(1);
 	}
+}
+
+#ifdef JAVA
+#include <jni.h>
+
+JNIEXPORT void JNICALL Java_Client_map(JNIEnv *env, jclass class)
+{
+	map_registers();
+}
+
+JNIEXPORT jint JNICALL Java_Client_read(JNIEnv *env, jclass class)
+{
+	return ((volatile uint8_t *)registers)[8];
+}
+#else
+int main(int argc, char **argv)
+{
+	int rounds = argc > 1 ? atoi(argv[1]) : 3;
+
+	setvbuf(stdout, NULL, _IONBF, 0);
+	map_registers();
+	/* One after the other, and then one now and then. */
+	for (int n = 0; n < 2000; n++)
+		read_register(registers);
 	printf("mapped by %d\n", getpid());
 	for (int n = 0; n < rounds; n++) {
 		read_register(registers);
@@ -45,3 +68,4 @@ int main(int argc, char **argv)
 	}
 	puts("done");
 }
+#endif
