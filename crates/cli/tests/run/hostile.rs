@@ -39,7 +39,7 @@ pub const TESTS: &[Test] = &[
     }),
     ("a_program_that_waits_in_a_register_access_can_be_ended", || {
         if rustix::process::geteuid().is_root() {
-            ended_while_it_waits();
+            ended_while_it_waits("stuck-register-access", "waiting\n", libc::SIGTERM);
         }
     }),
     ("a_run_ends_though_a_device_waits_for_memory", || {
@@ -51,6 +51,18 @@ pub const TESTS: &[Test] = &[
             );
             assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
         }
+    }),
+    ("requests_leave_nothing_in_the_runner", || {
+        let devices = ["--quiet", "--memlock", "unlimited", "--device", "ioat", "--device", "ioat"];
+        drop(succeed(&mut program_under(&devices, "nothing-remains", &[])));
+    }),
+    ("many_areas_of_a_file_cost_few_mappings", || {
+        let devices = ["--quiet", "--memlock", "unlimited", "--device", "ioat"];
+        drop(succeed(&mut program_under(&devices, "few-mappings", &[])));
+    }),
+    ("a_run_ends_in_the_middle_of_a_map_of_terabytes", || {
+        let begin = ended_while_it_waits("endless-map", "mapping\n", libc::SIGKILL);
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     }),
     ("a_runner_that_may_not_change_limits_knows_those_of_others", || {
         if rustix::process::geteuid().is_root() {
@@ -64,22 +76,36 @@ pub const TESTS: &[Test] = &[
 
 const DSA: &[&str] = &["--quiet", "--memlock", "unlimited", "--device", "dsa"];
 
-/// The runner passes the signal on.
-fn ended_while_it_waits() {
-    let mut command = program_under(&["--quiet", "--device", "ioat"], "stuck-register-access", &[]);
+/// Ends a program, when it has said something, with a signal: SIGKILL itself, and others by the runner, which passes them
+/// on. Returns when that was.
+fn ended_while_it_waits(program: &str, says: &str, signal: i32) -> Instant {
+    let devices = ["--quiet", "--memlock", "unlimited", "--device", "ioat"];
+    let mut command = program_under(&devices, program, &[]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "waiting\n");
+    assert_eq!(line, says);
     std::thread::sleep(Duration::from_millis(50));
-    // SAFETY: takes numbers; a child that nobody has waited for.
-    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+    let begin = Instant::now();
+    let pid = if signal == libc::SIGKILL { program_of(child.id()) } else { child.id() as i32 };
+    // SAFETY: takes numbers; the child has not been waited for, and the program ends with it.
+    unsafe { libc::kill(pid, signal) };
     let mut ended = None;
     eventually("the run has ended", || {
         ended = child.try_wait().unwrap();
         ended.is_some()
     });
-    assert_eq!(ended.and_then(|status| status.signal()), Some(libc::SIGTERM));
+    assert_eq!(ended.and_then(|status| status.signal()), Some(signal));
+    begin
+}
+
+/// The program of a runner: the only child of its only child.
+fn program_of(runner: u32) -> i32 {
+    let child = |pid: u32| {
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        children.trim().parse::<u32>().unwrap()
+    };
+    child(child(runner)) as i32
 }
 
 fn number_reused(user: &[&str]) {

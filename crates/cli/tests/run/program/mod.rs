@@ -8,6 +8,7 @@ mod life;
 mod misuse;
 mod pinning;
 mod registers;
+mod remains;
 mod requests;
 mod sharing;
 mod stuck;
@@ -68,6 +69,9 @@ pub fn run(name: &str, arguments: &[String]) {
         "map-and-exec" => stuck::map_and_exec(),
         "shared-memory-processes" => stuck::shared_memory_processes(),
         "stuck-and-ended" => stuck::ends_meanwhile(),
+        "nothing-remains" => remains::nothing(),
+        "few-mappings" => remains::few_mappings(),
+        "endless-map" => remains::endless_map(),
         "pinning" => pinning::as_linux(argument),
         "storm" => handlers::storm(),
         "filtered" => handlers::filtered(),
