@@ -33,6 +33,8 @@ pub enum Unit {
     },
     /// Bytes of memory.
     Memory,
+    /// A number of things.
+    Count,
 }
 
 /// What is to be reached.
@@ -141,6 +143,11 @@ impl Cell {
         Self { unit: Unit::Memory, samples: vec![bytes] }
     }
 
+    /// So many of something.
+    pub fn count(number: f64) -> Self {
+        Self { unit: Unit::Count, samples: vec![number] }
+    }
+
     fn spread(&self) -> Option<Spread> {
         Spread::of(self.samples.iter().copied())
     }
@@ -152,6 +159,7 @@ impl Unit {
         match self {
             Self::Time | Self::Throughput { .. } => "ns",
             Self::Memory => "bytes",
+            Self::Count => "count",
         }
     }
 
@@ -159,6 +167,7 @@ impl Unit {
     fn scale(self, sample: f64) -> (f64, &'static str) {
         let scales: &[_] = match self {
             Self::Throughput { .. } => return (1.0, " GB/s"),
+            Self::Count => return (1.0, ""),
             Self::Time => &[(1e9, " s"), (1e6, " ms"), (1e3, " µs"), (1.0, " ns")],
             Self::Memory => &[(1_073_741_824.0, " GiB"), (1_048_576.0, " MiB"), (1024.0, " KiB"), (1.0, " B")],
         };

@@ -3,7 +3,8 @@
 //! - [`port`]: what one port pays, which the tables have in common.
 //! - [`walk`]: what a page table alone costs.
 //! - [`nested`]: what a guest's own page table costs.
-//! - [`requests`] and [`areas`]: what requests cost, in the library and of a program under `ioasid run`.
+//! - [`requests`] and [`areas`]: what requests cost, in the library and of a program under `ioasid run`;
+//!   [`shared_areas`], what areas of shared memory cost the runner.
 
 mod areas;
 mod eviction;
@@ -12,6 +13,7 @@ mod nested;
 mod page_size;
 mod port;
 mod requests;
+mod shared_areas;
 mod threads;
 mod walk;
 
@@ -32,6 +34,7 @@ pub struct Table {
 pub const TABLES: &[Table] = &[
     requests::TABLE,
     areas::TABLE,
+    shared_areas::TABLE,
     mappings::PORT,
     mappings::TABLE,
     threads::PORT,

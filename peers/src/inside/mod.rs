@@ -6,7 +6,7 @@
 //! ```text
 //!  iommufd ── context, address space, mappings      uapi ── the structures of both
 //!  vfio ───── device, its registers                 ioat ── the engine behind them
-//!  copy, round_trip, requests, areas ── the measurements
+//!  copy, round_trip, requests, areas, shared_areas ── the measurements
 //! ```
 
 mod areas;
@@ -15,6 +15,7 @@ mod ioat;
 mod iommufd;
 mod requests;
 mod round_trip;
+mod shared_areas;
 mod uapi;
 mod vfio;
 
@@ -24,6 +25,7 @@ use clap::ValueEnum;
 pub use areas::{COUNTS as AREA_COUNTS, Growth};
 pub use copy::LENGTH as COPY_LENGTH;
 pub use requests::{REQUESTS, Requests};
+pub use shared_areas::{COUNTS as SHARED_AREA_COUNTS, SharedAreas};
 
 /// One thing to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -38,6 +40,8 @@ pub enum Task {
     Requests,
     /// Many areas, mapped and unmapped.
     Areas,
+    /// The same of shared memory, and what they cost the runner.
+    SharedAreas,
     /// Loads from a register, and reads of one behind a socket.
     Register,
     /// The same, once in 10 ms.
@@ -60,6 +64,7 @@ impl Task {
             Self::Ioctl => "ioctl",
             Self::Requests => "requests",
             Self::Areas => "areas",
+            Self::SharedAreas => "shared-areas",
             Self::Register => "register",
             Self::RegisterOnce => "register-once",
             Self::Doorbell => "doorbell",
@@ -78,6 +83,7 @@ pub fn perform(task: Task) -> Result<()> {
         Task::Ioctl => serde_json::to_string(&round_trip::ioctl()?),
         Task::Requests => serde_json::to_string(&requests::measure()?),
         Task::Areas => serde_json::to_string(&areas::measure()?),
+        Task::SharedAreas => serde_json::to_string(&shared_areas::measure()?),
         Task::Register => serde_json::to_string(&round_trip::register_polled()?),
         Task::RegisterOnce => serde_json::to_string(&round_trip::register_once()?),
         Task::Doorbell => serde_json::to_string(&round_trip::doorbell()?),
