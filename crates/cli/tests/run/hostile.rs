@@ -56,6 +56,12 @@ pub const TESTS: &[Test] = &[
         let devices = ["--quiet", "--memlock", "unlimited", "--device", "ioat", "--device", "ioat"];
         drop(succeed(&mut program_under(&devices, "nothing-remains", &[])));
     }),
+    ("requests_at_random_neither_stop_nor_fill_the_runner", || {
+        let devices = ["--quiet", "--memlock", "unlimited", "--device", "ioat", "--device", "ioat", "--device", "dsa"];
+        let output = finish(&mut program_under(&devices, "random", &["9", "30000"]));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !errors.contains("panicked"), "{} {errors}", output.status);
+    }),
     ("many_areas_of_a_file_cost_few_mappings", || {
         let devices = ["--quiet", "--memlock", "unlimited", "--device", "ioat"];
         drop(succeed(&mut program_under(&devices, "few-mappings", &[])));

@@ -7,6 +7,7 @@ mod identity;
 mod life;
 mod misuse;
 mod pinning;
+mod random;
 mod registers;
 mod remains;
 mod requests;
@@ -69,6 +70,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "map-and-exec" => stuck::map_and_exec(),
         "shared-memory-processes" => stuck::shared_memory_processes(),
         "stuck-and-ended" => stuck::ends_meanwhile(),
+        "random" => random::requests(argument.parse().unwrap(), arguments[1].parse().unwrap()),
         "nothing-remains" => remains::nothing(),
         "few-mappings" => remains::few_mappings(),
         "endless-map" => remains::endless_map(),

@@ -11,14 +11,14 @@ use crate::driver::{Engine, Memory, Space, ioctl, open};
 const PAGE: u64 = 4096;
 
 /// The runner: the parent of this process's parent, which ends with it.
-fn runner() -> String {
+pub fn runner() -> String {
     let parent = std::os::unix::process::parent_id();
     let status = fs::read_to_string(format!("/proc/{parent}/status")).unwrap();
     status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().to_owned()
 }
 
 /// Bytes of memory that the runner has.
-fn memory_of(runner: &str) -> u64 {
+pub fn memory_of(runner: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{runner}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
