@@ -235,6 +235,52 @@ pub fn storm() {
     space.destroy();
 }
 
+static IS_CHILD: AtomicI32 = AtomicI32::new(0);
+static CHILDREN: AtomicI32 = AtomicI32::new(0);
+
+/// Makes a child, wherever the program is, which goes on from there.
+extern "C" fn fork_there(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the child goes on as this does, which has no other threads.
+    if unsafe { libc::fork() } == 0 {
+        IS_CHILD.store(1, Ordering::Relaxed);
+    } else {
+        CHILDREN.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Signals whose handler makes a child come in the middle of register accesses, also of a process's first ones: parent
+/// and child have registers of their own from there on.
+pub fn forked_in_accesses() {
+    const WANTED: i32 = 300;
+    let space = Space::new();
+    let engine = Engine::open(0, &space.iommu);
+    set(libc::SIGALRM, fork_there as *const () as usize, libc::SA_RESTART, None);
+    let read = || assert_eq!(load::<u8>(&engine.registers, CBVER), 0x32);
+    let mut made = 0;
+    while made < WANTED {
+        let time = libc::timeval { tv_sec: 0, tv_usec: 20 + i64::from(made % 200) };
+        let once = libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: time };
+        // SAFETY: takes a structure.
+        assert_eq!(unsafe { libc::setitimer(libc::ITIMER_REAL, &once, std::ptr::null_mut()) }, 0);
+        while CHILDREN.load(Ordering::Relaxed) == made && IS_CHILD.load(Ordering::Relaxed) == 0 {
+            read();
+        }
+        if IS_CHILD.load(Ordering::Relaxed) == 1 {
+            // In its own ring, once it has one.
+            (0..50).for_each(|_| read());
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(0) }
+        }
+        made = CHILDREN.load(Ordering::Relaxed);
+        let mut status = -1;
+        // SAFETY: `status` is written.
+        assert!(unsafe { libc::wait(&mut status) } > 0);
+        assert_eq!(status, 0, "child {made}");
+    }
+    drop(engine);
+    space.destroy();
+}
+
 /// A program that would be ended for a system call that it does not make itself.
 pub fn filtered() {
     let op = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };

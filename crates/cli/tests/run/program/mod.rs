@@ -76,6 +76,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "endless-map" => remains::endless_map(),
         "pinning" => pinning::as_linux(argument),
         "storm" => handlers::storm(),
+        "forked-in-accesses" => handlers::forked_in_accesses(),
         "filtered" => handlers::filtered(),
         "own-handlers" => handlers::own_handlers(),
         "blocked-bus-errors" => blocked_bus_errors(),

@@ -117,8 +117,11 @@ impl Turns {
             }
         };
         others.waiting -= 1;
-        // Another has to watch.
+        // Another has to watch, and who watches may be the only one to take what is offered still.
         self.changed.notify_one();
+        if others.offered > 0 {
+            self.watched.notify_one();
+        }
         has_turn
     }
 

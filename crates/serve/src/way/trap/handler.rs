@@ -57,7 +57,7 @@ const SPINS: u32 = 500;
 
 const SA_RESTORER: u64 = 0x0400_0000;
 
-// Labels of ones and zeros alone would be taken for binary numbers.
+// Labels of ones and zeros alone would be taken for binary numbers, so there are none.
 std::arch::global_asm!(
     r#"
     .pushsection .rodata.ioasid_handler, "a", @progbits
@@ -73,7 +73,7 @@ ioasid_handler_start:
     lea     r14, [rip + ioasid_handler_start]
     // A bus error at an address, in a process that has a ring?
     cmp     ebx, 7
-    jne     40f
+    jne     30f
     cmp     dword ptr [r12 + 8], 2
     jne     40f
     cmp     dword ptr [r14 + {has_ring}], 1
@@ -158,6 +158,27 @@ ioasid_handler_start:
     mov     dword ptr [r8], 0
     jmp     69f
 28: mov     dword ptr [r8], 0
+    jmp     40f
+    // A fault of the lines above: this is a child, made by a signal handler that came in between, and has no ring; or
+    // the instruction cannot be read. They go on without a ring, as they have changed nothing but the slot.
+30: cmp     ebx, 11
+    jne     40f
+    mov     rax, [r13 + 168]
+    lea     rcx, [rip + 22b]
+    cmp     rax, rcx
+    jb      40f
+    lea     rcx, [rip + 30b]
+    cmp     rax, rcx
+    jae     40f
+    lea     rcx, [rip + 28b]
+    mov     rax, [r12 + 16]
+    and     rax, -4096
+    lea     rdx, [r14 + {ring}]
+    cmp     rax, rdx
+    jne     32f
+    lea     rcx, [rip + 40f]
+32: mov     [r13 + 168], rcx
+    jmp     69f
     // What is asked: signal, information, context, bases of FS and GS.
 40: sub     rsp, 72
     mov     [rsp], rbx
@@ -291,6 +312,15 @@ ioasid_handler_start:
     mov     ecx, 2
     lock cmpxchg [r14 + {has_ring}], ecx
     jne     69f
+    // In one go: a child of a handler that came in between would map the ring of its parent.
+    sub     rsp, 16
+    mov     qword ptr [rsp], -1
+    mov     eax, 14
+    xor     edi, edi
+    mov     rsi, rsp
+    lea     rdx, [rsp + 8]
+    mov     r10d, 8
+    syscall
 52: mov     eax, 16
     mov     edi, -1
     mov     esi, {make_ring}
@@ -299,7 +329,7 @@ ioasid_handler_start:
     cmp     rax, -4
     je      52b
     test    eax, eax
-    js      69f
+    js      53f
     // Not to be touched by anybody until no child gets it.
     mov     ebx, eax
     mov     eax, 9
@@ -316,21 +346,28 @@ ioasid_handler_start:
     syscall
     lea     rdi, [r14 + {ring}]
     cmp     r12, rdi
-    jne     69f
+    jne     53f
     mov     eax, 28
     mov     esi, 4096
     mov     edx, 10
     syscall
     test    eax, eax
-    jnz     69f
+    jnz     53f
     mov     eax, 10
     lea     rdi, [r14 + {ring}]
     mov     esi, 4096
     mov     edx, 3
     syscall
     test    eax, eax
-    jnz     69f
+    jnz     53f
     mov     dword ptr [r14 + {has_ring}], 1
+53: mov     eax, 14
+    mov     edi, 2
+    lea     rsi, [rsp + 8]
+    xor     edx, edx
+    mov     r10d, 8
+    syscall
+    add     rsp, 16
 69: pop     r14
     pop     r13
     pop     r12
