@@ -239,9 +239,9 @@ pub fn step(
     perform(regs, vectors, memory, decode(regs.rip, code)?)
 }
 
-/// Performs the instruction as [`step`] does, if it accesses memory exactly once, through an operand that neither FS nor
-/// GS takes part in, and names no registers but the general ones. So it has failed before it has done anything, or it
-/// has been performed.
+/// Performs the instruction as [`step`] does, if it accesses memory exactly once, through an operand that neither FS
+/// nor GS takes part in, and names no registers but the general ones. So it has failed before it has done anything, or
+/// it has been performed.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! Pages of a BAR that are memory, not registers: only what was stored last matters, as of a doorbell, or they hold data.
+//! Pages of a BAR that are memory, not registers: only what was stored last matters, as of a doorbell, or they hold
+//! data.
 //!
 //! A program maps them as the memory that they are, so its loads and stores cost nothing and nobody hears of them: a
 //! model looks when it wants to. Each session has memory of its own, so what a former one has mapped still leads

@@ -82,8 +82,8 @@ pub const TESTS: &[Test] = &[
 
 const DSA: &[&str] = &["--quiet", "--memlock", "unlimited", "--device", "dsa"];
 
-/// Ends a program, when it has said something, with a signal: SIGKILL itself, and others by the runner, which passes them
-/// on. Returns when that was.
+/// Ends a program, when it has said something, with a signal: SIGKILL itself, and others by the runner, which passes
+/// them on. Returns when that was.
 fn ended_while_it_waits(program: &str, says: &str, signal: i32) -> Instant {
     let devices = ["--quiet", "--memlock", "unlimited", "--device", "ioat"];
     let mut command = program_under(&devices, program, &[]);

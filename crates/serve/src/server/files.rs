@@ -195,8 +195,8 @@ impl Server {
         self.files.lock().open.get(&inode).map(|opened| opened.file.clone())
     }
 
-    /// Closes every file that is still open, as when the programs that hold them lose their devices. Waits half a second
-    /// at most: memory that never answers may keep a device from closing.
+    /// Closes every file that is still open, as when the programs that hold them lose their devices. Waits half a
+    /// second at most: memory that never answers may keep a device from closing.
     pub fn close_all(&self) {
         let inodes: Vec<u64> = self.files.lock().open.keys().copied().collect();
         inodes.into_iter().for_each(|inode| self.close(inode, true));

@@ -1,8 +1,8 @@
 //! Which processes have files of the tree.
 //!
 //! The kernel tells of the last close of a file. But an address space that no process is in any more may have the file
-//! mapped, and the runner keeps that address space as long as a device waits for memory of it. So that a run can end then,
-//! the runner looks at the processes.
+//! mapped, and the runner keeps that address space as long as a device waits for memory of it. So that a run can end
+//! then, the runner looks at the processes.
 
 use std::fs;
 use std::path::Path;

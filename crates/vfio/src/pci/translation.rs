@@ -15,9 +15,9 @@
 //! ```
 //!
 //! They lie one after the other from 0x100 on, which is where the list begins. A program can write nothing of them: the
-//! owner of the IOMMU enables them before it gives the device away, as Linux's drivers do, and keeps them. ATS and PASIDs
-//! read as enabled. Page requests read as stopped, as a guest's driver takes them over only then. The page table decides
-//! whether the device makes any, whatever the driver writes.
+//! owner of the IOMMU enables them before it gives the device away, as Linux's drivers do, and keeps them. ATS and
+//! PASIDs read as enabled. Page requests read as stopped, as a guest's driver takes them over only then. The page table
+//! decides whether the device makes any, whatever the driver writes.
 
 use super::config::ConfigSpace;
 use crate::spec::TranslationSpec;

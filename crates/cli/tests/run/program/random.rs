@@ -1,7 +1,7 @@
 //! Requests at random: all numbers, wild arguments, from four threads that also fork, execute, end, close and unmap.
 //!
-//! A supervisor starts one worker after the other, as each ends soon, one way or another. Between two of them nobody has
-//! anything, so the runner's memory can be compared.
+//! A supervisor starts one worker after the other, as each ends soon, one way or another. Between two of them nobody
+//! has anything, so the runner's memory can be compared.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -24,7 +24,8 @@ impl Subject {
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0);
         if pid == 0 {
-            // SAFETY: takes numbers, descriptors that are open, and memory of the stack. The child ends when the test does.
+            // SAFETY: takes numbers, descriptors that are open, and memory of the stack. The child ends when the test
+            // does.
             unsafe {
                 libc::close(ask.as_raw_fd());
                 libc::close(answer.as_raw_fd());

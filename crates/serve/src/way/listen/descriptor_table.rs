@@ -1,5 +1,5 @@
-//! What the descriptors of a thread are, told without duplicates of them: when one was closed the kernel would tell of a
-//! close.
+//! What the descriptors of a thread are, told without duplicates of them: when one was closed the kernel would tell of
+//! a close.
 //!
 //! Every request begins with such a question. So the directory of a thread's descriptors stays open, which saves the
 //! way there; and what a descriptor can do is asked once for each file that it is.

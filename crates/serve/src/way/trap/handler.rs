@@ -15,8 +15,8 @@
 //!
 //! In the ring the handler asks for what is one access with general registers: nothing has to be copied from the
 //! program's memory then. Where one access follows another, somebody looks at the ring, and the handler waits a short
-//! time for an answer; otherwise a system call has the slot answered ([`ASK_RING`]). The ring is made after the first access, by the process itself: it is given the file
-//! ([`RING`]), and maps it, so that children make their own.
+//! time for an answer; otherwise a system call has the slot answered ([`ASK_RING`]). The ring is made after the first
+//! access, by the process itself: it is given the file ([`RING`]), and maps it, so that children make their own.
 #![allow(unsafe_code, reason = "assembly, and its bytes")]
 
 use super::frame::WORDS;

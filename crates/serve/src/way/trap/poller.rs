@@ -1,8 +1,8 @@
 //! The thread that looks at rings, while accesses follow one another.
 //!
-//! An access that is asked for by a system call soon after another one says that a third may come. Then a ring is looked
-//! at, until none of those that are has been asked anything for a while. A program that accesses a register now and then
-//! costs nothing in between, and neither do idle ones.
+//! An access that is asked for by a system call soon after another one says that a third may come. Then a ring is
+//! looked at, until none of those that are has been asked anything for a while. A program that accesses a register now
+//! and then costs nothing in between, and neither do idle ones.
 
 use std::collections::HashMap;
 use std::io;

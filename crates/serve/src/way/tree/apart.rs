@@ -12,10 +12,11 @@
 //!     listeners, devices, workers, …  ──────►    tree, tell: /dev/fuse
 //!            wait for the tree                   wait for no other thread
 //! ```
-//! Where the kernel waits for an answer that a worker finds, the second of these threads gives it when the worker knows.
+//! Where the kernel waits for an answer that a worker finds, the second of these threads gives it when the worker
+//! knows.
 //!
-//! A number of the other table would mean another file to these threads, or none. So they read and write no other files,
-//! and have workers let go of whatever may hold descriptors ([`Server::with_file`]).
+//! A number of the other table would mean another file to these threads, or none. So they read and write no other
+//! files, and have workers let go of whatever may hold descriptors ([`Server::with_file`]).
 #![allow(unsafe_code, reason = "a descriptor changes its table")]
 
 use std::collections::HashMap;
