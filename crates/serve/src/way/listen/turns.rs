@@ -12,7 +12,7 @@
 //!   watch ─────────┘ too long         └──► wait               the others: one watches, a few wait
 //! ```
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ const LOOK: Duration = Duration::from_micros(500);
 /// wake it instead, when a call arrives, would cost each call that comes alone more than these looks cost together.
 const LOOKS: u32 = 40;
 const SELDOM: Duration = Duration::from_millis(64);
+/// Looks at nothing new, some second of them, after which it looks no more: then the next call wakes it after all.
+const LAST_LOOK: u32 = 64;
 /// Calls for which each thread gives its turn away at once when one of them has taken too long.
 const EAGER: u32 = 8;
 /// Threads without the turn that stay.
@@ -34,8 +36,10 @@ pub(super) struct Turns {
     progress: AtomicU64,
     /// Calls for which the turn is still to be given away.
     eager: AtomicU32,
+    /// Whether the watching thread sleeps until a call arrives.
+    sleeps: AtomicBool,
     others: Mutex<Others>,
-    /// For the watching thread: the turn is to be had.
+    /// For the watching thread: the turn is to be had, or a call has arrived while it sleeps.
     watched: Condvar,
     /// For the others that wait: somebody has to watch, or the turn is to be had.
     changed: Condvar,
@@ -76,6 +80,10 @@ impl Turns {
             others.offered += 1;
             if others.waiting > 1 { &self.changed } else { &self.watched }.notify_one();
             return (number, others.waiting < others.offered);
+        }
+        if self.sleeps.load(SeqCst) {
+            let _others = self.lock();
+            self.watched.notify_one();
         }
         (number, false)
     }
@@ -127,6 +135,15 @@ impl Turns {
 
     /// Sleeps until it is time for the next look, or the turn is to be had.
     fn sleep<'a>(&'a self, others: MutexGuard<'a, Others>, seen: Seen) -> MutexGuard<'a, Others> {
+        if seen.looks >= LAST_LOOK {
+            self.sleeps.store(true, SeqCst);
+            // A call that arrived before this store wakes nobody.
+            let is_quiet = self.progress.load(SeqCst) == seen.progress && seen.progress.is_multiple_of(2);
+            let others =
+                if is_quiet { self.watched.wait(others).unwrap_or_else(PoisonError::into_inner) } else { others };
+            self.sleeps.store(false, SeqCst);
+            return others;
+        }
         let seldom = LOOK.saturating_mul(1 << seen.looks.saturating_sub(LOOKS).min(10));
         self.watched.wait_timeout(others, seldom.min(SELDOM)).unwrap_or_else(PoisonError::into_inner).0
     }
@@ -187,6 +204,19 @@ mod tests {
         let (number, needs_another) = turns.begin();
         assert!(needs_another);
         assert!(turns.wait(), "it is to be had");
+        assert!(!turns.end(number));
+    }
+
+    #[test]
+    fn who_sleeps_is_woken_to_watch() {
+        let turns = Arc::new(Turns::default());
+        let other = thread::spawn({
+            let turns = turns.clone();
+            move || turns.wait()
+        });
+        wait_until(|| turns.sleeps.load(SeqCst));
+        let (number, _) = turns.begin();
+        assert!(other.join().unwrap(), "the other has the turn");
         assert!(!turns.end(number));
     }
 
