@@ -24,8 +24,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
 use super::lock::assert_none;
+use super::sync::thread_local;
 
-std::thread_local! {
+thread_local! {
     /// How many callbacks this thread is in, one called from the other.
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
