@@ -57,6 +57,7 @@ pub const TESTS: &[Test] = &[
         drop(succeed(&mut program_under(&devices, "storm", &[])));
     }),
     ("a_child_made_in_the_middle_of_an_access_goes_on", || drop(program("forked-in-accesses"))),
+    ("a_signal_sent_in_the_middle_of_an_access_arrives", || drop(program("sent-in-accesses"))),
     ("a_program_that_filters_its_own_system_calls_uses_registers", || drop(program("filtered"))),
     ("a_thread_that_blocks_bus_errors_uses_registers", || drop(program("blocked-bus-errors"))),
     ("a_program_that_has_to_be_traced_lives_as_one_that_has_not", || {

@@ -281,6 +281,37 @@ pub fn forked_in_accesses() {
     space.destroy();
 }
 
+/// A fault's signal that another thread sends in the middle of register accesses reaches the program's handler, each
+/// time.
+pub fn sent_in_accesses() {
+    const SENT: i32 = 2000;
+    set(libc::SIGSEGV, note as *const () as usize, 0, None);
+    let space = Space::new();
+    let engine = Engine::open(0, &space.iommu);
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let engine = &engine;
+        scope.spawn(move || {
+            // SAFETY: has no arguments.
+            tell.send(unsafe { libc::syscall(libc::SYS_gettid) }).unwrap();
+            while CALLS.load(Ordering::Relaxed) < SENT * libc::SIGSEGV {
+                assert_eq!(load::<u8>(&engine.registers, CBVER), 0x32);
+            }
+        });
+        let thread = told.recv().unwrap();
+        for sent in 1..=SENT {
+            // SAFETY: takes numbers.
+            unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread, libc::SIGSEGV) };
+            let began = std::time::Instant::now();
+            while CALLS.load(Ordering::Relaxed) < sent * libc::SIGSEGV {
+                assert!(began.elapsed().as_secs() < 10, "signal {sent} has not arrived");
+            }
+        }
+    });
+    drop(engine);
+    space.destroy();
+}
+
 /// A program that would be ended for a system call that it does not make itself.
 pub fn filtered() {
     let op = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };

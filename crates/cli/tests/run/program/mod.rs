@@ -77,6 +77,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "pinning" => pinning::as_linux(argument),
         "storm" => handlers::storm(),
         "forked-in-accesses" => handlers::forked_in_accesses(),
+        "sent-in-accesses" => handlers::sent_in_accesses(),
         "filtered" => handlers::filtered(),
         "own-handlers" => handlers::own_handlers(),
         "blocked-bus-errors" => blocked_bus_errors(),

@@ -78,7 +78,8 @@ ioasid_handler_start:
     jne     40f
     cmp     dword ptr [r14 + {has_ring}], 1
     jne     40f
-    // A slot that nobody has, and where its state is.
+    // A free slot, where its state is, and room for the answer on the stack.
+    sub     rsp, {room}
     lea     r8, [r14 + {ring}]
     lea     r10, [r14 + {ring} + {states} - 4]
     mov     r9d, {slots}
@@ -90,7 +91,7 @@ ioasid_handler_start:
     je      23f
     dec     r9d
     jnz     22b
-    jmp     40f
+    jmp     27f
     // The address, the registers, and the instruction up to the end of its page.
 23: mov     rax, [r12 + 16]
     mov     [r8 + {address}], rax
@@ -110,7 +111,7 @@ ioasid_handler_start:
     rep movsb
     mov     eax, {asked}
     xchg    [r10], eax
-    // If somebody looks, most answers come while a pause would last a few times.
+    // If the poller looks, most answers come within the time of a few pauses.
     cmp     dword ptr [r14 + {ring}], 0
     je      25f
     mov     ecx, {looks}
@@ -124,9 +125,9 @@ ioasid_handler_start:
     je      26f
     dec     ecx
     jnz     24b
-    // Nobody does, or not soon.
+    // The poller does not look, or not soon.
     mov     dword ptr [r14 + {ring}], 0
-    // Has it answered, or waits until it is.
+    // The listener answers, or waits for the poller's answer.
 25: mov     eax, 16
     mov     edi, -1
     mov     esi, {ask_ring}
@@ -147,22 +148,24 @@ ioasid_handler_start:
     cmp     dword ptr [r10], {asked}
     jae     25b
     jmp     28f
-26: mov     eax, [r8 + 4]
-    mov     dword ptr [r10], 0
-    test    eax, eax
-    jnz     28f
+    // The frame changes only when the slot is free: a child that faults before asks for the same access.
+26: mov     edx, [r8 + 4]
     lea     rsi, [r8 + {registers}]
-    lea     rdi, [r13 + 40]
+    mov     rdi, rsp
     mov     ecx, {words}
     rep movsq
+    mov     dword ptr [r10], 0
     mov     dword ptr [r8], 0
-    jmp     69f
+    jmp     31f
 28: mov     dword ptr [r8], 0
+27: add     rsp, {room}
     jmp     40f
     // A fault of the lines above: this is a child, made by a signal handler that came in between, and has no ring; or
     // the instruction cannot be read. They go on without a ring, as they have changed nothing but the slot.
 30: cmp     ebx, 11
     jne     40f
+    cmp     dword ptr [r12 + 8], 0
+    jle     40f
     mov     rax, [r13 + 168]
     lea     rcx, [rip + 22b]
     cmp     rax, rcx
@@ -176,8 +179,16 @@ ioasid_handler_start:
     lea     rdx, [r14 + {ring}]
     cmp     rax, rdx
     jne     32f
-    lea     rcx, [rip + 40f]
+    lea     rcx, [rip + 27b]
 32: mov     [r13 + 168], rcx
+    jmp     69f
+31: test    edx, edx
+    jnz     27b
+    mov     rsi, rsp
+    lea     rdi, [r13 + 40]
+    mov     ecx, {words}
+    rep movsq
+    add     rsp, {room}
     jmp     69f
     // What is asked: signal, information, context, bases of FS and GS.
 40: sub     rsp, 72
@@ -399,6 +410,7 @@ ioasid_handler_end:
     registers = const ring::REGISTERS_AT,
     instruction = const ring::INSTRUCTION_AT,
     words = const WORDS,
+    room = const WORDS * 8,
     asked = const ring::ASKED,
     answered = const ring::ANSWERED,
 );
