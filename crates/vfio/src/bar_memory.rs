@@ -6,8 +6,9 @@
 //! nowhere.
 #![allow(unsafe_code, reason = "shared memory")]
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
@@ -199,12 +200,14 @@ impl BarMemory {
         self.wake();
     }
 
-    /// The memory of this session, for a program to map from offset 0.
+    /// The memory of this session, for a program to map from offset 0; with `writable`, also for writing.
     ///
     /// # Errors
-    /// Of dup(2).
-    pub fn file(&self) -> io::Result<OwnedFd> {
-        self.current().file.as_fd().try_clone_to_owned()
+    /// Of open(2): `EMFILE` and the like, and `ENOENT` where there is no /proc.
+    pub fn file(&self, writable: bool) -> io::Result<OwnedFd> {
+        // A duplicate could be written as the original can.
+        let path = format!("/proc/self/fd/{}", self.current().file.as_raw_fd());
+        Ok(File::options().read(true).write(writable).open(path)?.into())
     }
 
     /// Device and inode number of that file.
@@ -302,7 +305,7 @@ mod tests {
 
     /// As a program maps it.
     fn mapped(memory: &BarMemory) -> Mapped {
-        let file = memory.file().unwrap();
+        let file = memory.file(true).unwrap();
         let length = memory.length() as usize;
         // SAFETY: a new mapping.
         let at = unsafe {
@@ -350,6 +353,8 @@ mod tests {
         program.load(8, &mut there);
         assert_eq!(there, [0; 8]);
         assert!(ftruncate(&program.file, 0).is_err(), "nobody shortens it");
+        let mut to_read = File::from(memory.file(false).unwrap());
+        assert!(io::Write::write(&mut to_read, &[1]).is_err(), "nor writes what was given to be read");
     }
 
     #[test]

@@ -44,6 +44,11 @@ pub const TESTS: &[Test] = &[
         drop(succeed(command.arg(program.get_program()).args(program.get_args())));
     }),
     ("a_descriptor_can_do_what_it_was_opened_for", || drop(program("open-modes"))),
+    ("a_mapping_to_read_from_is_not_written", || {
+        let output = finish(&mut program_under(&["--device", "ioat", "--check"], "forged-store", &[]));
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("store of 4 bytes"), "{}: {text}", output.status);
+    }),
     ("bad_command_lines_exit_2_and_say_what_would_be_right", bad_command_lines),
     ("programs_that_cannot_be_run_exit_as_from_a_shell", programs_that_cannot_be_run),
     ("dev_and_sys_keep_what_they_had", dev_and_sys_keep_what_they_had),
@@ -67,8 +72,8 @@ pub const TESTS: &[Test] = &[
         drop(succeed(&mut program_under(&["--device", "ioat", "--quiet"], "traced", &["registers"])));
     }),
     ("memory_of_a_bar_is_mapped_as_memory", || {
-        let devices =
-            ["--device", "ivshmem,memory=1", "--device", "ivshmem,memory=1", "--device", "ivshmem", "--check"];
+        let (shared, own) = (["--device", "ivshmem,memory=1"], ["--device", "ivshmem"]);
+        let devices = [&[shared, shared, own, own].concat(), &["--check"][..]].concat();
         drop(succeed(&mut program_under(&devices, "bar-memory", &[])));
         drop(succeed(&mut program_under(&devices, "traced", &["bar-memory-traced"])));
     }),

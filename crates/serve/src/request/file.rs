@@ -3,10 +3,10 @@
 //! A kind of device file says what it can do; what it does not say, it leaves to the kernel, as for a regular file.
 
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ioasid::Context;
+use ioasid_vfio::BarMemory;
 use rustix::io::Errno;
 
 use super::Caller;
@@ -26,13 +26,15 @@ pub struct Mapping {
     pub execute: bool,
 }
 
-/// Part of a file that is memory: what is mapped of it is to be mapped of another.
+/// Part of a file that is memory: a program shall map that memory in place of it.
 #[derive(Debug)]
 pub struct MappedMemory {
     /// Where in the file.
     pub place: Range<u64>,
     /// The memory, from its beginning.
-    pub file: OwnedFd,
+    pub memory: Arc<BarMemory>,
+    /// Whether the program may write it.
+    pub writable: bool,
 }
 
 /// Who closes a file.
@@ -104,12 +106,7 @@ pub trait OpenFile: Send + Sync {
         Err(Errno::IO)
     }
 
-    /// Whether a byte of it is memory rather than a register.
-    fn is_memory(&self, _offset: u64) -> bool {
-        false
-    }
-
-    /// The memory that a byte of it is.
+    /// The memory that a byte of it is, if it is no register.
     fn memory(&self, _offset: u64) -> Option<MappedMemory> {
         None
     }

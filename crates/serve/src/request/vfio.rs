@@ -28,6 +28,8 @@ use crate::watch::{PciDevice, Watcher};
 /// An open file of a VFIO device.
 pub struct VfioFile {
     device: Arc<PciDevice>,
+    /// Whether it was opened for writing, too.
+    writable: bool,
     bound: RwLock<Option<Bound>>,
 }
 
@@ -47,16 +49,22 @@ macro_rules! through {
 }
 
 impl VfioFile {
-    /// A file that is bound to no context yet.
+    /// A file that is bound to no context yet, and that was opened for reading, or for writing, too.
     #[must_use]
-    pub fn new(device: Arc<PciDevice>) -> Self {
-        Self { device, bound: RwLock::default() }
+    pub fn new(device: Arc<PciDevice>, writable: bool) -> Self {
+        Self { device, writable, bound: RwLock::default() }
     }
 
     /// Runs `use_it` if the file is bound.
     fn with_bound<T>(&self, use_it: impl FnOnce(&Bound) -> Result<T, Errno>) -> Result<T, Errno> {
         let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
         bound.as_ref().ok_or(Errno::INVAL).and_then(use_it)
+    }
+
+    /// The kernel makes no mapping to write of a file that was opened for reading; but a program may ask for a store
+    /// that its processor does not make.
+    fn check_writable(&self) -> Result<(), Errno> {
+        if self.writable { Ok(()) } else { Err(Errno::ACCESS) }
     }
 
     /// Performs request `number` with its argument at `address`.
@@ -160,22 +168,20 @@ impl OpenFile for VfioFile {
     }
 
     fn store(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        self.check_writable()?;
         self.with_bound(|bound| bound.session.mapped_write(offset, data).map_err(|error| error.errno()))
-    }
-
-    fn is_memory(&self, offset: u64) -> bool {
-        self.with_bound(|bound| Ok(bound.session.memory_at(offset).is_some())).unwrap_or(false)
     }
 
     fn memory(&self, offset: u64) -> Option<MappedMemory> {
         let memory = self.with_bound(|bound| {
             let (place, memory) = bound.session.memory_at(offset).ok_or(Errno::NXIO)?;
-            Ok(MappedMemory { place, file: memory.file().map_err(|_| Errno::MFILE)? })
+            Ok(MappedMemory { place, memory: memory.clone(), writable: self.writable })
         });
         memory.ok()
     }
 
     fn enqueue(&self, offset: u64, command: &[u8; 64]) -> Result<Option<bool>, Errno> {
+        self.check_writable()?;
         self.with_bound(|bound| bound.session.mapped_enqueue(offset, command).map_err(|error| error.errno()))
     }
 

@@ -8,12 +8,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use ioasid::memory::Process;
+use ioasid_vfio::BarMemory;
 use rustix::fs::{AtFlags, StatxFlags};
 
 use super::Server;
 use crate::program::processes::Purpose;
 use crate::request::file::{Closer, OpenFile};
-use crate::watch::PciDevice;
 
 /// The open files.
 #[derive(Default)]
@@ -174,14 +174,15 @@ impl Server {
         self.file_system.get() == Some(&device_number)
     }
 
-    /// Whether a file with these numbers is what programs have mapped where they mapped a device: the device file, or
-    /// the memory of a BAR.
+    /// The memory of a BAR that a file with these numbers is.
+    pub(crate) fn bar_memory(&self, device_number: u64, inode: u64) -> Option<&Arc<BarMemory>> {
+        let mut all = self.devices.iter().flat_map(|device| device.vfio.function().memory());
+        all.find(|pages| pages.memory.identity() == (device_number, inode)).map(|pages| &pages.memory)
+    }
+
+    /// Whether a file with these numbers is what programs have mapped where they mapped a device.
     pub(crate) fn is_mapped_device(&self, device_number: u64, inode: u64) -> bool {
-        let is_memory = |device: &Arc<PciDevice>| {
-            let mut memory = device.vfio.function().memory().iter();
-            memory.any(|pages| pages.memory.identity() == (device_number, inode))
-        };
-        self.is_device_file(device_number) || self.devices.iter().any(is_memory)
+        self.is_device_file(device_number) || self.bar_memory(device_number, inode).is_some()
     }
 
     /// Whether `(device number, inode)` is of the tree's device files, and if so, which open file it is.

@@ -1,7 +1,7 @@
 //! A BAR that is memory: two devices that share one, and a third with its own.
 
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use ioasid_uapi::{iommufd, vfio};
@@ -30,7 +30,7 @@ pub fn used(mapped: bool) {
     cannot_be_mapped_for_devices(&space, &whole);
     whole.word(0).store(1, Ordering::Relaxed);
     whole.word(MIBIBYTE - 8).store(2, Ordering::Relaxed);
-    assert_eq!(is_memory(whole.address), mapped, "nobody is asked any more");
+    assert_eq!(is_memory(whole.address), mapped, "the runner is not asked any more");
     cannot_be_mapped_for_devices(&space, &whole);
 
     // A part, at another place, of the other device.
@@ -75,7 +75,13 @@ pub fn used(mapped: bool) {
     let without = without_descriptors(|| part.word(32).load(Ordering::Relaxed));
     assert_eq!(without, 5, "each access is performed");
     assert!(!is_memory(part.address));
+    drop(part);
     read_only(&one, offset);
+    if mapped {
+        page_by_page(&other, offset);
+        not_for_writing(offset);
+    }
+    touched_together(&one, offset);
     ioctl(&one, vfio::DEVICE_DETACH_IOMMUFD_PT, &mut vfio::DetachIommufdPt { argsz: 12, ..Default::default() })
         .unwrap();
     space.destroy();
@@ -101,6 +107,58 @@ fn region(file: &OwnedFd) -> u64 {
     assert_eq!((sparse.header.id, sparse.header.next, sparse.nr_areas), (vfio::REGION_INFO_CAP_SPARSE_MMAP, 0, 1));
     assert_eq!((area.offset, area.size), (0, info.size));
     info.offset
+}
+
+/// A touch changes the page that it touches, and no other: the program may meanwhile put something else there.
+fn page_by_page(file: &OwnedFd, offset: u64) {
+    let memory = Memory::map(3 * PAGE, libc::MAP_SHARED, file.as_raw_fd(), offset);
+    assert_eq!(memory.word(PAGE + 32).load(Ordering::Relaxed), 0);
+    let pages = [0, 1, 2].map(|page| is_memory(memory.address + page * PAGE as u64));
+    assert_eq!(pages, [false, true, false]);
+}
+
+/// Two threads are the first to touch a page, at the same time.
+fn touched_together(file: &OwnedFd, offset: u64) {
+    let registers = Memory::map(PAGE, libc::MAP_SHARED, file.as_raw_fd(), 1 << 40);
+    for _ in 0..300 {
+        let memory = Memory::map(PAGE, libc::MAP_SHARED, file.as_raw_fd(), offset);
+        let together = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for word in [64, 72] {
+                let (memory, together) = (&memory, &together);
+                scope.spawn(move || {
+                    together.wait();
+                    memory.word(word).fetch_add(1, Ordering::Relaxed);
+                });
+            }
+        });
+        // Neither was taken for a fault of the program's own.
+        assert_eq!(load::<u32>(&registers, 8), 0);
+        assert_eq!(memory.word(64).swap(0, Ordering::Relaxed), 1);
+        assert_eq!(memory.word(72).swap(0, Ordering::Relaxed), 1);
+    }
+}
+
+/// Who may not write the device does not get its memory for writing.
+fn not_for_writing(offset: u64) {
+    let space = Space::new();
+    let path = c"/dev/vfio/devices/vfio3";
+    // SAFETY: a string that ends, and a number.
+    let file = unsafe { OwnedFd::from_raw_fd(libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC)) };
+    Engine::bind(&file, &space.iommu).unwrap();
+    let read_only = map_to_read(&file, offset);
+    // SAFETY: what was just mapped.
+    assert_eq!(unsafe { read_only.cast::<u64>().read_volatile() }, 0);
+    let allow = || {
+        // SAFETY: as above.
+        let done = unsafe { libc::mprotect(read_only, PAGE, libc::PROT_READ | libc::PROT_WRITE) };
+        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().raw_os_error().unwrap()) }
+    };
+    assert_eq!(allow(), Err(libc::EACCES));
+    // SAFETY: as above; the program has no reference into it.
+    unsafe { libc::munmap(read_only, PAGE) };
+    drop(file);
+    space.destroy();
 }
 
 /// Whether what is mapped at an address is mapped as memory.
@@ -133,18 +191,28 @@ fn without_descriptors<T>(does: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A mapping to read from stays one.
-fn read_only(file: &OwnedFd, offset: u64) {
+/// A page of a device, to be read.
+fn map_to_read(file: &OwnedFd, offset: u64) -> *mut libc::c_void {
     // SAFETY: a new mapping.
     let at = unsafe {
         libc::mmap(std::ptr::null_mut(), PAGE, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), offset as i64)
     };
     assert_ne!(at, libc::MAP_FAILED);
+    at
+}
+
+/// A mapping to read from stays one, until the program that may write the device wants to write it.
+fn read_only(file: &OwnedFd, offset: u64) {
+    let at = map_to_read(file, offset);
     // SAFETY: what was just mapped.
     assert_eq!(unsafe { at.cast::<u64>().read_volatile() }, 1);
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let line = maps.lines().find(|line| line.starts_with(&format!("{:x}-", at as u64))).unwrap();
     assert!(line.contains(" r--s "), "{line}");
-    // SAFETY: as above; nobody uses it any more.
-    unsafe { libc::munmap(at, PAGE) };
+    // SAFETY: as above; the program has no reference into it.
+    unsafe {
+        assert_eq!(libc::mprotect(at, PAGE, libc::PROT_READ | libc::PROT_WRITE), 0);
+        at.cast::<u64>().add(9).write_volatile(0);
+        libc::munmap(at, PAGE);
+    }
 }

@@ -54,6 +54,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "open-modes" => registers::open_modes(),
         "after-exec" => life::after_exec(argument),
         "daemon" => life::daemon(),
+        "forged-store" => registers::forged_store(),
         "registers" => registers::exact(),
         "bar-memory" => bar_memory::used(true),
         "bar-memory-traced" => bar_memory::used(false),

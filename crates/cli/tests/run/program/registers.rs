@@ -106,8 +106,44 @@ pub fn open_modes() {
     // SAFETY: two bytes of ours.
     let written = unsafe { libc::pwrite(read_only.as_raw_fd(), [0u8; 2].as_ptr().cast(), 2, info.offset as i64 + 4) };
     assert_eq!((written, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EBADF)));
+    drop(read_only);
     setup.copy(3);
     setup.finish();
+}
+
+/// The processor makes no store to a mapping of registers that are only to be read, and the runner none that a program
+/// asks for as the handler does.
+pub fn forged_store() {
+    const ASK: u64 = 0x3bfe;
+    const BUS_ERROR: i64 = libc::SIGBUS as i64;
+    let space = Space::new();
+    let file = rustix::fs::open("/dev/vfio/devices/vfio0", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+    let file = file.unwrap();
+    Engine::bind(&file, &space.iommu).unwrap();
+    let mut info = vfio::RegionInfo { argsz: 32, ..Default::default() };
+    ioctl(&file, vfio::DEVICE_GET_REGION_INFO, &mut info).unwrap();
+    let (fd, offset) = (file.as_raw_fd(), info.offset as i64);
+    // SAFETY: a new mapping.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, fd, offset) };
+    assert_ne!(at, libc::MAP_FAILED);
+    let asked = |code: [u8; 2], register: u64| {
+        let mut context = [0u64; 64];
+        // rbx, rip; the vector registers are not looked at.
+        (context[5 + 11], context[5 + 16]) = (register, code.as_ptr() as u64);
+        let (low, high) = (register as u32, (register >> 32) as u32);
+        let info: [u32; 6] = [libc::SIGBUS as u32, 0, 2, 0, low, high];
+        let question = [libc::SIGBUS as u64, info.as_ptr() as u64, context.as_ptr() as u64, 0, 0, 0, 0, 0, 0];
+        // SAFETY: reads what is above.
+        let answer = unsafe { libc::syscall(libc::SYS_ioctl, -1, ASK, question.as_ptr()) };
+        (answer, context[5 + 16].wrapping_sub(code.as_ptr() as u64))
+    };
+    // mov eax, [rbx]; mov [rbx], ecx
+    assert_eq!(asked([0x8b, 0x03], at as u64 + CBVER as u64), (0, 2));
+    assert_eq!(asked([0x89, 0x0b], at as u64 + CBVER as u64), (BUS_ERROR, 0));
+    // SAFETY: what was just mapped.
+    unsafe { libc::munmap(at, 4096) };
+    drop(file);
+    space.destroy();
 }
 
 /// Maps registers and gives them back, in several threads: each mapping has the tree asked about its file.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
-use ioasid::memory::VmaQuery;
+use ioasid::memory::{Vma, VmaQuery};
 use ioasid_mmio::{AccessFault, Memory};
 
 use crate::program::memory::ThreadMemory;
@@ -58,16 +58,23 @@ pub(super) fn fetch_code<'a>(memory: ThreadMemory<'_>, rip: u64, code: &'a mut [
     }
 }
 
-/// The device file and the offset in it that `length` bytes at `address` are, if they are registers.
-pub(super) fn register_in(
-    mappings: &VmaQuery,
-    server: &Server,
-    address: u64,
-    length: usize,
-) -> Option<(Arc<dyn OpenFile>, u64)> {
-    let vma = mappings.at(address).ok()??;
-    let file = server.open_file(vma.dev, vma.inode)?;
-    (vma.end - address >= length as u64).then(|| (file, vma.offset + (address - vma.start)))
+/// Bytes of a device file that a program has mapped.
+pub(super) struct Mapped {
+    pub(super) file: Arc<dyn OpenFile>,
+    /// Of the first byte, in the file.
+    pub(super) offset: u64,
+    /// The mapping.
+    pub(super) vma: Vma,
+}
+
+impl Mapped {
+    /// `length` bytes at `address`, if they are of a device file.
+    pub(super) fn find(mappings: &VmaQuery, server: &Server, address: u64, length: usize) -> Option<Self> {
+        let vma = mappings.at(address).ok()??;
+        let file = server.open_file(vma.dev, vma.inode)?;
+        let offset = vma.offset + (address - vma.start);
+        (vma.end - address >= length as u64).then_some(Self { file, offset, vma })
+    }
 }
 
 /// The memory of a thread.
@@ -78,25 +85,31 @@ pub(super) struct ProgramMemory<'a> {
 }
 
 impl ProgramMemory<'_> {
-    /// The device file and the offset in it that `length` bytes at `address` are, if they are registers, of a thread
-    /// that stands.
-    pub(super) fn register(&self, address: u64, length: usize) -> Option<(Arc<dyn OpenFile>, u64)> {
-        register_in(self.mappings, self.server, address, length).filter(|_| self.thread.stands())
+    /// `length` bytes at `address`, if they are of a device file, of a thread that stands.
+    pub(super) fn device(&self, address: u64, length: usize) -> Option<Mapped> {
+        Mapped::find(self.mappings, self.server, address, length).filter(|_| self.thread.stands())
+    }
+
+    /// Whether an address is mapped as the memory of a BAR.
+    pub(super) fn is_bar_memory(&self, address: u64) -> bool {
+        let Ok(Some(vma)) = self.mappings.at(address) else { return false };
+        let memory = self.server.bar_memory(vma.dev, vma.inode);
+        memory.is_some_and(|memory| vma.offset + (address - vma.start) < memory.length())
     }
 }
 
 impl Memory for ProgramMemory<'_> {
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), AccessFault> {
-        let done = match self.register(address, bytes.len()) {
-            Some((file, offset)) => file.load(offset, bytes),
+        let done = match self.device(address, bytes.len()) {
+            Some(Mapped { file, offset, .. }) => file.load(offset, bytes),
             None => self.thread.read(address, bytes),
         };
         done.map_err(|_| AccessFault)
     }
 
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), AccessFault> {
-        let done = match self.register(address, bytes.len()) {
-            Some((file, offset)) => file.store(offset, bytes),
+        let done = match self.device(address, bytes.len()) {
+            Some(Mapped { file, offset, .. }) => file.store(offset, bytes),
             None => self.thread.write(address, bytes),
         };
         done.map_err(|_| AccessFault)
@@ -106,7 +119,7 @@ impl Memory for ProgramMemory<'_> {
     fn enqueue(&mut self, address: u64, command: &[u8; 64]) -> Result<bool, AccessFault> {
         let process = self.server.process(self.thread.tid(), Purpose::Mapping).map_err(|_| AccessFault)?;
         let pasid = self.server.enqcmd().physical(process.pid(), &process).ok_or(AccessFault)?;
-        let (file, offset) = self.register(address, command.len()).ok_or(AccessFault)?;
+        let Mapped { file, offset, .. } = self.device(address, command.len()).ok_or(AccessFault)?;
         let mut command = *command;
         command[..4].copy_from_slice(&pasid.get().to_le_bytes());
         file.enqueue(offset, &command).map_err(|_| AccessFault)?.ok_or(AccessFault)

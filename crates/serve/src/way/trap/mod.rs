@@ -38,18 +38,19 @@ mod tracer;
 mod vectors;
 
 use std::io::{self, Write as _};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
+use ioasid::memory::PAGE_SIZE;
 use ioasid_mmio::{Submission, XstateLayout, step};
 use rustix::io::Errno;
 
 use crate::program::memory::ThreadMemory;
 use crate::program::processes::Purpose;
-use crate::request::file::MappedMemory;
 use crate::server::Server;
 use frame::Frame;
 pub(crate) use handler::{ASK, ASK_RING, Action, PASS, RING, SIGNALS, action, base_in, set_action};
-use memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_instruction};
+use memory::{LONGEST_INSTRUCTION, Mapped, ProgramMemory, fetch_instruction};
 pub(crate) use poller::Rings;
 pub use tracer::{Stopped, TraceHandle, Tracer};
 use vectors::LazyVectors;
@@ -122,19 +123,21 @@ pub(crate) fn answer(
     let submits = match question.signal {
         libc::SIGBUS
             if code == libc::BUS_ADRERR
-                && let Some((file, offset)) = memory.register(about, 1) =>
+                && let Some(mapped) = memory.device(about, 1) =>
         {
             if !question.cannot_map
-                && let Some(found) = file.memory(offset)
-                && let Some((place, file)) = place_of(&memory, about, found)
+                && let Some(found) = mapped.file.memory(mapped.offset)
+                && let Ok(file) = found.memory.file(found.writable)
                 && let Ok(descriptor) = give(file)
             {
-                let place: [u8; size_of::<Place>()] = zerocopy::transmute!(place);
+                let place: [u8; size_of::<Place>()] = zerocopy::transmute!(place_of(&mapped, &found.place));
                 thread.write(address + QUESTION as u64, &place)?;
                 return Ok(MAP + i64::from(descriptor));
             }
             false
         }
+        // Another thread has had it mapped since: the instruction comes again, and finds it.
+        libc::SIGBUS if code == libc::BUS_ADRERR && memory.is_bar_memory(about) => return Ok(0),
         signal if code > 0 && is_submission(signal, instruction) => true,
         _ => return Ok(own),
     };
@@ -159,16 +162,20 @@ pub(crate) fn answer(
     }
 }
 
-/// Where in a thread's memory the memory is to be mapped that it stands at; and the file.
-fn place_of(memory: &ProgramMemory<'_>, about: u64, found: MappedMemory) -> Option<(Place, OwnedFd)> {
-    let vma = memory.mappings.at(about).ok()??;
-    let start = found.place.start.max(vma.offset);
-    let end = found.place.end.min(vma.offset + (vma.end - vma.start));
+/// The most parts in which memory of a BAR is mapped. A page is not too small: the program may have put something else
+/// in the place of the next one by the time that its handler maps this one. But each part costs a touch and a mapping.
+const PARTS: u64 = 1024;
+
+/// Where a thread that stands at a byte of a mapping is to map memory, which is at `memory` in the device's file.
+fn place_of(at: &Mapped, memory: &Range<u64>) -> Place {
+    let Mapped { offset, vma, .. } = at;
+    let part = (memory.end - memory.start).div_ceil(PARTS).next_multiple_of(PAGE_SIZE);
+    let part_start = offset - (offset - memory.start) % part;
+    let start = part_start.max(vma.offset);
+    let end = (part_start + part).min(memory.end).min(vma.offset + (vma.end - vma.start));
     let protection = [(vma.readable, libc::PROT_READ), (vma.writable, libc::PROT_WRITE)];
     let protection = protection.into_iter().filter(|(has, _)| *has).fold(0, |all, (_, bit)| all | bit);
-    let place =
-        [vma.start + (start - vma.offset), end.checked_sub(start)?, protection as u64, start - found.place.start];
-    memory.thread.stands().then_some((place, found.file))
+    [vma.start + (start - vma.offset), end - start, protection as u64, start - memory.start]
 }
 
 /// Whether an instruction hands work to a device, and this signal says that the processor has no such instruction

@@ -29,7 +29,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::frame::{WORDS, registers_of, words_of};
-use super::memory::{LONGEST_INSTRUCTION, register_in};
+use super::memory::{LONGEST_INSTRUCTION, Mapped};
 use crate::server::Server;
 
 /// Bytes of a ring.
@@ -78,14 +78,14 @@ pub(super) const REGISTERS_AT: usize = std::mem::offset_of!(Slot, registers);
 pub(super) const INSTRUCTION_AT: usize = std::mem::offset_of!(Slot, instruction);
 
 /// The shared memory, mapped into this process.
-struct Mapped(NonNull<Shared>);
+struct SharedMapping(NonNull<Shared>);
 
 // SAFETY: what it points to consists of atomics, and of bytes that nobody looks at.
-unsafe impl Send for Mapped {}
+unsafe impl Send for SharedMapping {}
 // SAFETY: as above.
-unsafe impl Sync for Mapped {}
+unsafe impl Sync for SharedMapping {}
 
-impl std::ops::Deref for Mapped {
+impl std::ops::Deref for SharedMapping {
     type Target = Shared;
 
     fn deref(&self) -> &Shared {
@@ -94,7 +94,7 @@ impl std::ops::Deref for Mapped {
     }
 }
 
-impl Drop for Mapped {
+impl Drop for SharedMapping {
     fn drop(&mut self) {
         // SAFETY: made by `mmap`, of this length, and nobody has it any more.
         let _ = unsafe { munmap(self.0.as_ptr().cast(), LENGTH) };
@@ -103,7 +103,7 @@ impl Drop for Mapped {
 
 /// The ring of an address space.
 pub(super) struct Ring {
-    memory: Mapped,
+    memory: SharedMapping,
     process: Arc<Process>,
     taken: Mutex<UnderWay>,
     answered: Condvar,
@@ -242,11 +242,11 @@ impl Drop for Taken<'_> {
     }
 }
 
-fn map(file: impl AsFd) -> Result<Mapped, Errno> {
+fn map(file: impl AsFd) -> Result<SharedMapping, Errno> {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping, wherever there is room.
     let at = unsafe { mmap(std::ptr::null_mut(), LENGTH, protection, MapFlags::SHARED, file, 0)? };
-    NonNull::new(at.cast()).map(Mapped).ok_or(Errno::NOMEM)
+    NonNull::new(at.cast()).map(SharedMapping).ok_or(Errno::NOMEM)
 }
 
 /// The registers that a program has mapped, at the address that its thread stands for, and nothing else.
@@ -257,31 +257,25 @@ struct RegisterMemory<'a> {
 }
 
 impl RegisterMemory<'_> {
-    fn access(
-        &self,
-        address: u64,
-        length: usize,
-        access: impl FnOnce(&dyn crate::request::file::OpenFile, u64) -> Result<(), Errno>,
-    ) -> Result<(), AccessFault> {
+    fn register(&self, address: u64, length: usize) -> Result<Mapped, AccessFault> {
         if self.about.wrapping_sub(address) >= length as u64 {
             return Err(AccessFault);
         }
-        let (file, offset) = register_in(self.process.vmas(), self.server, address, length).ok_or(AccessFault)?;
-        // What is memory shall be mapped, so that no access comes here.
-        if file.is_memory(offset) {
-            return Err(AccessFault);
-        }
-        access(&*file, offset).map_err(|_| AccessFault)
+        let found = Mapped::find(self.process.vmas(), self.server, address, length).ok_or(AccessFault)?;
+        // The program shall map what is memory, so that no access comes here.
+        if found.file.memory(found.offset).is_some() { Err(AccessFault) } else { Ok(found) }
     }
 }
 
 impl Memory for RegisterMemory<'_> {
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), AccessFault> {
-        self.access(address, bytes.len(), |file, offset| file.load(offset, bytes))
+        let Mapped { file, offset, .. } = self.register(address, bytes.len())?;
+        file.load(offset, bytes).map_err(|_| AccessFault)
     }
 
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), AccessFault> {
-        self.access(address, bytes.len(), |file, offset| file.store(offset, bytes))
+        let Mapped { file, offset, .. } = self.register(address, bytes.len())?;
+        file.store(offset, bytes).map_err(|_| AccessFault)
     }
 }
 

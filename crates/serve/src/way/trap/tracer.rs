@@ -259,7 +259,7 @@ impl Tracer {
     fn perform(&mut self, tid: u32) -> bool {
         let Some(address) = ptrace::bus_error_address(tid) else { return false };
         let Some(memory) = self.memory(tid) else { return false };
-        if memory.register(address, 1).is_none() {
+        if memory.device(address, 1).is_none() {
             return false;
         }
         let Some(registers) = ptrace::registers(tid) else { return false };

@@ -29,8 +29,8 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use ioasid_vfio::device::region::{COUNT, file_offset};
 
@@ -153,7 +153,7 @@ impl Tree {
         self.server.with_file(inode.0, |file| file.given().map(use_it))?
     }
 
-    fn open_device(&self, inode: INodeNo, device: DeviceFile) -> Result<(), Errno> {
+    fn open_device(&self, inode: INodeNo, device: DeviceFile, flags: OpenFlags) -> Result<(), Errno> {
         if ioasid_inject::fails() {
             return Err(Errno::ENOMEM);
         }
@@ -161,7 +161,7 @@ impl Tree {
             DeviceFile::Iommu => self.server.open_iommu(),
             DeviceFile::Vfio(number) => {
                 let device = self.server.devices().get(number).ok_or(Errno::ENODEV)?;
-                Arc::new(VfioFile::new(device.clone()))
+                Arc::new(VfioFile::new(device.clone(), flags.acc_mode() != OpenAccMode::O_RDONLY))
             }
             DeviceFile::Given(name) => Arc::new(Given(self.server.take_given(name).ok_or(Errno::ENOENT)?)),
         };
@@ -243,11 +243,11 @@ impl Filesystem for Tree {
         }
     }
 
-    fn open(&self, request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let device = self.device(inode);
         let opened = match device {
             // FUSE tells the number of the thread.
-            Some(device) => self.server.failures().performing(request.pid(), || self.open_device(inode, device)),
+            Some(device) => self.server.failures().performing(request.pid(), || self.open_device(inode, device, flags)),
             None => Ok(()),
         };
         // Every read comes here.

@@ -58,9 +58,9 @@ impl OpenFile for Device {
 struct Setup {
     server: Arc<Server>,
     device: Arc<Device>,
-    registers: Mapped,
+    registers: SharedMapping,
     ring: Ring,
-    program: Mapped,
+    program: SharedMapping,
 }
 
 impl Setup {
