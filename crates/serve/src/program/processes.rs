@@ -1,4 +1,4 @@
-//! The address spaces of programs whose memory somebody may need, each opened once however much of it is mapped.
+//! The address spaces of programs whose memory devices and requests may need, each opened once however much of it is mapped.
 
 use std::collections::HashMap;
 use std::io;
@@ -43,10 +43,29 @@ impl Processes {
             Purpose::Mapping => Process::open(tid)?,
             Purpose::Sva => Process::open_for_sva(tid)?,
         });
-        let mut known = self.lock();
-        known.retain(|_, process| process.strong_count() > 0);
-        known.insert((process.pid(), purpose), Arc::downgrade(&process));
-        Ok(process)
+        Ok(self.enter(process, tid, purpose))
+    }
+
+    /// Makes an address space known, or returns what another thread has made known meanwhile.
+    fn enter(&self, process: Arc<Process>, tid: u32, purpose: Purpose) -> Arc<Process> {
+        let mut another: Option<Arc<Process>> = None;
+        loop {
+            let known = {
+                let mut all = self.lock();
+                let known = all.get(&(process.pid(), purpose)).and_then(Weak::upgrade);
+                let Some(known) = known.filter(|known| another.as_ref().is_none_or(|seen| !Arc::ptr_eq(seen, known)))
+                else {
+                    all.retain(|_, process| process.strong_count() > 0);
+                    all.insert((process.pid(), purpose), Arc::downgrade(&process));
+                    return process;
+                };
+                known
+            };
+            if known.is_of(tid) {
+                return known;
+            }
+            another = Some(known);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(u32, Purpose), Weak<Process>>> {
@@ -64,7 +83,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_space_is_opened_once_while_somebody_has_it() {
+    fn threads_that_open_an_address_space_together_have_the_same() {
+        for _ in 0..200 {
+            let processes = Processes::default();
+            let together = std::sync::Barrier::new(4);
+            let opened = std::thread::scope(|scope| {
+                let open = || {
+                    together.wait();
+                    processes.open(std::process::id(), Purpose::Mapping).unwrap()
+                };
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            });
+            assert!(opened.iter().all(|process| Arc::ptr_eq(process, &opened[0])));
+        }
+    }
+
+    #[test]
+    fn an_address_space_is_opened_once_while_it_is_used() {
         let processes = Processes::default();
         let own = std::process::id();
         let first = processes.open(own, Purpose::Mapping).unwrap();
@@ -72,7 +108,7 @@ mod tests {
         drop(first);
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let other = processes.open(child.id(), Purpose::Sva).unwrap();
-        assert_eq!(processes.0.lock().unwrap().len(), 1, "what nobody has is forgotten");
+        assert_eq!(processes.0.lock().unwrap().len(), 1, "what is not used is forgotten");
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(processes.open(child.id(), Purpose::Sva).is_err());
