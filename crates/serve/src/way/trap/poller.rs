@@ -77,11 +77,17 @@ impl Rings {
     /// Of the system calls.
     pub(crate) fn add(&self, process: &Arc<Process>) -> Result<OwnedFd, Errno> {
         let (ring, file) = Ring::new(process.clone())?;
-        let mut state = self.shared.lock();
-        state.rings.retain(|_, known| known.ring.process().is_current());
-        // Also what they asked in before.
-        state.threads.clear();
-        state.rings.insert(process.pid(), Known { ring: Arc::new(ring), asked: None });
+        let ring = Known { ring: Arc::new(ring), asked: None };
+        let known: Vec<_> = self.shared.lock().rings.values().map(|known| known.ring.clone()).collect();
+        let ended: Vec<_> = known.into_iter().filter(|ring| !ring.process().is_current()).collect();
+        let has_ended = |known: &Known| ended.iter().any(|ring| Arc::ptr_eq(ring, &known.ring));
+        let former = {
+            let mut state = self.shared.lock();
+            let ended: Vec<_> = state.rings.extract_if(|_, known| has_ended(known)).collect();
+            // Threads may have asked in what goes.
+            (ended, std::mem::take(&mut state.threads), state.rings.insert(process.pid(), ring))
+        };
+        drop(former);
         Ok(file)
     }
 

@@ -105,7 +105,7 @@ impl Drop for SharedMapping {
 pub(super) struct Ring {
     memory: SharedMapping,
     process: Arc<Process>,
-    taken: Mutex<UnderWay>,
+    under_way: Mutex<UnderWay>,
     answered: Condvar,
 }
 
@@ -135,7 +135,7 @@ impl Ring {
         ftruncate(&file, LENGTH as u64)?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let memory = map(&file)?;
-        Ok((Self { memory, process, taken: Mutex::default(), answered: Condvar::new() }, file))
+        Ok((Self { memory, process, under_way: Mutex::default(), answered: Condvar::new() }, file))
     }
 
     /// Whose it is.
@@ -172,59 +172,51 @@ impl Ring {
 
     fn wait(&self, number: usize) {
         let bit = 1 << number;
-        let mut taken = self.taken();
-        taken.waiting += 1;
-        let is_taken = |taken: &mut UnderWay| taken.slots & bit != 0;
-        let mut taken = self.answered.wait_while(taken, is_taken).unwrap_or_else(PoisonError::into_inner);
-        taken.waiting -= 1;
+        let mut under_way = self.under_way();
+        under_way.waiting += 1;
+        let is_taken = |under_way: &mut UnderWay| under_way.slots & bit != 0;
+        let mut under_way = self.answered.wait_while(under_way, is_taken).unwrap_or_else(PoisonError::into_inner);
+        under_way.waiting -= 1;
     }
 
-    fn taken(&self) -> MutexGuard<'_, UnderWay> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn under_way(&self) -> MutexGuard<'_, UnderWay> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a slot in which something is asked for.
     fn take(&self, number: usize) -> Option<Taken<'_>> {
-        let state = &self.memory.states[number];
+        let (state, bit) = (&self.memory.states[number], 1 << number);
         if state.load(Ordering::Relaxed) != ASKED {
             return None;
         }
-        // Before the handler can see it taken and ask to wait for it.
-        let taken = Taken { ring: self, number, result: ASK_OTHERWISE };
-        self.taken().slots |= 1 << number;
-        if state.compare_exchange(ASKED, TAKEN, Ordering::SeqCst, Ordering::Relaxed).is_err() {
-            // The handler has withdrawn it: there is nobody to be answered.
-            taken.forget();
+        let mut under_way = self.under_way();
+        let is_free = under_way.slots & bit == 0;
+        // The handler may have withdrawn it.
+        if !is_free || state.compare_exchange(ASKED, TAKEN, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             return None;
         }
-        Some(taken)
+        under_way.slots |= bit;
+        Some(Taken { ring: self, number, result: ASK_OTHERWISE })
     }
 
     /// Performs the instruction in a slot. False if it has not been begun.
     fn perform(&self, slot: &Slot, server: &Server) -> bool {
         let about = slot.address.load(Ordering::Relaxed);
-        let mut words = slot.registers.each_ref().map(|word| word.load(Ordering::Relaxed));
+        let before = slot.registers.each_ref().map(|word| word.load(Ordering::Relaxed));
         let code: [u8; 16] = zerocopy::transmute!(slot.instruction.each_ref().map(|word| word.load(Ordering::Relaxed)));
         let length = slot.detail.load(Ordering::Relaxed) as usize;
         let code = &code[..length.min(LONGEST_INSTRUCTION)];
-        let mut registers = registers_of(&words, 0, 0);
+        let mut registers = registers_of(&before, 0, 0);
         let mut memory = RegisterMemory { server, process: &self.process, about };
         if step_register_access(&mut registers, &mut memory, code).is_err() {
             return false;
         }
-        words_of(&registers, &mut words);
+        let mut after = before;
+        words_of(&registers, &mut after);
         // What is not written stays where it is, in the cache of the program's processor.
-        let before = slot.registers.each_ref().map(|word| word.load(Ordering::Relaxed));
-        let changed = slot.registers.iter().zip(words).zip(before).filter(|((_, value), before)| value != before);
-        changed.for_each(|((word, value), _)| word.store(value, Ordering::Relaxed));
+        let changed = slot.registers.iter().zip(after).zip(before).filter(|((_, after), before)| after != before);
+        changed.for_each(|((word, after), _)| word.store(after, Ordering::Relaxed));
         true
-    }
-}
-
-impl Taken<'_> {
-    fn forget(self) {
-        self.ring.taken().slots &= !(1 << self.number);
-        std::mem::forget(self);
     }
 }
 
@@ -232,11 +224,11 @@ impl Drop for Taken<'_> {
     fn drop(&mut self) {
         let slot = &self.ring.memory.slots[self.number];
         slot.detail.store(self.result, Ordering::Relaxed);
+        let mut under_way = self.ring.under_way();
         self.ring.memory.states[self.number].store(ANSWERED, Ordering::Release);
-        let mut taken = self.ring.taken();
-        taken.slots &= !(1 << self.number);
-        // To wake nobody is a system call, too.
-        if taken.waiting > 0 {
+        under_way.slots &= !(1 << self.number);
+        // A notice is a system call, even if no thread waits for it.
+        if under_way.waiting > 0 {
             self.ring.answered.notify_all();
         }
     }

@@ -156,7 +156,7 @@ fn what_is_more_than_a_register_access_is_asked_for_otherwise() {
 }
 
 #[test]
-fn who_waits_for_an_access_goes_on_when_it_is_done() {
+fn a_thread_that_waits_for_an_access_goes_on_when_it_is_done() {
     let setup = Setup::new(Device { slow: Some(Barrier::new(2)), ..Device::default() });
     setup.ring.finish(0, &setup.server);
     setup.ring.finish(usize::MAX, &setup.server);
@@ -174,7 +174,8 @@ fn who_waits_for_an_access_goes_on_when_it_is_done() {
         setup.ring.finish(1, &setup.server);
         assert!(!waits.is_finished());
         // Whatever the program writes there, it waits.
-        setup.program.states[0].store(0, Ordering::SeqCst);
+        setup.program.states[0].store(ASKED, Ordering::SeqCst);
+        assert!(!setup.ring.answer(&setup.server), "it is under way already");
         if let Some(barrier) = &setup.device.slow {
             barrier.wait();
         }
@@ -208,7 +209,7 @@ fn a_program_may_write_anything_at_any_time() {
         }
         ends.store(true, Ordering::Relaxed);
     });
-    assert_eq!(setup.ring.taken().slots, 0);
+    assert_eq!(setup.ring.under_way().slots, 0);
     // And after all that it works.
     setup.ask(5, setup.address(), STORE);
     setup.ring.answer(&setup.server);
