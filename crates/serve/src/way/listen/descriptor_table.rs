@@ -79,8 +79,9 @@ impl Table {
     /// What a descriptor can do. The link to a file can be read and written as the descriptor can; one that can do
     /// neither only names the file.
     ///
-    /// A file of the tree is opened once, so another descriptor of it can do the same or nothing: a thread that puts
-    /// one which can do nothing in the place of one which can, under the same number, keeps what it had.
+    /// A file of the tree is opened once, so another descriptor of it can do the same or nothing. What can do nothing is
+    /// asked about each time: one that can may come in its place, under the same number. A thread that does the
+    /// opposite keeps what it had.
     fn mode(&self, seen: Seen, name: &str) -> Option<Mode> {
         let modes = || self.modes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, mode)) = modes().iter().find(|(known, _)| *known == seen) {
@@ -89,7 +90,7 @@ impl Table {
         let mode = Mode::from_raw_mode(statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?.st_mode);
         let mut modes = modes();
         modes.retain(|(known, _)| known.number != seen.number);
-        if modes.len() < MOST {
+        if modes.len() < MOST && mode.intersects(Mode::RUSR | Mode::WUSR) {
             modes.push((seen, mode));
         }
         Some(mode)
@@ -151,6 +152,18 @@ mod tests {
         let after = tables.look_at(own, number).unwrap();
         assert!(after.inode != before.inode && !after.readable() && after.writable());
         assert!(tables.look_at(own, u32::MAX).is_none());
+    }
+
+    #[test]
+    fn a_descriptor_that_can_do_something_comes_in_the_place_of_one_that_cannot() {
+        let tables = DescriptorTables::default();
+        let own = std::process::id();
+        let file = File::open("/").unwrap();
+        let only_names = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let number = only_names.as_raw_fd() as u32;
+        assert!(!tables.look_at(own, number).unwrap().readable());
+        rustix::io::dup2(&file, &mut std::mem::ManuallyDrop::new(only_names)).unwrap();
+        assert!(tables.look_at(own, number).unwrap().readable());
     }
 
     #[test]

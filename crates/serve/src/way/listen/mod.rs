@@ -96,12 +96,11 @@ impl Listener {
     fn run(&self, mut has_turn: bool) {
         let listening = self.server.listen();
         while has_turn || self.turns.wait() {
-            if self.turns.is_alone() {
-                // Should there be no other thread, calls wait for each other.
-                let _ = self.start_thread(false);
-            }
+            let mut is_watched = !self.turns.is_alone();
             has_turn = true;
             while has_turn {
+                // Without another thread, calls wait for each other; there may be room for one later.
+                is_watched = is_watched || self.start_thread(false).is_ok();
                 let Some(call) = self.receive() else { return self.turns.finish() };
                 let (number, needs_another) = self.turns.begin();
                 if needs_another {
