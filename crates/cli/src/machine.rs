@@ -183,7 +183,7 @@ struct Switch(Arc<Endpoint>);
 
 impl BusMaster for Switch {
     fn set_bus_master(&self, enabled: bool) {
-        // Who writes configuration space holds no slices, which is all that can be in the way.
+        // A thread that writes configuration space holds no slices, and nothing else can be in the way.
         let _ = self.0.set_bus_master(enabled);
     }
 }

@@ -39,7 +39,7 @@ pub trait Dma: Send {
     /// The first address of the range that may not be read.
     fn read(&mut self, at: BusAddress, data: &mut [u8]) -> Result<(), DmaError>;
 
-    /// Writes `data` at `at`. Eight aligned bytes are written at once: nobody sees half of them.
+    /// Writes `data` at `at`. Eight aligned bytes are written at once: no reader sees half of them.
     ///
     /// # Errors
     /// The first address of the range that may not be written.

@@ -1,8 +1,8 @@
 //! Pages of a BAR that are memory, not registers: only what was stored last matters, as of a doorbell, or they hold
 //! data.
 //!
-//! A program maps them as the memory that they are, so its loads and stores cost nothing and nobody hears of them: a
-//! model looks when it wants to. Each session has memory of its own, so what a former one has mapped still leads
+//! A program maps them as the memory that they are, so its loads and stores cost nothing, and raise no event: a model
+//! looks when it wants to. Each session has memory of its own, so what a program keeps mapped of a former one leads
 //! nowhere.
 #![allow(unsafe_code, reason = "shared memory")]
 
@@ -139,7 +139,7 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: made by `mmap`, of this length, and nobody has it any more.
+        // SAFETY: made by `mmap`, of this length, and pointers into it end with this.
         let _ = unsafe { munmap(self.at.as_ptr().cast(), self.length) };
     }
 }
@@ -158,8 +158,8 @@ impl BarMemory {
         Self::make(length, false)
     }
 
-    /// Memory as of [`BarMemory::new`], but one that is not the device's alone: it stays as it is, whoever opens the
-    /// device, and when the device is reset.
+    /// Memory as of [`BarMemory::new`], but one that is not the device's alone: it stays as it is when the device is
+    /// reset or opened again.
     ///
     /// # Errors
     /// As [`BarMemory::new`].
@@ -250,7 +250,7 @@ impl BarMemory {
         self.changed.notify_all();
     }
 
-    /// Makes every byte zero, also for those who have mapped it: a reset.
+    /// Makes every byte zero, also in the mappings of programs: a reset.
     pub(crate) fn clear(&self) {
         if self.lasts {
             return;
@@ -264,7 +264,7 @@ impl BarMemory {
         self.wake();
     }
 
-    /// Takes new memory, all zero. Who has mapped the former keeps that alone.
+    /// Takes new memory, all zero. A program that has mapped the former keeps it to itself.
     ///
     /// # Errors
     /// As [`BarMemory::new`]; the former stays.
@@ -352,7 +352,7 @@ mod tests {
         let mut there = [1; 8];
         program.load(8, &mut there);
         assert_eq!(there, [0; 8]);
-        assert!(ftruncate(&program.file, 0).is_err(), "nobody shortens it");
+        assert!(ftruncate(&program.file, 0).is_err(), "it cannot be shortened");
         let mut to_read = File::from(memory.file(false).unwrap());
         assert!(io::Write::write(&mut to_read, &[1]).is_err(), "nor writes what was given to be read");
     }
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_finds_what_a_program_stores_and_ends() {
+    fn a_model_that_waits_finds_what_a_program_stores_and_ends() {
         let memory = BarMemory::new(4096).unwrap();
         let program = mapped(&memory);
         let rung = |memory: &BarMemory| Some(word(memory, 0)).filter(|value| *value != 0);

@@ -31,11 +31,11 @@ impl EventFd {
         Ok(Self(fd))
     }
 
-    /// Adds 1 to the counter, which saturates. Waits for nobody.
+    /// Adds 1 to the counter, which saturates. Does not wait.
     pub(crate) fn signal(&self) {
         let signalled = kernel().is_some_and(|kernel| kernel.signal(&self.0).is_ok());
         if !signalled {
-            // Nobody is there to be told of an error, and there is none that another attempt would mend.
+            // No caller takes an error, and there is none that another attempt would mend.
             let _ = self.write();
         }
     }
@@ -195,7 +195,7 @@ mod tests {
         });
     }
 
-    /// Fills the counter up, if nobody signals at this moment.
+    /// Fills the counter up, if no other thread signals at this moment.
     fn fill(theirs: &OwnedFd) {
         use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
         let flags = fcntl_getfl(theirs).unwrap();

@@ -144,7 +144,7 @@ fn signals_reach_the_program() {
 
 fn a_stopped_program_stops_the_runner() {
     let mut command = ioasid_run(&["--device", "ioat"]);
-    // A terminal's stop does nothing to a process group that nobody is left to continue, as this one may be.
+    // A terminal's stop does nothing to an orphaned process group, as this one may be.
     command.process_group(0);
     let mut child = command.args(["sh", "-c", "kill -TSTP $$; exit 5"]).spawn().unwrap();
     let mut status = 0;

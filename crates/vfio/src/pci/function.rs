@@ -252,7 +252,7 @@ impl Function {
     }
 
     /// Does what firmware and host do before a program sees the function: BARs have addresses, and answer. Their memory
-    /// is new, so that nobody who used the function before reaches it.
+    /// is new, so that no former user of the function reaches it.
     ///
     /// # Errors
     /// If there is no memory to be had.
@@ -398,7 +398,7 @@ impl Function {
     }
 }
 
-/// Who has the bytes of a BAR.
+/// What answers for the bytes of a BAR.
 enum Place<'a> {
     Table,
     Pending,

@@ -11,7 +11,7 @@ use crate::driver::{Engine, Memory, Space, ioctl, load, open};
 const MIBIBYTE: usize = 1 << 20;
 const PAGE: usize = 4096;
 
-/// Uses them as a program does that knows nothing of what is memory. With `mapped`, it becomes mapped.
+/// Uses them as a program does that does not ask what is memory. With `mapped`, the handler maps it.
 pub fn used(mapped: bool) {
     let space = Space::new();
     let open = |number| {
@@ -139,7 +139,7 @@ fn touched_together(file: &OwnedFd, offset: u64) {
     }
 }
 
-/// Who may not write the device does not get its memory for writing.
+/// A program that opened the device for reading does not get its memory for writing.
 fn not_for_writing(offset: u64) {
     let space = Space::new();
     let path = c"/dev/vfio/devices/vfio3";

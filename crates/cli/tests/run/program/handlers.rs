@@ -63,7 +63,7 @@ pub fn own_handlers() {
     let check = || assert_eq!(load::<u8>(&engine.registers, CBVER), 0x32);
     check();
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    assert!(status.contains("TracerPid:\t0\n"), "nobody traces a program that maps registers");
+    assert!(status.contains("TracerPid:\t0\n"), "a program that maps registers is not traced");
     // A fault of its own, with a handler from before the mapping, and one from after.
     touch(8);
     expect(libc::SIGSEGV, 8);

@@ -1,4 +1,4 @@
-//! The programs: each is what somebody might run under `ioasid run`. A program that finds something wrong panics.
+//! The programs that the tests run under `ioasid run`. A program that finds something wrong panics.
 
 mod bar_memory;
 pub mod circle;

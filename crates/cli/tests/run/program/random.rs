@@ -1,7 +1,7 @@
 //! Requests at random: all numbers, wild arguments, from four threads that also fork, execute, end, close and unmap.
 //!
-//! A supervisor starts one worker after the other, as each ends soon, one way or another. Between two of them nobody
-//! has anything, so the runner's memory can be compared.
+//! A supervisor starts one worker after the other, as each ends soon, one way or another. Between two workers the
+//! runner serves no object and no file, so its memory can be compared.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ const LIFE: u64 = 50_000;
 /// Pages that arguments and data are in.
 const ARENA: u64 = 64 * PAGE;
 const PAGE: u64 = 4096;
-/// How long nothing may be answered.
+/// The longest time without an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Makes `count` requests that follow from `seed`, and checks that the runner's memory does not grow after the first
@@ -29,7 +29,7 @@ pub fn requests(seed: u64, count: u64) {
         worker(seed << 32 | generation, done.word(0));
         generation += 1;
         if done.word(0).load(Ordering::Relaxed) >= count / 10 * (tenths.len() as u64 + 1) {
-            // What the last one had is closed by and by.
+            // The runner closes the worker's files by and by.
             std::thread::sleep(Duration::from_millis(300));
             tenths.push(memory_of(&runner) >> 10);
         }
@@ -44,7 +44,7 @@ fn worker(seed: u64, done: &AtomicU64) {
     // SAFETY: the child runs plain code and ends without returning.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        // What this was given, perhaps by who runs the tests, is not to be written to.
+        // Descriptors that the test's own caller left open are not for random requests.
         // SAFETY: takes numbers; nothing of this process owns a descriptor here.
         unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
         life(seed, done);

@@ -7,7 +7,7 @@ use ioasid_uapi::vfio;
 
 use super::{LENGTH, NOWHERE, RING, SOURCE, Setup, TARGET};
 
-/// CHANCTRL: somebody has read the register, and so has the channel.
+/// CHANCTRL: the register was read, and the reader has the channel.
 const IN_USE: u16 = 1 << 8;
 use crate::driver::{CBVER, CHANCMP, CHANCTRL, CHANERR, Engine, Memory, Space, ioctl, load, store};
 

@@ -140,7 +140,7 @@ pub fn few_mappings() {
     space.destroy();
 }
 
-/// Maps memory of terabytes in pages of 4 KiB, which takes longer than anybody waits.
+/// Maps memory of terabytes in pages of 4 KiB, which takes longer than a test may wait.
 pub fn endless_map() {
     let space = Space::new();
     let engine = Engine::open(0, &space.iommu);

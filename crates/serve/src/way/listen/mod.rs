@@ -40,7 +40,7 @@ pub trait Tracing: Send + Sync {
     /// Returns when every thread of the process that `tid` belongs to is traced.
     ///
     /// # Errors
-    /// If the process cannot be traced: somebody else traces it, or it is gone.
+    /// If the process cannot be traced: another process traces it, or it is gone.
     fn trace(&self, tid: u32) -> io::Result<()>;
 }
 
@@ -125,7 +125,7 @@ impl Listener {
                 break Some(call);
             }
             match io::Error::last_os_error().raw_os_error() {
-                // A thread was killed between its notification and our receiving it, or nobody is left.
+                // A thread was killed between its notification and our receiving it, or no process is left.
                 Some(libc::EINTR) => {}
                 Some(libc::ENOENT) if self.has_processes() => {}
                 _ => break None,

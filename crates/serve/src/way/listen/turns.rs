@@ -1,13 +1,12 @@
-//! Who receives the next call: one thread at a time, which answers it, too.
+//! The turn to receive the next call. One thread at a time has it, and answers the call, too.
 //!
-//! Every thread that waits on the listener is woken by every call, and a call is answered fastest by a thread that was
-//! woken alone, on the caller's own processor. So only one thread receives. An answer may wait, for memory of a program
-//! or for a device, and must not keep other calls waiting: a second thread watches, and takes the turn from one that is
-//! too long at it. Where that has happened, calls are like that, and for a while each thread gives its turn away before
-//! it answers.
+//! The kernel wakes every thread that waits on the listener for every call. A thread that it wakes alone, on the
+//! caller's own processor, answers fastest. So only one thread receives. An answer may wait, for memory of a program or
+//! for a device, and must not keep other calls waiting: a second thread watches, and takes the turn from an answer that
+//! takes too long. After that has happened, each thread gives its turn away before it answers, for the next few calls.
 //!
 //! ```text
-//!   receive ──► begin ──► answer ──► end ──► receive          the one with the turn
+//!   receive ──► begin ──► answer ──► end ──► receive          the thread with the turn
 //!                  ▲                  │
 //!   watch ─────────┘ too long         └──► wait               the others: one watches, a few wait
 //! ```
@@ -41,7 +40,7 @@ pub(super) struct Turns {
     others: Mutex<Others>,
     /// For the watching thread: the turn is to be had, or a call has arrived while it sleeps.
     watched: Condvar,
-    /// For the others that wait: somebody has to watch, or the turn is to be had.
+    /// For the others that wait: none of them watches, or the turn is to be had.
     changed: Condvar,
 }
 
@@ -51,7 +50,7 @@ struct Others {
     /// How many wait, with the one that watches.
     waiting: usize,
     watching: bool,
-    /// Turns that were given away and nobody has taken.
+    /// Turns that were given away and that no thread has taken yet.
     offered: usize,
     /// No call will arrive any more.
     ended: bool,
@@ -125,7 +124,8 @@ impl Turns {
             }
         };
         others.waiting -= 1;
-        // Another has to watch, and who watches may be the only one to take what is offered still.
+        // Now another thread has to watch. If a turn is offered still, the watching thread may be the only one to take
+        // it.
         self.changed.notify_one();
         if others.offered > 0 {
             self.watched.notify_one();
@@ -137,7 +137,7 @@ impl Turns {
     fn sleep<'a>(&'a self, others: MutexGuard<'a, Others>, seen: Seen) -> MutexGuard<'a, Others> {
         if seen.looks >= LAST_LOOK {
             self.sleeps.store(true, SeqCst);
-            // A call that arrived before this store wakes nobody.
+            // A call that arrived before this store sends no notice.
             let is_quiet = self.progress.load(SeqCst) == seen.progress && seen.progress.is_multiple_of(2);
             let others =
                 if is_quiet { self.watched.wait(others).unwrap_or_else(PoisonError::into_inner) } else { others };
@@ -160,7 +160,7 @@ impl Turns {
         self.changed.notify_all();
     }
 
-    /// Ends the answer of this number, as far as turns go; false if somebody else has.
+    /// Ends the answer of this number, as far as turns go; false if another thread has.
     fn take(&self, number: u64) -> bool {
         self.progress.compare_exchange(number, number + 1, SeqCst, SeqCst).is_ok()
     }
@@ -200,7 +200,7 @@ mod tests {
         let (number, _) = turns.begin();
         assert!(other.join().unwrap(), "the other has the turn");
         assert!(!turns.end(number));
-        // And now each gives it away, to somebody who has to be started.
+        // From now on each gives it away, here to a thread that has to be started.
         let (number, needs_another) = turns.begin();
         assert!(needs_another);
         assert!(turns.wait(), "it is to be had");
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sleeps_is_woken_to_watch() {
+    fn a_watching_thread_that_sleeps_is_woken_by_a_call() {
         let turns = Arc::new(Turns::default());
         let other = thread::spawn({
             let turns = turns.clone();

@@ -14,9 +14,9 @@
 //! handler that the kernel had called. As the page of data is the process's own, a child of a fork has its own wishes.
 //!
 //! In the ring the handler asks for what is one access with general registers: nothing has to be copied from the
-//! program's memory then. Where one access follows another, somebody looks at the ring, and the handler waits a short
-//! time for an answer; otherwise a system call has the slot answered ([`ASK_RING`]). The ring is made after the first
-//! access, by the process itself: it is given the file ([`RING`]), and maps it, so that children make their own.
+//! program's memory then. Where one access follows another, the poller looks at the ring, and the handler waits a short
+//! time for an answer; otherwise a system call has the slot answered ([`ASK_RING`]). The handler makes the ring after
+//! the first access: the listener gives it the file ([`RING`]), and it maps that. So a child makes a ring of its own.
 #![allow(unsafe_code, reason = "assembly, and its bytes")]
 
 use super::frame::WORDS;
@@ -341,7 +341,7 @@ ioasid_handler_start:
     je      52b
     test    eax, eax
     js      53f
-    // Not to be touched by anybody until no child gets it.
+    // It cannot be touched until no child gets it.
     mov     ebx, eax
     mov     eax, 9
     lea     rdi, [r14 + {ring}]

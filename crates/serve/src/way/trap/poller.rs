@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::ring::Ring;
 use crate::server::Server;
 
-/// How long nothing is asked before nobody looks any more; and as soon as an access follows another, somebody does.
+/// The poller stops when nothing is asked for so long, and starts when one access follows another so soon.
 const WINDOW: Duration = Duration::from_micros(50);
 
 /// The most threads that are remembered.
@@ -189,7 +189,7 @@ fn look_at(rings: &[Arc<Ring>], server: &Server, changed: impl Fn() -> bool) -> 
         } else if now - last > WINDOW {
             for ring in rings {
                 ring.set_looks(false);
-                // What was asked since is asked by a system call when nobody answers.
+                // A handler that asks later finds no answer, and makes a system call.
                 ring.answer(server);
             }
             return true;

@@ -2,7 +2,7 @@
 //! no thread to wake, where one access follows another.
 //!
 //! ```text
-//!   0x000   whether somebody looks
+//!   0x000   whether the poller looks
 //!   0x040   the states of 15 slots, in one cache line, which is all that is looked at
 //!   0x100   slot: whether it is claimed, length of the instruction or result, address, 18 registers, instruction
 //!   …       15 slots of 0x100 bytes
@@ -11,7 +11,7 @@
 //!            handler          poller, listener          handler
 //!   FREE ───────────► ASKED ──────────► TAKEN ──► ANSWERED ──► FREE
 //!      ◄────────────────
-//!         nobody answers
+//!         withdrawn
 //! ```
 //! The ring belongs to one address space, and whatever is asked in it is a register access of that. So nothing else is
 //! performed here: an instruction that touches other memory, or vector registers, is asked for by a system call.
@@ -60,7 +60,7 @@ struct Shared {
 
 #[repr(C)]
 struct Slot {
-    /// By a thread of the program. Nobody looks here.
+    /// By a thread of the program; the runner does not read it.
     claimed: AtomicU32,
     /// Bytes of the instruction that could be read; then the result.
     detail: AtomicU32,
@@ -80,7 +80,7 @@ pub(super) const INSTRUCTION_AT: usize = std::mem::offset_of!(Slot, instruction)
 /// The shared memory, mapped into this process.
 struct SharedMapping(NonNull<Shared>);
 
-// SAFETY: what it points to consists of atomics, and of bytes that nobody looks at.
+// SAFETY: what it points to consists of atomics, and of bytes that are not used.
 unsafe impl Send for SharedMapping {}
 // SAFETY: as above.
 unsafe impl Sync for SharedMapping {}
@@ -96,7 +96,7 @@ impl std::ops::Deref for SharedMapping {
 
 impl Drop for SharedMapping {
     fn drop(&mut self) {
-        // SAFETY: made by `mmap`, of this length, and nobody has it any more.
+        // SAFETY: made by `mmap`, of this length, and references to it end with this.
         let _ = unsafe { munmap(self.0.as_ptr().cast(), LENGTH) };
     }
 }
@@ -138,12 +138,12 @@ impl Ring {
         Ok((Self { memory, process, under_way: Mutex::default(), answered: Condvar::new() }, file))
     }
 
-    /// Whose it is.
+    /// The address space that it belongs to.
     pub(super) fn process(&self) -> &Arc<Process> {
         &self.process
     }
 
-    /// Tells the program whether somebody looks. It may have said no itself, when nobody answered.
+    /// Tells the program whether the poller looks. The handler may have set it to no, when no answer came.
     pub(super) fn set_looks(&self, looks: bool) {
         if self.memory.looks.load(Ordering::Relaxed) != u32::from(looks) {
             self.memory.looks.store(looks.into(), Ordering::SeqCst);
