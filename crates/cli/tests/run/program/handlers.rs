@@ -248,20 +248,32 @@ extern "C" fn fork_there(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) 
     }
 }
 
+/// A timer of this process that sends a signal.
+fn timer(signal: i32) -> libc::timer_t {
+    // SAFETY: plain integers, of which zero is one.
+    let (mut event, mut timer): (libc::sigevent, libc::timer_t) = unsafe { std::mem::zeroed() };
+    (event.sigev_notify, event.sigev_signo) = (libc::SIGEV_SIGNAL, signal);
+    // SAFETY: reads the one and writes the other.
+    assert_eq!(unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) }, 0);
+    timer
+}
+
 /// Signals whose handler makes a child come in the middle of register accesses, also of a process's first ones: parent
 /// and child have registers of their own from there on.
 pub fn forked_in_accesses() {
     const WANTED: i32 = 300;
     let space = Space::new();
     let engine = Engine::open(0, &space.iommu);
-    set(libc::SIGALRM, fork_there as *const () as usize, libc::SA_RESTART, None);
+    // SIGTERM is not blocked during an access.
+    set(libc::SIGTERM, fork_there as *const () as usize, libc::SA_RESTART, None);
+    let timer = timer(libc::SIGTERM);
     let read = || assert_eq!(load::<u8>(&engine.registers, CBVER), 0x32);
     let mut made = 0;
     while made < WANTED {
-        let time = libc::timeval { tv_sec: 0, tv_usec: 20 + i64::from(made % 200) };
-        let once = libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: time };
+        let time = libc::timespec { tv_sec: 0, tv_nsec: 1000 * (20 + i64::from(made % 200)) };
+        let once = libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: time };
         // SAFETY: takes a structure.
-        assert_eq!(unsafe { libc::setitimer(libc::ITIMER_REAL, &once, std::ptr::null_mut()) }, 0);
+        assert_eq!(unsafe { libc::timer_settime(timer, 0, &once, std::ptr::null_mut()) }, 0);
         while CHILDREN.load(Ordering::Relaxed) == made && IS_CHILD.load(Ordering::Relaxed) == 0 {
             read();
         }

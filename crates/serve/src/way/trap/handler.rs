@@ -55,6 +55,11 @@ const LOOKS: u32 = 1000;
 /// How often it looks again, with a pause each time, before it does something else: some 20 µs.
 const SPINS: u32 = 500;
 
+/// Signals that may come in between, beside those that it handles: they end a program that waits for an access. Others
+/// wait until the access is done, as it is one instruction. Their handlers would find the alternate stack half full: of
+/// its 8 KiB, which is what many programs set aside, a frame with wide vector registers takes more than 3.
+const IN_BETWEEN: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
 const SA_RESTORER: u64 = 0x0400_0000;
 
 // Labels of ones and zeros alone would be taken for binary numbers, so there are none.
@@ -78,8 +83,9 @@ ioasid_handler_start:
     jne     40f
     cmp     dword ptr [r14 + {has_ring}], 1
     jne     40f
-    // A free slot, where its state is, and room for the answer on the stack.
-    sub     rsp, {room}
+    // A free slot, where its state is, and room for the answer on the stack: all but the red zone, which is there
+    // anyway.
+    sub     rsp, {room} - 128
     lea     r8, [r14 + {ring}]
     lea     r10, [r14 + {ring} + {states} - 4]
     mov     r9d, {slots}
@@ -151,14 +157,14 @@ ioasid_handler_start:
     // The frame changes only when the slot is free: a child that faults before asks for the same access.
 26: mov     edx, [r8 + 4]
     lea     rsi, [r8 + {registers}]
-    mov     rdi, rsp
+    lea     rdi, [rsp - 128]
     mov     ecx, {words}
     rep movsq
     mov     dword ptr [r10], 0
     mov     dword ptr [r8], 0
     jmp     31f
 28: mov     dword ptr [r8], 0
-27: add     rsp, {room}
+27: add     rsp, {room} - 128
     jmp     40f
     // A fault of the lines above: this is a child, made by a signal handler that came in between, and has no ring; or
     // the instruction cannot be read. They go on without a ring, as they have changed nothing but the slot.
@@ -184,35 +190,33 @@ ioasid_handler_start:
     jmp     69f
 31: test    edx, edx
     jnz     27b
-    mov     rsi, rsp
+    lea     rsi, [rsp - 128]
     lea     rdi, [r13 + 40]
     mov     ecx, {words}
     rep movsq
-    add     rsp, {room}
+    add     rsp, {room} - 128
     jmp     69f
-    // What is asked: signal, information, context, bases of FS and GS.
-40: sub     rsp, 72
-    mov     [rsp], rbx
-    mov     [rsp + 8], r12
-    mov     [rsp + 16], r13
+    // What is asked, in the red zone: signal, information, context, bases of FS and GS.
+40: mov     [rsp - 72], rbx
+    mov     [rsp - 64], r12
+    mov     [rsp - 56], r13
     mov     eax, 158
     mov     edi, 0x1003
-    lea     rsi, [rsp + 24]
+    lea     rsi, [rsp - 48]
     syscall
     mov     eax, 158
     mov     edi, 0x1004
-    lea     rsi, [rsp + 32]
+    lea     rsi, [rsp - 40]
     syscall
 60: mov     eax, 16
     mov     edi, -1
     mov     esi, {ask}
-    mov     rdx, rsp
+    lea     rdx, [rsp - 72]
     syscall
     cmp     rax, -4
     je      60b
     cmp     rax, {map}
     jge     45f
-    add     rsp, 72
     test    rax, rax
     jz      50f
     // It was no register access: the answer is which signal it was. A negative one says that the runner is gone.
@@ -302,21 +306,20 @@ ioasid_handler_start:
     // It is memory: to be mapped in place of registers. The instruction comes again.
 45: lea     r8d, [rax - {map}]
     mov     eax, 9
-    mov     rdi, [rsp + 40]
-    mov     rsi, [rsp + 48]
-    mov     rdx, [rsp + 56]
+    mov     rdi, [rsp - 32]
+    mov     rsi, [rsp - 24]
+    mov     rdx, [rsp - 16]
     mov     r10d, 0x11
-    mov     r9, [rsp + 64]
+    mov     r9, [rsp - 8]
     syscall
-    mov     [rsp + 40], rax
+    mov     [rsp - 32], rax
     mov     eax, 3
     mov     edi, r8d
     syscall
     // If that cannot be had, each access is performed.
-    mov     dword ptr [rsp + 4], 1
-    cmp     qword ptr [rsp + 40], 0
+    mov     dword ptr [rsp - 68], 1
+    cmp     qword ptr [rsp - 32], 0
     jl      60b
-    add     rsp, 72
     jmp     69f
     // It was performed. If this is the first time, there is a ring to be made.
 50: xor     eax, eax
@@ -474,9 +477,9 @@ pub(super) fn install(thread: &mut Thread) -> Option<u64> {
     };
     let base = BASES.into_iter().find_map(|base| map(thread, base))?;
     let (code, restorer) = code();
-    // Whatever comes in between may touch registers, too, and what ends the process may end it while it waits.
     let flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART | libc::SA_NODEFER;
-    let ours: Action = zerocopy::transmute!([base, flags as u64 | SA_RESTORER, base + restorer, 0]);
+    let blocked = IN_BETWEEN.iter().chain(&SIGNALS).fold(u64::MAX, |all, signal| all & !(1 << (signal - 1)));
+    let ours: Action = zerocopy::transmute!([base, flags as u64 | SA_RESTORER, base + restorer, blocked]);
     let ours_at = place_of(base, SIGNALS.len());
     memory.write(base, code).and_then(|()| memory.write(ours_at, &ours)).ok()?;
     let wiped = [base + HAS_RING, PAGE, libc::MADV_WIPEONFORK as u64, 0, 0, 0];
