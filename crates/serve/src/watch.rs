@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ioasid::memory::OverLimit;
+use ioasid::memory::{LostMemory, OverLimit};
 use ioasid::{Endpoint, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
 
@@ -18,11 +18,14 @@ pub struct PciDevice {
 
 /// Is told what only the server can see.
 pub trait Watcher: Send + Sync {
-    /// A device was closed, or gave up an eventfd, with interrupts that nobody had read.
+    /// A device was closed, or gave up an eventfd, with interrupts that the program had not read.
     fn interrupts_unread(&self, _rid: Rid, _unread: &[Unconsumed]) {}
 
     /// A program wanted to pin more memory than its user, or itself, may.
     fn memory_refused(&self, _error: OverLimit) {}
+
+    /// A process has unmapped, replaced or dropped memory that a device could reach.
+    fn memory_lost(&self, _pid: u32, _lost: LostMemory) {}
 }
 
 /// How programs are served, beside what with.

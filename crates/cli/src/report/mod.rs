@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use ioasid::memory::OverLimit;
+use ioasid::memory::{LostMemory, OverLimit};
 use ioasid::{Fault, FaultReason, IovaRange, Leftover, Observer, Pasid, Rid};
 use ioasid_serve::Watcher;
 use ioasid_vfio::{IrqIndex, Unconsumed};
@@ -22,6 +22,8 @@ pub use text::Style;
 const FORMAT: u32 = 1;
 /// Distinct faults that are kept. A device that runs wild makes more; they are counted.
 const MOST_FAULTS: usize = 1024;
+/// Ranges of lost memory that are kept.
+const MOST_LOST: usize = 1024;
 /// Unmapped ranges that are remembered, so that an access to one of them can be told from one to nowhere.
 const MOST_UNMAPS: usize = 1 << 16;
 /// Leftovers and unread interrupts that are kept.
@@ -88,6 +90,17 @@ pub enum Finding {
         first: Seconds,
         unmapped: Unmapped,
     },
+    /// A process unmapped, replaced or dropped memory while an IOVA led to it.
+    MemoryLost {
+        process: u32,
+        /// The first address.
+        start: Hex,
+        /// The last address.
+        last: Hex,
+        /// Where the first byte was first mapped.
+        iova: Hex,
+        at: Seconds,
+    },
     /// An object was never destroyed.
     ObjectLeaked { object: &'static str, id: u32, mappings: usize, bytes: u64 },
     /// A device was closed without being detached.
@@ -137,6 +150,9 @@ struct FaultEntry {
 struct State {
     faults: HashMap<FaultKey, FaultEntry>,
     more_faults: u64,
+    /// Whose memory, and when.
+    lost: Vec<(u32, LostMemory, Duration)>,
+    more_lost: u64,
     /// Newest last: (address space, range, when).
     unmaps: VecDeque<(u64, IovaRange, Duration)>,
     leftovers: Vec<Leftover>,
@@ -166,14 +182,18 @@ impl Collector {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was collected. Whoever is killed cannot clean up, so what a killed program left is not held against it.
+    /// What was collected. A program that is killed cannot clean up, so what it left is not held against it.
     pub fn report(&self, program: Vec<String>, ending: Ending, traffic: Vec<Traffic>) -> Report {
         let state = self.lock();
-        let mut faults: Vec<_> = state.faults.iter().collect();
-        faults.sort_by_key(|(_, entry)| entry.first);
-        let mut findings: Vec<Finding> = faults.into_iter().map(|(key, entry)| fault_finding(key, entry)).collect();
-        if state.more_faults > 0 {
-            findings.push(Finding::More { what: "DMA faults", count: state.more_faults });
+        let faults = state.faults.iter().map(|(key, entry)| (entry.first, fault_finding(key, entry)));
+        let lost = state.lost.iter().map(|(process, lost, at)| (*at, lost_finding(*process, lost, *at)));
+        let mut found: Vec<_> = lost.chain(faults).collect();
+        found.sort_by_key(|(first, _)| *first);
+        let mut findings: Vec<Finding> = found.into_iter().map(|(_, finding)| finding).collect();
+        for (what, count) in [("DMA faults", state.more_faults), ("ranges of lost memory", state.more_lost)] {
+            if count > 0 {
+                findings.push(Finding::More { what, count });
+            }
         }
         if matches!(ending, Ending::Status(_)) {
             findings.extend(state.leftovers.iter().map(leftover_finding));
@@ -253,6 +273,21 @@ impl Watcher for Collector {
     fn memory_refused(&self, error: OverLimit) {
         let _ = self.refused.set(error);
     }
+
+    fn memory_lost(&self, pid: u32, lost: LostMemory) {
+        let now = self.began.elapsed();
+        let mut state = self.lock();
+        if state.lost.len() == MOST_LOST {
+            state.more_lost += 1;
+        } else {
+            state.lost.push((pid, lost, now));
+        }
+    }
+}
+
+fn lost_finding(process: u32, lost: &LostMemory, at: Duration) -> Finding {
+    let (start, last) = (Hex(lost.address), Hex(lost.address + (lost.length - 1)));
+    Finding::MemoryLost { process, start, last, iova: Hex(lost.iova), at: Seconds(at.as_secs_f64()) }
 }
 
 fn fault_finding(key: &FaultKey, entry: &FaultEntry) -> Finding {

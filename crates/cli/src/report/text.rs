@@ -98,6 +98,17 @@ fn row(finding: &Finding) -> [String; 4] {
                 first.0
             ),
         ],
+        Finding::MemoryLost { process, start, last, iova, at } => [
+            "memory lost".into(),
+            String::new(),
+            format!("IOVA {:#x}", iova.0),
+            format!(
+                "{} bytes at {:#x} of process {process} were unmapped after {:.3} s, before their IOVA",
+                last.0 - start.0 + 1,
+                start.0,
+                at.0
+            ),
+        ],
         Finding::ObjectLeaked { object, id, mappings, bytes } => [
             "object leaked".into(),
             String::new(),

@@ -17,7 +17,16 @@ pub const TESTS: &[Test] = &[
     ("a_write_to_a_read_only_mapping_is_not_permitted", || found("read-only", "dma-fault", "not-permitted")),
     ("dma_without_bus_master_enable_is_named", || found("not-bus-master", "dma-fault", "not-bus-master")),
     ("dma_of_a_detached_device_is_named", || found("not-attached", "dma-fault", "not-attached")),
-    ("dma_to_memory_that_is_gone_is_named", || found("memory-gone", "dma-fault", "memory-gone")),
+    ("dma_to_memory_that_is_gone_is_named", || {
+        let (status, report) = reported(&["--device", "ioat", "--check"], "memory-gone", &[]);
+        assert_eq!((status, kinds(&report)), (Some(99), vec!["memory-lost", "dma-fault"]), "{report:#}");
+        assert_eq!(report["findings"][1]["reason"], "memory-gone", "{report:#}");
+    }),
+    ("memory_that_is_lost_is_named_and_what_comes_in_its_place_is_not_reached", || {
+        for arguments in [&["memory-replaced"][..], &["traced", "memory-replaced"]] {
+            memory_replaced(arguments);
+        }
+    }),
     ("dma_to_a_file_that_was_cut_short_is_named", || found("file-cut-short", "dma-fault", "memory-gone")),
     ("an_ioas_that_is_never_destroyed_is_leaked", || found("leaked-object", "object-leaked", "")),
     ("a_device_that_is_closed_attached_is_named", || found("left-attached", "device-left-attached", "")),
@@ -40,6 +49,20 @@ fn found(program: &str, kind: &str, reason: &str) {
     assert_eq!((status, findings[0]["kind"].as_str()), (Some(99), Some(kind)), "{report:#}");
     assert_eq!(findings[0]["reason"].as_str().unwrap_or_default(), reason, "{report:#}");
     assert_eq!(report["ending"]["status"], 0, "{report:#}");
+}
+
+fn kinds(report: &Value) -> Vec<&str> {
+    report["findings"].as_array().unwrap().iter().map(|finding| finding["kind"].as_str().unwrap()).collect()
+}
+
+fn memory_replaced(arguments: &[&str]) {
+    let (status, report) = reported(&["--device", "ioat", "--check"], arguments[0], &arguments[1..]);
+    let expected = ["memory-lost", "dma-fault", "memory-lost", "dma-fault", "memory-lost"];
+    assert_eq!((status, kinds(&report)), (Some(99), expected.to_vec()), "{report:#}");
+    let iovas = report["findings"].as_array().unwrap().iter().map(|finding| finding["iova"].as_str().unwrap());
+    assert_eq!(iovas.collect::<Vec<_>>(), ["0x201000", "0x201000", "0x202000", "0x202000", "0x900000"]);
+    let process = |finding: usize| report["findings"][finding]["process"].as_u64().unwrap();
+    assert!(process(0) == process(2) && process(0) != process(4), "{report:#}");
 }
 
 fn findings_are_shown() {

@@ -10,6 +10,7 @@
 //! | notice of an arrival | call the engine | the group is in the queue, the caller sees it |
 //! | `confirm` of an attachment | call the engine | it is taken back, the caller sees it |
 //! | [`Mirror`](crate::Mirror) | call the engine; what waits for that mirror is an error | as if it had failed |
+//! | notice of lost memory | nothing that waits for DMA | the others are told |
 //! | [`RemoteMemory`](crate::memory::RemoteMemory) | nothing that waits for DMA: that is an error | the access ends, the caller sees it |
 //!
 //! None runs while a lock is held, but `RemoteMemory` runs inside the port's gate. *The caller* is the thread whose

@@ -89,6 +89,12 @@ ranks! {
     memory::Ledger leaf,
     /// The free blocks of the physical space.
     memory::Blocks leaf,
+    /// What was imported of a process's memory. The news of what becomes of it is read under this.
+    memory::Imports,
+    /// Where the parts of an import are now.
+    memory::Imported leaf,
+    /// Copies from and to a process's memory.
+    memory::Copies leaf,
     /// The file with a process's mappings has one offset.
     memory::Reading leaf,
     /// Files that are open here because a process maps them.

@@ -22,7 +22,9 @@ use thiserror::Error;
 
 use super::account::Ledger;
 use super::fragments::{Fragments, Range};
-use super::{Account, Identity, ImportError, OutOfPhysicalSpace, OverLimit, PAGE_SIZE, PhysSpace, Segment, Window};
+use super::{
+    Account, Backing, Identity, ImportError, OutOfPhysicalSpace, OverLimit, PAGE_SIZE, PhysSpace, Segment, Window,
+};
 use crate::base::lock::{Condvar, Mutex};
 use crate::base::{callback, rank};
 
@@ -237,6 +239,9 @@ impl Pages {
         windows.windows.reserve_exact(segments.len());
         let mut at = iova;
         for segment in segments {
+            if let Backing::Remote { memory, .. } = &segment.backing {
+                callback::call(|| memory.mapped_at(at));
+            }
             windows.windows.push(space.insert(segment.backing, segment.length, at, owner)?);
             at = at.wrapping_add(segment.length);
         }
@@ -435,11 +440,10 @@ impl Drop for Pin {
                 Some((_, None)) => self.pages.settled.notify_all(),
                 Some((range, Some(windows))) => {
                     // The windows stay as long as another part of them is needed; what is behind this part does not.
-                    if Arc::strong_count(&windows) > 1 {
-                        windows
-                            .pieces(range)
-                            .for_each(|(window, before, bytes)| window.backing().give_back(before, bytes));
-                    }
+                    let stays = Arc::strong_count(&windows) > 1;
+                    windows
+                        .pieces(range)
+                        .for_each(|(window, before, bytes)| window.backing().give_back(before, bytes, stays));
                     drop(windows);
                     self.pages.ledger.release(range.length());
                 }

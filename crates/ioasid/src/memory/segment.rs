@@ -28,6 +28,12 @@ pub trait RemoteMemory: Send + Sync {
     /// As [`RemoteMemory::read`].
     fn write(&self, address: u64, data: &[u8]) -> io::Result<()>;
 
+    /// Devices are to find its first byte at `iova`, and perhaps elsewhere: for messages about it.
+    fn mapped_at(&self, _iova: u64) {}
+
+    /// Devices no longer need `length` bytes at `address` there, both multiples of the page size.
+    fn given_back(&self, _address: u64, _length: u64) {}
+
     /// Which memory is at `address` there, if that can be told.
     fn identity(&self, _address: u64) -> Option<Identity> {
         None
@@ -119,10 +125,14 @@ impl Backing {
         }
     }
 
-    /// No pin needs `length` bytes from `offset` on any more, both multiples of the page size, though others of the
-    /// backing.
-    pub(super) fn give_back(&self, offset: u64, length: u64) {
-        if let Self::Local { start, keep, guard: Some(_), .. } = self
+    /// No pin needs `length` bytes from `offset` on any more, both multiples of the page size. With `stays`, others of
+    /// the backing are needed.
+    pub(super) fn give_back(&self, offset: u64, length: u64, stays: bool) {
+        if let Self::Remote { memory, address } = self {
+            callback::call_contained(|| memory.given_back(address + offset, length));
+        }
+        if stays
+            && let Self::Local { start, keep, guard: Some(_), .. } = self
             // No other backing has the mapping, and none can come to have it but through this.
             && Arc::strong_count(keep) == 1
             && let Some(map) = (&**keep as &dyn Any).downcast_ref::<GuardedMap>()

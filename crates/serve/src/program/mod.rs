@@ -2,7 +2,9 @@
 
 pub(crate) mod accounts;
 pub(crate) mod enqcmd;
+pub(crate) mod followers;
 pub(crate) mod memory;
 pub(crate) mod permission;
+pub(crate) mod pidfd;
 pub(crate) mod processes;
 pub(crate) mod status;

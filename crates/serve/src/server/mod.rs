@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use crate::names::{FIRST_DEVICE_INODE, GIVEN};
 use crate::program::accounts::{Accounts, Whose};
 use crate::program::enqcmd::Enqcmd;
+use crate::program::followers::Followers;
 use crate::program::processes::{Processes, Purpose};
 use crate::request::Failures;
 use crate::request::file::OpenFile;
@@ -38,6 +39,7 @@ pub struct Server {
     memlock: Option<u64>,
     accounts: Accounts,
     processes: Processes,
+    followers: Followers,
     enqcmd: Arc<Enqcmd>,
     failures: Failures,
     devices: Vec<Arc<PciDevice>>,
@@ -72,6 +74,7 @@ impl Server {
             memlock: options.memlock,
             accounts,
             processes: Processes::default(),
+            followers: Followers::default(),
             enqcmd: Arc::default(),
             failures: Failures::default(),
             devices: devices.into_iter().map(Arc::new).collect(),
@@ -116,7 +119,21 @@ impl Server {
         self.processes.open(tid, purpose)
     }
 
-    /// Everybody's accounts.
+    /// The processes that are followed.
+    pub(crate) fn followers(&self) -> &Followers {
+        &self.followers
+    }
+
+    /// Follows what becomes of the memory of a process, by a userfaultfd of it.
+    ///
+    /// # Errors
+    /// As [`Process::follow`]; if there can be no thread, or no descriptor.
+    pub(crate) fn follow(&self, process: &Arc<Process>, userfaultfd: OwnedFd) -> io::Result<()> {
+        let (pid, watcher) = (process.pid(), self.watcher.clone());
+        self.followers.follow(process, userfaultfd, move |lost| watcher.memory_lost(pid, lost))
+    }
+
+    /// The accounts of all users and processes.
     pub(crate) fn accounts(&self) -> &Accounts {
         &self.accounts
     }

@@ -78,6 +78,60 @@ pub fn memory_gone() {
     setup.finish();
 }
 
+/// Memory under a mapping is replaced, freed and moved, here and in a child.
+pub fn memory_replaced() {
+    let setup = Setup::with(LENGTH, |length| Memory::new(length, libc::MAP_PRIVATE));
+    setup.copy(2);
+    let page = |page: usize| (setup.source.address as usize + page * 4096) as *mut libc::c_void;
+    let copied = |from: u64| setup.engine.copy(&setup.ring, RING, SOURCE + from, TARGET, 4096);
+    replace(page(1));
+    assert_eq!(copied(4096), Err(READ_DATA), "what came in its place is not reached");
+    // SAFETY: pages of our own, that are not used but by the device.
+    unsafe {
+        assert_eq!(libc::madvise(page(2), 4096, libc::MADV_DONTNEED), 0);
+        let elsewhere = Memory::new(4096, libc::MAP_PRIVATE).address as *mut libc::c_void;
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        assert_eq!(libc::mremap(page(3), 4096, 4096, flags, elsewhere), elsewhere);
+        replace(page(3));
+        elsewhere.cast::<u64>().write_volatile(0x5555);
+    }
+    assert_eq!(copied(2 * 4096), Err(READ_DATA), "what was dropped is not reached");
+    copied(3 * 4096).unwrap();
+    assert_eq!(setup.target.word(0).load(Ordering::Relaxed), 0x5555, "what has moved is followed");
+    // What is mapped now is what is there now.
+    setup.space.unmap(SOURCE, LENGTH);
+    setup.space.map_rw(&setup.source, SOURCE);
+    copied(4096).unwrap();
+    assert_eq!(setup.target.word(0).load(Ordering::Relaxed), 0x6666);
+    // SAFETY: the child ends without returning.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let memory = Memory::new(4096, libc::MAP_PRIVATE);
+        setup.space.map_rw(&memory, NOWHERE);
+        replace(memory.address as *mut libc::c_void);
+        setup.space.unmap(NOWHERE, 4096);
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(0) }
+    }
+    let mut status = 0;
+    // SAFETY: `status` is written.
+    assert_eq!((unsafe { libc::waitpid(child, &mut status, 0) }, status), (child, 0));
+    setup.finish();
+    println!("{child}");
+}
+
+/// Puts another page in the place of one.
+fn replace(page: *mut libc::c_void) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a page that has no references.
+    unsafe {
+        assert_eq!(libc::munmap(page, 4096), 0);
+        let placed = libc::mmap(page, 4096, libc::PROT_READ | libc::PROT_WRITE, flags | libc::MAP_FIXED, -1, 0);
+        assert_eq!(placed, page);
+        page.cast::<u64>().write_volatile(0x6666);
+    }
+}
+
 pub fn file_cut_short() {
     let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&file, LENGTH as u64).unwrap();

@@ -38,6 +38,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "not-bus-master" => misuse::not_bus_master(),
         "not-attached" => misuse::not_attached(),
         "memory-gone" => misuse::memory_gone(),
+        "memory-replaced" => misuse::memory_replaced(),
         "file-cut-short" => misuse::file_cut_short(),
         "leaked-object" => misuse::leaked_object(),
         "just-exits" => misuse::just_exits(argument),

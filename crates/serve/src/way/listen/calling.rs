@@ -10,21 +10,18 @@ use std::sync::Arc;
 use ioasid::memory::{Account, Identity, ImportError, PAGE_SIZE, Pages, Process};
 use ioasid::{Access, Context, Pasid, PasidHold};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
+use rustix::process::{PidfdGetfdFlags, geteuid, pidfd_getfd};
 
 use super::descriptor_table::Descriptor;
 use super::{Listener, descriptor};
 use crate::program::accounts::{Both, Whose};
 use crate::program::memory::ThreadMemory;
 use crate::program::permission::may_reach;
+use crate::program::pidfd::pidfd_of;
 use crate::program::processes::Purpose;
-use crate::program::status::process_of;
 use crate::request::file::OpenFile;
 use crate::request::given::GivenFile;
 use crate::request::{Caller, Capability};
-
-/// Lets `pidfd_open` take any thread's number (Linux 6.9); before, only that of a process.
-const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 
 /// The thread that made a call.
 pub(super) struct Calling<'a> {
@@ -71,7 +68,16 @@ impl Calling<'_> {
         descriptor::add(&self.listener.descriptor, self.id, file)
     }
 
-    /// Who it runs as.
+    /// Has memory of its process followed, at the first address that is no file's, so that a device does not reach
+    /// what comes in its place. What cannot be followed is reached as long as it is there.
+    fn follow(&self, process: &Arc<Process>, address: u64) {
+        let is_private = || matches!(process.identity(address), Some(Identity::Private { .. }));
+        if self.listener.server.followers().is_new(process, is_private) {
+            let _ = self.listener.tracing.follow(self.tid);
+        }
+    }
+
+    /// The user that it runs as.
     fn uid(&self) -> Option<u32> {
         Some(fs::metadata(format!("/proc/{}", self.tid)).ok()?.uid())
     }
@@ -141,13 +147,7 @@ impl Caller for Calling<'_> {
         if number < 0 {
             return Err(Errno::BADF);
         }
-        let tid = Pid::from_raw(self.tid as i32).ok_or(Errno::SRCH)?;
-        let thread = pidfd_open(tid, PidfdFlags::empty())
-            .or_else(|_| pidfd_open(tid, PidfdFlags::from_bits_retain(PIDFD_THREAD)))
-            .or_else(|_| {
-                let process = process_of(self.tid).and_then(|pid| Pid::from_raw(pid as i32));
-                pidfd_open(process.ok_or(Errno::SRCH)?, PidfdFlags::empty())
-            })?;
+        let thread = pidfd_of(self.tid)?;
         self.still_there()?;
         pidfd_getfd(thread, number, PidfdGetfdFlags::empty())
     }
@@ -244,6 +244,7 @@ impl Caller for Calling<'_> {
         fail_for(Errno::NOMEM).map_err(io::Error::from)?;
         let process = self.listener.server.process(self.tid, Purpose::Mapping)?;
         self.still_there().map_err(io::Error::from)?;
+        self.follow(&process, address);
         let server = self.listener.server.clone();
         let access = if writable { Access::all() } else { Access::READ };
         Ok(Pages::new(address, length, writable, move |offset, length| {

@@ -35,13 +35,21 @@ use descriptor_table::{Descriptor, DescriptorTables};
 use transfer::{transfer, writes};
 use turns::Turns;
 
-/// Makes sure that a process's register accesses are performed, before it maps registers.
+/// Does for a process what only the thread can do that traces.
 pub trait Tracing: Send + Sync {
-    /// Returns when every thread of the process that `tid` belongs to is traced.
+    /// Makes sure that register accesses of the process that `tid` belongs to are performed, when the system call has
+    /// returned that the thread is in.
     ///
     /// # Errors
     /// If the process cannot be traced: another process traces it, or it is gone.
     fn trace(&self, tid: u32) -> io::Result<()>;
+
+    /// Has the process followed that `tid` belongs to, when the system call has returned that the thread is in: what
+    /// becomes of its memory.
+    ///
+    /// # Errors
+    /// As [`Tracing::trace`]; `EPERM` if the process filters its own system calls.
+    fn follow(&self, tid: u32) -> io::Result<()>;
 }
 
 /// How long a request waits for files that are being closed.

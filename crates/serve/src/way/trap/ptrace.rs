@@ -59,10 +59,19 @@ pub(super) fn seize(tid: u32) -> io::Result<()> {
 /// Traces a thread, and stops it where it comes out of the system call that it is in.
 pub(super) fn seize_to_stop(tid: u32) -> io::Result<()> {
     // SAFETY: takes no pointers.
-    let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, 0usize) } != -1
-        // SAFETY: as above.
-        && unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, tid, 0usize, 0usize) } != -1;
-    if seized { Ok(()) } else { Err(io::Error::last_os_error()) }
+    match unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, 0usize) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => interrupt(tid),
+    }
+}
+
+/// Stops a thread that is traced, where it comes out of the system call that it is in.
+pub(super) fn interrupt(tid: u32) -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    match unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, tid, 0usize, 0usize) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// A stopped thread stays traced, with every thread and process that it starts.

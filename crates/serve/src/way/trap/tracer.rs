@@ -11,7 +11,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ioasid::memory::VmaQuery;
 use ioasid_mmio::{XstateLayout, step};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
 use super::handler;
 use super::inject::Thread;
@@ -27,13 +29,25 @@ use super::ptrace::{self, Stop, StoppedVectors};
 use super::vectors::LazyVectors;
 use super::{is_submission, tell_refused};
 use crate::program::memory::{ThreadMemory, share_memory};
+use crate::program::pidfd::pidfd_of;
+use crate::program::processes::Purpose;
 use crate::program::status::{Status, process_of};
 use crate::server::Server;
 use crate::way::listen::Tracing;
 
 struct Request {
     tid: u32,
+    wanted: Wanted,
     done: Sender<io::Result<()>>,
+}
+
+/// What is wanted of a process.
+#[derive(Clone, Copy)]
+enum Wanted {
+    /// Its register accesses are to be performed.
+    Registers,
+    /// What becomes of its memory is to be followed.
+    News,
 }
 
 /// Asks the [`Tracer`] from any thread.
@@ -44,10 +58,20 @@ pub struct TraceHandle {
 
 impl Tracing for TraceHandle {
     fn trace(&self, tid: u32) -> io::Result<()> {
+        self.ask(tid, Wanted::Registers)
+    }
+
+    fn follow(&self, tid: u32) -> io::Result<()> {
+        self.ask(tid, Wanted::News)
+    }
+}
+
+impl TraceHandle {
+    fn ask(&self, tid: u32, wanted: Wanted) -> io::Result<()> {
         let (done, answer) = mpsc::channel();
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        requests.send(Request { tid, done }).map_err(|_| gone())?;
+        requests.send(Request { tid, wanted, done }).map_err(|_| gone())?;
         drop(requests);
         rustix::io::write(&*self.wake, &1u64.to_ne_bytes())?;
         answer.recv().map_err(|_| gone())?
@@ -70,6 +94,8 @@ enum Task {
     Install,
     /// The handler is in its memory, at this address, and is to take its process's signals, too.
     Join(u64),
+    /// It is to make a userfaultfd, by which its process is followed.
+    Follow,
 }
 
 /// Puts the handler into processes that map registers; or traces them, and performs their accesses.
@@ -83,6 +109,8 @@ pub struct Tracer {
     /// The mappings of each thread's process.
     mappings: HashMap<u32, VmaQuery>,
     layout: XstateLayout,
+    /// It has said that memory cannot be followed.
+    has_told: bool,
 }
 
 impl Tracer {
@@ -102,6 +130,7 @@ impl Tracer {
             stopping: HashMap::new(),
             mappings: HashMap::new(),
             layout: XstateLayout::of_this_processor(),
+            has_told: false,
         };
         Ok((tracer, handle))
     }
@@ -116,7 +145,10 @@ impl Tracer {
     pub fn serve_requests(&mut self) {
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         while let Ok(request) = self.requests.try_recv() {
-            let result = self.prepare(request.tid);
+            let result = match request.wanted {
+                Wanted::Registers => self.prepare(request.tid),
+                Wanted::News => self.prepare_to_follow(request.tid),
+            };
             let _ = request.done.send(result);
         }
     }
@@ -133,6 +165,47 @@ impl Tracer {
         ptrace::seize_to_stop(tid)?;
         self.stopping.insert(tid, Task::Install);
         Ok(())
+    }
+
+    /// Sees to it that the memory of the process that `tid` belongs to is followed, when the system call that it is in
+    /// has returned.
+    fn prepare_to_follow(&mut self, tid: u32) -> io::Result<()> {
+        // A filter of its own may end it for the system calls that it is told to make.
+        if Status::of(tid).is_none_or(|status| filters_of(&status) > usual_filters()) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        if self.threads.contains(&tid) { ptrace::interrupt(tid) } else { ptrace::seize_to_stop(tid) }?;
+        self.stopping.insert(tid, Task::Follow);
+        Ok(())
+    }
+
+    /// Has a stopped thread make a userfaultfd, and follows its process by that.
+    fn follow(&self, thread: &mut Thread) -> io::Result<()> {
+        const USER_MODE_ONLY: i32 = 1;
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
+        let gone = || io::Error::from(Errno::SRCH);
+        let made = thread.call(libc::SYS_userfaultfd, [flags as u64, 0, 0, 0, 0, 0]).ok_or_else(gone)?;
+        let number = i32::try_from(made).map_err(|_| gone())?;
+        if number < 0 {
+            return Err(io::Error::from_raw_os_error(-number));
+        }
+        let taken = pidfd_of(thread.tid()).and_then(|pidfd| pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty()));
+        thread.call(libc::SYS_close, [number as u64, 0, 0, 0, 0, 0]).ok_or_else(gone)?;
+        let process = self.server.process(thread.tid(), Purpose::Mapping)?;
+        self.server.follow(&process, taken?)
+    }
+
+    /// Says once that the kernel lacks what is needed, or forbids it.
+    fn tell_not_followed(&mut self, error: &io::Error) {
+        let lacks = [libc::ENOSYS, libc::EPERM, libc::EINVAL, libc::EOPNOTSUPP];
+        if error.raw_os_error().is_some_and(|error| lacks.contains(&error)) && !self.has_told {
+            self.has_told = true;
+            let _ = writeln!(
+                io::stderr(),
+                "ioasid: memory that the program unmaps too early goes unnoticed, as there is no userfaultfd ({error}). \
+                 It takes Linux 6.10 or later, and a container that allows userfaultfd(2)."
+            );
+        }
     }
 
     /// Does what a thread was stopped for, and lets it go.
@@ -158,6 +231,16 @@ impl Tracer {
             },
             // If it cannot be had, the process has no registers.
             Task::Join(base) => drop(handler::join(tid, base)),
+            Task::Follow => {
+                if let Some(mut thread) = Thread::take(tid)
+                    && let Err(error) = self.follow(&mut thread)
+                {
+                    self.tell_not_followed(&error);
+                }
+                if self.threads.contains(&tid) {
+                    return ptrace::go_on(tid, 0);
+                }
+            }
         }
         ptrace::detach(tid);
     }
@@ -322,16 +405,24 @@ impl Tracer {
 /// those of the handler.
 fn needs_tracing(tid: u32) -> io::Result<bool> {
     const SIGBUS: u64 = 1 << (libc::SIGBUS - 1);
-    // The runner's own filter, and those that the runner is under, too.
-    let filters = |status: &Status| status.number("Seccomp_filters:").unwrap_or(0);
-    let usual = Status::of(std::process::id()).map_or(0, |own| filters(&own)) + 1;
+    let usual = usual_filters();
     let needs = |thread: u32| {
         let status = Status::of(thread)?;
-        Some(status.set("SigBlk:")? & SIGBUS != 0 || filters(&status) > usual)
+        Some(status.set("SigBlk:")? & SIGBUS != 0 || filters_of(&status) > usual)
     };
     let threads = fs::read_dir(format!("/proc/{tid}/task"))?.filter_map(Result::ok);
     let mut numbers = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok());
     Ok(numbers.any(|thread| needs(thread) == Some(true)))
+}
+
+/// How many filters of system calls a thread is under.
+fn filters_of(status: &Status) -> u32 {
+    status.number("Seccomp_filters:").unwrap_or(0)
+}
+
+/// How many filters a thread is under that has made none: the runner's, and those that the runner is under, too.
+fn usual_filters() -> u32 {
+    Status::of(std::process::id()).map_or(0, |own| filters_of(&own)) + 1
 }
 
 /// Other processes that are in the memory of a thread's, without being its threads (clone(2), CLONE_VM alone).

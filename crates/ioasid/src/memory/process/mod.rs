@@ -9,13 +9,21 @@
 //! What Linux does not pin is refused as it is there: memory without the access that is asked for, pages of a file that
 //! may have to be written back, for writing, and what belongs to the kernel or is kept secret from it.
 //!
+//! A userfaultfd of the process tells when memory of the second kind goes away or moves ([`Process::follow`], `changes`).
+//!
 //! `/proc/PID/mem` rather than `process_vm_readv`: an open file of it stays with the address space it was opened on, so
 //! that after an exec, or after the process number went to another process, DMA fails instead of reaching other memory.
+
+mod changes;
+mod id;
+mod import;
+mod userfaultfd;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Weak};
 
@@ -25,11 +33,13 @@ use thiserror::Error;
 use super::PAGE_SIZE;
 use super::file_systems::FileSystems;
 use super::identity::Identity;
-use super::process_id::ProcessId;
 use super::segment::{RemoteMemory, Segment};
 use super::vma::{Vma, VmaQuery};
 use crate::base::lock::Mutex;
 use crate::base::rank;
+use changes::Changes;
+pub use changes::LostMemory;
+use id::ProcessId;
 
 /// Why memory of a process cannot be given to devices.
 #[derive(Debug, Error)]
@@ -64,6 +74,7 @@ struct ProcessMemory {
     /// writing: a descriptor for each, and not for each mapping.
     files: Mutex<Files, rank::Files>,
     systems: FileSystems,
+    changes: Changes,
 }
 
 type Files = BTreeMap<(u64, u64, bool), Weak<File>>;
@@ -121,8 +132,8 @@ impl Process {
         let id = ProcessId::of(tid)?;
         let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{tid}/mem"))?;
         let vmas = VmaQuery::new(tid)?;
-        let (files, systems) = (Mutex::default(), FileSystems::default());
-        Ok(Self(Arc::new(ProcessMemory { tid, id, memory, vmas, pages, files, systems })))
+        let (files, systems, changes) = (Mutex::default(), FileSystems::default(), Changes::default());
+        Ok(Self(Arc::new(ProcessMemory { tid, id, memory, vmas, pages, files, systems, changes })))
     }
 
     /// Whether the thread `tid` belongs to the process that was opened, and that is still the same program. Reads the
@@ -130,6 +141,32 @@ impl Process {
     #[must_use]
     pub fn is_of(&self, tid: u32) -> bool {
         self.0.id.is_of(tid, |address, data| self.0.read(address, data))
+    }
+
+    /// Follows what becomes of its memory, by a userfaultfd(2) of it that was not enabled yet: from now on, a device
+    /// no longer reaches memory that was imported (and could not be mapped here) when the process has unmapped,
+    /// replaced or dropped it, whatever the process puts in its place; and goes on to reach memory that the process
+    /// has moved. `notice` is told of what devices lose so.
+    ///
+    /// The process waits in each such system call on a mapping that it has imported memory in, until the caller of this
+    /// has called [`Process::take_news`]. It goes on when this is dropped.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is no such userfaultfd, `EOPNOTSUPP` before Linux 6.10, `EBUSY` if there is one already.
+    pub fn follow(&self, userfaultfd: OwnedFd, notice: impl Fn(LostMemory) + Send + Sync + 'static) -> io::Result<()> {
+        self.0.changes.follow(&self.0, userfaultfd, Box::new(notice))
+    }
+
+    /// Becomes readable when [`Process::take_news`] has something to do; `None` if its memory is not followed.
+    #[must_use]
+    pub fn news(&self) -> Option<BorrowedFd<'_>> {
+        self.0.changes.news()
+    }
+
+    /// Applies what has become of its memory. Waits for copies from and to its memory, for a tenth of a second at the
+    /// most.
+    pub fn take_news(&self) {
+        self.0.changes.take_news(&self.0);
     }
 
     pub(crate) fn shows_presence(&self) -> bool {
@@ -237,7 +274,7 @@ impl Process {
         if (is_file || !vma.writable) && self.0.memory.read_at(&mut [0], at).is_err() {
             return Err(ImportError::BadAddress(at));
         }
-        segments.push(Segment::remote(self.0.clone(), at, length));
+        segments.push(Segment::remote(self.0.changes.import(&self.0, vma, at, length), at, length));
         Ok(())
     }
 

@@ -1,0 +1,277 @@
+//! What becomes of the memory of a process that devices may reach.
+//!
+//! On Linux, pins keep the pages, and a process that unmaps memory under a mapping goes on with other pages than the
+//! device. Here the memory stays the process's own. So a device would reach what the process maps in its place, were it
+//! not for the news that a userfaultfd brings:
+//!
+//! ```text
+//!   process      munmap ──► unmapped ──► waits ───────────────────► returns
+//!   kernel               changing        news
+//!   here                                   └─► hold ──► read ──► apply ──► go on
+//!   copies       ───────────────────────────────────┤                      ├────
+//! ```
+//! The news is read when no copy is under way, and what it says is applied before the next copy begins. A copy that
+//! finds the process changing reads the news itself. An import waits for it, too, as its own memory may lie where
+//! other memory was.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use super::ProcessMemory;
+use super::import::Import;
+use super::userfaultfd::{Change, Userfaultfd};
+use crate::base::lock::{Condvar, Mutex};
+use crate::base::{callback, rank};
+use crate::memory::{PAGE_SIZE, Vma};
+
+/// Memory that a process has unmapped, replaced or dropped while a device could reach it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LostMemory {
+    /// The first address, in the process.
+    pub address: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Where the first byte was first mapped for devices.
+    pub iova: u64,
+}
+
+/// How long copies, imports and the process wait for each other. What hangs longer does so in memory that is not
+/// brought in, or in the kernel, and goes on unguarded.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How long a thread sleeps that waits for news.
+const NAP: Duration = Duration::from_micros(20);
+
+type Notice = Box<dyn Fn(LostMemory) + Send + Sync>;
+
+/// The imports of a process, and the news of what becomes of them.
+#[derive(Default)]
+pub(super) struct Changes {
+    news: OnceLock<(Userfaultfd, Notice)>,
+    imports: Mutex<BTreeMap<Key, Weak<Import>>, rank::Imports>,
+    copies: Mutex<Copies, rank::Copies>,
+    /// A copy has ended, or may begin.
+    settled: Condvar,
+}
+
+impl fmt::Debug for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Changes").field("followed", &self.news.get().is_some()).finish_non_exhaustive()
+    }
+}
+
+/// Copies from and to the process's memory.
+#[derive(Default)]
+struct Copies {
+    under_way: usize,
+    /// Threads that keep the next ones from beginning.
+    held_up: usize,
+}
+
+/// The place of an import, or of a part of it that has moved. Imports of similar length stand together, so that those
+/// at an address are found without a look at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    /// The logarithm of the length, above the number of the first page.
+    place: u64,
+    /// The import's own address here.
+    import: usize,
+}
+
+/// Bits of a page number.
+const PAGE_BITS: u32 = 52;
+
+impl Key {
+    fn of(import: &Import, start: u64, length: u64) -> Self {
+        Self { place: Self::place(length.ilog2(), start), import: std::ptr::from_ref(import).addr() }
+    }
+
+    fn place(class: u32, start: u64) -> u64 {
+        (u64::from(class) << PAGE_BITS) | (start / PAGE_SIZE)
+    }
+
+    /// Where those of a class stand that may overlap `range`.
+    fn near(class: u32, range: &Range<u64>) -> Range<Self> {
+        let longest = 2u64.checked_shl(class).filter(|longest| *longest > 0).unwrap_or(u64::MAX);
+        let first = range.start.saturating_sub(longest);
+        let key = |place| Self { place, import: 0 };
+        key(Self::place(class, first))..key(Self::place(class, range.end.saturating_add(PAGE_SIZE - 1)))
+    }
+}
+
+/// A copy under way.
+pub(super) struct Copy<'a>(&'a Changes);
+
+impl Drop for Copy<'_> {
+    fn drop(&mut self) {
+        self.0.copies.lock().under_way -= 1;
+        self.0.settled.notify_all();
+    }
+}
+
+/// Keeps copies from beginning.
+struct Held<'a>(&'a Changes);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.copies.lock().held_up -= 1;
+        self.0.settled.notify_all();
+    }
+}
+
+impl Changes {
+    /// Follows the imports of `process` by a userfaultfd of it. `notice` is told of what devices lose.
+    pub(super) fn follow(&self, process: &ProcessMemory, file: OwnedFd, notice: Notice) -> io::Result<()> {
+        let news = (Userfaultfd::enable(file)?, notice);
+        self.news.set(news).map_err(|_| io::Error::from_raw_os_error(libc::EBUSY))?;
+        let imports: Vec<_> = self.imports.lock().values().filter_map(Weak::upgrade).collect();
+        for import in imports {
+            let mut at = import.start;
+            let end = import.start + import.length;
+            while at < end
+                && let Ok(Some(vma)) = process.vmas.at_or_after(at)
+            {
+                self.follow_mapping(&vma);
+                at = vma.end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Becomes readable when there is news.
+    pub(super) fn news(&self) -> Option<BorrowedFd<'_>> {
+        self.news.get().map(|(userfaultfd, _)| userfaultfd.as_fd())
+    }
+
+    fn follow_mapping(&self, vma: &Vma) {
+        if let Some((userfaultfd, _)) = self.news.get() {
+            // What the kernel cannot follow, or the process follows itself, is as it was before.
+            let _ = userfaultfd.follow(vma);
+        }
+    }
+
+    /// An import of `length` bytes at `start`, which lie in `vma`.
+    pub(super) fn import(&self, process: &Arc<ProcessMemory>, vma: &Vma, start: u64, length: u64) -> Arc<Import> {
+        let import = Arc::new(Import::new(process.clone(), start, length));
+        self.settle(process);
+        self.imports.lock().insert(Key::of(&import, start, length), Arc::downgrade(&import));
+        // Where an import is, mappings are not forgotten.
+        self.follow_mapping(vma);
+        import
+    }
+
+    /// Forgets an import, which has these keys beside its first.
+    pub(super) fn remove(&self, import: &Import, others: Vec<Key>) {
+        let mut imports = self.imports.lock();
+        imports.remove(&Key::of(import, import.start, import.length));
+        others.iter().for_each(|key| drop(imports.remove(key)));
+    }
+
+    /// Begins a copy, with all news applied.
+    pub(super) fn copy(&self, process: &ProcessMemory) -> Option<Copy<'_>> {
+        self.news.get()?;
+        self.settle(process);
+        let mut copies = self.copies.lock();
+        while copies.held_up > 0 {
+            copies = self.settled.wait(copies);
+        }
+        copies.under_way += 1;
+        Some(Copy(self))
+    }
+
+    /// Returns when all news of system calls that began before has been read.
+    fn settle(&self, process: &ProcessMemory) {
+        let Some((userfaultfd, _)) = self.news.get() else { return };
+        if !userfaultfd.is_changing() {
+            return;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while userfaultfd.is_changing() && Instant::now() < deadline {
+            self.take_news(process);
+            thread::sleep(NAP);
+        }
+    }
+
+    /// Keeps copies from beginning, and waits for those under way.
+    fn hold_up(&self) -> Held<'_> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut copies = self.copies.lock();
+        copies.held_up += 1;
+        while copies.under_way > 0
+            && let Some(left) = deadline.checked_duration_since(Instant::now())
+        {
+            copies = self.settled.wait_timeout(copies, left);
+        }
+        drop(copies);
+        Held(self)
+    }
+
+    /// Reads and applies the news there is, and tells of what devices have lost.
+    pub(super) fn take_news(&self, process: &ProcessMemory) {
+        let Some((userfaultfd, notice)) = self.news.get() else { return };
+        let mut lost = Vec::new();
+        // Imports drop when no lock is held.
+        let mut used = Vec::new();
+        {
+            let _held = self.hold_up();
+            let mut imports = self.imports.lock();
+            while let Some(change) = userfaultfd.next() {
+                let (range, to) = match change {
+                    Change::Gone(start, end) => (start..end, None),
+                    Change::Moved(from, to, length) => (from..from.saturating_add(length), Some(to)),
+                };
+                let hits: Vec<_> = near(&imports, &range).filter_map(Weak::upgrade).collect();
+                for import in &hits {
+                    for (place, iova) in import.change(&range, to) {
+                        let length = place.end - place.start;
+                        match to {
+                            Some(to) => {
+                                let key = Key::of(import, to + (place.start - range.start), length);
+                                imports.insert(key, Arc::downgrade(import));
+                                import.add_key(key);
+                            }
+                            None => lost.push(LostMemory { address: place.start, length, iova }),
+                        }
+                    }
+                }
+                if hits.is_empty() {
+                    forget_around(userfaultfd, process, &imports, &range);
+                }
+                used.extend(hits);
+            }
+        }
+        drop(used);
+        for lost in lost {
+            callback::call_contained(|| notice(lost));
+        }
+    }
+}
+
+/// The imports that may have something at `range`.
+fn near<'a>(
+    imports: &'a BTreeMap<Key, Weak<Import>>,
+    range: &'a Range<u64>,
+) -> impl Iterator<Item = &'a Weak<Import>> + 'a {
+    let classes = PAGE_SIZE.ilog2()..u64::BITS;
+    classes.flat_map(|class| imports.range(Key::near(class, range))).map(|(_, import)| import)
+}
+
+/// The process no longer waits for changes of mappings next to `range` that no import is in.
+fn forget_around(
+    userfaultfd: &Userfaultfd,
+    process: &ProcessMemory,
+    imports: &BTreeMap<Key, Weak<Import>>,
+    range: &Range<u64>,
+) {
+    for address in [range.start.saturating_sub(1), range.start, range.end] {
+        if let Ok(Some(vma)) = process.vmas.at(address)
+            && near(imports, &(vma.start..vma.end)).all(|import| import.strong_count() == 0)
+        {
+            userfaultfd.forget(&vma);
+        }
+    }
+}
