@@ -41,7 +41,7 @@ pub struct LostMemory {
 }
 
 /// How long copies, imports and the process wait for each other. What hangs longer does so in memory that is not
-/// brought in, or in the kernel, and goes on unguarded.
+/// brought in, or in the kernel, and goes on unguarded; a copy that changes interrupt for so long fails.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How long a thread sleeps that waits for news.
 const NAP: Duration = Duration::from_micros(20);
@@ -104,7 +104,7 @@ impl Key {
 }
 
 /// A copy under way.
-pub(super) struct Copy<'a>(&'a Changes);
+struct Copy<'a>(&'a Changes);
 
 impl Drop for Copy<'_> {
     fn drop(&mut self) {
@@ -171,16 +171,39 @@ impl Changes {
         others.iter().for_each(|key| drop(imports.remove(key)));
     }
 
-    /// Begins a copy, with all news applied.
-    pub(super) fn copy(&self, process: &ProcessMemory) -> Option<Copy<'_>> {
-        self.news.get()?;
+    /// Has `copy` copy from the memory, or to it, with all news applied. If a change began meanwhile it may have met what
+    /// comes next: what it read is dropped, and it reads again. It writes again only if it failed.
+    pub(super) fn copy(
+        &self,
+        process: &ProcessMemory,
+        writes: bool,
+        mut copy: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Some((userfaultfd, _)) = self.news.get() else { return copy() };
+        let mut deadline = None;
+        loop {
+            let under_way = self.begin_copy(process);
+            let result = copy();
+            // The news is not read while a copy is under way.
+            if (writes && result.is_ok()) || !userfaultfd.is_changing() {
+                return result;
+            }
+            drop(under_way);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    fn begin_copy(&self, process: &ProcessMemory) -> Copy<'_> {
         self.settle(process);
         let mut copies = self.copies.lock();
         while copies.held_up > 0 {
             copies = self.settled.wait(copies);
         }
         copies.under_way += 1;
-        Some(Copy(self))
+        Copy(self)
     }
 
     /// Returns when all news of system calls that began before has been read.

@@ -119,27 +119,29 @@ impl Import {
 
 impl RemoteMemory for Import {
     fn read(&self, address: u64, data: &mut [u8]) -> io::Result<()> {
-        let _copy = self.process.changes.copy(&self.process);
-        let Some(places) = self.places(address, data.len())? else { return self.process.read(address, data) };
-        let mut rest = data;
-        for (now, length) in places {
-            let (piece, behind) = rest.split_at_mut(length);
-            self.process.read(now, piece)?;
-            rest = behind;
-        }
-        Ok(())
+        self.process.changes.copy(&self.process, false, || {
+            let Some(places) = self.places(address, data.len())? else { return self.process.read(address, data) };
+            let mut rest = &mut *data;
+            for (now, length) in places {
+                let (piece, behind) = rest.split_at_mut(length);
+                self.process.read(now, piece)?;
+                rest = behind;
+            }
+            Ok(())
+        })
     }
 
     fn write(&self, address: u64, data: &[u8]) -> io::Result<()> {
-        let _copy = self.process.changes.copy(&self.process);
-        let Some(places) = self.places(address, data.len())? else { return self.process.write(address, data) };
-        let mut rest = data;
-        for (now, length) in places {
-            let (piece, behind) = rest.split_at(length);
-            self.process.write(now, piece)?;
-            rest = behind;
-        }
-        Ok(())
+        self.process.changes.copy(&self.process, true, || {
+            let Some(places) = self.places(address, data.len())? else { return self.process.write(address, data) };
+            let mut rest = data;
+            for (now, length) in places {
+                let (piece, behind) = rest.split_at(length);
+                self.process.write(now, piece)?;
+                rest = behind;
+            }
+            Ok(())
+        })
     }
 
     fn identity(&self, address: u64) -> Option<Identity> {
