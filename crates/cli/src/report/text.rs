@@ -103,7 +103,7 @@ fn row(finding: &Finding) -> [String; 4] {
             String::new(),
             format!("IOVA {:#x}", iova.0),
             format!(
-                "{} bytes at {:#x} of process {process} were unmapped after {:.3} s, before their IOVA",
+                "{} bytes at {:#x} of process {process} unmapped before, after {:.3} s",
                 last.0 - start.0 + 1,
                 start.0,
                 at.0
