@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use crate::names::{FIRST_DEVICE_INODE, GIVEN};
 use crate::program::accounts::{Accounts, Whose};
 use crate::program::enqcmd::Enqcmd;
-use crate::program::followers::Followers;
+use crate::program::followers::{Followers, follow};
 use crate::program::processes::{Processes, Purpose};
 use crate::request::Failures;
 use crate::request::file::OpenFile;
@@ -119,7 +119,7 @@ impl Server {
         self.processes.open(tid, purpose)
     }
 
-    /// The processes that are followed.
+    /// The processes that were tried to be followed.
     pub(crate) fn followers(&self) -> &Followers {
         &self.followers
     }
@@ -130,7 +130,7 @@ impl Server {
     /// As [`Process::follow`]; if there can be no thread, or no descriptor.
     pub(crate) fn follow(&self, process: &Arc<Process>, userfaultfd: OwnedFd) -> io::Result<()> {
         let (pid, watcher) = (process.pid(), self.watcher.clone());
-        self.followers.follow(process, userfaultfd, move |lost| watcher.memory_lost(pid, lost))
+        follow(process, userfaultfd, move |lost| watcher.memory_lost(pid, lost))
     }
 
     /// The accounts of all users and processes.

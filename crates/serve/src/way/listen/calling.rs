@@ -71,7 +71,7 @@ impl Calling<'_> {
     /// Has memory of its process followed, at the first address that is no file's, so that a device does not reach
     /// what comes in its place. What cannot be followed is reached as long as it is there.
     fn follow(&self, process: &Arc<Process>, address: u64) {
-        let is_private = || matches!(process.identity(address), Some(Identity::Private { .. }));
+        let is_private = || matches!(process.vmas().at(address), Ok(Some(vma)) if !(vma.shared && vma.inode != 0));
         if self.listener.server.followers().is_new(process, is_private) {
             let _ = self.listener.tracing.follow(self.tid);
         }

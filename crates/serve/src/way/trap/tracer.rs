@@ -238,6 +238,8 @@ impl Tracer {
                     self.tell_not_followed(&error);
                 }
                 if self.threads.contains(&tid) {
+                    // Perhaps only since it was to stop.
+                    ptrace::trace_on(tid);
                     return ptrace::go_on(tid, 0);
                 }
             }
