@@ -43,6 +43,7 @@ pub const TESTS: &[Test] = &[
         let program = program_under(&["--device", "ioat", "--check"], "many-areas", &[]);
         drop(succeed(command.arg(program.get_program()).args(program.get_args())));
     }),
+    ("a_device_tells_what_it_has", || drop(program("information"))),
     ("a_descriptor_can_do_what_it_was_opened_for", || drop(program("open-modes"))),
     ("a_mapping_to_read_from_is_not_written", || {
         let output = finish(&mut program_under(&["--device", "ioat", "--check"], "forged-store", &[]));

@@ -7,12 +7,12 @@ use ioasid_uapi::ioasid as uapi;
 use ioasid_uapi::iommufd;
 use ioasid_uapi::vfio::container as vfio;
 use rustix::io::Errno;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::errno::{Asker, Request, fields, forms, request};
 use super::failing::{Case, case};
 use super::program::{MEMORY_FILE, NOWHERE, PIDFD};
-use super::setup::{DATA, IOVA, Objects, PAGE, Setup};
+use super::setup::{ARGUMENT, DATA, IOVA, Objects, PAGE, Setup};
 
 /// Where four pages are mapped that nobody needs.
 const SPARE: u64 = IOVA + 0x10_0000;
@@ -336,6 +336,23 @@ pub fn cases() -> Vec<Case> {
             ..enqcmd(0)
         }),
     ]
+}
+
+#[test]
+fn a_populate_tells_how_much_it_brought_in_and_one_that_fails_nothing() {
+    let setup = Setup::new();
+    with_spare(&setup);
+    let all = uapi::IoasPresence { length: 4 * PAGE, ..presence(&setup.objects, uapi::PRESENCE_FAULT) };
+    setup.ask(uapi::IOAS_PRESENCE, all).unwrap();
+    let populate = uapi::IoasPresence { out_length: 77, ..presence(&setup.objects, uapi::PRESENCE_POPULATE) };
+    assert_eq!(setup.ask(uapi::IOAS_PRESENCE, populate).unwrap().out_length, 2 * PAGE);
+    assert_eq!(setup.ask(uapi::IOAS_PRESENCE, populate).unwrap().out_length, 0, "it is there");
+    setup.ask(uapi::IOAS_PRESENCE, all).unwrap();
+    setup.program.lose_what_is_mapped();
+    assert_eq!(setup.raw(uapi::IOAS_PRESENCE, populate.as_bytes()), Err(Errno::FAULT));
+    let size = size_of::<uapi::IoasPresence>();
+    let left = uapi::IoasPresence::read_from_bytes(&setup.program.get(ARGUMENT, size)).unwrap();
+    assert_eq!(left.out_length, 77, "as it was");
 }
 
 #[test]

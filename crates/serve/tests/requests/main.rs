@@ -3,10 +3,14 @@
 #![allow(unreachable_pub, reason = "files of one test program")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod container;
 mod corpus;
 mod errno;
 mod extra;
 mod failing;
+mod hardware;
+mod mock;
 mod program;
+mod queues;
 mod sequence;
 mod setup;

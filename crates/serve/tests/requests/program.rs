@@ -53,6 +53,11 @@ impl Program {
         }
     }
 
+    /// Its memory ends where mappings begin.
+    pub fn lose_what_is_mapped(&self) {
+        self.memory.set_len(super::setup::MAPPED - MEMORY).unwrap();
+    }
+
     pub fn put(&self, address: u64, data: &[u8]) {
         self.memory.write_all_at(data, Self::offset(address, data.len()).unwrap()).unwrap();
     }
@@ -149,8 +154,11 @@ impl Caller for Program {
         }
         let memory = self.memory.clone();
         Ok(Pages::new(address, length, writable, move |offset, length| {
-            let bad = ImportError::BadAddress(address + offset);
-            let start = Self::offset(address + offset, length as usize).map_err(|_| bad)?;
+            let bad = || ImportError::BadAddress(address + offset);
+            let start = Self::offset(address + offset, length as usize).map_err(|_| bad())?;
+            if start + length > memory.metadata()?.len() {
+                return Err(bad());
+            }
             Ok(vec![Segment::file(&memory, start, length, writable)?])
         }))
     }

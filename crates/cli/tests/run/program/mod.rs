@@ -55,6 +55,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "open-modes" => registers::open_modes(),
         "after-exec" => life::after_exec(argument),
         "daemon" => life::daemon(),
+        "information" => registers::information(),
         "forged-store" => registers::forged_store(),
         "registers" => registers::exact(),
         "bar-memory" => bar_memory::used(true),

@@ -92,6 +92,27 @@ pub fn wide() {
     setup.finish();
 }
 
+/// What a device tells of itself.
+pub fn information() {
+    let setup = Setup::new();
+    for argsz in [16, 24, 100] {
+        let mut info = vfio::DeviceInfo { argsz, cap_offset: 0xaaaa, ..Default::default() };
+        ioctl(&setup.engine.file, vfio::DEVICE_GET_INFO, &mut info).unwrap();
+        // Can be reset, is PCI; the regions and interrupts of a PCI device; and no more than there is room for.
+        let cap_offset = if argsz < 24 { 0xaaaa } else { 0 };
+        let expected =
+            vfio::DeviceInfo { argsz, flags: 0b11, num_regions: 9, num_irqs: 5, cap_offset, ..Default::default() };
+        assert_eq!(info, expected);
+    }
+    // INTx is masked when it is signalled; MSI-X can grow; requests to give the device back. There is no MSI.
+    for (index, flags, count) in [(0, 0b0111, 1), (1, 0b1001, 0), (2, 0b0001, 1), (4, 0b1001, 1)] {
+        let mut info = vfio::IrqInfo { argsz: 16, index, ..Default::default() };
+        ioctl(&setup.engine.file, vfio::DEVICE_GET_IRQ_INFO, &mut info).unwrap();
+        assert_eq!(info, vfio::IrqInfo { argsz: 16, flags, index, count });
+    }
+    setup.finish();
+}
+
 /// What a descriptor was opened for decides what it can do, as for any file.
 pub fn open_modes() {
     let setup = Setup::new();

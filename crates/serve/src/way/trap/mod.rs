@@ -193,3 +193,43 @@ fn tell_refused(tid: u32, about: u64, at: u64, error: &ioasid_mmio::Error) {
     let _ =
         writeln!(io::stderr(), "ioasid: thread {tid}: register access at {about:#x}, instruction at {at:#x}: {error}",);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_submission_is_told_by_the_signal_that_a_processor_raises() {
+        // movdir64b rax, [rcx]; enqcmd rax, [rcx]; mov eax, [rcx]
+        let (movdir64b, enqcmd, mov) =
+            (&[0x66, 0x0f, 0x38, 0xf8, 0x01], &[0xf2, 0x0f, 0x38, 0xf8, 0x01], &[0x8b, 0x01]);
+        let told = |instruction: &[u8]| [libc::SIGILL, libc::SIGSEGV].map(|signal| is_submission(signal, instruction));
+        assert_eq!(told(movdir64b), [true, false]);
+        assert_eq!(told(enqcmd), [true, true]);
+        assert_eq!(told(mov), [false, false]);
+        assert!(!is_submission(libc::SIGBUS, enqcmd));
+    }
+
+    #[test]
+    fn memory_is_mapped_a_page_at_a_time_and_no_further_than_the_mapping() {
+        struct Nothing;
+        impl crate::request::file::OpenFile for Nothing {}
+        let vma = ioasid::memory::Vma {
+            start: 0x7000_0000,
+            end: 0x7000_4000,
+            offset: 0x2_1000,
+            dev: 0,
+            inode: 0,
+            readable: true,
+            writable: false,
+            shared: true,
+        };
+        let at = |offset: u64| Mapped { file: std::sync::Arc::new(Nothing), offset, vma };
+        let read = libc::PROT_READ as u64;
+        assert_eq!(place_of(&at(0x2_2008), &(0x2_0000..0x3_0000)), [0x7000_1000, 0x1000, read, 0x2000]);
+        // Of 16 MiB, parts of 16 KiB, as far as they are mapped.
+        let large = 0x2_0000..0x102_0000;
+        assert_eq!(place_of(&at(0x2_2008), &large), [0x7000_0000, 0x3000, read, 0x1000]);
+        assert_eq!(place_of(&at(0x2_4000), &large), [0x7000_3000, 0x1000, read, 0x4000]);
+    }
+}
