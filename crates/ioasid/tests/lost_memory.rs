@@ -172,6 +172,29 @@ fn what_comes_in_the_place_of_memory_is_not_reached() {
 }
 
 #[test]
+fn memory_is_followed_as_long_as_it_is_mapped_attached_or_not() {
+    let bench = Bench::new();
+    let (_endpoint, mut port, ioas, device) = bench.one_device();
+    let Some(followed) = Followed::new() else { return };
+    let memory = Memory::new(4, 1);
+    followed.give(&ioas, &memory, AT);
+    for _ in 0..2 {
+        device.attach(None, &ioas).unwrap();
+        // A part of it is mapped a second time, and no more.
+        let (first, second) = (Iova(AT + PAGE), Iova(AT + 16 * PAGE));
+        ioas.copy(Some(second), &ioas, first, PAGE, Access::all()).unwrap();
+        assert_eq!((word(&mut port, AT), word(&mut port, AT + 16 * PAGE)), (Ok(1), Ok(1)));
+        ioas.unmap(range(AT + 16 * PAGE, PAGE)).unwrap();
+        device.detach(None).unwrap();
+    }
+    memory.replace(2, 1, 2);
+    assert_eq!(followed.lost(1).len(), 1);
+    device.attach(None, &ioas).unwrap();
+    let seen = [0, 1, 2, 3].map(|page| word(&mut port, AT + page * PAGE));
+    assert_eq!(seen, [Ok(1), Ok(1), Err(FaultReason::MemoryGone), Ok(1)]);
+}
+
+#[test]
 fn memory_that_is_dropped_or_unmapped_is_lost() {
     let bench = Bench::new();
     let (_endpoint, mut port, ioas, device) = bench.one_device();

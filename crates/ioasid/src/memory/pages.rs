@@ -441,9 +441,11 @@ impl Drop for Pin {
                 Some((range, Some(windows))) => {
                     // The windows stay as long as another part of them is needed; what is behind this part does not.
                     let stays = Arc::strong_count(&windows) > 1;
-                    windows
-                        .pieces(range)
-                        .for_each(|(window, before, bytes)| window.backing().give_back(before, bytes, stays));
+                    // What is there already may be pinned again as it is.
+                    let comes_anew = matches!(self.pages.source, Source::OnDemand(_));
+                    windows.pieces(range).for_each(|(window, before, bytes)| {
+                        window.backing().give_back(before, bytes, stays, comes_anew);
+                    });
                     drop(windows);
                     self.pages.ledger.release(range.length());
                 }

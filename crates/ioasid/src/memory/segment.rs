@@ -31,7 +31,7 @@ pub trait RemoteMemory: Send + Sync {
     /// Devices are to find its first byte at `iova`, and perhaps elsewhere: for messages about it.
     fn mapped_at(&self, _iova: u64) {}
 
-    /// Devices no longer need `length` bytes at `address` there, both multiples of the page size.
+    /// Devices no longer need `length` bytes at `address` there, both multiples of the page size, nor will they.
     fn given_back(&self, _address: u64, _length: u64) {}
 
     /// Which memory is at `address` there, if that can be told.
@@ -126,9 +126,9 @@ impl Backing {
     }
 
     /// No pin needs `length` bytes from `offset` on any more, both multiples of the page size. With `stays`, others of
-    /// the backing are needed.
-    pub(super) fn give_back(&self, offset: u64, length: u64, stays: bool) {
-        if let Self::Remote { memory, address } = self {
+    /// the backing are needed; with `comes_anew`, these are asked for again before they are needed again.
+    pub(super) fn give_back(&self, offset: u64, length: u64, stays: bool, comes_anew: bool) {
+        if comes_anew && let Self::Remote { memory, address } = self {
             callback::call_contained(|| memory.given_back(address + offset, length));
         }
         if stays

@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::time::Duration;
 
 use ioasid::memory::{LostMemory, Process};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -12,6 +13,9 @@ use rustix::io::Errno;
 
 /// Bytes of a thread's stack.
 const STACK: usize = 256 << 10;
+
+/// How long the thread sleeps where it cannot wait.
+const NAP: Duration = Duration::from_millis(1);
 
 /// The processes that were tried, by number.
 #[derive(Default)]
@@ -28,20 +32,25 @@ impl Drop for End {
 }
 
 impl Followers {
-    /// Whether a process is to be followed, as `wanted` says, and it was not tried before.
-    pub(crate) fn is_new(&self, process: &Arc<Process>, wanted: impl FnOnce() -> bool) -> bool {
-        let tried = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = |tried: &HashMap<u32, Weak<Process>>| {
-            tried.get(&process.pid()).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(process)))
-        };
-        if known(&tried()) || !wanted() {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Weak<Process>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a process was not tried before. It is from now on.
+    pub(crate) fn is_new(&self, process: &Arc<Process>) -> bool {
+        let mut tried = self.lock();
+        let known = tried.get(&process.pid());
+        if known.is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(process))) {
             return false;
         }
-        let mut tried = tried();
-        let is_new = !known(&tried);
         tried.retain(|_, process| process.strong_count() > 0);
         tried.insert(process.pid(), Arc::downgrade(process));
-        is_new
+        true
+    }
+
+    /// It is to be tried again.
+    pub(crate) fn forget(&self, process: &Process) {
+        self.lock().remove(&process.pid());
     }
 }
 
@@ -77,9 +86,10 @@ pub(crate) fn follow(
 fn take_news(process: &Weak<Process>, news: &OwnedFd, ended: &OwnedFd) {
     loop {
         let mut polled = [news, ended].map(|file| PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN));
-        match poll(&mut polled, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(_) => return,
+        let done = poll(&mut polled, None);
+        // The process may have made its descriptor one that cannot be waited for.
+        if done.is_err_and(|error| error != Errno::INTR) || polled[0].revents().contains(PollFlags::ERR) {
+            std::thread::sleep(NAP);
         }
         // A process that is not used any more goes on as if it had not been followed.
         let (true, Some(process)) = (polled[1].revents().is_empty(), process.upgrade()) else { return };

@@ -292,3 +292,13 @@ impl ToErrno for IrqError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_finds_no_pasid_has_run_out_of_space() {
+        assert_eq!(AttachError::NoPasids.errno(), Errno::NOSPC);
+    }
+}

@@ -27,7 +27,7 @@ use super::import::Import;
 use super::userfaultfd::{Change, Userfaultfd};
 use crate::base::lock::{Condvar, Mutex};
 use crate::base::{callback, rank};
-use crate::memory::{PAGE_SIZE, Vma};
+use crate::memory::{PAGE_SIZE, Vma, VmaQuery};
 
 /// Memory that a process has unmapped, replaced or dropped while a device could reach it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct LostMemory {
 }
 
 /// How long copies, imports and the process wait for each other. What hangs longer does so in memory that is not
-/// brought in, or in the kernel, and goes on unguarded; a copy that changes interrupt for so long fails.
+/// brought in, or in the kernel, and goes on unguarded; so does a copy that changes interrupt for so long.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How long a thread sleeps that waits for news.
 const NAP: Duration = Duration::from_micros(20);
@@ -134,6 +134,7 @@ impl Changes {
             let end = import.start + import.length;
             while at < end
                 && let Ok(Some(vma)) = process.vmas.at_or_after(at)
+                && vma.start < end
             {
                 self.follow_mapping(&vma);
                 at = vma.end;
@@ -191,7 +192,7 @@ impl Changes {
             drop(under_way);
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
             if Instant::now() > deadline {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+                return result;
             }
         }
     }
@@ -199,8 +200,13 @@ impl Changes {
     fn begin_copy(&self, process: &ProcessMemory) -> Copy<'_> {
         self.settle(process);
         let mut copies = self.copies.lock();
-        while copies.held_up > 0 {
-            copies = self.settled.wait(copies);
+        if copies.held_up > 0 {
+            let deadline = Instant::now() + PATIENCE;
+            while copies.held_up > 0
+                && let Some(left) = deadline.checked_duration_since(Instant::now())
+            {
+                copies = self.settled.wait_timeout(copies, left);
+            }
         }
         copies.under_way += 1;
         Copy(self)
@@ -237,41 +243,81 @@ impl Changes {
     pub(super) fn take_news(&self, process: &ProcessMemory) {
         let Some((userfaultfd, notice)) = self.news.get() else { return };
         let mut lost = Vec::new();
-        // Imports drop when no lock is held.
-        let mut used = Vec::new();
-        {
-            let _held = self.hold_up();
+        let held = self.hold_up();
+        let mut last_move = None;
+        loop {
             let mut imports = self.imports.lock();
-            while let Some(change) = userfaultfd.next() {
-                let (range, to) = match change {
-                    Change::Gone(start, end) => (start..end, None),
-                    Change::Moved(from, to, length) => (from..from.saturating_add(length), Some(to)),
-                };
-                let hits: Vec<_> = near(&imports, &range).filter_map(Weak::upgrade).collect();
-                for import in &hits {
-                    for (place, iova) in import.change(&range, to) {
-                        let length = place.end - place.start;
-                        match to {
-                            Some(to) => {
-                                let key = Key::of(import, to + (place.start - range.start), length);
-                                imports.insert(key, Arc::downgrade(import));
-                                import.add_key(key);
-                            }
-                            None => lost.push(LostMemory { address: place.start, length, iova }),
-                        }
+            let Some(change) = userfaultfd.next() else { break };
+            let used = match change {
+                Change::Gone(start, end) => {
+                    let mut used = take_out(&imports, &(start..end), &mut lost);
+                    if used.is_empty() {
+                        forget_around(userfaultfd, process, &imports, &(start..end));
                     }
+                    if let Some(rest) = not_moved(last_move, start, end) {
+                        used.extend(take_out(&imports, &rest, &mut lost));
+                    }
+                    used
                 }
-                if hits.is_empty() {
-                    forget_around(userfaultfd, process, &imports, &range);
-                }
-                used.extend(hits);
-            }
+                Change::Moved(from, to, length) => follow_move(&mut imports, from, to, length),
+            };
+            last_move = Some(change);
+            // An import drops when no lock is held; and before the next news, which may be of an unmap that came after
+            // its last user.
+            drop(imports);
+            drop(used);
         }
-        drop(used);
+        drop(held);
         for lost in lost {
             callback::call_contained(|| notice(lost));
         }
     }
+
+    /// The process is not followed any more, and waits no longer.
+    pub(super) fn stop(&self, vmas: &VmaQuery) {
+        let Some((userfaultfd, _)) = self.news.get() else { return };
+        // The process may have another descriptor of it, or a child.
+        let mut at = 0;
+        while let Ok(Some(vma)) = vmas.at_or_after(at) {
+            userfaultfd.forget(&vma);
+            at = vma.end;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while userfaultfd.is_changing() && Instant::now() < deadline {
+            while userfaultfd.next().is_some() {}
+            thread::sleep(NAP);
+        }
+    }
+}
+
+/// Takes what is at `range` out of the imports, and returns those that may have been meant.
+fn take_out(imports: &BTreeMap<Key, Weak<Import>>, range: &Range<u64>, lost: &mut Vec<LostMemory>) -> Vec<Arc<Import>> {
+    let hits: Vec<_> = near(imports, range).filter_map(Weak::upgrade).collect();
+    let gone = hits.iter().flat_map(|import| import.change(range, None));
+    lost.extend(gone.map(|(place, iova)| LostMemory { address: place.start, length: place.end - place.start, iova }));
+    hits
+}
+
+/// Has the imports follow what has moved, and returns those that may have been meant.
+fn follow_move(imports: &mut BTreeMap<Key, Weak<Import>>, from: u64, to: u64, length: u64) -> Vec<Arc<Import>> {
+    let range = from..from.saturating_add(length);
+    let hits: Vec<_> = near(imports, &range).filter_map(Weak::upgrade).collect();
+    for import in &hits {
+        for (place, _) in import.change(&range, Some(to)) {
+            let key = Key::of(import, to.wrapping_add(place.start - from), place.end - place.start);
+            imports.insert(key, Arc::downgrade(import));
+            import.add_key(key);
+        }
+    }
+    hits
+}
+
+/// Before Linux 6.15, a move that made a mapping smaller told the length from before, and then that the end was
+/// unmapped, where it had been: what has not moved is not where the move said.
+fn not_moved(last: Option<Change>, start: u64, end: u64) -> Option<Range<u64>> {
+    let Some(Change::Moved(from, to, length)) = last else { return None };
+    let is_its_end = from < start && start < end && Some(end) == from.checked_add(length);
+    is_its_end.then(|| to.wrapping_add(start - from)..to.wrapping_add(length))
 }
 
 /// The imports that may have something at `range`.

@@ -77,7 +77,7 @@ impl Import {
         let (mut left, mut found) = (Vec::new(), Vec::new());
         for part in &changed.parts {
             let (hit, [before, behind]) = part.split(part.now, range);
-            let moved = hit.zip(to).map(|(hit, to)| Part { now: to + (hit.now - range.start), ..hit });
+            let moved = hit.zip(to).map(|(hit, to)| Part { now: to.wrapping_add(hit.now - range.start), ..hit });
             left.extend([before, moved, behind].into_iter().flatten());
             found.extend(hit);
         }

@@ -90,6 +90,12 @@ impl ProcessMemory {
     }
 }
 
+impl Drop for ProcessMemory {
+    fn drop(&mut self) {
+        self.changes.stop(&self.vmas);
+    }
+}
+
 impl RemoteMemory for ProcessMemory {
     fn read(&self, address: u64, data: &mut [u8]) -> io::Result<()> {
         self.memory.read_exact_at(data, address)

@@ -68,12 +68,12 @@ impl Calling<'_> {
         descriptor::add(&self.listener.descriptor, self.id, file)
     }
 
-    /// Has memory of its process followed, at the first address that is no file's, so that a device does not reach
-    /// what comes in its place. What cannot be followed is reached as long as it is there.
-    fn follow(&self, process: &Arc<Process>, address: u64) {
-        let is_private = || matches!(process.vmas().at(address), Ok(Some(vma)) if !(vma.shared && vma.inode != 0));
-        if self.listener.server.followers().is_new(process, is_private) {
-            let _ = self.listener.tracing.follow(self.tid);
+    /// Has memory of its process followed, so that a device does not reach what comes in its place. What cannot be
+    /// followed is reached as long as it is there.
+    fn follow(&self, process: &Arc<Process>) {
+        let followers = self.listener.server.followers();
+        if followers.is_new(process) && self.listener.tracing.follow(self.tid, process.clone()).is_err() {
+            followers.forget(process);
         }
     }
 
@@ -244,7 +244,7 @@ impl Caller for Calling<'_> {
         fail_for(Errno::NOMEM).map_err(io::Error::from)?;
         let process = self.listener.server.process(self.tid, Purpose::Mapping)?;
         self.still_there().map_err(io::Error::from)?;
-        self.follow(&process, address);
+        self.follow(&process);
         let server = self.listener.server.clone();
         let access = if writable { Access::all() } else { Access::READ };
         Ok(Pages::new(address, length, writable, move |offset, length| {

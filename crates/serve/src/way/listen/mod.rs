@@ -21,6 +21,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ioasid::memory::Process;
 use rustix::io::Errno;
 
 use crate::program::memory::{ThreadMemory, share_memory};
@@ -44,12 +45,12 @@ pub trait Tracing: Send + Sync {
     /// If the process cannot be traced: another process traces it, or it is gone.
     fn trace(&self, tid: u32) -> io::Result<()>;
 
-    /// Has the process followed that `tid` belongs to, when the system call has returned that the thread is in: what
+    /// Has `process` followed, that `tid` belongs to, when the system call has returned that the thread is in: what
     /// becomes of its memory.
     ///
     /// # Errors
     /// As [`Tracing::trace`]; `EPERM` if the process filters its own system calls.
-    fn follow(&self, tid: u32) -> io::Result<()>;
+    fn follow(&self, tid: u32, process: Arc<Process>) -> io::Result<()>;
 }
 
 /// How long a request waits for files that are being closed.

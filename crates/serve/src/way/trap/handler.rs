@@ -55,10 +55,11 @@ const LOOKS: u32 = 1000;
 /// How often it looks again, with a pause each time, before it does something else: some 20 µs.
 const SPINS: u32 = 500;
 
-/// Signals that may come in between, beside those that it handles: they end a program that waits for an access. Others
-/// wait until the access is done, as it is one instruction. Their handlers would find the alternate stack half full: of
-/// its 8 KiB, which is what many programs set aside, a frame with wide vector registers takes more than 3.
-const IN_BETWEEN: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+/// Signals that may come in between, beside those that it handles: they end a program that waits for an access; or its
+/// own filter has it do a system call of the handler's in another way (SIGSYS). Others wait until the access is done,
+/// as it is one instruction. Their handlers would find the alternate stack half full: of its 8 KiB, which is what many
+/// programs set aside, a frame with wide vector registers takes more than 3.
+const IN_BETWEEN: [i32; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGSYS];
 
 const SA_RESTORER: u64 = 0x0400_0000;
 

@@ -12,11 +12,11 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ioasid::memory::VmaQuery;
+use ioasid::memory::{Process, VmaQuery};
 use ioasid_mmio::{XstateLayout, step};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -30,7 +30,6 @@ use super::vectors::LazyVectors;
 use super::{is_submission, tell_refused};
 use crate::program::memory::{ThreadMemory, share_memory};
 use crate::program::pidfd::pidfd_of;
-use crate::program::processes::Purpose;
 use crate::program::status::{Status, process_of};
 use crate::server::Server;
 use crate::way::listen::Tracing;
@@ -42,12 +41,11 @@ struct Request {
 }
 
 /// What is wanted of a process.
-#[derive(Clone, Copy)]
 enum Wanted {
     /// Its register accesses are to be performed.
     Registers,
     /// What becomes of its memory is to be followed.
-    News,
+    News(Arc<Process>),
 }
 
 /// Asks the [`Tracer`] from any thread.
@@ -61,8 +59,8 @@ impl Tracing for TraceHandle {
         self.ask(tid, Wanted::Registers)
     }
 
-    fn follow(&self, tid: u32) -> io::Result<()> {
-        self.ask(tid, Wanted::News)
+    fn follow(&self, tid: u32, process: Arc<Process>) -> io::Result<()> {
+        self.ask(tid, Wanted::News(process))
     }
 }
 
@@ -88,14 +86,13 @@ pub enum Stopped {
 }
 
 /// What a thread is stopped for.
-#[derive(Clone, Copy)]
 enum Task {
     /// The handler is to be put into its memory, and to take its process's signals.
     Install,
     /// The handler is in its memory, at this address, and is to take its process's signals, too.
     Join(u64),
     /// It is to make a userfaultfd, by which its process is followed.
-    Follow,
+    Follow(Arc<Process>),
 }
 
 /// Puts the handler into processes that map registers; or traces them, and performs their accesses.
@@ -147,7 +144,7 @@ impl Tracer {
         while let Ok(request) = self.requests.try_recv() {
             let result = match request.wanted {
                 Wanted::Registers => self.prepare(request.tid),
-                Wanted::News => self.prepare_to_follow(request.tid),
+                Wanted::News(process) => self.prepare_to_follow(request.tid, process),
             };
             let _ = request.done.send(result);
         }
@@ -169,18 +166,18 @@ impl Tracer {
 
     /// Sees to it that the memory of the process that `tid` belongs to is followed, when the system call that it is in
     /// has returned.
-    fn prepare_to_follow(&mut self, tid: u32) -> io::Result<()> {
+    fn prepare_to_follow(&mut self, tid: u32, process: Arc<Process>) -> io::Result<()> {
         // A filter of its own may end it for the system calls that it is told to make.
         if Status::of(tid).is_none_or(|status| filters_of(&status) > usual_filters()) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         if self.threads.contains(&tid) { ptrace::interrupt(tid) } else { ptrace::seize_to_stop(tid) }?;
-        self.stopping.insert(tid, Task::Follow);
+        self.stopping.insert(tid, Task::Follow(process));
         Ok(())
     }
 
     /// Has a stopped thread make a userfaultfd, and follows its process by that.
-    fn follow(&self, thread: &mut Thread) -> io::Result<()> {
+    fn follow(thread: &mut Thread, process: &Arc<Process>, server: &Server) -> io::Result<()> {
         const USER_MODE_ONLY: i32 = 1;
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
         let gone = || io::Error::from(Errno::SRCH);
@@ -189,10 +186,13 @@ impl Tracer {
         if number < 0 {
             return Err(io::Error::from_raw_os_error(-number));
         }
-        let taken = pidfd_of(thread.tid()).and_then(|pidfd| pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty()));
-        thread.call(libc::SYS_close, [number as u64, 0, 0, 0, 0, 0]).ok_or_else(gone)?;
-        let process = self.server.process(thread.tid(), Purpose::Mapping)?;
-        self.server.follow(&process, taken?)
+        let taken = pidfd_of(thread.tid()).and_then(|pidfd| pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty()))?;
+        // Another thread may have put a file of its own in its place.
+        let name = fs::read_link(format!("/proc/self/fd/{}", taken.as_raw_fd()))?;
+        if name.as_os_str() == "anon_inode:[userfaultfd]" {
+            thread.call(libc::SYS_close, [number as u64, 0, 0, 0, 0, 0]).ok_or_else(gone)?;
+        }
+        server.follow(process, taken)
     }
 
     /// Says once that the kernel lacks what is needed, or forbids it.
@@ -231,9 +231,9 @@ impl Tracer {
             },
             // If it cannot be had, the process has no registers.
             Task::Join(base) => drop(handler::join(tid, base)),
-            Task::Follow => {
+            Task::Follow(process) => {
                 if let Some(mut thread) = Thread::take(tid)
-                    && let Err(error) = self.follow(&mut thread)
+                    && let Err(error) = Self::follow(&mut thread, &process, &self.server)
                 {
                     self.tell_not_followed(&error);
                 }
@@ -295,17 +295,15 @@ impl Tracer {
     /// A traced thread has stopped, with this status of `waitpid`: does what is to be done and lets it go on.
     pub fn stopped(&mut self, tid: u32, status: i32) -> Stopped {
         let stop = ptrace::stop_of(status);
-        match (&stop, self.stopping.get(&tid)) {
-            (_, None) => {}
-            (Stop::Signal(signal), Some(_)) => {
-                ptrace::go_on(tid, *signal);
-                return Stopped::GoesOn;
-            }
-            (_, Some(&task)) => {
-                self.stopping.remove(&tid);
-                self.perform_task(tid, task);
-                return Stopped::GoesOn;
-            }
+        if let (Stop::Signal(signal), true) = (&stop, self.stopping.contains_key(&tid)) {
+            ptrace::go_on(tid, *signal);
+            return Stopped::GoesOn;
+        }
+        // A thread that ends, or executes a program, has nothing to do any more.
+        let task = self.stopping.remove(&tid).filter(|_| !matches!(stop, Stop::Exit | Stop::Exec));
+        if let Some(task) = task {
+            self.perform_task(tid, task);
+            return Stopped::GoesOn;
         }
         // A thread that was traced from its first moment is first heard of here.
         self.threads.insert(tid);
