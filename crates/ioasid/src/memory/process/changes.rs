@@ -267,10 +267,11 @@ impl Changes {
             drop(imports);
             drop(used);
         }
-        drop(held);
+        // Before a device can meet it.
         for lost in lost {
             callback::call_contained(|| notice(lost));
         }
+        drop(held);
     }
 
     /// The process is not followed any more, and waits no longer.
