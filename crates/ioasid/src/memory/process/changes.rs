@@ -25,7 +25,7 @@ use std::{fmt, io};
 use super::ProcessMemory;
 use super::import::Import;
 use super::userfaultfd::{Change, Userfaultfd};
-use crate::base::lock::{Condvar, Mutex};
+use crate::base::lock::{Condvar, Mutex, MutexGuard};
 use crate::base::{callback, rank};
 use crate::memory::{PAGE_SIZE, Vma, VmaQuery};
 
@@ -199,27 +199,38 @@ impl Changes {
 
     fn begin_copy(&self, process: &ProcessMemory) -> Copy<'_> {
         self.settle(process);
-        let mut copies = self.copies.lock();
-        if copies.held_up > 0 {
-            let deadline = Instant::now() + PATIENCE;
-            while copies.held_up > 0
-                && let Some(left) = deadline.checked_duration_since(Instant::now())
-            {
-                copies = self.settled.wait_timeout(copies, left);
-            }
-        }
+        let mut copies = self.wait_while(self.copies.lock(), |copies| copies.held_up > 0);
         copies.under_way += 1;
         Copy(self)
+    }
+
+    /// Waits for a change of the copies, but not for ever.
+    fn wait_while<'a>(
+        &'a self,
+        mut copies: MutexGuard<'a, Copies, rank::Copies>,
+        waits: impl Fn(&Copies) -> bool,
+    ) -> MutexGuard<'a, Copies, rank::Copies> {
+        let mut deadline = None;
+        while waits(&copies) {
+            let now = Instant::now();
+            let left = deadline.get_or_insert(now + PATIENCE).saturating_duration_since(now);
+            if left.is_zero() {
+                break;
+            }
+            copies = self.settled.wait_timeout(copies, left);
+        }
+        copies
     }
 
     /// Returns when all news of system calls that began before has been read.
     fn settle(&self, process: &ProcessMemory) {
         let Some((userfaultfd, _)) = self.news.get() else { return };
-        if !userfaultfd.is_changing() {
-            return;
-        }
-        let deadline = Instant::now() + PATIENCE;
-        while userfaultfd.is_changing() && Instant::now() < deadline {
+        let mut deadline = None;
+        while userfaultfd.is_changing() {
+            let now = Instant::now();
+            if now >= *deadline.get_or_insert(now + PATIENCE) {
+                break;
+            }
             self.take_news(process);
             thread::sleep(NAP);
         }
@@ -227,15 +238,9 @@ impl Changes {
 
     /// Keeps copies from beginning, and waits for those under way.
     fn hold_up(&self) -> Held<'_> {
-        let deadline = Instant::now() + PATIENCE;
         let mut copies = self.copies.lock();
         copies.held_up += 1;
-        while copies.under_way > 0
-            && let Some(left) = deadline.checked_duration_since(Instant::now())
-        {
-            copies = self.settled.wait_timeout(copies, left);
-        }
-        drop(copies);
+        drop(self.wait_while(copies, |copies| copies.under_way > 0));
         Held(self)
     }
 
