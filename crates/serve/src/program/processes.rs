@@ -1,4 +1,5 @@
-//! The address spaces of programs whose memory devices and requests may need, each opened once however much of it is mapped.
+//! The address spaces of programs whose memory devices and requests may need, each opened once however much of it is
+//! mapped.
 
 use std::collections::HashMap;
 use std::io;

@@ -172,8 +172,8 @@ impl Changes {
         others.iter().for_each(|key| drop(imports.remove(key)));
     }
 
-    /// Has `copy` copy from the memory, or to it, with all news applied. If a change began meanwhile it may have met what
-    /// comes next: what it read is dropped, and it reads again. It writes again only if it failed.
+    /// Has `copy` copy from the memory, or to it, with all news applied. If a change began meanwhile it may have met
+    /// what comes next: what it read is dropped, and it reads again. It writes again only if it failed.
     pub(super) fn copy(
         &self,
         process: &ProcessMemory,

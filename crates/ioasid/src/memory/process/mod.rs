@@ -9,7 +9,8 @@
 //! What Linux does not pin is refused as it is there: memory without the access that is asked for, pages of a file that
 //! may have to be written back, for writing, and what belongs to the kernel or is kept secret from it.
 //!
-//! A userfaultfd of the process tells when memory of the second kind goes away or moves ([`Process::follow`], `changes`).
+//! A userfaultfd of the process tells when memory of the second kind goes away or moves ([`Process::follow`],
+//! `changes`).
 //!
 //! `/proc/PID/mem` rather than `process_vm_readv`: an open file of it stays with the address space it was opened on, so
 //! that after an exec, or after the process number went to another process, DMA fails instead of reaching other memory.

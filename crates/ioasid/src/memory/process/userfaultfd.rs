@@ -81,7 +81,7 @@ impl Userfaultfd {
     ///
     /// # Errors
     /// `EINVAL` if it is none, or enabled already, or if the kernel cannot tell what is needed; `EOPNOTSUPP` if it
-    /// cannot be read without waiting, as before Linux 6.10: whoever has it could have this process wait for ever.
+    /// cannot be read without waiting, as before Linux 6.10: a process that kept it could have this one wait for ever.
     pub(super) fn enable(file: OwnedFd) -> io::Result<Self> {
         let name = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
         if name.as_os_str() != "anon_inode:[userfaultfd]" {

@@ -79,8 +79,8 @@ impl Table {
     /// What a descriptor can do. The link to a file can be read and written as the descriptor can; one that can do
     /// neither only names the file.
     ///
-    /// A file of the tree is opened once, so another descriptor of it can do the same or nothing. What can do nothing is
-    /// asked about each time: one that can may come in its place, under the same number. A thread that does the
+    /// A file of the tree is opened once, so another descriptor of it can do the same or nothing. What can do nothing
+    /// is asked about each time: one that can may come in its place, under the same number. A thread that does the
     /// opposite keeps what it had.
     fn mode(&self, seen: Seen, name: &str) -> Option<Mode> {
         let modes = || self.modes.lock().unwrap_or_else(PoisonError::into_inner);

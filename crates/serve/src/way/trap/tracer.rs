@@ -202,8 +202,8 @@ impl Tracer {
             self.has_told = true;
             let _ = writeln!(
                 io::stderr(),
-                "ioasid: memory that the program unmaps too early goes unnoticed, as there is no userfaultfd ({error}). \
-                 It takes Linux 6.10 or later, and a container that allows userfaultfd(2)."
+                "ioasid: memory that the program unmaps too early goes unnoticed, as there is no \
+                 userfaultfd ({error}). It takes Linux 6.10 or later, and a container that allows it."
             );
         }
     }
