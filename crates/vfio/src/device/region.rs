@@ -40,15 +40,14 @@ pub const OFFSET_SHIFT: u32 = 40;
 /// A mapping covers whole pages, also of a BAR that is smaller.
 const PAGE: u64 = 4096;
 
-/// Where a region begins in the device's file: never below `1 << OFFSET_SHIFT`, so that an access to a region can be
-/// told by its offset alone from one to an ordinary file.
+/// Where a region begins in the device's file: where Linux has it, as some programs compute it without asking.
 pub const fn file_offset(index: u32) -> u64 {
-    (index as u64 + 1) << OFFSET_SHIFT
+    (index as u64) << OFFSET_SHIFT
 }
 
-/// The region index and the byte in the region of a file offset. Offsets below the first region belong to none.
+/// The region index and the byte in the region of a file offset.
 pub const fn locate(file_offset: u64) -> (u32, u64) {
-    (((file_offset >> OFFSET_SHIFT) as u32).wrapping_sub(1), file_offset & ((1 << OFFSET_SHIFT) - 1))
+    ((file_offset >> OFFSET_SHIFT) as u32, file_offset & ((1 << OFFSET_SHIFT) - 1))
 }
 
 bitflags! {
@@ -368,7 +367,7 @@ mod tests {
         assert_eq!((info(0).size, info(0).msix_mappable), (0x4000, true));
         assert_eq!((info(4).size, info(4).msix_mappable), (0x100, false));
         assert_eq!((info(1).size, info(1).flags), (0, RegionFlags::empty()));
-        assert_eq!((info(CONFIG).size, info(CONFIG).offset), (4096, 8 << 40));
+        assert_eq!((info(CONFIG).size, info(CONFIG).offset), (4096, 7 << 40));
         assert!(!info(CONFIG).flags.contains(RegionFlags::MMAP));
         assert_eq!(bench.session().region_info(VGA), Err(RegionError::Absent(VGA)));
     }

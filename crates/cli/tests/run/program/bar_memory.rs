@@ -67,7 +67,7 @@ pub fn used(mapped: bool) {
     assert_eq!(whole.word(32).load(Ordering::Relaxed), 5);
 
     // Registers are none of it.
-    let registers = Memory::map(PAGE, libc::MAP_SHARED, one.as_raw_fd(), 1 << 40);
+    let registers = Memory::map(PAGE, libc::MAP_SHARED, one.as_raw_fd(), 0);
     assert_eq!(load::<u32>(&registers, 8), 0);
     assert!(!is_memory(registers.address));
 
@@ -119,7 +119,7 @@ fn page_by_page(file: &OwnedFd, offset: u64) {
 
 /// Two threads are the first to touch a page, at the same time.
 fn touched_together(file: &OwnedFd, offset: u64) {
-    let registers = Memory::map(PAGE, libc::MAP_SHARED, file.as_raw_fd(), 1 << 40);
+    let registers = Memory::map(PAGE, libc::MAP_SHARED, file.as_raw_fd(), 0);
     for _ in 0..300 {
         let memory = Memory::map(PAGE, libc::MAP_SHARED, file.as_raw_fd(), offset);
         let together = std::sync::Barrier::new(2);

@@ -1,7 +1,10 @@
 //! Registers behave through the mapping as they do through reads and writes of the file.
 
 use std::arch::asm;
+use std::fs::File;
+use std::io::{IoSlice, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt as _;
 
 use ioasid_uapi::vfio;
 
@@ -35,6 +38,7 @@ pub fn exact() {
     store(registers, CHANCMP + 4, 0x55u32);
     assert_eq!(load::<u64>(registers, CHANCMP), 0x55_1122_3340);
     assert_eq!(by_file(CHANCMP), 0x55_1122_3340);
+    written_by_file(&setup.engine.file.try_clone().unwrap().into(), info.offset, registers);
     // Read-only.
     store(registers, CBVER, 0xffu8);
     assert_eq!(load::<u8>(registers, CBVER), 0x32);
@@ -57,6 +61,36 @@ pub fn exact() {
     setup.engine.copy(&setup.ring, RING, SOURCE, TARGET, LENGTH).unwrap();
     assert!(setup.target.holds(5));
     setup.finish();
+}
+
+/// Writes eight bytes, and returns how many it wrote.
+type Way<'a> = &'a dyn Fn(&[u8]) -> usize;
+
+/// Every way to write a file writes a register, and every way to read one, or the mapping, reads it.
+fn written_by_file(file: &File, region: u64, registers: &Memory) {
+    let at = region + CHANCMP as u64;
+    let seek = |mut file: &File| assert_eq!(file.seek(SeekFrom::Start(at)).unwrap(), at);
+    let ways: [Way; 3] = [
+        &|bytes| file.write_at(bytes, at).unwrap(),
+        &|bytes| {
+            seek(file);
+            (&*file).write(bytes).unwrap()
+        },
+        &|bytes| {
+            seek(file);
+            let (low, high) = bytes.split_at(4);
+            (&*file).write_vectored(&[IoSlice::new(low), IoSlice::new(high)]).unwrap()
+        },
+    ];
+    for (value, write) in (1u64..).zip(ways) {
+        let value = value * 0x1_0000_0040;
+        assert_eq!(write(&value.to_ne_bytes()), 8);
+        assert_eq!(load::<u64>(registers, CHANCMP), value);
+        let mut bytes = [0; 8];
+        seek(file);
+        (&*file).read_exact(&mut bytes).unwrap();
+        assert_eq!(u64::from_ne_bytes(bytes), value);
+    }
 }
 
 pub fn wide() {

@@ -94,7 +94,7 @@ pub fn map_and_exec() {
                 panic!("{error}");
             });
             go.wait();
-            let _ = Memory::try_map(4096, libc::MAP_SHARED, device.as_raw_fd(), 1 << 40).map(std::mem::forget);
+            let _ = Memory::try_map(4096, libc::MAP_SHARED, device.as_raw_fd(), 0).map(std::mem::forget);
             loop {
                 std::thread::park();
             }

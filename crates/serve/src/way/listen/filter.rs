@@ -1,12 +1,14 @@
 //! The seccomp filter of a program that is served: which of its system calls are answered from outside.
 //!
-//! Few enough that the program does not notice: requests of the type that iommufd and VFIO share, and calls on file
-//! offsets where no ordinary file ends. What turns out to be about another file goes on as if nothing had been.
+//! Few enough that the program does not notice: requests of the type that iommufd and VFIO share, shared mappings of
+//! files, and calls on file offsets where no ordinary file ends. What turns out to be about another file goes on as if
+//! nothing had been. Reads and writes of the first region, which begins where every file does, come by way of the tree.
 //!
 //! | call | trapped if |
 //! | --- | --- |
 //! | `ioctl` | the number's type is `';'` |
-//! | `mmap`, `pread64`, `pwrite64`, `preadv`, `pwritev`, `preadv2`, `pwritev2` | the offset is 2^40 or more |
+//! | `mmap` | a file is shared, or the offset is 2^40 or more |
+//! | `pread64`, `pwrite64`, `preadv`, `pwritev`, `preadv2`, `pwritev2` | the offset is 2^40 or more |
 //! | `rt_sigaction` | it is about a signal that the handler takes (`trap`), and not the handler's own |
 //! | `read`, in a run for Linux's own tests | the length is 0 |
 //! | `openat`, in a run for Linux's own tests | always |
@@ -84,11 +86,20 @@ pub fn program(selftest: bool) -> Vec<libc::sock_filter> {
     // To the notification, each as far as those behind it are long.
     let [first, second, third] = SIGNALS.map(|signal| signal as u32);
     program.extend([op(IF_EQUAL, first, 2, 0), op(IF_EQUAL, second, 1, 0), op(IF_EQUAL, third, 0, 1), notify, allow]);
+    program.extend([
+        op(IF_EQUAL, libc::SYS_mmap as u32, 0, 5),
+        op(LOAD, argument(3), 0, 0),
+        // Of the two kinds of shared mappings, and none that is anonymous, this bit is set.
+        op(AND, (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u32, 0, 0),
+        op(IF_EQUAL, libc::MAP_SHARED as u32, 0, 1),
+        notify,
+        op(LOAD, OFFSET_OF_NUMBER, 0, 0),
+    ]);
     for (number, offset) in BY_OFFSET {
         program.extend([
             op(IF_EQUAL, number as u32, 0, 4),
             op(LOAD, argument(offset) + 4, 0, 0),
-            op(IF_AT_LEAST, (file_offset(0) >> 32) as u32, 0, 1),
+            op(IF_AT_LEAST, (file_offset(1) >> 32) as u32, 0, 1),
             notify,
             allow,
         ]);
@@ -172,5 +183,13 @@ mod tests {
                 assert_eq!(call(number, args), decision, "call {number} at {offset:#x}");
             }
         }
+        let map = |flags: i32| call(libc::SYS_mmap, [0, 4096, 3, flags as u64, 3, 0]);
+        assert_eq!(
+            [libc::MAP_SHARED, libc::MAP_SHARED_VALIDATE, libc::MAP_SHARED | libc::MAP_FIXED].map(map),
+            [trap; 3]
+        );
+        let others =
+            [libc::MAP_PRIVATE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS];
+        assert_eq!(others.map(map), [allow; 3]);
     }
 }

@@ -71,16 +71,14 @@ fn keep_only(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// What a reply says: how much was done, or why not.
-pub(super) type Outcome = Result<usize, Errno>;
-type Reply = Box<dyn FnOnce(Outcome) + Send>;
+type Reply = Box<dyn FnOnce() + Send>;
 
 /// What a thread apart is told by the others.
 enum News {
     /// A file has become ready.
     Ready(u64),
     /// What a reply waited for is done.
-    Done(u64, Outcome),
+    Done(u64),
 }
 
 /// A thread apart that tells the kernel what becomes known elsewhere: of files that have become ready, and of requests
@@ -124,18 +122,23 @@ impl Teller {
     }
 
     /// Has `work` done by another thread, which may wait, and then `reply` by a thread apart. To be called by one.
-    pub(super) fn answer_later(
+    pub(super) fn answer_later<T: Send + 'static>(
         &self,
         server: &Arc<Server>,
-        work: impl FnOnce(&Server) -> Outcome + Send + 'static,
-        reply: impl FnOnce(Outcome) + Send + 'static,
+        work: impl FnOnce(&Server) -> Result<T, Errno> + Send + 'static,
+        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let number = self.known.next.fetch_add(1, Ordering::Relaxed);
-        lock(&self.known.replies).insert(number, Box::new(reply));
+        let (tell, outcome) = mpsc::channel();
         // Also if the work panics, the reply is made.
-        let pending = Pending { number, news: self.sender(), outcome: Err(Errno::IO) };
+        let reply = move || reply(outcome.try_recv().unwrap_or(Err(Errno::IO)));
+        lock(&self.known.replies).insert(number, Box::new(reply));
+        let pending = Pending { number, news: self.sender() };
         let served = server.clone();
-        server.elsewhere(move || pending.settle(work(&served)));
+        server.elsewhere(move || {
+            let _ = tell.send(work(&served));
+            drop(pending);
+        });
     }
 
     fn sender(&self) -> Sender<News> {
@@ -162,18 +165,11 @@ impl Drop for Teller {
 struct Pending {
     number: u64,
     news: Sender<News>,
-    outcome: Outcome,
-}
-
-impl Pending {
-    fn settle(mut self, outcome: Outcome) {
-        self.outcome = outcome;
-    }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        let _ = self.news.send(News::Done(self.number, self.outcome));
+        let _ = self.news.send(News::Done(self.number));
     }
 }
 
@@ -185,9 +181,9 @@ fn tell(news: &Receiver<News>, known: &Known) {
                 // What is closed meanwhile is waited for by no program.
                 let _ = notifier.map(PollNotifier::notify);
             }
-            News::Done(number, outcome) => {
+            News::Done(number) => {
                 let reply = lock(&known.replies).remove(&number);
-                reply.into_iter().for_each(|reply| reply(outcome));
+                reply.into_iter().for_each(|reply| reply());
             }
         }
     }

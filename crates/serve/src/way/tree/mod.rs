@@ -10,8 +10,9 @@
 //!   who asks is told a size that covers all regions, except a listener: when it asks, the kernel takes the answer,
 //!   none, for its mappings. [`crate::way::listen`] asks before every mapping. Should a program ask again later, an
 //!   access in a mapping first arrives here as a read of a page, is refused, and raises SIGBUS all the same.
-//! - [`crate::way::listen`] answers reads and writes at the offsets of regions. What comes here instead, by way of
-//!   `lseek` and `read`, is refused: a write that succeeded would let the kernel extend the file.
+//! - [`crate::way::listen`] answers most reads and writes of regions. What comes here instead, as it is about BAR 0 or
+//!   made by `read` or io_uring, is the same request. After such a write the kernel takes the file to be longer, with
+//!   the same effect as after a question.
 //!
 //! The thread that serves the tree waits for nothing: programs wait for it while they hold locks of their own memory,
 //! which devices and listeners may want. It touches no device, and leaves to others what may wait, or has descriptors
@@ -273,7 +274,7 @@ impl Filesystem for Tree {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _owner: Option<LockOwner>,
+        owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let size = size as usize;
@@ -288,8 +289,21 @@ impl Filesystem for Tree {
             };
         }
         if self.device(inode).is_some() {
-            // A page for a mapping, or a read that was not trapped.
-            return reply.error(Errno::EIO);
+            // A page for a mapping belongs to nobody.
+            if owner.is_none() {
+                return reply.error(Errno::EIO);
+            }
+            let read = move |server: &Server| {
+                let file = server.open_inode(inode.0).filter(|file| file.has_regions());
+                let mut data = vec![0; size];
+                let read = file.ok_or(rustix::io::Errno::INVAL)?.read(offset, &mut data)?;
+                data.truncate(read);
+                Ok(data)
+            };
+            return self.teller.answer_later(&self.server, read, |read| match read {
+                Ok(data) => reply.data(&data),
+                Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
+            });
         }
         let rest = |bytes: &[u8]| bytes.get(offset as usize..).unwrap_or(&[]).iter().take(size).copied().collect();
         let bytes: Vec<u8> = match self.node(inode) {
@@ -312,7 +326,7 @@ impl Filesystem for Tree {
         _request: &Request,
         inode: INodeNo,
         _file: FileHandle,
-        _offset: u64,
+        offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
         _flags: OpenFlags,
@@ -322,11 +336,14 @@ impl Filesystem for Tree {
         if let Some(Node::Switch) = self.node(inode) {
             return reply.written(data.len() as u32);
         }
-        // An answer to a device runs the device's code.
+        // A write, and an answer to a device, run the device's code.
         let bytes = data.to_vec();
         let write = move |server: &Server| {
             let file = server.open_inode(inode.0).ok_or(rustix::io::Errno::INVAL)?;
-            file.given().ok_or(rustix::io::Errno::INVAL)?.write(&bytes)
+            match file.given() {
+                Some(given) => given.write(&bytes),
+                None => file.write(offset, &bytes),
+            }
         };
         self.teller.answer_later(&self.server, write, |written| match written {
             Ok(bytes) => reply.written(bytes as u32),
@@ -361,7 +378,7 @@ impl Filesystem for Tree {
         // tree.
         let flushed = move |server: &Server| {
             server.flushed(inode.0);
-            Ok(0)
+            Ok(())
         };
         self.teller.answer_later(&self.server, flushed, |_| reply.ok());
     }
