@@ -165,6 +165,11 @@ impl Engine {
     pub fn open(number: u32, iommu: &OwnedFd) -> Self {
         let file = open(&format!("/dev/vfio/devices/vfio{number}")).unwrap();
         Self::bind(&file, iommu).unwrap();
+        Self::of(file)
+    }
+
+    /// That which an opened device is.
+    pub fn of(file: OwnedFd) -> Self {
         let region = |index| {
             let mut info = vfio::RegionInfo { argsz: 32, index, ..Default::default() };
             ioctl(&file, vfio::DEVICE_GET_REGION_INFO, &mut info).unwrap();

@@ -85,6 +85,13 @@ pub const TESTS: &[Test] = &[
         // It makes a refused DMA on purpose, to have an error bit to clear.
         drop(succeed(&mut program_under(&["--device", "ioat", "--quiet"], "registers", &[])));
     }),
+    ("one_client_works_in_all_five_modes", || {
+        for mode in ["type1", "type1v2", "compat-type1", "compat-type1v2", "cdev"] {
+            // It is refused on purpose.
+            drop(succeed(&mut program_under(&["--device", "ioat", "--quiet"], "mode", &[mode])));
+        }
+    }),
+    ("groups_and_containers_live_as_on_linux", || drop(program("groups-and-containers"))),
     ("memory_instructions_work_on_registers", || drop(program("wide-accesses"))),
 ];
 

@@ -220,21 +220,22 @@ impl Areas {
         })
     }
 
-    /// What is mapped, whether devices find it or fault, in order: its range and access, and whether it is absent.
-    pub(super) fn all(&self) -> impl Iterator<Item = (IovaRange, Access, bool)> + '_ {
-        self.in_or_around(IovaRange::ALL).filter_map(|(range, area)| {
+    /// What is mapped and has something in common with `range`, whether devices find it or fault, in order: its range
+    /// and access, and whether it is absent.
+    pub(super) fn all_in(&self, range: IovaRange) -> impl Iterator<Item = (IovaRange, Access, bool)> + '_ {
+        self.in_or_around(range).filter_map(|(range, area)| {
             area.state.backed().map(|_| (range, area.access, matches!(area.state, State::Absent(_))))
         })
     }
 
-    /// The ranges of [`Areas::all`] that have something in common with `range`.
-    pub(super) fn all_in(&self, range: IovaRange) -> impl Iterator<Item = IovaRange> + '_ {
-        self.in_or_around(range).filter_map(|(range, area)| area.state.backed().map(|_| range))
+    /// The pages of [`Areas::all_in`].
+    pub(super) fn pages_in(&self, range: IovaRange) -> impl Iterator<Item = &Arc<Pages>> + '_ {
+        self.in_or_around(range).filter_map(|(_, area)| Some(&area.state.backed()?.pages))
     }
 
-    /// The pages of what is mapped, whether devices find it or fault, in order.
-    pub(super) fn pages(&self) -> impl Iterator<Item = &Arc<Pages>> + '_ {
-        self.areas.values().filter_map(|area| Some(&area.state.backed()?.pages))
+    /// How many there are, in whatever state.
+    pub(super) fn count(&self) -> usize {
+        self.areas.len()
     }
 
     /// What is absent in `range`, as far as it lies there, and that allows `access`.

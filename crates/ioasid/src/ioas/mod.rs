@@ -151,14 +151,28 @@ impl Ioas {
     /// What is mapped, in order of IOVA.
     #[must_use]
     pub fn areas(&self) -> Vec<AreaView> {
-        self.lock().areas.all().map(|(range, access, absent)| AreaView { range, access, absent }).collect()
+        self.areas_in(IovaRange::ALL)
+    }
+
+    /// The areas that have something in common with `range`, in order of IOVA.
+    #[must_use]
+    pub fn areas_in(&self, range: IovaRange) -> Vec<AreaView> {
+        let state = self.lock();
+        let areas = state.areas.all_in(range);
+        areas.map(|(range, access, absent)| AreaView { range, access, absent }).collect()
+    }
+
+    /// How many areas there are, those included that are being mapped or unmapped.
+    #[must_use]
+    pub fn area_count(&self) -> usize {
+        self.lock().areas.count()
     }
 
     /// How many areas are mapped, and how many bytes they have together.
     #[must_use]
     pub fn size(&self) -> (usize, u64) {
         let state = self.lock();
-        state.areas.all().fold((0, 0), |(areas, bytes), (range, ..)| {
+        state.areas.all_in(IovaRange::ALL).fold((0, 0), |(areas, bytes), (range, ..)| {
             (areas + 1, bytes.saturating_add(range.len_minus_one().saturating_add(1)))
         })
     }
@@ -167,13 +181,15 @@ impl Ioas {
     #[must_use]
     pub fn bytes_in(&self, range: IovaRange) -> u64 {
         let state = self.lock();
-        let whole = state.areas.all_in(range).filter(|area| range.contains(area));
-        whole.fold(0, |bytes, area| bytes.saturating_add(area.len_minus_one().saturating_add(1)))
+        let areas = state.areas.all_in(range).map(|(area, ..)| area);
+        areas
+            .filter(|area| range.contains(area))
+            .fold(0, |bytes, area| bytes.saturating_add(area.len_minus_one().saturating_add(1)))
     }
 
-    /// The pages that are mapped, each once for every area.
+    /// The pages of the areas that have something in common with `range`, each once for every area.
     #[must_use]
-    pub fn pages(&self) -> Vec<Arc<Pages>> {
-        self.lock().areas.pages().cloned().collect()
+    pub fn pages_in(&self, range: IovaRange) -> Vec<Arc<Pages>> {
+        self.lock().areas.pages_in(range).cloned().collect()
     }
 }

@@ -55,8 +55,9 @@ impl Ioas {
             return Err(PresenceError::Unaligned(range, alignment));
         }
         state.areas.check_not_coming(range).map_err(PresenceError::Busy)?;
-        let first = state.areas.all_in(range).next().ok_or(PresenceError::Empty(range))?;
-        let last = state.areas.all_in(range).last().unwrap_or(first);
+        let areas = || state.areas.all_in(range).map(|(area, ..)| area);
+        let first = areas().next().ok_or(PresenceError::Empty(range))?;
+        let last = areas().last().unwrap_or(first);
         let hull = IovaRange { start: first.start, last: last.last };
         let (low, high) = (first.start < range.start, last.last > range.last);
         let cuts = [low.then_some(range.start), high.then_some(range.last.wrapping_add(1))];

@@ -3,8 +3,8 @@
 use ioasid::memory::{ImportError, PinError};
 use ioasid::{
     AccessAttachError, AccessError, AttachError, BindError, CopyError, CutError, DestroyError, DirtyError,
-    HwQueueError, HwptError, MapError, MirrorError, PasidError, PresenceError, RuleError, SvaError, UnmapError,
-    ViommuError, WouldDeadlock,
+    HwQueueError, HwptError, MapError, MirrorError, PasidError, PresenceError, ProtectError, RuleError, SvaError,
+    UnmapError, ViommuError, WouldDeadlock,
 };
 use ioasid_vfio::BarError;
 use ioasid_vfio::device::OpenError;
@@ -142,6 +142,20 @@ impl ToErrno for MapError {
             Self::WouldDeadlock(error) => error.errno(),
             Self::Pages(error) => error.errno(),
             Self::Mirror(error) => error.errno(),
+            _ => UNKNOWN,
+        }
+    }
+}
+
+impl ToErrno for ProtectError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Empty(_) => Errno::NOENT,
+            Self::NotWhole(_) | Self::NoAccess => Errno::INVAL,
+            Self::PagesReadOnly(_) => Errno::PERM,
+            Self::Busy(_) | Self::Pinned(_) => Errno::BUSY,
+            Self::Mirror(error) => error.errno(),
+            Self::WouldDeadlock(error) => error.errno(),
             _ => UNKNOWN,
         }
     }

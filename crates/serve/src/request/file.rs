@@ -2,10 +2,10 @@
 //!
 //! A kind of device file says what it can do; what it does not say, it leaves to the kernel, as for a regular file.
 
+use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ioasid::Context;
 use ioasid_vfio::BarMemory;
 use rustix::io::Errno;
 
@@ -47,7 +47,7 @@ pub enum Closer {
 }
 
 /// An open file: of a device file, or one that a request gave a descriptor of.
-pub trait OpenFile: Send + Sync {
+pub trait OpenFile: Any + Send + Sync {
     /// Performs request `number` with its argument at `address`; `None` if it has no requests.
     ///
     /// # Errors
@@ -120,9 +120,9 @@ pub trait OpenFile: Send + Sync {
         Ok(None)
     }
 
-    /// The context that it is, if it is one.
-    fn context(&self) -> Option<&Arc<Context>> {
-        None
+    /// Whether it matters who closes it.
+    fn is_closed_by_somebody(&self) -> bool {
+        false
     }
 
     /// The file that a request gave, if it is one.
@@ -134,8 +134,14 @@ pub trait OpenFile: Send + Sync {
     fn close(&self, _by: Closer, _watcher: &dyn Watcher) {}
 }
 
+/// The file as one of a kind, if it is.
+pub(super) fn of_kind<T: OpenFile>(file: Arc<dyn OpenFile>) -> Option<Arc<T>> {
+    let file: Arc<dyn Any + Send + Sync> = file;
+    file.downcast().ok()
+}
+
 /// A file that a request gave a descriptor of.
-pub(crate) struct Given(pub(crate) Arc<dyn GivenFile>);
+pub struct Given(pub Arc<dyn GivenFile>);
 
 impl OpenFile for Given {
     fn given(&self) -> Option<&Arc<dyn GivenFile>> {

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
 
+use super::Caller;
+
 /// To be called whenever a file may have become ready.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
@@ -47,6 +49,11 @@ pub trait GivenFile: Any + Send + Sync {
     fn poll(&self, _wake: Option<Wake>) -> Ready {
         Ready { read: true, write: true }
     }
+}
+
+/// The file that one of the caller's descriptors is, if a request gave it that.
+pub(super) fn given(caller: &dyn Caller, number: i32) -> Option<Arc<dyn GivenFile>> {
+    caller.file(number).ok()?.given().cloned()
 }
 
 /// The file as one of a kind, if it is.

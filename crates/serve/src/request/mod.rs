@@ -4,11 +4,13 @@
 //! checks everything before it changes anything, and answers with the value or the errno that Linux gives.
 
 mod argument;
+mod bitmap;
 mod errno;
 pub mod file;
 pub mod given;
 mod hardware;
 pub mod iommufd;
+mod mapping;
 mod object;
 mod regions;
 mod selftest;
@@ -21,10 +23,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ioasid::memory::{Account, Identity, ImportError, Pages, Process};
-use ioasid::{Context, Pasid, PasidHold};
+use ioasid::{Pasid, PasidHold};
 use rustix::io::Errno;
 
-use given::GivenFile;
+use file::OpenFile;
 
 /// A capability that a request may need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,14 +67,11 @@ pub trait Caller {
     /// Whether it has mapped some of `length` bytes at an offset of the file that the request is made on.
     fn has_mapped(&self, offset: u64, length: u64) -> bool;
 
-    /// The context that one of its descriptors is.
+    /// The open file that one of its descriptors is.
     ///
     /// # Errors
-    /// `EBADF`, if it has none of this number; `EBADFD`, if it is something else.
-    fn context(&self, number: i32) -> Result<Arc<Context>, Errno>;
-
-    /// The file that one of its descriptors is, if a request gave it that.
-    fn given(&self, number: i32) -> Option<Arc<dyn GivenFile>>;
+    /// `EBADF`, if it has none of this number; `EBADFD`, if it is none of those that are served.
+    fn file(&self, number: i32) -> Result<Arc<dyn OpenFile>, Errno>;
 
     /// Sets a descriptor number of it aside, for a file that is closed on exec. As long as there is none, the number is
     /// as good as closed.
@@ -85,7 +84,7 @@ pub trait Caller {
     ///
     /// # Errors
     /// `ENFILE` and the like.
-    fn install(&self, number: i32, file: Arc<dyn GivenFile>) -> Result<(), Errno>;
+    fn install(&self, number: i32, file: Arc<dyn OpenFile>) -> Result<(), Errno>;
 
     /// The process that one of its descriptors names, whose memory it may reach.
     ///

@@ -11,9 +11,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
-use ioasid::Machine;
 use ioasid::memory::{Account, Process};
+use ioasid::{GroupId, Machine};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
@@ -24,11 +25,16 @@ use crate::program::followers::{Followers, follow};
 use crate::program::processes::{Processes, Purpose};
 use crate::request::Failures;
 use crate::request::file::OpenFile;
-use crate::request::given::GivenFile;
 use crate::request::iommufd::IommuFile;
+use crate::request::vfio::VfioFile;
+use crate::request::vfio::container::ContainerFile;
+use crate::request::vfio::group::Group;
 use crate::watch::{Options, PciDevice, Watcher};
 use files::{Files, local_identity};
 pub(crate) use workers::Workers;
+
+/// How long a request waits for files that are being closed.
+pub(crate) const CLOSES: Duration = Duration::from_secs(1);
 
 /// One machine, served to the programs of one run.
 pub struct Server {
@@ -43,6 +49,7 @@ pub struct Server {
     enqcmd: Arc<Enqcmd>,
     failures: Failures,
     devices: Vec<Arc<PciDevice>>,
+    groups: BTreeMap<GroupId, Arc<Group>>,
     watcher: Arc<dyn Watcher>,
     files: Arc<Files>,
     /// From when the tree is served.
@@ -52,7 +59,7 @@ pub struct Server {
     /// The root of the tree, from then on.
     root: OnceLock<OwnedFd>,
     /// Files that are about to be opened for a program, by their names.
-    given: Mutex<BTreeMap<u64, Option<Arc<dyn GivenFile>>>>,
+    given: Mutex<BTreeMap<u64, Option<Arc<dyn OpenFile>>>>,
     next_inode: AtomicU64,
     /// The threads that answer system calls: the tree tells them another size of the device files than programs.
     listeners: Mutex<HashSet<u32>>,
@@ -68,6 +75,10 @@ impl Server {
         options: Options,
     ) -> Arc<Self> {
         let accounts = Accounts::new(watcher.clone());
+        let devices: Vec<_> = devices.into_iter().map(Arc::new).collect();
+        let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        devices.iter().for_each(|device| groups.entry(device.endpoint.group()).or_default().push(device.clone()));
+        let groups = groups.into_iter().map(|(id, devices)| (id, Group::new(id, devices))).collect();
         Arc::new(Self {
             machine,
             selftest: options.selftest,
@@ -77,7 +88,8 @@ impl Server {
             followers: Followers::default(),
             enqcmd: Arc::default(),
             failures: Failures::default(),
-            devices: devices.into_iter().map(Arc::new).collect(),
+            devices,
+            groups,
             watcher,
             files: Arc::default(),
             workers: OnceLock::new(),
@@ -143,6 +155,39 @@ impl Server {
         Arc::new(IommuFile::new(&self.machine, self.selftest))
     }
 
+    /// A new open file of `/dev/vfio/vfio`.
+    pub(crate) fn open_container(&self) -> Arc<dyn OpenFile> {
+        Arc::new(ContainerFile::new(&self.machine))
+    }
+
+    /// A new open file of `/dev/vfio/devices/vfioN`; with `writable`, for writing, too.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is no such device.
+    pub(crate) fn open_device(&self, number: usize, writable: bool) -> Result<Arc<dyn OpenFile>, Errno> {
+        let device = self.devices.get(number).ok_or(Errno::NODEV)?;
+        let group = self.groups.get(&device.endpoint.group()).ok_or(Errno::NODEV)?;
+        Ok(Arc::new(VfioFile::new(device.clone(), group.clone(), writable)))
+    }
+
+    /// A new open file of `/dev/vfio/G`. Waits for files that are being closed, if one may be in the way.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is no such group, `EBUSY` if it is used.
+    pub(crate) fn open_group(&self, id: GroupId) -> Result<Arc<dyn OpenFile>, Errno> {
+        let group = self.groups.get(&id).ok_or(Errno::NODEV)?;
+        let opened = group.open().or_else(|_| {
+            self.drain(CLOSES);
+            group.open()
+        });
+        opened.map(|opened| Arc::new(opened) as Arc<dyn OpenFile>)
+    }
+
+    /// The groups that the devices are in.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.groups.keys().copied()
+    }
+
     /// The devices: number N is `/dev/vfio/devices/vfioN`.
     #[must_use]
     pub fn devices(&self) -> &[Arc<PciDevice>] {
@@ -188,7 +233,7 @@ impl Server {
     ///
     /// # Errors
     /// Of opening a file.
-    pub(crate) fn open_given(&self, file: Arc<dyn GivenFile>) -> Result<OwnedFd, Errno> {
+    pub(crate) fn open_given(&self, file: Arc<dyn OpenFile>) -> Result<OwnedFd, Errno> {
         let root = self.root.get().ok_or(Errno::NODEV)?;
         let given = || self.given.lock().unwrap_or_else(PoisonError::into_inner);
         // The first name that is free: the kernel remembers each name that it has looked up, and what it was.
@@ -204,7 +249,7 @@ impl Server {
     }
 
     /// Takes the file that is to be opened by this name.
-    pub(crate) fn take_given(&self, name: u64) -> Option<Arc<dyn GivenFile>> {
+    pub(crate) fn take_given(&self, name: u64) -> Option<Arc<dyn OpenFile>> {
         self.given.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&name)?.take()
     }
 

@@ -7,7 +7,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex};
 
 use ioasid::memory::{Account, Identity, ImportError, Pages, Process, Segment};
-use ioasid::{Context, Pasid, PasidHold};
+use ioasid::{Pasid, PasidHold};
+use ioasid_serve::request::file::OpenFile;
 use ioasid_serve::request::given::GivenFile;
 use ioasid_serve::request::{Caller, Capability};
 use rustix::io::Errno;
@@ -23,7 +24,7 @@ pub const PIDFD: i32 = 4;
 
 pub struct Program {
     memory: Arc<File>,
-    given: Mutex<BTreeMap<i32, Option<Arc<dyn GivenFile>>>>,
+    given: Mutex<BTreeMap<i32, Option<Arc<dyn OpenFile>>>>,
     bound: Mutex<Option<(Pasid, PasidHold)>>,
 }
 
@@ -36,6 +37,11 @@ impl Program {
     /// The descriptors that it was given, and did not close.
     pub fn descriptors(&self) -> Vec<i32> {
         self.given.lock().unwrap().iter().filter(|(_, file)| file.is_some()).map(|(number, _)| *number).collect()
+    }
+
+    /// The file that a request gave it by this number.
+    pub fn given(&self, number: i32) -> Option<Arc<dyn GivenFile>> {
+        self.file(number).ok()?.given().cloned()
     }
 
     /// Takes numbers away that no file was given for; a process has them as closed descriptors from then on.
@@ -110,12 +116,12 @@ impl Caller for Program {
         false
     }
 
-    fn context(&self, _number: i32) -> Result<Arc<Context>, Errno> {
-        Err(Errno::BADFD)
-    }
-
-    fn given(&self, number: i32) -> Option<Arc<dyn GivenFile>> {
-        self.given.lock().unwrap().get(&number)?.clone()
+    fn file(&self, number: i32) -> Result<Arc<dyn OpenFile>, Errno> {
+        match self.given.lock().unwrap().get(&number) {
+            Some(file) => file.clone().ok_or(Errno::BADFD),
+            None if [MEMORY_FILE, PIDFD].contains(&number) => Err(Errno::BADFD),
+            None => Err(Errno::BADF),
+        }
     }
 
     fn reserve(&self) -> Result<i32, Errno> {
@@ -126,7 +132,7 @@ impl Caller for Program {
         Ok(number)
     }
 
-    fn install(&self, number: i32, file: Arc<dyn GivenFile>) -> Result<(), Errno> {
+    fn install(&self, number: i32, file: Arc<dyn OpenFile>) -> Result<(), Errno> {
         Self::fail_for(Errno::NFILE)?;
         self.given.lock().unwrap().insert(number, Some(file));
         Ok(())

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use ioasid_serve::request::Caller;
 use ioasid_serve::request::given::{GivenFile, Ready};
 use ioasid_uapi::iommufd as uapi;
 use ioasid_uapi::iommufd::selftest::{self as test, command, data};

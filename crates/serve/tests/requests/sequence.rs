@@ -120,7 +120,7 @@ pub fn perform(mut bytes: &[u8]) {
 fn given(setup: &Setup, which: u8) -> Option<std::sync::Arc<dyn GivenFile>> {
     let descriptors = setup.program.descriptors();
     let number = descriptors.get(which as usize % descriptors.len().max(1))?;
-    ioasid_serve::request::Caller::given(&setup.program, *number)
+    setup.program.given(*number)
 }
 
 fn ask(setup: &Setup, number: u32, argument: &[u8], fail: u32) {

@@ -1,8 +1,9 @@
-//! `include/uapi/linux/vfio.h`: requests on `/dev/vfio/devices/vfioN`, and those on a [`container`].
+//! `include/uapi/linux/vfio.h`: requests on a device, those on a [`group`], and those on a [`container`].
 //!
 //! Every structure begins with `argsz`, the bytes that the program set aside; there is a minimum for each request.
 
 pub mod container;
+pub mod group;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -229,6 +230,6 @@ const LAYOUTS: &[Layout] = &[
 /// What of the header is here.
 pub(crate) const HEADER: Header = Header {
     path: "linux/vfio.h",
-    layouts: &[LAYOUTS, container::LAYOUTS],
-    constants: &[CONSTANTS, container::CONSTANTS],
+    layouts: &[LAYOUTS, container::LAYOUTS, group::LAYOUTS],
+    constants: &[CONSTANTS, container::CONSTANTS, group::CONSTANTS],
 };

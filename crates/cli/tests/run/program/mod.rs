@@ -6,6 +6,7 @@ mod handlers;
 mod identity;
 mod life;
 mod misuse;
+mod modes;
 mod pinning;
 mod random;
 mod registers;
@@ -88,6 +89,8 @@ pub fn run(name: &str, arguments: &[String]) {
         "isolation" => sharing::isolation(),
         "groups" => sharing::groups(),
         "sva" => ioasid_example_dsa::run(64).unwrap(),
+        "mode" => modes::client(argument),
+        "groups-and-containers" => modes::life(),
         "sva-of-another" => sharing::sva_of_another(),
         other => panic!("there is no program {other}"),
     }

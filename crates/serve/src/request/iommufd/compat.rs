@@ -3,20 +3,20 @@
 //!
 //! Source: `include/uapi/linux/vfio.h` of Linux 7.3.
 
-use std::mem::offset_of;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ioasid::memory::PAGE_SIZE;
 use ioasid::{Access, Context, Ioas, Iova, IovaRange, UnmapError};
 use ioasid_uapi::iommufd as iommufd_uapi;
-use ioasid_uapi::vfio::{CapHeader, container as uapi};
+use ioasid_uapi::vfio::container as uapi;
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use super::{Call, IommuFile, ToErrno, ioas};
+use super::{Call, IommuFile, ToErrno};
 use crate::request::Caller;
 use crate::request::argument::get_part;
+use crate::request::mapping::{map_memory, unmap_telling};
 use crate::request::object;
+use crate::request::vfio::type1_info;
 
 /// The address space that VFIO's requests are about.
 #[derive(Default)]
@@ -32,6 +32,28 @@ impl Compat {
 
     fn set(&self, ioas: Weak<Ioas>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = ioas;
+    }
+}
+
+impl IommuFile {
+    /// The address space that VFIO's requests are about.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is none.
+    pub(in crate::request) fn default_ioas(&self) -> Result<Arc<Ioas>, Errno> {
+        self.compat.get(&self.context)
+    }
+
+    /// Has VFIO's requests be about an address space of their own, unless they are about one already.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(in crate::request) fn make_default_ioas(&self) -> Result<(), Errno> {
+        let mut chosen = self.compat.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if chosen.upgrade().is_none() {
+            *chosen = Arc::downgrade(&self.context.ioas_alloc().ok_or(Errno::NOMEM)?);
+        }
+        Ok(())
     }
 }
 
@@ -96,46 +118,11 @@ fn set_iommu(file: &IommuFile, kind: u64) -> Result<(), Errno> {
 }
 
 fn get_info(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
-    const SHORTEST: usize = offset_of!(uapi::Type1Info, cap_offset);
-    const WHOLE: usize = size_of::<uapi::Type1Info>();
-    let mut info: uapi::Type1Info = get_part(caller, address, SHORTEST)?;
-    let room = info.argsz as usize;
-    if room < SHORTEST {
-        return Err(Errno::INVAL);
-    }
+    let asked = type1_info::get(caller, address)?;
     let ioas = file.compat.get(&file.context)?;
-    let (ranges, alignment) = ioas.iova_ranges();
-    let sizes = ioas.page_sizes();
-    // What is smaller than the processor's pages is not told.
-    let small = sizes & (PAGE_SIZE - 1) != 0;
-    let sizes = sizes & !(PAGE_SIZE - 1) | if small { PAGE_SIZE } else { 0 };
-
-    let header = |id, next| CapHeader { id, version: 1, next };
-    let available = uapi::Type1InfoDmaAvail { header: header(uapi::TYPE1_INFO_DMA_AVAIL, 0), avail: u32::MAX };
-    let first = (WHOLE + size_of_val(&available)).next_multiple_of(8);
-    let mut capabilities =
-        uapi::Type1InfoDmaAvail { header: header(uapi::TYPE1_INFO_DMA_AVAIL, first as u32), ..available }
-            .as_bytes()
-            .to_vec();
-    capabilities.resize(first - WHOLE, 0);
-    let ranges: Vec<_> = ranges.iter().collect();
-    let header = header(uapi::TYPE1_INFO_CAP_IOVA_RANGE, 0);
-    let count = uapi::Type1InfoCapIovaRange { header, nr_iovas: ranges.len() as u32, reserved: 0 };
-    capabilities.extend_from_slice(count.as_bytes());
-    for range in ranges {
-        capabilities.extend_from_slice(uapi::IovaRange { start: range.start(), end: range.last() }.as_bytes());
-    }
-
-    info.flags = uapi::IOMMU_INFO_PGSIZES | uapi::IOMMU_INFO_CAPS;
-    info.iova_pgsizes = sizes.max(alignment);
-    info.cap_offset = 0;
-    info.argsz = (WHOLE + capabilities.len()) as u32;
-    // All of them or none.
-    if room >= WHOLE + capabilities.len() {
-        info.cap_offset = WHOLE as u32;
-        caller.write(address.wrapping_add(WHOLE as u64), &capabilities)?;
-    }
-    caller.write(address, &info.as_bytes()[..WHOLE.min(room)])
+    let sizes = type1_info::page_sizes(&ioas).max(ioas.iova_ranges().1);
+    let capabilities = vec![type1_info::available(u32::MAX), type1_info::ranges(&ioas)];
+    type1_info::put(caller, address, asked, sizes, capabilities, true)
 }
 
 fn map_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
@@ -149,7 +136,8 @@ fn map_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Er
     access.set(Access::WRITE, request.flags & uapi::DMA_MAP_FLAG_WRITE != 0);
     let target = file.compat.get(&file.context)?;
     let iova = Some(Iova(request.iova));
-    ioas::map_memory(file, caller, &target, request.vaddr, request.size, iova, access).map(drop)
+    let account = file.account(caller);
+    map_memory(account, caller, &target, request.vaddr, request.size, iova, access).map(drop)
 }
 
 fn unmap_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
@@ -176,7 +164,7 @@ fn unmap_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), 
         range
     };
     let tell = |size| caller.write(address, uapi::Type1DmaUnmap { size, ..request }.as_bytes());
-    ioas::unmap_telling(&ioas, range, request.size, tell, || match ioas.unmap(range) {
+    unmap_telling(&ioas, range, request.size, tell, || match ioas.unmap(range) {
         Err(UnmapError::Empty(_)) => Ok(0),
         unmapped => unmapped.map_err(|error| error.errno()),
     })

@@ -5,12 +5,9 @@ use std::sync::Arc;
 use ioasid::{Hwpt, IovaRange};
 use ioasid_uapi::iommufd as uapi;
 use rustix::io::Errno;
-use zerocopy::IntoBytes;
 
 use super::{Call, ToErrno};
-
-/// Bytes of a bitmap that are fetched and put back at a time.
-const CHUNK: usize = 32 << 10;
+use crate::request::bitmap::tell_written;
 
 /// The page table, if it was made for this.
 fn tracked(call: &Call<'_>, id: u32) -> Result<Arc<Hwpt>, Errno> {
@@ -49,26 +46,6 @@ pub(super) fn get_bitmap(call: &Call<'_>) -> Result<(), Errno> {
         return Err(Errno::INVAL);
     }
     let clear = request.flags & uapi::HWPT_GET_DIRTY_BITMAP_NO_CLEAR == 0;
-    let pages = range.len_minus_one() / page + 1;
-    let (mut words, mut told) = (vec![0u64; CHUNK / 8], vec![0u64; CHUNK / 8]);
-    for first in (0..pages).step_by(CHUNK * 8) {
-        let count = (pages - first).min(CHUNK as u64 * 8);
-        let start = range.start() + first * page;
-        let chunk = IovaRange::new(start, count * page).ok_or(Errno::INVAL)?;
-        let (address, length) = (request.data.wrapping_add(first / 8), count.div_ceil(8) as usize);
-        // Bits that are set stay set.
-        call.caller.read(address, &mut words.as_mut_bytes()[..length])?;
-        let read = |clear, words: &mut [u64]| hwpt.read_dirty(chunk, page, clear, words).map_err(|error| error.errno());
-        read(false, &mut words)?;
-        call.caller.write(address, &words.as_bytes()[..length])?;
-        if clear {
-            // Only what was told is cleared, and what was not yet dirty then is told now.
-            told.copy_from_slice(&words);
-            read(true, &mut words)?;
-            if told != words {
-                call.caller.write(address, &words.as_bytes()[..length])?;
-            }
-        }
-    }
-    Ok(())
+    // Bits that are set stay set.
+    tell_written(call.caller, &[hwpt], range, page, request.data, clear, |_, _| {})
 }

@@ -3,16 +3,16 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use ioasid::memory::{PAGE_SIZE, Pages};
+use ioasid::memory::Pages;
 use ioasid::{Access, Ioas, Iova, IovaRange};
 use ioasid_uapi::iommufd as uapi;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use super::{Call, IommuFile, ToErrno};
-use crate::request::Caller;
-use crate::request::given::of_kind;
+use super::{Call, ToErrno};
+use crate::request::given::{given, of_kind};
+use crate::request::mapping::{map_memory, pages_around, unmap_telling};
 use crate::request::object;
 use crate::request::selftest::TestBuffer;
 
@@ -77,31 +77,9 @@ pub(super) fn map(call: &Call<'_>) -> Result<(), Errno> {
     }
     let ioas = object::ioas(call.context(), request.ioas_id)?;
     let iova = fixed.then_some(Iova(request.iova));
-    request.iova = map_memory(call.file, call.caller, &ioas, request.user_va, request.length, iova, access)?;
+    request.iova =
+        map_memory(call.file.account(call.caller), call.caller, &ioas, request.user_va, request.length, iova, access)?;
     call.put(&request).inspect_err(|_| take_back(&ioas, request.iova, request.length))
-}
-
-/// Maps `length` bytes of the caller's memory at `address`, at `iova` or anywhere, and returns where.
-pub(super) fn map_memory(
-    file: &IommuFile,
-    caller: &dyn Caller,
-    ioas: &Ioas,
-    address: u64,
-    length: u64,
-    iova: Option<Iova>,
-    access: Access,
-) -> Result<u64, Errno> {
-    let (start, whole) = pages_around(address, length)?;
-    let pages = caller.pages(start, whole, access.contains(Access::WRITE)).map_err(|error| error.errno())?;
-    charge(file, caller, &pages)?;
-    let mapped = ioas.map_pages(iova, &pages, address - start, length, access);
-    Ok(mapped.map_err(|error| error.errno())?.0)
-}
-
-/// Has the account that is to answer for memory which the caller maps do so.
-fn charge(file: &IommuFile, caller: &dyn Caller, pages: &Pages) -> Result<(), Errno> {
-    let account = file.account(caller);
-    pages.charge_to(account).map(drop).map_err(|_| Errno::NOMEM)
 }
 
 pub(super) fn map_file(call: &Call<'_>) -> Result<(), Errno> {
@@ -119,8 +97,8 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<(), Errno> {
     }
     let (start, whole) = pages_around(request.start, request.length)?;
     let writable = access.contains(Access::WRITE);
-    let given = call.caller.given(request.fd).and_then(of_kind::<TestBuffer>);
-    let pages = if let Some(buffer) = given {
+    let buffer = given(call.caller, request.fd).and_then(of_kind::<TestBuffer>);
+    let pages = if let Some(buffer) = buffer {
         buffer.pages(start, whole)?
     } else {
         let file = File::from(call.caller.descriptor(request.fd)?);
@@ -128,20 +106,13 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<(), Errno> {
             return Err(Errno::PERM);
         }
         let pages = Pages::of_file(file, start, whole, writable);
-        charge(call.file, call.caller, &pages)?;
+        pages.charge_to(call.file.account(call.caller)).map_err(|_| Errno::NOMEM)?;
         pages
     };
     let iova = fixed.then_some(Iova(request.iova));
     let mapped = ioas.map_pages(iova, &pages, request.start - start, request.length, access);
     request.iova = mapped.map_err(|error| error.errno())?.0;
     call.put(&request).inspect_err(|_| take_back(&ioas, request.iova, request.length))
-}
-
-/// The whole pages that `length` bytes from `start` on lie in: where they begin, and how many bytes they have.
-fn pages_around(start: u64, length: u64) -> Result<(u64, u64), Errno> {
-    let end = start.checked_add(length).and_then(|end| end.checked_next_multiple_of(PAGE_SIZE));
-    let start = start & !(PAGE_SIZE - 1);
-    Ok((start, end.ok_or(Errno::OVERFLOW)? - start))
 }
 
 /// Undoes a mapping whose place the program could not be told.
@@ -207,40 +178,13 @@ pub(super) fn unmap(call: &Call<'_>) -> Result<(), Errno> {
     unmap_telling(&ioas, range, said, tell, || ioas.unmap(range).map_err(|error| error.errno()))
 }
 
-/// Unmaps what is in `range`, and has the caller told how many bytes these were, unless it `said` so itself. It is told
-/// before, as nothing could be undone for one that cannot be told.
-pub(super) fn unmap_telling(
-    ioas: &Ioas,
-    range: IovaRange,
-    said: u64,
-    tell: impl Fn(u64) -> Result<(), Errno>,
-    unmap: impl FnOnce() -> Result<u64, Errno>,
-) -> Result<(), Errno> {
-    let expected = ioas.bytes_in(range);
-    if expected != said {
-        tell(expected)?;
-    }
-    match unmap() {
-        Ok(bytes) if bytes == expected => Ok(()),
-        // Somebody else mapped or unmapped something meanwhile.
-        Ok(bytes) => tell(bytes),
-        Err(error) => {
-            if expected != said {
-                // It was told a moment ago; whoever took the memory away since does not look at it.
-                let _ = tell(said);
-            }
-            Err(error)
-        }
-    }
-}
-
 /// Has the caller, who may be another process than the one that mapped it, answer for all memory of the context.
 pub(super) fn change_process(call: &Call<'_>) -> Result<(), Errno> {
     let request: uapi::IoasChangeProcess = call.get()?;
     if request.reserved != 0 {
         return Err(Errno::OPNOTSUPP);
     }
-    let mut pages: Vec<_> = call.context().all_ioas().iter().flat_map(|ioas| ioas.pages()).collect();
+    let mut pages: Vec<_> = call.context().all_ioas().iter().flat_map(|ioas| ioas.pages_in(IovaRange::ALL)).collect();
     // What is a process's own stays that process's.
     if pages.iter().any(|pages| !pages.is_of_file()) {
         return Err(Errno::INVAL);

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::argument::Argument;
-use super::file::{Closer, Mapping, OpenFile};
+use super::file::{Closer, Given, Mapping, OpenFile};
 use super::given::GivenFile;
 use super::regions::{RegionHold, Regions, Registers};
 use super::selftest::{self, MockDevices};
@@ -111,8 +111,8 @@ impl OpenFile for IommuFile {
         &[Errno::BUSY, Errno::IO]
     }
 
-    fn context(&self) -> Option<&Arc<Context>> {
-        Some(&self.context)
+    fn is_closed_by_somebody(&self) -> bool {
+        true
     }
 
     fn check_mmap(&self, mapping: Mapping) -> Option<Result<(), Errno>> {
@@ -173,7 +173,7 @@ impl Call<'_> {
         let number = self.caller.reserve()?;
         set(&mut value, number as u32);
         self.put(&value)?;
-        self.caller.install(number, file)
+        self.caller.install(number, Arc::new(Given(file)))
     }
 
     pub(super) fn context(&self) -> &Arc<Context> {

@@ -10,7 +10,8 @@ use rustix::io::Errno;
 
 use super::{Test, pages};
 use crate::request::ToErrno;
-use crate::request::given::{GivenFile, of_kind};
+use crate::request::file::Given;
+use crate::request::given::{GivenFile, given, of_kind};
 use crate::request::object;
 
 /// The most that is read, written or pinned in one request.
@@ -35,7 +36,7 @@ struct Items {
 impl TestAccess {
     /// That which a descriptor of the caller is.
     fn of(test: &Test<'_>) -> Result<Arc<Self>, Errno> {
-        let file = test.call.caller.given(test.request.id as i32).ok_or(Errno::BADFD)?;
+        let file = given(test.call.caller, test.request.id as i32).ok_or(Errno::BADFD)?;
         of_kind(file).ok_or(Errno::BADFD)
     }
 }
@@ -57,7 +58,7 @@ pub(super) fn create(test: &Test<'_>) -> Result<(), Errno> {
     let number = test.call.caller.reserve()?;
     body.out_access_fd = number as u32;
     test.put(&body)?;
-    test.call.caller.install(number, Arc::new(TestAccess { access, pins, items }))
+    test.call.caller.install(number, Arc::new(Given(Arc::new(TestAccess { access, pins, items }))))
 }
 
 pub(super) fn replace(test: &Test<'_>) -> Result<(), Errno> {

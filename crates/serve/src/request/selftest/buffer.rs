@@ -8,7 +8,8 @@ use ioasid_uapi::iommufd::selftest::command;
 use rustix::io::Errno;
 
 use super::Test;
-use crate::request::given::{GivenFile, of_kind};
+use crate::request::file::Given;
+use crate::request::given::{GivenFile, given, of_kind};
 
 /// The longest buffer, in bytes.
 const LONGEST: u64 = 512 * PAGE_SIZE;
@@ -82,13 +83,13 @@ pub(super) fn make(test: &Test<'_>) -> Result<i64, Errno> {
     let state = State { bytes: vec![0; length as usize], revoked: false, revocations: 0 };
     let buffer = Arc::new(TestBuffer(Arc::new(RwLock::new(state))));
     let number = test.call.caller.reserve()?;
-    test.call.caller.install(number, buffer)?;
+    test.call.caller.install(number, Arc::new(Given(buffer)))?;
     Ok(number.into())
 }
 
 pub(super) fn revoke(test: &Test<'_>) -> Result<(), Errno> {
     let body: command::DmabufRevoke = test.body()?;
-    let given = test.call.caller.given(body.dmabuf_fd).ok_or(Errno::INVAL)?;
+    let given = given(test.call.caller, body.dmabuf_fd).ok_or(Errno::INVAL)?;
     let buffer = of_kind::<TestBuffer>(given).ok_or(Errno::OPNOTSUPP)?;
     // Who is moving bytes is waited for.
     let mut state = buffer.0.write().unwrap_or_else(PoisonError::into_inner);

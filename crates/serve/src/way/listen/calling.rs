@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use ioasid::memory::{Account, Identity, ImportError, PAGE_SIZE, Pages, Process};
-use ioasid::{Access, Context, Pasid, PasidHold};
+use ioasid::{Access, Pasid, PasidHold};
 use rustix::io::Errno;
 use rustix::process::{PidfdGetfdFlags, geteuid, pidfd_getfd};
 
@@ -20,7 +20,6 @@ use crate::program::permission::may_reach;
 use crate::program::pidfd::pidfd_of;
 use crate::program::processes::Purpose;
 use crate::request::file::OpenFile;
-use crate::request::given::GivenFile;
 use crate::request::{Caller, Capability};
 
 /// The thread that made a call.
@@ -39,13 +38,6 @@ impl Calling<'_> {
         let descriptor = self.listener.tables.look_at(self.tid, u32::try_from(number).ok()?)?;
         self.still_there().ok()?;
         Some(descriptor)
-    }
-
-    /// The open file of the tree that one of its descriptors is, if it is one; and whether there is a descriptor.
-    fn open_file(&self, number: i32) -> (bool, Option<Arc<dyn OpenFile>>) {
-        let found = self.look_at(number);
-        let file = found.as_ref().and_then(|file| self.listener.server.open_file(file.device, file.inode));
-        (found.is_some(), file)
     }
 
     /// Uses its memory.
@@ -186,17 +178,9 @@ impl Caller for Calling<'_> {
         false
     }
 
-    fn context(&self, number: i32) -> Result<Arc<Context>, Errno> {
-        fail_for(Errno::MFILE)?;
-        match self.open_file(number) {
-            (true, Some(file)) => file.context().cloned().ok_or(Errno::BADFD),
-            (true, None) => Err(Errno::BADFD),
-            (false, _) => Err(Errno::BADF),
-        }
-    }
-
-    fn given(&self, number: i32) -> Option<Arc<dyn GivenFile>> {
-        self.open_file(number).1?.given().cloned()
+    fn file(&self, number: i32) -> Result<Arc<dyn OpenFile>, Errno> {
+        let found = self.look_at(number).ok_or(Errno::BADF)?;
+        self.listener.server.open_file(found.device, found.inode).ok_or(Errno::BADFD)
     }
 
     fn reserve(&self) -> Result<i32, Errno> {
@@ -204,7 +188,7 @@ impl Caller for Calling<'_> {
         descriptor::reserve(&self.listener.descriptor, self.id)
     }
 
-    fn install(&self, number: i32, file: Arc<dyn GivenFile>) -> Result<(), Errno> {
+    fn install(&self, number: i32, file: Arc<dyn OpenFile>) -> Result<(), Errno> {
         fail_for(Errno::NFILE)?;
         let opened = self.listener.server.open_given(file)?;
         descriptor::give(&self.listener.descriptor, self.id, opened, number)

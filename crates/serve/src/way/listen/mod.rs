@@ -19,7 +19,6 @@ use std::io::{self, Write as _};
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ioasid::memory::Process;
 use rustix::io::Errno;
@@ -27,9 +26,9 @@ use rustix::io::Errno;
 use crate::program::memory::{ThreadMemory, share_memory};
 use crate::program::processes::Purpose;
 use crate::program::status::Status;
-use crate::request::file::{Mapping, OpenFile};
+use crate::request::file::{Given, Mapping, OpenFile};
 use crate::request::{Caller, proc_file};
-use crate::server::Server;
+use crate::server::{CLOSES, Server};
 use crate::way::trap;
 use calling::Calling;
 use descriptor_table::{Descriptor, DescriptorTables};
@@ -52,9 +51,6 @@ pub trait Tracing: Send + Sync {
     /// As [`Tracing::trace`]; `EPERM` if the process filters its own system calls.
     fn follow(&self, tid: u32, process: Arc<Process>) -> io::Result<()>;
 }
-
-/// How long a request waits for files that are being closed.
-const CLOSES: Duration = Duration::from_secs(1);
 
 /// What becomes of a trapped call.
 enum Answer {
@@ -236,7 +232,7 @@ impl Listener {
         let Some(path) = caller.string(path) else { return Answer::NotOurs };
         match proc_file(&path, caller.tid, self.server.failures(), self.server.accounts()) {
             Some(file) => Answer::Done(caller.reserve().and_then(|number| {
-                caller.install(number, file)?;
+                caller.install(number, Arc::new(Given(file)))?;
                 Ok(number.into())
             })),
             None => Answer::NotOurs,

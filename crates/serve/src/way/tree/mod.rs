@@ -36,9 +36,7 @@ use fuser::{
 use ioasid_vfio::device::region::{COUNT, file_offset};
 
 use crate::names::FIRST_DEVICE_INODE;
-use crate::request::file::{Given, OpenFile};
 use crate::request::given::{GivenFile, Ready};
-use crate::request::vfio::VfioFile;
 use crate::server::Server;
 use apart::Teller;
 use nodes::{DeviceFile, Node, Nodes};
@@ -66,7 +64,7 @@ impl Tree {
     /// The tree of `server`.
     #[must_use]
     pub fn new(server: Arc<Server>) -> Self {
-        let nodes = Nodes::new(server.devices(), server.is_selftest());
+        let nodes = Nodes::new(server.devices(), server.groups(), server.is_selftest());
         let teller = Teller::new();
         Self { server, nodes, devices: Mutex::default(), teller, started: SystemTime::now() }
     }
@@ -153,24 +151,43 @@ impl Tree {
     fn with_given<T>(&self, inode: INodeNo, use_it: impl FnOnce(&Arc<dyn GivenFile>) -> T) -> Option<T> {
         self.server.with_file(inode.0, |file| file.given().map(use_it))?
     }
+}
 
-    fn open_device(&self, inode: INodeNo, device: DeviceFile, flags: OpenFlags) -> Result<(), Errno> {
-        if ioasid_inject::fails() {
-            return Err(Errno::ENOMEM);
-        }
-        let file: Arc<dyn OpenFile> = match device {
-            DeviceFile::Iommu => self.server.open_iommu(),
-            DeviceFile::Vfio(number) => {
-                let device = self.server.devices().get(number).ok_or(Errno::ENODEV)?;
-                Arc::new(VfioFile::new(device.clone(), flags.acc_mode() != OpenAccMode::O_RDONLY))
-            }
-            DeviceFile::Given(name) => Arc::new(Given(self.server.take_given(name).ok_or(Errno::ENOENT)?)),
-        };
-        // An inode is opened again only by way of /proc/PID/fd: then nobody could tell the two files apart.
-        self.server.opened(inode.0, file).map_err(|file| {
-            self.server.elsewhere(move || drop(file));
-            Errno::EBUSY
-        })
+/// Opens a device file, and returns how the kernel shall treat it.
+fn open_device(
+    server: &Server,
+    inode: INodeNo,
+    device: DeviceFile,
+    flags: OpenFlags,
+) -> Result<FopenFlags, rustix::io::Errno> {
+    if ioasid_inject::fails() {
+        return Err(rustix::io::Errno::NOMEM);
+    }
+    let file = match device {
+        DeviceFile::Iommu => server.open_iommu(),
+        DeviceFile::Container => server.open_container(),
+        DeviceFile::Group(group) => server.open_group(group)?,
+        DeviceFile::Vfio(number) => server.open_device(number, flags.acc_mode() != OpenAccMode::O_RDONLY)?,
+        DeviceFile::Given(name) => server.take_given(name).ok_or(rustix::io::Errno::NOENT)?,
+    };
+    // Every read comes here.
+    let mut flags = FopenFlags::FOPEN_DIRECT_IO;
+    // Closing needs no news but the last.
+    flags.set(FopenFlags::FOPEN_NOFLUSH, !file.is_closed_by_somebody());
+    let is_stream = file.given().is_some_and(|given| !given.is_seekable());
+    flags.set(FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE, is_stream);
+    // An inode is opened again only by way of /proc/PID/fd: then nobody could tell the two files apart.
+    server.opened(inode.0, file).map_err(|file| {
+        server.elsewhere(move || drop(file));
+        rustix::io::Errno::BUSY
+    })?;
+    Ok(flags)
+}
+
+fn reply_opened(reply: ReplyOpen, opened: Result<FopenFlags, rustix::io::Errno>) {
+    match opened {
+        Ok(flags) => reply.opened(FileHandle(0), flags),
+        Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
     }
 }
 
@@ -245,24 +262,18 @@ impl Filesystem for Tree {
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let device = self.device(inode);
-        let opened = match device {
-            // FUSE tells the number of the thread.
-            Some(device) => self.server.failures().performing(request.pid(), || self.open_device(inode, device, flags)),
-            None => Ok(()),
-        };
-        // Every read comes here.
-        let mut flags = FopenFlags::FOPEN_DIRECT_IO;
-        if !matches!(device, Some(DeviceFile::Iommu | DeviceFile::Vfio(_))) {
-            // Closing needs no news but the last.
-            flags |= FopenFlags::FOPEN_NOFLUSH;
-        }
-        if self.with_given(inode, |file| !file.is_seekable()) == Some(true) {
-            flags |= FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE;
-        }
-        match opened {
-            Ok(()) => reply.opened(FileHandle(0), flags),
-            Err(errno) => reply.error(errno),
+        match self.device(inode) {
+            // It may wait for a file that is being closed.
+            Some(device @ DeviceFile::Group(_)) => {
+                let open = move |server: &Server| open_device(server, inode, device, flags);
+                self.teller.answer_later(&self.server, open, |opened| reply_opened(reply, opened));
+            }
+            Some(device) => {
+                let open = || open_device(&self.server, inode, device, flags);
+                // FUSE tells the number of the thread.
+                reply_opened(reply, self.server.failures().performing(request.pid(), open));
+            }
+            None => reply_opened(reply, Ok(FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH)),
         }
     }
 

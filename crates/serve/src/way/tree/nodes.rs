@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   dev/iommu  dev/ioasid
-//!   dev/vfio/devices/vfioN
+//!   dev/vfio/{vfio,G,devices/vfioN}
 //!   sys/bus/pci/devices/0000:00:01.0/{vendor,device,…,config,iommu_group ─►,driver ─►,vfio-dev/vfioN/dev}
 //!   sys/kernel/iommu_groups/G/{type,reserved_regions,devices/0000:00:01.0 ─►}
 //!   sys/kernel/debug/fail*/…                                                     in a run for Linux's own tests
@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use ioasid::GroupId;
 use ioasid_vfio::{BarKind, Function};
 
 use crate::names::GIVEN;
@@ -36,6 +37,10 @@ const CDEV_MAJOR: u32 = 511;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DeviceFile {
     Iommu,
+    /// `dev/vfio/vfio`
+    Container,
+    /// `dev/vfio/G`
+    Group(GroupId),
     /// `vfioN`
     Vfio(usize),
     /// What is to be given to a program, by its name.
@@ -61,12 +66,16 @@ pub(super) struct Nodes(Vec<Node>);
 
 impl Nodes {
     /// With `selftest`, there are the switches that a kernel has which injects failures.
-    pub(super) fn new(devices: &[Arc<PciDevice>], selftest: bool) -> Self {
+    pub(super) fn new(devices: &[Arc<PciDevice>], groups: impl Iterator<Item = GroupId>, selftest: bool) -> Self {
         let mut nodes = Self(vec![Node::Directory(BTreeMap::new())]);
         nodes.add("dev/iommu", Node::Device(DeviceFile::Iommu));
         nodes.add("dev/ioasid", Node::Device(DeviceFile::Iommu));
         // For links from outside: a file that is bound elsewhere would be one open file for all.
         nodes.add("dev/vfio/iommu", Node::Device(DeviceFile::Iommu));
+        nodes.add("dev/vfio/vfio", Node::Device(DeviceFile::Container));
+        for group in groups {
+            nodes.add(&format!("dev/vfio/{group}"), Node::Device(DeviceFile::Group(group)));
+        }
         nodes.add(GIVEN, Node::ToBeGiven);
         for directory in ["dev/vfio/devices", "sys/bus/pci/devices", "sys/kernel/iommu_groups"] {
             nodes.directory(directory);

@@ -1,0 +1,274 @@
+//! One client, in all five modes of VFIO: containers of both versions, `/dev/iommu` in place of a container, again in
+//! both, and a device's own file.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use ioasid_uapi::iommufd;
+use ioasid_uapi::vfio::container::{self, Type1DmaMap, Type1DmaUnmap};
+use ioasid_uapi::vfio::{self, group};
+
+use super::{LENGTH, NOWHERE, RING, SOURCE, TARGET};
+use crate::driver::{Engine, Memory, Space, ioctl};
+
+fn open(path: &str) -> Result<OwnedFd, i32> {
+    crate::driver::open(path).map_err(|error| error.raw_os_error().unwrap())
+}
+
+/// The name of the first device.
+pub const NAME: &str = "0001:00:01.0";
+
+/// The file of a device's group, as programs find it.
+pub fn group_of(name: &str) -> String {
+    let link = std::fs::read_link(format!("/sys/bus/pci/devices/{name}/iommu_group")).unwrap();
+    format!("/dev/vfio/{}", link.file_name().unwrap().to_str().unwrap())
+}
+
+/// How a device gets its address space.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Mode {
+    /// What SET_IOMMU is given; none where the device has a file of its own.
+    kind: Option<u32>,
+    /// `/dev/iommu` in place of a container.
+    by_iommufd: bool,
+}
+
+impl Mode {
+    fn of(name: &str) -> Self {
+        let (kind, by_iommufd) = match name {
+            "type1" => (Some(container::TYPE1_IOMMU), false),
+            "type1v2" => (Some(container::TYPE1V2_IOMMU), false),
+            "compat-type1" => (Some(container::TYPE1_IOMMU), true),
+            "compat-type1v2" => (Some(container::TYPE1V2_IOMMU), true),
+            "cdev" => (None, true),
+            other => panic!("there is no mode {other}"),
+        };
+        Self { kind, by_iommufd }
+    }
+
+    fn is(self, kind: u32, by_iommufd: bool) -> bool {
+        self == Self { kind: Some(kind), by_iommufd }
+    }
+}
+
+/// Makes a request whose argument is a number.
+pub fn number(file: &OwnedFd, request: u32, argument: u64) -> Result<i32, i32> {
+    // SAFETY: the request takes a number, or fails.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request.into(), argument) };
+    if result < 0 { Err(std::io::Error::last_os_error().raw_os_error().unwrap()) } else { Ok(result) }
+}
+
+pub fn set_container(group: &OwnedFd, container: &OwnedFd) -> Result<i32, i32> {
+    ioctl(group, group::SET_CONTAINER, &mut container.as_raw_fd())
+}
+
+pub fn status(group: &OwnedFd) -> u32 {
+    let mut status = group::GroupStatus { argsz: 8, flags: 0 };
+    ioctl(group, group::GET_STATUS, &mut status).unwrap();
+    status.flags
+}
+
+pub fn device(group: &OwnedFd, name: &str) -> Result<OwnedFd, i32> {
+    let name = std::ffi::CString::new(name).unwrap();
+    let number = number(group, group::GET_DEVICE_FD, name.as_ptr() as u64)?;
+    // SAFETY: the request has just made it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+pub fn map(container: &OwnedFd, address: u64, iova: u64, size: u64) -> Result<i32, i32> {
+    let flags = container::DMA_MAP_FLAG_READ | container::DMA_MAP_FLAG_WRITE;
+    ioctl(container, container::IOMMU_MAP_DMA, &mut Type1DmaMap { argsz: 32, flags, vaddr: address, iova, size })
+}
+
+/// How many bytes were unmapped.
+pub fn unmap(container: &OwnedFd, iova: u64, size: u64) -> Result<u64, i32> {
+    let mut request = Type1DmaUnmap { argsz: 24, flags: 0, iova, size };
+    ioctl(container, container::IOMMU_UNMAP_DMA, &mut request)?;
+    Ok(request.size)
+}
+
+/// The address space of a mode, with the device that uses it.
+struct Attached {
+    /// Dropped before what it is attached by.
+    engine: Option<Engine>,
+    group: Option<OwnedFd>,
+    container: Option<OwnedFd>,
+    space: Option<Space>,
+}
+
+impl Attached {
+    fn new(mode: Mode) -> Self {
+        let Some(kind) = mode.kind else {
+            let space = Space::new();
+            let engine = Engine::open(0, &space.iommu);
+            engine.attach(space.ioas);
+            return Self { engine: Some(engine), group: None, container: None, space: Some(space) };
+        };
+        let container = open(if mode.by_iommufd { "/dev/iommu" } else { "/dev/vfio/vfio" }).unwrap();
+        assert_eq!(number(&container, container::GET_API_VERSION, 0), Ok(0));
+        assert_eq!(number(&container, container::CHECK_EXTENSION, kind.into()), Ok(1));
+        let group = open(&group_of(NAME)).unwrap();
+        assert_eq!(status(&group), group::FLAGS_VIABLE);
+        set_container(&group, &container).unwrap();
+        assert_eq!(status(&group), group::FLAGS_VIABLE | group::FLAGS_CONTAINER_SET);
+        number(&container, container::SET_IOMMU, kind.into()).unwrap();
+        Self { engine: None, group: Some(group), container: Some(container), space: None }
+    }
+
+    /// With a group, memory can be mapped before a device is opened.
+    fn open_device(&mut self) {
+        if let Some(group) = &self.group {
+            self.engine = Some(Engine::of(device(group, NAME).unwrap()));
+        }
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.as_ref().unwrap()
+    }
+
+    fn map(&self, memory: &Memory, iova: u64) {
+        match &self.space {
+            Some(space) => space.map_rw(memory, iova),
+            None => {
+                map(self.container.as_ref().unwrap(), memory.address, iova, memory.length as u64).unwrap();
+            }
+        }
+    }
+
+    fn unmap(&self, iova: u64, length: usize) -> Result<u64, i32> {
+        if let Some(container) = &self.container {
+            return unmap(container, iova, length as u64);
+        }
+        let space = self.space.as_ref().unwrap();
+        let mut unmap = iommufd::IoasUnmap { size: 24, ioas_id: space.ioas, iova, length: length as u64 };
+        ioctl(&space.iommu, iommufd::IOAS_UNMAP, &mut unmap)?;
+        Ok(unmap.length)
+    }
+}
+
+/// Copies, and is refused, in the mode of this name.
+pub fn client(name: &str) {
+    let mode = Mode::of(name);
+    let mut attached = Attached::new(mode);
+    let memory = |length| Memory::new(length, libc::MAP_SHARED);
+    let (ring, source, target) = (memory(4096), memory(LENGTH), memory(LENGTH));
+    attached.map(&ring, RING);
+    attached.map(&source, SOURCE);
+    attached.map(&target, TARGET);
+    attached.open_device();
+    for seed in 1..4 {
+        source.fill(seed);
+        attached.engine().copy(&ring, RING, SOURCE, TARGET, LENGTH).unwrap();
+        assert!(target.holds(seed), "the copy differs");
+    }
+    // Half of a mapping.
+    let half = attached.unmap(TARGET, LENGTH / 2);
+    if mode.is(container::TYPE1_IOMMU, false) {
+        // All of it, as it begins there.
+        assert_eq!(half, Ok(LENGTH as u64));
+    } else if mode.is(container::TYPE1_IOMMU, true) {
+        assert_eq!(half, Ok(LENGTH as u64 / 2));
+        assert_eq!(attached.unmap(TARGET + LENGTH as u64 / 2, LENGTH / 2), Ok(LENGTH as u64 / 2));
+    } else {
+        let refused = if mode.by_iommufd { libc::ENOENT } else { libc::EINVAL };
+        assert_eq!(half, Err(refused));
+        assert_eq!(attached.unmap(TARGET, LENGTH), Ok(LENGTH as u64));
+    }
+    // What is unmapped is not reached, and the device goes on afterwards.
+    target.fill(77);
+    attached.engine().copy(&ring, RING, SOURCE, TARGET, 64).unwrap_err();
+    assert!(target.holds(77));
+    attached.engine().copy(&ring, RING, SOURCE, NOWHERE, 64).unwrap_err();
+    attached.map(&target, TARGET);
+    source.fill(9);
+    attached.engine().copy(&ring, RING, SOURCE, TARGET, LENGTH).unwrap();
+    assert!(target.holds(9));
+    if let Some(space) = attached.space.take() {
+        attached.engine().reset();
+        attached.engine().detach();
+        drop(attached);
+        for (iova, length) in [(RING, 4096), (SOURCE, LENGTH), (TARGET, LENGTH)] {
+            space.unmap(iova, length);
+        }
+        space.destroy();
+    }
+}
+
+/// The life of a group and a container, step by step.
+pub fn life() {
+    let first = open("/dev/vfio/vfio").unwrap();
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", first.as_raw_fd())).unwrap();
+    assert_eq!(link.to_str(), Some("/dev/vfio/vfio"));
+    let second = open("/dev/vfio/vfio").unwrap();
+    let type1 = u64::from(container::TYPE1V2_IOMMU);
+    // Without a group there is no IOMMU, and without an IOMMU no mapping.
+    assert_eq!(number(&first, container::SET_IOMMU, type1), Err(libc::EINVAL));
+    let page = Memory::new(4096, libc::MAP_SHARED);
+    assert_eq!(map(&first, page.address, 0, 4096), Err(libc::EINVAL));
+    assert_eq!(number(&first, container::CHECK_EXTENSION, container::DMA_CC_IOMMU.into()), Ok(0));
+    let opened = open(&group_of(NAME)).unwrap();
+    assert_eq!(open(&group_of(NAME)).err(), Some(libc::EBUSY));
+    assert_eq!(device(&opened, NAME).err(), Some(libc::EINVAL));
+    assert_eq!(number(&opened, group::UNSET_CONTAINER, 0), Err(libc::EINVAL));
+    assert_eq!(ioctl(&opened, group::SET_CONTAINER, &mut -1i32), Err(libc::EINVAL));
+    assert_eq!(ioctl(&opened, group::SET_CONTAINER, &mut 900i32), Err(libc::EBADF));
+    assert_eq!(set_container(&opened, &opened), Err(libc::EBADFD));
+    set_container(&opened, &first).unwrap();
+    assert_eq!(set_container(&opened, &second), Err(libc::EINVAL));
+    assert_eq!(device(&opened, NAME).err(), Some(libc::EINVAL), "there is no IOMMU yet");
+    assert_eq!(number(&first, container::SET_IOMMU, 99), Err(libc::ENODEV));
+    assert_eq!(number(&first, container::SET_IOMMU, container::UNMAP_ALL.into()), Err(libc::EINVAL));
+    number(&first, container::SET_IOMMU, type1).unwrap();
+    assert_eq!(number(&first, container::SET_IOMMU, type1), Err(libc::EINVAL));
+    assert_eq!(number(&first, container::CHECK_EXTENSION, container::DMA_CC_IOMMU.into()), Ok(1));
+    // What the devices reserve counts from here on.
+    assert_eq!(map(&first, page.address, 0xfee0_0000, 4096), Err(libc::EINVAL));
+    map(&first, page.address, 0x1000, 4096).unwrap();
+    assert_eq!(map(&first, page.address, 0x1000, 4096), Err(libc::EEXIST));
+
+    for name in ["", "0001:00:01", "0001:00:02.0", "0001:00:01.00", "0001:00:01.0x"] {
+        assert_eq!(device(&opened, name).err(), Some(libc::ENODEV), "{name}");
+    }
+    let token = format!("{NAME} vf_token=01234567-89ab-cdef-0123-456789abcdef");
+    for name in [&token, &format!("{NAME} vf_token="), &format!("{NAME} what=1")] {
+        assert_eq!(device(&opened, name).err(), Some(libc::EINVAL), "{name}");
+    }
+    assert_eq!(number(&opened, group::GET_DEVICE_FD, 0), Err(libc::EFAULT));
+    assert_eq!(device(&opened, &" ".repeat(5000)).err(), Some(libc::EINVAL));
+    // Twice the same device, which stays until both are closed.
+    let one = device(&opened, NAME).unwrap();
+    let other = device(&opened, &format!("{NAME} ")).unwrap();
+    assert_eq!(number(&opened, group::UNSET_CONTAINER, 0), Err(libc::EBUSY));
+    let own = open("/dev/vfio/devices/vfio0").unwrap();
+    let iommu = open("/dev/iommu").unwrap();
+    assert_eq!(Engine::bind(&own, &iommu), Err(libc::EBUSY));
+    for request in [vfio::DEVICE_BIND_IOMMUFD, vfio::DEVICE_ATTACH_IOMMUFD_PT, vfio::DEVICE_DETACH_IOMMUFD_PT] {
+        let wanted = if request == vfio::DEVICE_BIND_IOMMUFD { libc::EINVAL } else { libc::ENOTTY };
+        assert_eq!(ioctl(&one, request, &mut [24u32; 6]), Err(wanted));
+    }
+    let engine = Engine::of(one);
+    drop(engine);
+    let mut info = vfio::DeviceInfo { argsz: 24, ..Default::default() };
+    ioctl(&other, vfio::DEVICE_GET_INFO, &mut info).unwrap();
+    // The group's own file is closed before the device's: it is open still.
+    drop(opened);
+    assert_eq!(open(&group_of(NAME)).err(), Some(libc::EBUSY));
+    drop(other);
+    // With the last group, all that was mapped is gone, and the IOMMU.
+    let opened = open(&group_of(NAME)).unwrap();
+    assert_eq!(unmap(&first, 0x1000, 4096), Err(libc::EINVAL));
+    set_container(&opened, &first).unwrap();
+    number(&first, container::SET_IOMMU, type1).unwrap();
+    assert_eq!(unmap(&first, 0x1000, 4096), Ok(0));
+    // A container that nobody has open any more lives as long as its group.
+    drop(first);
+    let engine = Engine::of(device(&opened, NAME).unwrap());
+    drop(engine);
+    number(&opened, group::UNSET_CONTAINER, 0).unwrap();
+    assert_eq!(status(&opened), group::FLAGS_VIABLE);
+    // A device that is used by its own file keeps its group from being opened.
+    drop(opened);
+    Engine::bind(&own, &iommu).unwrap();
+    assert_eq!(open(&group_of(NAME)).err(), Some(libc::EBUSY));
+    drop(own);
+    drop(open(&group_of(NAME)).unwrap());
+}

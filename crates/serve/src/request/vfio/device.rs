@@ -1,0 +1,212 @@
+//! A device that is open, and what is asked of it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use ioasid::Device;
+use ioasid_uapi::vfio as uapi;
+use ioasid_vfio::Session;
+use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
+use ioasid_vfio::device::region::{RegionInfo, file_offset};
+use rustix::io::Errno;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::capability::{chain, header};
+use super::group::{Block, OpenGroup};
+use super::{get, through};
+use crate::request::file::Closer;
+use crate::request::{Caller, ToErrno};
+use crate::watch::{PciDevice, Watcher};
+
+/// A device that is detached by closing it, as there is no other way.
+pub(super) struct Attached(Option<Device>);
+
+impl Attached {
+    pub(super) fn new(device: Device) -> Self {
+        Self(Some(device))
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(Device::abandon);
+    }
+}
+
+/// How a device came to be open, and what it keeps.
+pub(super) enum Way {
+    /// By a file of its own: it is bound to the context of an open `/dev/iommu`, and its group is not open.
+    Cdev { device: Device, _block: Block },
+    /// By its group, which has it bound to the context of a container; or, for an open `/dev/iommu`, it is bound to
+    /// that one's.
+    Group { _device: Option<Attached>, _group: Arc<OpenGroup> },
+}
+
+/// An open device.
+pub(super) struct Opened {
+    session: Session,
+    pci: Arc<PciDevice>,
+    way: Way,
+}
+
+impl Opened {
+    /// A device that nobody else has open, once `come` has found how it is opened.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is open, `ENOMEM`, and those of `come`.
+    pub(super) fn new(pci: &Arc<PciDevice>, come: impl FnOnce() -> Result<Way, Errno>) -> Result<Self, Errno> {
+        let session = pci.vfio.open().map_err(|error| error.errno())?;
+        Ok(Self { session, pci: pci.clone(), way: come()? })
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// What it is bound to by a file of its own.
+    pub(super) fn cdev(&self) -> Option<&Device> {
+        match &self.way {
+            Way::Cdev { device, .. } => Some(device),
+            Way::Group { .. } => None,
+        }
+    }
+
+    /// Stops its DMA, then detaches it.
+    pub(super) fn close(self, by: Closer, watcher: &dyn Watcher) {
+        let Self { session, pci, way } = self;
+        drop(session);
+        let unread = pci.vfio.function().interrupts().take_unconsumed();
+        if by == Closer::Program && !unread.is_empty() {
+            watcher.interrupts_unread(pci.rid, &unread);
+        }
+        match way {
+            Way::Cdev { device, .. } if by == Closer::Program => drop(device),
+            Way::Cdev { device, .. } => device.abandon(),
+            Way::Group { .. } => {}
+        }
+    }
+
+    /// Performs request `number` with its argument at `address`.
+    ///
+    /// # Errors
+    /// As Linux: `ENOTTY` for an unknown number, `EFAULT` for a bad address, `EINVAL` for a short argument or unknown
+    /// flags, and each request's own.
+    pub(super) fn request(&self, number: u32, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        match number {
+            uapi::DEVICE_GET_INFO => self.info(address, caller),
+            uapi::DEVICE_GET_REGION_INFO => self.region_info(address, caller),
+            uapi::DEVICE_GET_IRQ_INFO => self.irq_info(address, caller),
+            uapi::DEVICE_SET_IRQS => self.set_irqs(address, caller),
+            uapi::DEVICE_RESET => {
+                self.session.reset();
+                Ok(())
+            }
+            // There is no bus or slot to reset: the function is inside the root complex.
+            uapi::DEVICE_GET_PCI_HOT_RESET_INFO | uapi::DEVICE_PCI_HOT_RESET => Err(Errno::NODEV),
+            _ => Err(Errno::NOTTY),
+        }
+    }
+
+    fn info(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let (_, argsz) = get::<uapi::DeviceInfo>(address, caller, through!(uapi::DeviceInfo, num_irqs: u32))?;
+        let info = self.session.info();
+        let answer = uapi::DeviceInfo {
+            argsz,
+            flags: info.flags.bits(),
+            num_regions: info.regions,
+            num_irqs: info.irqs,
+            ..uapi::DeviceInfo::default()
+        };
+        let known = (argsz as usize).min(size_of::<uapi::DeviceInfo>());
+        caller.write(address, &answer.as_bytes()[..known])
+    }
+
+    fn region_info(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let (mut answer, argsz) = get::<uapi::RegionInfo>(address, caller, through!(uapi::RegionInfo, offset: u64))?;
+        let info = self.session.region_info(answer.index).map_err(|error| error.errno())?;
+        answer.flags = info.flags.bits();
+        answer.size = info.size;
+        answer.offset = file_offset(answer.index);
+        answer.cap_offset = 0;
+        let at = size_of_val(&answer);
+        let capabilities = chain(capabilities(&info), at);
+        if !capabilities.is_empty() {
+            let needed = at + capabilities.len();
+            answer.flags |= uapi::REGION_INFO_FLAG_CAPS;
+            if (argsz as usize) < needed {
+                answer.argsz = needed as u32;
+            } else {
+                caller.write(address.wrapping_add(at as u64), &capabilities)?;
+                answer.cap_offset = at as u32;
+            }
+        }
+        caller.write(address, answer.as_bytes())
+    }
+
+    fn irq_info(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let (mut answer, _) = get::<uapi::IrqInfo>(address, caller, size_of::<uapi::IrqInfo>())?;
+        let info = self.session.irq_info(answer.index).map_err(|error| error.errno())?;
+        answer.flags = info.flags.bits();
+        answer.count = info.count;
+        caller.write(address, answer.as_bytes())
+    }
+
+    fn set_irqs(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let (request, argsz) = get::<uapi::IrqSet>(address, caller, size_of::<uapi::IrqSet>())?;
+        let uapi::IrqSet { flags, index, start, count, .. } = request;
+        if flags & !(uapi::IRQ_SET_DATA_TYPE_MASK | uapi::IRQ_SET_ACTION_TYPE_MASK) != 0 {
+            return Err(Errno::INVAL);
+        }
+        self.session.check_irq_range(index, start, count).map_err(|error| error.errno())?;
+        let data_at = address.wrapping_add(size_of::<uapi::IrqSet>() as u64);
+        let room = argsz as usize - size_of::<uapi::IrqSet>();
+        // `count` is not above the number of vectors, so these arrays are small.
+        let (mut bools, mut fds): (Vec<u8>, Vec<i32>) = (Vec::new(), Vec::new());
+        let data = match flags & uapi::IRQ_SET_DATA_TYPE_MASK {
+            uapi::IRQ_SET_DATA_NONE => IrqData::None,
+            uapi::IRQ_SET_DATA_BOOL => IrqData::Bools(fetch(caller, data_at, room, count, &mut bools)?),
+            uapi::IRQ_SET_DATA_EVENTFD => IrqData::Eventfds(fetch(caller, data_at, room, count, &mut fds)?),
+            _ => return Err(Errno::INVAL),
+        };
+        let actions = IrqActions::from_bits_truncate(flags & uapi::IRQ_SET_ACTION_TYPE_MASK);
+        let mut descriptor = |number: i32| -> std::io::Result<OwnedFd> { Ok(caller.descriptor(number)?) };
+        let request = IrqSet { index, start, count, actions, data };
+        self.session.set_irqs(&request, &mut descriptor).map_err(|error| error.errno())
+    }
+}
+
+/// The capabilities of a region.
+fn capabilities(info: &RegionInfo) -> Vec<Vec<u8>> {
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    if !info.memory.is_empty() {
+        let header = header(uapi::REGION_INFO_CAP_SPARSE_MMAP);
+        let sparse = uapi::SparseMmap { header, nr_areas: info.memory.len() as u32, reserved: 0 };
+        let areas = info.memory.iter();
+        let areas = areas.map(|area| uapi::SparseMmapArea { offset: area.start, size: area.end - area.start });
+        all.push(areas.fold(sparse.as_bytes().to_vec(), |bytes, area| [&bytes, area.as_bytes()].concat()));
+    }
+    if info.msix_mappable {
+        all.push(header(uapi::REGION_INFO_CAP_MSIX_MAPPABLE).as_bytes().to_vec());
+    }
+    all
+}
+
+/// The data of a SET_IRQS request.
+fn fetch<'a, T: FromZeros + FromBytes + IntoBytes + Clone>(
+    caller: &dyn Caller,
+    address: u64,
+    room: usize,
+    count: u32,
+    data: &'a mut Vec<T>,
+) -> Result<&'a [T], Errno>
+where
+    [T]: IntoBytes + FromBytes,
+{
+    let length = count as usize;
+    if room < length * size_of::<T>() {
+        return Err(Errno::INVAL);
+    }
+    data.resize(length, T::new_zeroed());
+    caller.read(address, data.as_mut_slice().as_mut_bytes())?;
+    Ok(data)
+}

@@ -1,0 +1,47 @@
+//! Requests on VFIO's files, and reads, writes and mappings of devices.
+//!
+//! ```text
+//!   /dev/vfio/devices/vfioN   cdev ─────┐
+//!                                       ├──► device: information, interrupts, regions, reset
+//!   /dev/vfio/G               group ────┘
+//!     │ SET_CONTAINER
+//!     ▼
+//!   /dev/vfio/vfio            container ──► type1, dirty: an address space of the old rules
+//! ```
+//! Source: `include/uapi/linux/vfio.h` and `Documentation/driver-api/vfio.rst` of Linux 7.3.
+
+mod capability;
+mod cdev;
+pub mod container;
+mod device;
+mod dirty;
+mod file;
+pub mod group;
+mod type1;
+pub(super) mod type1_info;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use rustix::io::Errno;
+
+use super::Caller;
+use super::argument::get_part;
+pub use file::VfioFile;
+
+/// The end of a field: the shortest form of a structure that a request accepts.
+macro_rules! through {
+    ($structure:path, $field:ident: $kind:ty) => {
+        std::mem::offset_of!($structure, $field) + size_of::<$kind>()
+    };
+}
+use through;
+
+/// Reads a structure with `argsz`, of which the caller must have set aside `minimum` bytes.
+fn get<T>(address: u64, caller: &dyn Caller, minimum: usize) -> Result<(T, u32), Errno>
+where
+    T: FromBytes + IntoBytes + Immutable,
+{
+    let value: T = get_part(caller, address, minimum)?;
+    let argsz = u32::read_from_prefix(value.as_bytes()).map_or(0, |(argsz, _)| argsz);
+    if (argsz as usize) < minimum { Err(Errno::INVAL) } else { Ok((value, argsz)) }
+}
