@@ -63,11 +63,11 @@ impl Buffer {
         }
     }
 
-    /// Whether it has what [`Buffer::fill`] has put into another.
-    fn is_copy(&self, seed: u64) -> bool {
+    /// Whether it has what [`Buffer::fill`] has put into another, and beside that what was there before.
+    fn is_copy(&self, of: &Self, seed: u64) -> bool {
         (0..self.len() / 8).all(|n| {
             let touched = (n / Self::WORDS).is_multiple_of(2);
-            self.get(n) == if touched { expected(seed, n) } else { 0 }
+            self.get(n) == if touched { expected(seed, n) } else { of.get(n) }
         })
     }
 }
@@ -125,7 +125,7 @@ fn waiting(dsa: &Dsa, pages: usize) -> Result<(), Box<dyn Error>> {
     let (source, target) = (Buffer::new(pages), Buffer::new(pages));
     source.fill(1);
     let record = dsa.copy(source.start, target.start, source.len(), true);
-    if record.code() != Record::SUCCESS || !target.is_copy(1) {
+    if record.code() != Record::SUCCESS || !target.is_copy(&source, 1) {
         return Err(format!("the copy failed: status {:#x}", record.status).into());
     }
     say(
@@ -154,7 +154,7 @@ fn without_waiting(dsa: &Dsa, pages: usize) -> Result<(), Box<dyn Error>> {
             code => return Err(format!("the copy failed: status {code:#x}").into()),
         }
     }
-    if !target.is_copy(2) || faults == 0 {
+    if !target.is_copy(&source, 2) || faults == 0 {
         return Err(format!("what arrived is not what was sent, or nothing was missing ({faults} faults)").into());
     }
     say("in parts", &format!("{} bytes, {faults} page faults that the program mended itself", source.len()));
@@ -174,7 +174,7 @@ fn after_a_fork(dsa: &Dsa) -> Result<(), Box<dyn Error>> {
         0 => child(dsa, &target, go[0]),
         child => {
             let record = dsa.copy(source.start, target.start, source.len(), true);
-            let copied = record.code() == Record::SUCCESS && target.is_copy(3);
+            let copied = record.code() == Record::SUCCESS && target.is_copy(&source, 3);
             let mut status = 0;
             // SAFETY: a byte, and room for a status.
             unsafe {
