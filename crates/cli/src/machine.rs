@@ -251,7 +251,7 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
         let window = BAR_WINDOW + number * BAR_WINDOW_OF_ONE;
         let function = Function::new(spec, window, interrupts, device, Arc::new(Switch(endpoint.clone())))
             .expect("the specs of our own models are sound, and few enough devices fit above the window");
-        devices.push(PciDevice { rid, endpoint, vfio: VfioDevice::new(Arc::new(function)) });
+        devices.push(PciDevice::new(rid, endpoint, VfioDevice::new(Arc::new(function))));
     }
     Ok(devices)
 }

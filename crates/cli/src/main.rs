@@ -73,6 +73,9 @@ struct RunArgs {
     /// Let programs pin so many bytes for devices, or `unlimited`, in place of their RLIMIT_MEMLOCK (ulimit -l)
     #[arg(long, value_name = "BYTES", value_parser = memlock)]
     memlock: Option<u64>,
+    /// Show the program the machine's own PCI devices, too
+    #[arg(long)]
+    host_devices: bool,
     /// Let the program make mock devices, as a kernel that is built for its own tests does
     #[arg(long)]
     selftest: bool,
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
                 devices: args.devices,
                 iommu: args.iommu,
                 options: Options { selftest: args.selftest, memlock: args.memlock },
+                host_devices: args.host_devices,
                 program,
                 arguments: words.collect(),
                 output: None,

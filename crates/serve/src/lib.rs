@@ -18,6 +18,7 @@
 //! | [`request`] | what a request means: a folder or file for each kind of device file |
 //! | `program` | what is known of programs: accounts, permission, processes, memory |
 //! | `watch` | the devices and options of a server, and what it tells |
+//! | `driver` | vfio-pci, and which devices it is bound to |
 //! | `names` | names and numbers that the tree and the server agree on |
 //! | [`descriptors`] | tables of descriptors that have only what is meant |
 //!
@@ -25,6 +26,7 @@
 //! through which it reaches the caller's memory and descriptors.
 
 pub mod descriptors;
+mod driver;
 mod names;
 mod program;
 pub mod request;
@@ -32,5 +34,6 @@ mod server;
 mod watch;
 pub mod way;
 
+pub use driver::Driver;
 pub use server::Server;
 pub use watch::{Options, PciDevice, Watcher};

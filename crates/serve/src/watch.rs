@@ -6,6 +6,8 @@ use ioasid::memory::{LostMemory, OverLimit};
 use ioasid::{Endpoint, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
 
+use crate::driver::Driver;
+
 /// A PCI device that programs find.
 pub struct PciDevice {
     /// Where it is on the bus.
@@ -14,6 +16,16 @@ pub struct PciDevice {
     pub endpoint: Arc<Endpoint>,
     /// As VFIO offers it.
     pub vfio: Arc<VfioDevice>,
+    /// Whether VFIO offers it.
+    pub driver: Arc<Driver>,
+}
+
+impl PciDevice {
+    /// A device at this place, which VFIO offers.
+    #[must_use]
+    pub fn new(rid: Rid, endpoint: Arc<Endpoint>, vfio: Arc<VfioDevice>) -> Self {
+        Self { rid, endpoint, vfio, driver: Arc::default() }
+    }
 }
 
 /// Is told what only the server can see.

@@ -84,6 +84,7 @@ fn run(screen: &Screen) -> Result<(Outcome, Seen)> {
         iommu: ioasid::IommuKind::Vtd,
         // It is to be seen everywhere, however little memory may be pinned.
         options: Options { memlock: Some(u64::MAX), ..Options::default() },
+        host_devices: false,
         devices: vec!["ioat".parse()?],
         program: std::env::current_exe().context("cannot tell where this program is")?.into(),
         arguments: [CLIENT].iter().chain(&ARGUMENTS).map(OsString::from).collect(),

@@ -4,8 +4,10 @@
 //!   /dev                  a temporary file system with everything of the real one bound into it, and
 //!   /dev/iommu, ioasid      links into
 //!   /dev/vfio               the tree's dev/vfio
-//!   /sys/bus/pci/devices  the same, with the tree's devices
-//!   /sys/kernel/iommu_groups   the same, with the tree's groups
+//!   /sys/module           the same, with the tree's modules
+//!   /sys/bus/pci          the tree's, in place of the machine's own, or, with --host-devices,
+//!                           the tree's devices and its driver beside those
+//!   /sys/kernel/iommu_groups   the same way
 //! ```
 //! The tree itself is mounted on `/dev/vfio` first, and then covered by its own part that belongs there.
 
@@ -16,7 +18,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use rustix::fs::{Mode, OFlags, open};
@@ -27,6 +29,8 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::channel::Channel;
 use super::supervise::Signals;
+use ioasid_serve::Options;
+
 use super::{EXIT_CANNOT_RUN, EXIT_NOT_FOUND, EXIT_SETUP, Plan, graft};
 
 /// Where the whole tree is mounted, before it is covered.
@@ -43,7 +47,7 @@ pub fn enter(channel: &Channel, plan: &Plan, signals: &Signals, runner: Pid) -> 
 
 /// Returns only if it fails.
 fn become_program(channel: &Channel, plan: &Plan, signals: &Signals, runner: Pid) -> anyhow::Error {
-    let prepared = prepare(channel, runner, plan.options.selftest).and_then(|()| channel.wait_for_go());
+    let prepared = prepare(channel, runner, plan).and_then(|()| channel.wait_for_go());
     if let Err(error) = prepared {
         return error;
     }
@@ -66,7 +70,8 @@ fn become_program(channel: &Channel, plan: &Plan, signals: &Signals, runner: Pid
     std::process::exit(i32::from(status))
 }
 
-fn prepare(channel: &Channel, runner: Pid, selftest: bool) -> Result<()> {
+fn prepare(channel: &Channel, runner: Pid, plan: &Plan) -> Result<()> {
+    let Plan { host_devices, options: Options { selftest, .. }, .. } = *plan;
     // The guardian ends this process when the runner ends; the kernel does when the guardian ends.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if getppid().is_none_or(|guardian| guardian == runner) {
@@ -83,7 +88,7 @@ fn prepare(channel: &Channel, runner: Pid, selftest: bool) -> Result<()> {
     })?;
 
     let fuse = open_fuse()?;
-    graft::open_up(Path::new("/dev"), &["vfio", "iommu", "ioasid"])?;
+    graft::open_up(Path::new("/dev"), &["vfio", "iommu", "ioasid"].map(str::to_owned))?;
     fs::create_dir(STAGE).context("cannot make /dev/vfio")?;
     // In a user namespace there is one user, who is also the runner outside; `allow_other` would let in everybody
     // inside and keep out the runner.
@@ -103,12 +108,24 @@ fn prepare(channel: &Channel, runner: Pid, selftest: bool) -> Result<()> {
 
     let root = open(STAGE, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .context("cannot reach the device tree")?;
-    add_to_sys("/sys/bus/pci/devices")?;
-    add_to_sys("/sys/kernel/iommu_groups")?;
+    // What is loaded is ours from the program's point of view, whatever the machine has of it.
+    graft::room_in(Path::new("/sys/module"), &names_in("/sys/module")?)?;
+    add_entries("/sys/module")?;
+    if host_devices {
+        for directory in ["/sys/bus/pci/devices", "/sys/kernel/iommu_groups"] {
+            graft::room_in(Path::new(directory), &[])?;
+            add_entries(directory)?;
+        }
+        graft::room_in(Path::new("/sys/bus/pci/drivers"), &names_in("/sys/bus/pci/drivers")?)?;
+        add_entries("/sys/bus/pci/drivers")?;
+    } else {
+        show("/sys/bus/pci")?;
+        show("/sys/kernel/iommu_groups")?;
+    }
     if selftest {
         let debug = Path::new("/sys/kernel/debug");
         if !debug.is_dir() {
-            graft::room_in(debug)?;
+            graft::room_in(debug, &[])?;
         }
         graft::bind(&Path::new(STAGE).join("sys/kernel/debug"), debug)?;
     }
@@ -138,14 +155,33 @@ fn prepare(channel: &Channel, runner: Pid, selftest: bool) -> Result<()> {
     Ok(())
 }
 
-/// Adds the tree's entries of one directory to the real one.
-fn add_to_sys(directory: &str) -> Result<()> {
-    let source = Path::new(STAGE).join(directory.trim_start_matches('/'));
-    let directory = Path::new(directory);
-    graft::room_in(directory)?;
-    for entry in fs::read_dir(&source).with_context(|| format!("cannot read {}", source.display()))? {
-        let name = entry?.file_name();
-        let target = directory.join(&name);
+/// Where the tree has what is to be seen at `path`.
+fn in_tree(path: &str) -> PathBuf {
+    Path::new(STAGE).join(path.trim_start_matches('/'))
+}
+
+/// The names that the tree has in a directory.
+fn names_in(directory: &str) -> Result<Vec<String>> {
+    let source = in_tree(directory);
+    let names = fs::read_dir(&source).and_then(|entries| {
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<io::Result<Vec<_>>>()
+    });
+    names.with_context(|| format!("cannot read {}", source.display()))
+}
+
+/// Shows the tree's directory in place of the machine's.
+fn show(directory: &str) -> Result<()> {
+    let target = Path::new(directory);
+    if !target.is_dir() {
+        graft::room_in(target, &[])?;
+    }
+    graft::bind(&in_tree(directory), target)
+}
+
+/// Adds the tree's entries of one directory to the machine's, in which there is room for them.
+fn add_entries(directory: &str) -> Result<()> {
+    for name in names_in(directory)? {
+        let (source, target) = (in_tree(directory).join(&name), Path::new(directory).join(&name));
         if target.symlink_metadata().is_ok() {
             return Err(anyhow!(
                 "this machine has a {} of its own: choose another bdf= or group= for the device",
@@ -153,7 +189,7 @@ fn add_to_sys(directory: &str) -> Result<()> {
             ));
         }
         fs::create_dir(&target).with_context(|| format!("cannot make {}", target.display()))?;
-        graft::bind(&source.join(&name), &target)?;
+        graft::bind(&source, &target)?;
     }
     Ok(())
 }

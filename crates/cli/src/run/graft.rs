@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{MountFlags, mount, mount_bind_recursive};
 
 /// Makes `directory` extensible, keeping all of its entries but `replaced`.
-pub fn open_up(directory: &Path, replaced: &[&str]) -> Result<()> {
+pub fn open_up(directory: &Path, replaced: &[String]) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let real = open(directory, flags, Mode::empty()).with_context(|| format!("cannot open {}", directory.display()))?;
     // The descriptor leads to the real directory also when something is mounted over it.
@@ -25,7 +25,7 @@ pub fn open_up(directory: &Path, replaced: &[&str]) -> Result<()> {
         .with_context(|| format!("cannot mount over {}", directory.display()))?;
     for entry in entries {
         let name = entry.file_name();
-        if name.to_str().is_some_and(|name| replaced.contains(&name)) {
+        if replaced.iter().any(|replaced| *name == **replaced) {
             continue;
         }
         let (source, target) = (beneath.join(&name), directory.join(&name));
@@ -49,10 +49,11 @@ pub fn open_up(directory: &Path, replaced: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that `directory` is there and that entries can be added to it.
-pub fn room_in(directory: &Path) -> Result<()> {
+/// Makes sure that `directory` is there, without those of its entries that are `replaced`, and that entries can be added
+/// to it.
+pub fn room_in(directory: &Path, replaced: &[String]) -> Result<()> {
     let exists = directory.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("/"));
-    open_up(exists, &[])?;
+    open_up(exists, if exists == directory { replaced } else { &[] })?;
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))
 }
 

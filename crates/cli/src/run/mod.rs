@@ -56,6 +56,8 @@ pub struct Plan {
     pub iommu: IommuKind,
     /// How it is served.
     pub options: Options,
+    /// Whether the program sees the machine's own PCI devices, too.
+    pub host_devices: bool,
     pub program: OsString,
     pub arguments: Vec<OsString>,
     /// Where its standard output goes, if not to where this process's goes.

@@ -53,6 +53,7 @@ pub const TESTS: &[Test] = &[
     ("bad_command_lines_exit_2_and_say_what_would_be_right", bad_command_lines),
     ("programs_that_cannot_be_run_exit_as_from_a_shell", programs_that_cannot_be_run),
     ("dev_and_sys_keep_what_they_had", dev_and_sys_keep_what_they_had),
+    ("a_device_is_bound_and_unbound_through_sys", a_device_is_bound_and_unbound),
     ("nothing_of_it_is_seen_outside", nothing_is_seen_outside),
     ("many_threads_use_registers_at_once", || drop(program("threads"))),
     ("children_after_a_fork_use_the_same_registers", || drop(program("fork"))),
@@ -203,27 +204,78 @@ fn dev_and_sys_keep_what_they_had() {
         names.sort();
         names
     };
-    for (directory, ours) in [
-        ("/dev", &["ioasid", "iommu", "vfio"][..]),
-        ("/sys/bus/pci/devices", &["0009:09:09.1"]),
-        ("/sys/kernel/iommu_groups", &["4321"]),
-        ("/sys/kernel", &[]),
+    let modules = ["iommufd", "vfio", "vfio_iommu_type1", "vfio_pci", "vfio_pci_core"];
+    for (directory, ours, host_devices, of_machine) in [
+        ("/dev", &["ioasid", "iommu", "vfio"][..], false, true),
+        ("/sys/module", &modules, false, true),
+        ("/sys/kernel", &[], false, true),
+        // The machine's own devices are hidden, or shown beside ours.
+        ("/sys/bus/pci/devices", &["0009:09:09.1"], false, false),
+        ("/sys/bus/pci/devices", &["0009:09:09.1"], true, true),
+        ("/sys/bus/pci/drivers", &["vfio-pci"], false, false),
+        ("/sys/bus/pci/drivers", &["vfio-pci"], true, true),
+        ("/sys/kernel/iommu_groups", &["4321"], false, false),
+        ("/sys/kernel/iommu_groups", &["4321"], true, true),
     ] {
         if !std::path::Path::new(directory).is_dir() {
             continue;
         }
-        let mut expected = listing(directory);
+        let mut expected = if of_machine { listing(directory) } else { Vec::new() };
         expected.extend(ours.iter().map(|name| (*name).to_owned()));
         expected.sort();
         expected.dedup();
-        let device = ["--device", "ioat,bdf=0009:09:09.1,group=4321"];
-        let seen = succeed(ioasid_run(&device).args(["ls", "-A", directory]));
+        let device = ["--device", "ioat,bdf=0009:09:09.1,group=4321", "--host-devices"];
+        let options = if host_devices { &device[..] } else { &device[..2] };
+        let seen = succeed(ioasid_run(options).args(["ls", "-A", directory]));
         let mut seen: Vec<_> = seen.lines().map(str::to_owned).collect();
         seen.sort();
         assert_eq!(seen, expected, "{directory}");
     }
     let script = "echo hello >/dev/null && head -c 8 /dev/zero | wc -c && test -c /dev/tty && test -L /dev/fd";
     assert_eq!(succeed(ioasid_run(&["--device", "ioat"]).args(["sh", "-c", script])).trim(), "8");
+}
+
+fn a_device_is_bound_and_unbound() {
+    // What fails says with which line.
+    let script = r#"
+        exec 5>&2 2>/dev/null
+        fail() { echo "line $1" >&5; exit 1; }
+        dev=0001:00:01.0; home=/sys/bus/pci/devices/$dev; driver=/sys/bus/pci/drivers/vfio-pci
+        group=/dev/vfio/$(basename $(readlink $home/iommu_group))
+        [ "$(basename $(readlink $home/driver))" = vfio-pci ] || fail $LINENO
+        [ "$(cat $home/driver_override)" = vfio-pci ] || fail $LINENO
+        [ -d $driver/$dev/vfio-dev ] && [ -d $driver/module/parameters ] || fail $LINENO
+        grep -q DRIVER=vfio-pci $home/uevent || fail $LINENO
+        echo $dev >$driver/bind && fail $LINENO
+        echo 0001:00:07.0 >$driver/unbind && fail $LINENO
+        echo $dev >$home/driver/unbind || fail $LINENO
+        [ -e $home/driver ] && fail $LINENO
+        [ -e $home/vfio-dev ] && fail $LINENO
+        [ -e $driver/$dev ] && fail $LINENO
+        [ -e $group ] && fail $LINENO
+        [ -z "$(ls /dev/vfio/devices)" ] || fail $LINENO
+        grep -q DRIVER= $home/uevent && fail $LINENO
+        echo $dev >$driver/unbind && fail $LINENO
+        echo other >$home/driver_override || fail $LINENO
+        echo $dev >$driver/bind && fail $LINENO
+        echo >$home/driver_override || fail $LINENO
+        [ "$(cat $home/driver_override)" = "(null)" ] || fail $LINENO
+        echo $dev >/sys/bus/pci/drivers_probe || fail $LINENO
+        [ -e $home/driver ] && fail $LINENO
+        echo nonsense >$driver/new_id && fail $LINENO
+        echo 8086 2021 >$driver/new_id || fail $LINENO
+        [ -e $group ] && [ -e /dev/vfio/devices/vfio0 ] || fail $LINENO
+        echo 8086 2021 >$driver/new_id && fail $LINENO
+        echo 8086 2021 >$driver/remove_id || fail $LINENO
+        echo 8086 2021 >$driver/remove_id && fail $LINENO
+        echo $dev >$driver/unbind && echo vfio-pci >$home/driver_override || fail $LINENO
+        echo $dev >/sys/bus/pci/drivers_probe || fail $LINENO
+        [ -e $home/driver ] || fail $LINENO
+        echo 1 >$home/reset || fail $LINENO
+        echo 2 >$home/reset && fail $LINENO
+        exit 0
+    "#;
+    drop(succeed(ioasid_run(&["--device", "ioat", "--check"]).args(["bash", "-c", script])));
 }
 
 fn nothing_is_seen_outside() {

@@ -1,7 +1,8 @@
 //! The machine that is served, and what all ways to it share.
 //!
-//! `files` has the open files; `holders`, who has them; `workers`, threads for what the tree's cannot do.
+//! `attributes` has what can be written in `/sys`; `files`, the open files; `holders`, who has them; `workers`, threads for what the tree's cannot do.
 
+mod attributes;
 mod files;
 mod holders;
 mod workers;
@@ -18,6 +19,7 @@ use ioasid::{GroupId, Machine};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
+use crate::driver::KnownIds;
 use crate::names::{FIRST_DEVICE_INODE, GIVEN};
 use crate::program::accounts::{Accounts, Whose};
 use crate::program::enqcmd::Enqcmd;
@@ -30,6 +32,7 @@ use crate::request::vfio::VfioFile;
 use crate::request::vfio::container::ContainerFile;
 use crate::request::vfio::group::Group;
 use crate::watch::{Options, PciDevice, Watcher};
+pub(crate) use attributes::{Attribute, driver_line};
 use files::{Files, local_identity};
 pub(crate) use workers::Workers;
 
@@ -50,6 +53,8 @@ pub struct Server {
     failures: Failures,
     devices: Vec<Arc<PciDevice>>,
     groups: BTreeMap<GroupId, Arc<Group>>,
+    /// What vfio-pci was told to know.
+    known_ids: KnownIds,
     watcher: Arc<dyn Watcher>,
     files: Arc<Files>,
     /// From when the tree is served.
@@ -90,6 +95,7 @@ impl Server {
             failures: Failures::default(),
             devices,
             groups,
+            known_ids: KnownIds::default(),
             watcher,
             files: Arc::default(),
             workers: OnceLock::new(),

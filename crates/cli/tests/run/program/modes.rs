@@ -238,6 +238,8 @@ pub fn life() {
     let one = device(&opened, NAME).unwrap();
     let other = device(&opened, &format!("{NAME} ")).unwrap();
     assert_eq!(number(&opened, group::UNSET_CONTAINER, 0), Err(libc::EBUSY));
+    let unbound = std::fs::write("/sys/bus/pci/drivers/vfio-pci/unbind", NAME);
+    assert_eq!(unbound.unwrap_err().raw_os_error(), Some(libc::EBUSY));
     let own = open("/dev/vfio/devices/vfio0").unwrap();
     let iommu = open("/dev/iommu").unwrap();
     assert_eq!(Engine::bind(&own, &iommu), Err(libc::EBUSY));

@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::capability::{chain, header};
 use super::group::{Block, OpenGroup};
 use super::{get, through};
+use crate::driver::DriverHold;
 use crate::request::file::Closer;
 use crate::request::{Caller, ToErrno};
 use crate::watch::{PciDevice, Watcher};
@@ -47,16 +48,18 @@ pub(super) struct Opened {
     session: Session,
     pci: Arc<PciDevice>,
     way: Way,
+    _hold: DriverHold,
 }
 
 impl Opened {
     /// A device that nobody else has open, once `come` has found how it is opened.
     ///
     /// # Errors
-    /// `EINVAL` if it is open, `ENOMEM`, and those of `come`.
+    /// `ENODEV` if it is not bound to vfio-pci, `EINVAL` if it is open, `ENOMEM`, and those of `come`.
     pub(super) fn new(pci: &Arc<PciDevice>, come: impl FnOnce() -> Result<Way, Errno>) -> Result<Self, Errno> {
+        let hold = pci.driver.hold()?;
         let session = pci.vfio.open().map_err(|error| error.errno())?;
-        Ok(Self { session, pci: pci.clone(), way: come()? })
+        Ok(Self { session, pci: pci.clone(), way: come()?, _hold: hold })
     }
 
     pub(super) fn session(&self) -> &Session {
@@ -73,7 +76,7 @@ impl Opened {
 
     /// Stops its DMA, then detaches it.
     pub(super) fn close(self, by: Closer, watcher: &dyn Watcher) {
-        let Self { session, pci, way } = self;
+        let Self { session, pci, way, _hold } = self;
         drop(session);
         let unread = pci.vfio.function().interrupts().take_unconsumed();
         if by == Closer::Program && !unread.is_empty() {

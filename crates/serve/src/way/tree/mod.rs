@@ -20,6 +20,7 @@
 
 mod apart;
 mod nodes;
+mod sys;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -37,7 +38,7 @@ use ioasid_vfio::device::region::{COUNT, file_offset};
 
 use crate::names::FIRST_DEVICE_INODE;
 use crate::request::given::{GivenFile, Ready};
-use crate::server::Server;
+use crate::server::{Server, driver_line};
 use apart::Teller;
 use nodes::{DeviceFile, Node, Nodes};
 
@@ -92,6 +93,11 @@ impl Tree {
         self.nodes.get(usize::try_from(inode.0).ok()?.checked_sub(1)?)
     }
 
+    /// Whether a node is there now.
+    fn is_shown(&self, number: usize) -> bool {
+        self.nodes.needs_bound(number).is_none_or(|devices| self.server.is_some_bound(devices))
+    }
+
     fn attributes(&self, inode: INodeNo, request: &Request) -> Option<(FileAttr, Duration)> {
         let (kind, perm, size, valid) = if inode.0 >= FIRST_DEVICE_INODE {
             self.device(inode)?;
@@ -103,7 +109,13 @@ impl Tree {
                 Node::Directory(_) => (FileType::Directory, 0o755, 0, FOR_EVER),
                 Node::ToBeGiven => (FileType::Directory, 0o111, 0, FOR_EVER),
                 Node::Link(target) => (FileType::Symlink, 0o777, target.len() as u64, FOR_EVER),
-                Node::Text(_) | Node::Config(_) => (FileType::RegularFile, 0o444, SYS_FILE, FOR_EVER),
+                Node::Text(_) | Node::Config(_) | Node::Uevent(..) => {
+                    (FileType::RegularFile, 0o444, SYS_FILE, FOR_EVER)
+                }
+                Node::Attribute(attribute) if attribute.is_readable() => {
+                    (FileType::RegularFile, 0o644, SYS_FILE, FOR_EVER)
+                }
+                Node::Attribute(_) => (FileType::RegularFile, 0o200, SYS_FILE, FOR_EVER),
                 Node::Switch => (FileType::RegularFile, 0o644, 0, FOR_EVER),
                 Node::Device(_) => return None,
             }
@@ -213,9 +225,10 @@ impl Filesystem for Tree {
             }
             _ => None,
         };
-        let Some(number) = found else { return reply.error(Errno::ENOENT) };
+        let Some(number) = found.filter(|number| self.is_shown(*number)) else { return reply.error(Errno::ENOENT) };
         let (inode, valid) = match self.nodes.get(number) {
             Some(Node::Device(device)) => (self.new_device(*device), Duration::ZERO),
+            _ if self.nodes.needs_bound(number).is_some() => (INodeNo(number as u64 + 1), Duration::ZERO),
             _ => (INodeNo(number as u64 + 1), FOR_EVER),
         };
         self.reply_entry(request, inode, valid, reply);
@@ -319,6 +332,14 @@ impl Filesystem for Tree {
         let rest = |bytes: &[u8]| bytes.get(offset as usize..).unwrap_or(&[]).iter().take(size).copied().collect();
         let bytes: Vec<u8> = match self.node(inode) {
             Some(Node::Text(text)) => rest(text.as_bytes()),
+            Some(Node::Uevent(number, text)) => {
+                let driver = self.server.devices().get(*number).map(|device| driver_line(device));
+                rest(format!("{}{text}", driver.unwrap_or_default()).as_bytes())
+            }
+            Some(Node::Attribute(attribute)) => match self.server.read_attribute(*attribute) {
+                Some(text) => rest(text.as_bytes()),
+                None => return reply.error(Errno::EIO),
+            },
             Some(Node::Config(number)) => {
                 let mut config = [0; 4096];
                 if let Some(device) = self.server.devices().get(*number) {
@@ -344,8 +365,18 @@ impl Filesystem for Tree {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        if let Some(Node::Switch) = self.node(inode) {
-            return reply.written(data.len() as u32);
+        let written = |written| match written {
+            Ok(bytes) => reply.written(bytes as u32),
+            Err(errno) => reply.error(Errno::from_i32(rustix::io::Errno::raw_os_error(errno))),
+        };
+        match self.node(inode) {
+            Some(Node::Switch) => return written(Ok(data.len())),
+            Some(Node::Attribute(attribute)) => {
+                let (attribute, text) = (*attribute, data.to_vec());
+                let write = move |server: &Server| server.write_attribute(attribute, &text).map(|()| text.len());
+                return self.teller.answer_later(&self.server, write, written);
+            }
+            _ => {}
         }
         // A write, and an answer to a device, run the device's code.
         let bytes = data.to_vec();
@@ -356,10 +387,7 @@ impl Filesystem for Tree {
                 None => file.write(offset, &bytes),
             }
         };
-        self.teller.answer_later(&self.server, write, |written| match written {
-            Ok(bytes) => reply.written(bytes as u32),
-            Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
-        });
+        self.teller.answer_later(&self.server, write, written);
     }
 
     /// Never says that there is no such thing, as the kernel would ask no more for any file.
@@ -414,7 +442,8 @@ impl Filesystem for Tree {
     fn readdir(&self, _request: &Request, inode: INodeNo, _file: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let Some(Node::Directory(entries)) = self.node(inode) else { return reply.error(Errno::ENOTDIR) };
         let own = [(".", FileType::Directory), ("..", FileType::Directory)];
-        let rest = entries.iter().map(|(name, &number)| {
+        let entries = entries.iter().filter(|(_, number)| self.is_shown(**number));
+        let rest = entries.map(|(name, &number)| {
             let kind = match self.nodes.get(number) {
                 Some(Node::Directory(_)) => FileType::Directory,
                 Some(Node::Link(_)) => FileType::Symlink,

@@ -1,0 +1,192 @@
+//! vfio-pci as a driver that devices are bound to and unbound from, by way of `/sys`.
+//!
+//! Source: Linux `Documentation/ABI/testing/sysfs-bus-pci`, `Documentation/driver-api/driver-model/binding.rst`.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+
+/// The name of the one driver that there is.
+pub(crate) const VFIO_PCI: &str = "vfio-pci";
+
+/// The longest name of a driver that a device can be told to want.
+const LONGEST_NAME: usize = 4094;
+
+/// Whether a device is bound to vfio-pci.
+pub struct Driver(Mutex<State>);
+
+struct State {
+    /// How often it is open, if it is bound.
+    users: Option<usize>,
+    /// The one driver that it may be bound to, if it was told.
+    wanted: Option<String>,
+}
+
+impl Default for Driver {
+    /// Bound, and told to be.
+    fn default() -> Self {
+        Self(Mutex::new(State { users: Some(0), wanted: Some(VFIO_PCI.to_owned()) }))
+    }
+}
+
+impl Driver {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_bound(&self) -> bool {
+        self.lock().users.is_some()
+    }
+
+    /// Keeps it from being unbound as long as what is returned is there.
+    ///
+    /// # Errors
+    /// `ENODEV` if it is not bound.
+    pub(crate) fn hold(self: &Arc<Self>) -> Result<DriverHold, Errno> {
+        *self.lock().users.as_mut().ok_or(Errno::NODEV)? += 1;
+        Ok(DriverHold(self.clone()))
+    }
+
+    /// Binds it, if it wants to, or wants no driver in particular and `is_known` to the driver.
+    ///
+    /// # Errors
+    /// `ENODEV` if it does not want to, `EBUSY` if it is bound.
+    pub(crate) fn bind(&self, is_known: bool) -> Result<(), Errno> {
+        let mut state = self.lock();
+        if !state.wanted.as_ref().map_or(is_known, |wanted| wanted == VFIO_PCI) {
+            return Err(Errno::NODEV);
+        }
+        if state.users.is_some() {
+            return Err(Errno::BUSY);
+        }
+        state.users = Some(0);
+        Ok(())
+    }
+
+    /// Unbinds it.
+    ///
+    /// # Errors
+    /// `ENODEV` if it is not bound, `EBUSY` if it is open.
+    pub(crate) fn unbind(&self) -> Result<(), Errno> {
+        let mut state = self.lock();
+        match state.users {
+            None => Err(Errno::NODEV),
+            Some(0) => {
+                state.users = None;
+                Ok(())
+            }
+            Some(_) => Err(Errno::BUSY),
+        }
+    }
+
+    /// `driver_override` as it reads.
+    pub(crate) fn wanted(&self) -> String {
+        format!("{}\n", self.lock().wanted.as_deref().unwrap_or("(null)"))
+    }
+
+    /// `driver_override` as it is written; what is bound stays so.
+    ///
+    /// # Errors
+    /// `EINVAL` if the name is too long.
+    pub(crate) fn want(&self, name: &str) -> Result<(), Errno> {
+        if name.len() > LONGEST_NAME {
+            return Err(Errno::INVAL);
+        }
+        self.lock().wanted = (!name.is_empty()).then(|| name.to_owned());
+        Ok(())
+    }
+}
+
+/// Keeps a device from being unbound.
+pub(crate) struct DriverHold(Arc<Driver>);
+
+impl Drop for DriverHold {
+    fn drop(&mut self) {
+        if let Some(users) = &mut self.0.lock().users {
+            *users -= 1;
+        }
+    }
+}
+
+/// The devices, by vendor and number, that the driver was told to know.
+#[derive(Default)]
+pub(crate) struct KnownIds(Mutex<Vec<(u16, u16)>>);
+
+impl KnownIds {
+    fn lock(&self) -> MutexGuard<'_, Vec<(u16, u16)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn has(&self, vendor: u16, device: u16) -> bool {
+        self.lock().contains(&(vendor, device))
+    }
+
+    /// `new_id` as it is written.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is not two numbers or more, `EEXIST`.
+    pub(crate) fn add(&self, text: &str) -> Result<(), Errno> {
+        let id = parse(text)?;
+        let mut known = self.lock();
+        if known.contains(&id) {
+            return Err(Errno::EXIST);
+        }
+        known.push(id);
+        Ok(())
+    }
+
+    /// `remove_id` as it is written.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is not two numbers or more, `ENODEV` if it is not known.
+    pub(crate) fn remove(&self, text: &str) -> Result<(), Errno> {
+        let id = parse(text)?;
+        let mut known = self.lock();
+        let at = known.iter().position(|other| *other == id).ok_or(Errno::NODEV)?;
+        known.remove(at);
+        Ok(())
+    }
+}
+
+/// Vendor and device, in hexadecimal digits; what may follow is not looked at.
+fn parse(text: &str) -> Result<(u16, u16), Errno> {
+    let mut words = text.split_ascii_whitespace().map(|word| u16::from_str_radix(word.trim_start_matches("0x"), 16));
+    match (words.next(), words.next()) {
+        (Some(Ok(vendor)), Some(Ok(device))) => Ok((vendor, device)),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_bound_to_what_it_wants_only() {
+        let driver = Arc::new(Driver::default());
+        assert_eq!((driver.is_bound(), driver.bind(true)), (true, Err(Errno::BUSY)));
+        let hold = driver.hold().unwrap();
+        assert_eq!(driver.unbind(), Err(Errno::BUSY));
+        drop(hold);
+        assert_eq!((driver.unbind(), driver.unbind()), (Ok(()), Err(Errno::NODEV)));
+        assert!(matches!(driver.hold(), Err(Errno::NODEV)));
+        driver.want("other").unwrap();
+        assert_eq!((driver.bind(true), driver.wanted()), (Err(Errno::NODEV), "other\n".to_owned()));
+        driver.want("").unwrap();
+        assert_eq!((driver.bind(false), driver.wanted()), (Err(Errno::NODEV), "(null)\n".to_owned()));
+        assert_eq!((driver.bind(true), driver.is_bound()), (Ok(()), true));
+        assert_eq!(driver.want(&"x".repeat(LONGEST_NAME + 1)), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn ids_are_two_numbers() {
+        let known = KnownIds::default();
+        for text in ["", "8086", "8086 x", "18086 2021", "8086,2021"] {
+            assert_eq!((known.add(text), known.remove(text)), (Err(Errno::INVAL), Err(Errno::INVAL)), "{text:?}");
+        }
+        assert_eq!((known.add("8086 2021"), known.add("0x8086 0x2021 1 2")), (Ok(()), Err(Errno::EXIST)));
+        assert!(known.has(0x8086, 0x2021) && !known.has(0x2021, 0x8086));
+        assert_eq!((known.remove("8086 2021"), known.remove("8086 2021")), (Ok(()), Err(Errno::NODEV)));
+        assert!(!known.has(0x8086, 0x2021));
+    }
+}
