@@ -93,6 +93,11 @@ pub const TESTS: &[Test] = &[
         }
     }),
     ("groups_and_containers_live_as_on_linux", || drop(program("groups-and-containers"))),
+    ("requests_on_a_container_fail_as_on_linux", || drop(program("type1-errors"))),
+    ("each_version_of_type1_cuts_its_own_way", || drop(program("type1-cuts"))),
+    ("mappings_of_a_container_lose_addresses_and_get_others", || drop(program("type1-addresses"))),
+    ("a_container_has_as_many_mappings_as_it_says", || drop(program("type1-limit"))),
+    ("a_container_tells_exactly_what_was_written", || drop(program("type1-dirty"))),
     ("memory_instructions_work_on_registers", || drop(program("wide-accesses"))),
 ];
 

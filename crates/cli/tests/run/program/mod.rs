@@ -14,6 +14,7 @@ mod remains;
 mod requests;
 mod sharing;
 mod stuck;
+mod type1;
 
 use std::os::fd::AsRawFd;
 
@@ -91,6 +92,11 @@ pub fn run(name: &str, arguments: &[String]) {
         "sva" => ioasid_example_dsa::run(64).unwrap(),
         "mode" => modes::client(argument),
         "groups-and-containers" => modes::life(),
+        "type1-errors" => type1::errors(),
+        "type1-cuts" => type1::cuts(),
+        "type1-addresses" => type1::addresses(),
+        "type1-limit" => type1::limit(),
+        "type1-dirty" => type1::dirty(),
         "sva-of-another" => sharing::sva_of_another(),
         other => panic!("there is no program {other}"),
     }

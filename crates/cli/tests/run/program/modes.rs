@@ -10,7 +10,7 @@ use ioasid_uapi::vfio::{self, group};
 use super::{LENGTH, NOWHERE, RING, SOURCE, TARGET};
 use crate::driver::{Engine, Memory, Space, ioctl};
 
-fn open(path: &str) -> Result<OwnedFd, i32> {
+pub fn open(path: &str) -> Result<OwnedFd, i32> {
     crate::driver::open(path).map_err(|error| error.raw_os_error().unwrap())
 }
 

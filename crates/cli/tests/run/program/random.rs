@@ -6,6 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ioasid_uapi::vfio::{container, group};
+
 use crate::driver::Memory;
 use crate::program::remains::{memory_of, runner};
 
@@ -86,9 +88,13 @@ fn life(seed: u64, done: &AtomicU64) {
     });
 }
 
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed | 1 << 63)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -96,7 +102,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         (self.next() >> 16) % end
     }
 
@@ -112,8 +118,18 @@ struct Caller {
     arena: u64,
 }
 
-const PATHS: [&std::ffi::CStr; 4] =
-    [c"/dev/iommu", c"/dev/vfio/devices/vfio0", c"/dev/vfio/devices/vfio1", c"/dev/vfio/devices/vfio2"];
+const PATHS: [&std::ffi::CStr; 8] = [
+    c"/dev/iommu",
+    c"/dev/vfio/vfio",
+    c"/dev/vfio/0",
+    c"/dev/vfio/1",
+    c"/dev/vfio/2",
+    c"/dev/vfio/devices/vfio0",
+    c"/dev/vfio/devices/vfio1",
+    c"/dev/vfio/devices/vfio2",
+];
+/// The devices, as groups know them.
+const NAMES: [&std::ffi::CStr; 4] = [c"0001:00:01.0", c"0001:00:02.0", c"0001:00:03.0", c"0001:00:01.0 vf_token=1"];
 
 impl Caller {
     fn act(&mut self, random: &mut Random) {
@@ -131,6 +147,7 @@ impl Caller {
                 8600..=8999 => self.transfer(random),
                 9000..=9299 => self.map(random),
                 9300..=9349 => self.touch(random),
+                9350..=9499 => self.group(random),
                 9500..=9799 => {
                     if let Some((address, length)) = self.bars.pop() {
                         libc::munmap(address as *mut libc::c_void, length as usize);
@@ -216,6 +233,26 @@ impl Caller {
         }
         // SAFETY: see `act`.
         unsafe { libc::ioctl(self.file(random), number, address) };
+    }
+
+    /// A step on the way to a device out of a group, as random numbers would hardly make it.
+    unsafe fn group(&mut self, random: &mut Random) {
+        let (file, other) = (self.file(random), self.file(random));
+        // SAFETY: requests on whatever these are, with a number, a name that is there for ever, or one of ours.
+        unsafe {
+            match random.below(4) {
+                0 => libc::ioctl(file, group::SET_CONTAINER.into(), &raw const other),
+                1 => libc::ioctl(file, group::UNSET_CONTAINER.into(), 0),
+                2 => libc::ioctl(file, container::SET_IOMMU.into(), random.one(&[1u64, 3, 3, 9])),
+                _ => {
+                    let device = libc::ioctl(file, group::GET_DEVICE_FD.into(), random.one(&NAMES).as_ptr());
+                    if device >= 0 && self.files.len() < 60 {
+                        self.files.push(device);
+                    }
+                    device
+                }
+            };
+        }
     }
 
     unsafe fn transfer(&self, random: &mut Random) {
