@@ -5,6 +5,7 @@
 //!   /dev/iommu, ioasid      links into
 //!   /dev/vfio               the tree's dev/vfio
 //!   /sys/module           the same, with the tree's modules
+//!   /sys/devices          the same, with the tree's buses
 //!   /sys/bus/pci          the tree's, in place of the machine's own, or, with --host-devices,
 //!                           the tree's devices and its driver beside those
 //!   /sys/kernel/iommu_groups   the same way
@@ -111,6 +112,8 @@ fn prepare(channel: &Channel, runner: Pid, plan: &Plan) -> Result<()> {
     // What is loaded is ours from the program's point of view, whatever the machine has of it.
     graft::room_in(Path::new("/sys/module"), &names_in("/sys/module")?)?;
     add_entries("/sys/module")?;
+    graft::room_in(Path::new("/sys/devices"), &names_in("/sys/devices")?)?;
+    add_entries("/sys/devices")?;
     if host_devices {
         for directory in ["/sys/bus/pci/devices", "/sys/kernel/iommu_groups"] {
             graft::room_in(Path::new(directory), &[])?;
@@ -188,8 +191,14 @@ fn add_entries(directory: &str) -> Result<()> {
                 target.display()
             ));
         }
-        fs::create_dir(&target).with_context(|| format!("cannot make {}", target.display()))?;
-        graft::bind(&source, &target)?;
+        let made = match fs::read_link(&source) {
+            Ok(link) => symlink(link, &target),
+            Err(_) => fs::create_dir(&target),
+        };
+        made.with_context(|| format!("cannot make {}", target.display()))?;
+        if !target.is_symlink() {
+            graft::bind(&source, &target)?;
+        }
     }
     Ok(())
 }

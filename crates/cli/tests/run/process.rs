@@ -213,6 +213,7 @@ fn dev_and_sys_keep_what_they_had() {
     for (directory, ours, host_devices, of_machine) in [
         ("/dev", &["ioasid", "iommu", "vfio"][..], false, true),
         ("/sys/module", &modules, false, true),
+        ("/sys/devices", &["pci0009:09"], false, true),
         ("/sys/kernel", &[], false, true),
         // The machine's own devices are hidden, or shown beside ours.
         ("/sys/bus/pci/devices", &["0009:09:09.1"], false, false),

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   sys/bus/pci/{drivers_probe,…}
-//!   sys/bus/pci/devices/0001:00:01.0/{vendor,…,config,driver_override,iommu_group ─►,driver ─►,vfio-dev/vfioN/dev}
+//!   sys/bus/pci/devices/0001:00:01.0 ─►
+//!   sys/devices/pci0001:00/0001:00:01.0/{vendor,…,config,driver_override,iommu_group ─►,driver ─►,vfio-dev/vfioN/dev}
 //!   sys/bus/pci/drivers/vfio-pci/{bind,unbind,new_id,remove_id,0001:00:01.0 ─►,module ─►}
 //!   sys/kernel/iommu_groups/G/{type,reserved_regions,devices/0001:00:01.0 ─►}
 //!   sys/module/{vfio,vfio_pci,…}
@@ -13,6 +14,7 @@
 
 use std::fmt::Write as _;
 
+use ioasid::Rid;
 use ioasid_vfio::{BarKind, Function};
 
 use super::nodes::{Node, Nodes};
@@ -44,7 +46,7 @@ const MODULES: [(&str, &[(&str, &str)]); 5] = [
 
 /// Adds what is there without a device.
 pub(super) fn add(nodes: &mut Nodes, selftest: bool) {
-    for directory in ["bus/pci/devices", "bus/pci/slots", "kernel/iommu_groups"] {
+    for directory in ["bus/pci/devices", "bus/pci/slots", "devices", "kernel/iommu_groups"] {
         nodes.directory(&format!("sys/{directory}"));
     }
     nodes.add("sys/bus/pci/drivers_autoprobe", Node::Text("1\n".to_owned()));
@@ -95,7 +97,9 @@ pub(super) fn add_device(nodes: &mut Nodes, number: usize, device: &PciDevice) {
          PCI_SLOT_NAME={rid}\nMODALIAS=pci:{id}\n",
         spec.class, spec.vendor, spec.device, spec.subsystem_vendor, spec.subsystem_device,
     );
-    let home = format!("sys/bus/pci/devices/{rid}");
+    let place = format!("devices/{}/{rid}", bus_of(rid));
+    let home = format!("sys/{place}");
+    nodes.add(&format!("sys/bus/pci/devices/{rid}"), Node::Link(format!("../../../{place}")));
     let texts = [
         ("vendor", format!("0x{:04x}\n", spec.vendor)),
         ("device", format!("0x{:04x}\n", spec.device)),
@@ -124,15 +128,17 @@ pub(super) fn add_device(nodes: &mut Nodes, number: usize, device: &PciDevice) {
     nodes.add(&format!("{home}/driver_override"), Node::Attribute(Attribute::Override(number)));
     nodes.add(&format!("{home}/reset"), Node::Attribute(Attribute::Reset(number)));
     nodes.add(&format!("{home}/config"), Node::Config(number));
-    let links =
-        [("subsystem", "../../../pci".to_owned()), ("iommu_group", format!("../../../../kernel/iommu_groups/{group}"))];
+    let links = [
+        ("subsystem", "../../../bus/pci".to_owned()),
+        ("iommu_group", format!("../../../kernel/iommu_groups/{group}")),
+    ];
     for (name, target) in links {
         nodes.add(&format!("{home}/{name}"), Node::Link(target));
     }
     // What goes when it is unbound.
     let bound = [
-        (format!("{home}/driver"), Node::Link(format!("../../drivers/{VFIO_PCI}"))),
-        (format!("sys/bus/pci/drivers/{VFIO_PCI}/{rid}"), Node::Link(format!("../../devices/{rid}"))),
+        (format!("{home}/driver"), Node::Link(format!("../../../bus/pci/drivers/{VFIO_PCI}"))),
+        (format!("sys/bus/pci/drivers/{VFIO_PCI}/{rid}"), Node::Link(format!("../../../../{place}"))),
     ];
     for (path, node) in bound {
         nodes.add_if_bound(&path, node, vec![number]);
@@ -148,7 +154,14 @@ pub(super) fn add_device(nodes: &mut Nodes, number: usize, device: &PciDevice) {
     }
     nodes.add(&format!("{home}/type"), Node::Text("DMA\n".to_owned()));
     nodes.add(&format!("{home}/reserved_regions"), Node::Text(reserved));
-    nodes.add(&format!("{home}/devices/{rid}"), Node::Link(format!("../../../../bus/pci/devices/{rid}")));
+    nodes.add(&format!("{home}/devices/{rid}"), Node::Link(format!("../../../../{place}")));
+}
+
+/// The name of the bus that a device is on, as a root bus has it.
+fn bus_of(rid: Rid) -> String {
+    let name = rid.to_string();
+    let bus = name.rsplit_once(':').map_or(&*name, |(bus, _)| bus);
+    format!("pci{bus}")
 }
 
 /// `resource`: start, end and flags of six BARs, the ROM and six bridge windows, a line each.
