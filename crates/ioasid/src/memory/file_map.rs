@@ -185,14 +185,21 @@ mod tests {
         let segment = |offset, pages| Segment::of_file(&file, offset, pages * PAGE, true).unwrap().remove(0);
         let before = segment(0, 4);
         file.set_len(PAGE).unwrap();
-        assert!(before.backing.read(2 * PAGE, &mut [0]).is_err());
-        assert!(before.backing.read(0, &mut [0]).is_ok() && !before.backing.is_gone(0, 2 * PAGE));
+        // An optimised build reads nothing that nobody looks at.
+        let is_lost = |at| {
+            let mut byte = [0];
+            let read = before.backing.read(at, &mut byte);
+            std::hint::black_box(byte);
+            read.is_err()
+        };
+        assert!(is_lost(2 * PAGE));
+        assert!(!is_lost(0) && !before.backing.is_gone(0, 2 * PAGE));
         assert!(before.backing.is_gone(2 * PAGE, 1));
-        assert!(before.backing.read(PAGE, &mut [0]).is_err(), "there is a first access that finds it out");
+        assert!(is_lost(PAGE), "there is a first access that finds it out");
         file.set_len(4 * PAGE).unwrap();
         let after = segment(2 * PAGE, 1);
         after.backing.write(0, &[1]).unwrap();
-        assert!(before.backing.read(2 * PAGE, &mut [0]).is_err(), "what was lost stays lost");
+        assert!(is_lost(2 * PAGE), "what was lost stays lost");
         let mut byte = [0];
         segment(2 * PAGE, 1).backing.read(0, &mut byte).unwrap();
         assert_eq!(byte, [1]);
