@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use ioasid::memory::{LostMemory, Process};
+use ioasid::memory::{LostMemory, Mapped, Process};
 use ioasid::{Access, DmaPort, FaultReason, Ioas, Iova, IovaRange, Placement};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -93,7 +93,7 @@ impl Drop for Followed {
 }
 
 fn give(process: &Arc<Process>, ioas: &Ioas, memory: &Memory, iova: u64) {
-    let import = || Ok(process.import(memory.start, memory.length, Access::all(), |_| true).unwrap());
+    let import = || Ok(process.import(memory.start, memory.length, Access::all(), |_| Mapped::Memory).unwrap());
     ioas.map(Placement::Fixed(Iova(iova)), memory.length, Access::all(), import).unwrap();
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ioasid::memory::{Process, Segment};
+use ioasid::memory::{Mapped, Process, Segment};
 use ioasid::{Access, Device, Endpoint, GroupId, Hwpt, HwptOptions, Iova, IovaRange, Machine, Placement, Rid, Silent};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
@@ -54,7 +54,7 @@ impl Buffer {
         // SAFETY: a new mapping, leaked.
         let words = unsafe { mmap_anonymous(ptr::null_mut(), LENGTH, prot, MapFlags::PRIVATE).unwrap() };
         let process = Process::open(std::process::id()).unwrap();
-        let segments = process.import(words as u64, LENGTH as u64, Access::all(), |_| true).unwrap();
+        let segments = process.import(words as u64, LENGTH as u64, Access::all(), |_| Mapped::Memory).unwrap();
         let [segment] = <[Segment; 1]>::try_from(segments).ok().unwrap();
         Self { words: words.cast(), segment }
     }

@@ -18,7 +18,7 @@ pub const CHANERR: usize = 0xa8;
 pub const CHANCMD: usize = 0x84;
 pub const CBVER: usize = 0x08;
 
-const RESET: u8 = 1 << 5;
+pub const RESET: u8 = 1 << 5;
 const HALTED: u64 = 3;
 const DONE: u64 = 1;
 

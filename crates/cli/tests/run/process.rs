@@ -93,6 +93,10 @@ pub const TESTS: &[Test] = &[
         }
     }),
     ("groups_and_containers_live_as_on_linux", || drop(program("groups-and-containers"))),
+    ("a_device_reaches_another_and_itself_where_they_are_mapped", || {
+        // It is refused on purpose.
+        drop(succeed(&mut program_under(&["--device", "ioat", "--device", "ivshmem", "--quiet"], "peers", &[])));
+    }),
     ("requests_on_a_container_fail_as_on_linux", || drop(program("type1-errors"))),
     ("each_version_of_type1_cuts_its_own_way", || drop(program("type1-cuts"))),
     ("mappings_of_a_container_lose_addresses_and_get_others", || drop(program("type1-addresses"))),

@@ -32,7 +32,7 @@ pub use pages::{Pages, PinError};
 pub use phys::OutOfPhysicalSpace;
 pub(crate) use pinned::PagesSlice;
 pub use pinned::{MemoryChunk, PinnedMemory};
-pub use process::{ImportError, LostMemory, Process};
+pub use process::{ImportError, LostMemory, Mapped, Process};
 pub use segment::{FileRange, RemoteMemory, Segment};
 pub use tables::{GuestTables, TableSpace};
 pub use vma::{Vma, VmaQuery};

@@ -6,6 +6,7 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
+use ioasid::memory::RemoteMemory;
 use ioasid_vfio::BarMemory;
 use rustix::io::Errno;
 
@@ -118,6 +119,12 @@ pub trait OpenFile: Any + Send + Sync {
     /// As [`OpenFile::load`].
     fn enqueue(&self, _offset: u64, _command: &[u8; 64]) -> Result<Option<bool>, Errno> {
         Ok(None)
+    }
+
+    /// What other devices' DMA reaches by a mapping of it, and the address of the file's beginning there; or, with
+    /// `identity`, by a mapping of the memory whose file has these device and inode numbers, if that is a part of it.
+    fn peer(&self, _identity: Option<(u64, u64)>) -> Option<(Arc<dyn RemoteMemory>, u64)> {
+        None
     }
 
     /// Whether it matters who closes it.

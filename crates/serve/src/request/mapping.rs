@@ -8,19 +8,29 @@ use rustix::io::Errno;
 
 use super::{Caller, ToErrno};
 
-/// Maps `length` bytes of the caller's memory at `address`, at `iova` or anywhere, and returns where. `account` answers
-/// for the memory.
+/// Memory of a caller that is to be mapped.
+pub(super) struct Memory {
+    /// Where it begins.
+    pub(super) address: u64,
+    /// Bytes.
+    pub(super) length: u64,
+    /// Whether other devices' memory may be in it.
+    pub(super) peers: bool,
+    /// Who answers for it.
+    pub(super) account: Option<Arc<dyn Account>>,
+}
+
+/// Maps memory of the caller at `iova` or anywhere, and returns where.
 pub(super) fn map_memory(
-    account: Option<Arc<dyn Account>>,
     caller: &dyn Caller,
     ioas: &Ioas,
-    address: u64,
-    length: u64,
+    memory: Memory,
     iova: Option<Iova>,
     access: Access,
 ) -> Result<u64, Errno> {
+    let Memory { address, length, peers, account } = memory;
     let (start, whole) = pages_around(address, length)?;
-    let pages = caller.pages(start, whole, access.contains(Access::WRITE)).map_err(|error| error.errno())?;
+    let pages = caller.pages(start, whole, access.contains(Access::WRITE), peers).map_err(|error| error.errno())?;
     pages.charge_to(account).map_err(|_| Errno::NOMEM)?;
     let mapped = ioas.map_pages(iova, &pages, address - start, length, access);
     Ok(mapped.map_err(|error| error.errno())?.0)

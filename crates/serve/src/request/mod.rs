@@ -101,11 +101,12 @@ pub trait Caller {
     fn bind_enqcmd(&self, bound: Option<(Pasid, PasidHold)>) -> Result<(), Errno>;
 
     /// Its memory at `address`, `length` bytes (both multiples of the page size), for devices to read, and with
-    /// `writable` to write. Whether it is there turns out when somebody needs it.
+    /// `writable` to write; with `peers`, other devices' memory that it has mapped there, too. Whether it is there
+    /// turns out when somebody needs it.
     ///
     /// # Errors
     /// See [`ImportError`].
-    fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError>;
+    fn pages(&self, address: u64, length: u64, writable: bool, peers: bool) -> Result<Arc<Pages>, ImportError>;
 
     /// Which memory it has at `address`; `None` if none is there.
     fn identity(&self, address: u64) -> Option<Identity>;

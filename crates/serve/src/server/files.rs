@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use ioasid::memory::Process;
+use ioasid::memory::{Mapped, Process};
 use ioasid_vfio::BarMemory;
 use rustix::fs::{AtFlags, StatxFlags};
 
@@ -181,8 +181,25 @@ impl Server {
     }
 
     /// Whether a file with these numbers is what programs have mapped where they mapped a device.
-    pub(crate) fn is_mapped_device(&self, device_number: u64, inode: u64) -> bool {
+    fn is_mapped_device(&self, device_number: u64, inode: u64) -> bool {
         self.is_device_file(device_number) || self.bar_memory(device_number, inode).is_some()
+    }
+
+    /// What a mapping at `offset` of a file with these numbers is to devices; with `peers`, also if it is another
+    /// device.
+    pub(crate) fn mapped(&self, device_number: u64, inode: u64, offset: u64, peers: bool) -> Mapped {
+        if !self.is_mapped_device(device_number, inode) {
+            return Mapped::Memory;
+        }
+        let peer = || match self.open_file(device_number, inode) {
+            Some(file) => file.peer(None),
+            None => {
+                let open: Vec<_> = self.files.lock().open.values().map(|opened| opened.file.clone()).collect();
+                open.iter().find_map(|file| file.peer(Some((device_number, inode))))
+            }
+        };
+        let found = if peers { peer() } else { None };
+        found.map_or(Mapped::Nothing, |(memory, start)| Mapped::Remote(memory, start + offset))
     }
 
     /// Whether `(device number, inode)` is of the tree's device files, and if so, which open file it is.

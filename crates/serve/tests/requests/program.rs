@@ -154,7 +154,7 @@ impl Caller for Program {
         Ok(())
     }
 
-    fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError> {
+    fn pages(&self, address: u64, length: u64, writable: bool, _peers: bool) -> Result<Arc<Pages>, ImportError> {
         if ioasid_inject::fails() {
             return Err(std::io::Error::from(std::io::ErrorKind::OutOfMemory).into());
         }

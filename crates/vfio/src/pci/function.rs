@@ -363,7 +363,11 @@ impl Function {
         })
     }
 
-    fn check_bar(&self, bar: u8, offset: u64, len: usize) -> Result<(), BarError> {
+    /// Fails as [`Function::bar_read`] would.
+    ///
+    /// # Errors
+    /// [`BarError`].
+    pub fn check_bar(&self, bar: u8, offset: u64, len: usize) -> Result<(), BarError> {
         let size = self.spec.bar(bar).map_or(0, |bar| bar.size);
         if offset.checked_add(len as u64).is_none_or(|end| end > size) {
             return Err(BarError::Outside { bar, offset, len });

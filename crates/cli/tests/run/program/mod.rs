@@ -92,6 +92,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "sva" => ioasid_example_dsa::run(64).unwrap(),
         "mode" => modes::client(argument),
         "groups-and-containers" => modes::life(),
+        "peers" => modes::peers(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),
         "type1-addresses" => type1::addresses(),

@@ -2,13 +2,15 @@
 //! both, and a device's own file.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::Ordering;
 
 use ioasid_uapi::iommufd;
 use ioasid_uapi::vfio::container::{self, Type1DmaMap, Type1DmaUnmap};
 use ioasid_uapi::vfio::{self, group};
 
 use super::{LENGTH, NOWHERE, RING, SOURCE, TARGET};
-use crate::driver::{Engine, Memory, Space, ioctl};
+use crate::driver::{CBVER, CHANCMD, CHANCMP, Engine, Memory, RESET, Space, ioctl, load};
 
 pub fn open(path: &str) -> Result<OwnedFd, i32> {
     crate::driver::open(path).map_err(|error| error.raw_os_error().unwrap())
@@ -273,4 +275,79 @@ pub fn life() {
     assert_eq!(open(&group_of(NAME)).err(), Some(libc::EBUSY));
     drop(own);
     drop(open(&group_of(NAME)).unwrap());
+}
+
+/// I/OAT's DMA to another device: memory of its BAR, and registers; and to its own.
+pub fn peers() {
+    const OTHER: &str = "0001:00:02.0";
+    const BAR: u64 = 0x100_0000;
+    const REGISTERS: u64 = 0x200_0000;
+    let container = open("/dev/vfio/vfio").unwrap();
+    let groups = [NAME, OTHER].map(|name| {
+        let group = open(&group_of(name)).unwrap();
+        set_container(&group, &container).unwrap();
+        group
+    });
+    number(&container, container::SET_IOMMU, container::TYPE1V2_IOMMU.into()).unwrap();
+    let (ring, source) = (Memory::new(4096, libc::MAP_SHARED), Memory::new(4096, libc::MAP_SHARED));
+    map(&container, ring.address, RING, 4096).unwrap();
+    map(&container, source.address, SOURCE, 4096).unwrap();
+    let engine = Engine::of(device(&groups[0], NAME).unwrap());
+    let other = device(&groups[1], OTHER).unwrap();
+    // Its memory (BAR 2), which the program has touched in part, so that it is two mappings.
+    let command = 0x6u16.to_ne_bytes();
+    let mut info = vfio::RegionInfo { argsz: 32, index: 7, ..Default::default() };
+    ioctl(&other, vfio::DEVICE_GET_REGION_INFO, &mut info).unwrap();
+    let (config, file) = (info.offset, std::fs::File::from(other.try_clone().unwrap()));
+    file.write_at(&command, config + 4).unwrap();
+    let mut info = vfio::RegionInfo { argsz: 32, index: 2, ..Default::default() };
+    ioctl(&other, vfio::DEVICE_GET_REGION_INFO, &mut info).unwrap();
+    let memory = Memory::map(4 * 4096, libc::MAP_SHARED, other.as_raw_fd(), info.offset);
+    memory.word(4096).store(1, Ordering::Relaxed);
+    map(&container, memory.address, BAR, 4 * 4096).unwrap();
+    let words = |at: usize| (0..512).map(|n| memory.word(at + 8 * n).load(Ordering::Relaxed)).collect::<Vec<_>>();
+    for page in 0..4usize {
+        source.fill(page as u64 + 5);
+        engine.copy(&ring, RING, SOURCE, BAR + 4096 * page as u64, 4096).unwrap();
+        let sent: Vec<_> = (0..512).map(|n| source.word(8 * n).load(Ordering::Relaxed)).collect();
+        assert_eq!(words(4096 * page), sent);
+        // And back.
+        source.fill(99);
+        engine.copy(&ring, RING, BAR + 4096 * page as u64, SOURCE, 4096).unwrap();
+        assert_eq!((0..512).map(|n| source.word(8 * n).load(Ordering::Relaxed)).collect::<Vec<_>>(), sent);
+    }
+    // Without Memory Space Enable nobody answers, and with it again somebody does.
+    file.write_at(&[0; 2], config + 4).unwrap();
+    engine.copy(&ring, RING, SOURCE, BAR, 64).unwrap_err();
+    file.write_at(&command, config + 4).unwrap();
+    engine.copy(&ring, RING, SOURCE, BAR, 64).unwrap();
+
+    // Its own registers: the engine writes its completion address, and then resets itself in the middle of a transfer.
+    map(&container, engine.registers.address, REGISTERS, 4096).unwrap();
+    let register = |at: usize| REGISTERS + at as u64;
+    source.word(0).store(0x1234_5678_9ac0, Ordering::Relaxed);
+    engine.copy(&ring, RING, SOURCE, register(CHANCMP), 8).unwrap();
+    let begin = std::time::Instant::now();
+    while load::<u64>(&engine.registers, CHANCMP) != 0x1234_5678_9ac0 {
+        assert!(begin.elapsed().as_secs() < 20, "what was posted never arrived");
+    }
+    source.word(8).store(0, Ordering::Relaxed);
+    engine.copy(&ring, RING, register(CBVER), SOURCE + 8, 1).unwrap();
+    assert_eq!(source.word(8).load(Ordering::Relaxed), 0x32);
+    source.word(0).store(u64::from(RESET), Ordering::Relaxed);
+    for _ in 0..100 {
+        let _ = engine.copy(&ring, RING, SOURCE, register(CHANCMD), 1);
+    }
+    // What is taken back is reached no more; what the device was closed with, neither.
+    unmap(&container, REGISTERS, 4096).unwrap();
+    engine.copy(&ring, RING, SOURCE, register(CHANCMP), 8).unwrap_err();
+    drop((file, other, memory));
+    let closed = std::time::Instant::now();
+    while engine.copy(&ring, RING, SOURCE, BAR, 64).is_ok() {
+        assert!(closed.elapsed().as_secs() < 20, "a device that is closed is reached");
+    }
+    // Another use of it is not what was mapped.
+    let again = device(&groups[1], OTHER).unwrap();
+    std::fs::File::from(again.try_clone().unwrap()).write_at(&command, config + 4).unwrap();
+    engine.copy(&ring, RING, SOURCE, BAR, 64).unwrap_err();
 }

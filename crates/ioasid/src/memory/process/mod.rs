@@ -117,6 +117,26 @@ impl fmt::Debug for Process {
     }
 }
 
+/// What a mapping of a process is to devices.
+pub enum Mapped {
+    /// Memory, of the process's own or of a file.
+    Memory,
+    /// This in place of it, from this address on.
+    Remote(Arc<dyn RemoteMemory>, u64),
+    /// Nothing that they reach.
+    Nothing,
+}
+
+impl fmt::Debug for Mapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("Memory"),
+            Self::Remote(_, address) => write!(f, "Remote({address:#x})"),
+            Self::Nothing => f.write_str("Nothing"),
+        }
+    }
+}
+
 impl Process {
     /// Opens the address space of `pid`, a process or any thread of it.
     ///
@@ -217,8 +237,8 @@ impl Process {
         &self.0.vmas
     }
 
-    /// Its memory at `start`, `length` bytes (both multiples of the page size), for devices with `access`, as far as
-    /// `is_memory` agrees with each mapping.
+    /// Its memory at `start`, `length` bytes (both multiples of the page size), for devices with `access`: of each
+    /// mapping, what `mapped` says it is.
     ///
     /// # Errors
     /// [`ImportError::BadAddress`] if part of it is not mapped, is no memory, or is not writable where `access` has
@@ -228,7 +248,7 @@ impl Process {
         start: u64,
         length: u64,
         access: Access,
-        is_memory: impl Fn(&Vma) -> bool,
+        mapped: impl Fn(&Vma) -> Mapped,
     ) -> Result<Vec<Segment>, ImportError> {
         let end = start.checked_add(length).ok_or(ImportError::BadAddress(start))?;
         if !self.is_current() {
@@ -238,11 +258,17 @@ impl Process {
         let mut at = start;
         while at < end {
             let vma = self.0.vmas.at(at)?.ok_or(ImportError::BadAddress(at))?;
-            if !is_memory(&vma) {
-                return Err(ImportError::BadAddress(at));
-            }
             let stop = vma.end.min(end);
-            self.segments(&vma, at, stop - at, access, &mut segments)?;
+            match mapped(&vma) {
+                Mapped::Memory => self.segments(&vma, at, stop - at, access, &mut segments)?,
+                Mapped::Remote(memory, address) => {
+                    if !(if access.contains(Access::WRITE) { vma.writable } else { vma.readable }) {
+                        return Err(ImportError::BadAddress(at));
+                    }
+                    segments.push(Segment::remote(memory, address + (at - vma.start), stop - at));
+                }
+                Mapped::Nothing => return Err(ImportError::BadAddress(at)),
+            }
             at = stop;
         }
         Ok(segments)
@@ -345,7 +371,7 @@ mod tests {
     fn private_memory_is_copied_and_a_memfd_is_mapped() {
         let process = this_process();
         let private = map(8192, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
-        let segments = process.import(private, 8192, Access::all(), |_| true).unwrap();
+        let segments = process.import(private, 8192, Access::all(), |_| Mapped::Memory).unwrap();
         assert!(segments.iter().all(|s| matches!(s.backing, Backing::Remote { .. })));
 
         let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
@@ -353,7 +379,7 @@ mod tests {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, leaked.
         let shared = unsafe { rustix::mm::mmap(ptr::null_mut(), 8192, prot, MapFlags::SHARED, &file, 0).unwrap() };
-        let segments = process.import(shared as u64, 8192, Access::all(), |_| true).unwrap();
+        let segments = process.import(shared as u64, 8192, Access::all(), |_| Mapped::Memory).unwrap();
         assert!(matches!(segments[..], [Segment { backing: Backing::Local { .. }, length: 8192 }]));
     }
 
@@ -368,7 +394,7 @@ mod tests {
             unsafe { rustix::mm::mmap(ptr::null_mut(), 4 * 4096, prot, MapFlags::SHARED, &file, 4096).unwrap() };
         for page in 0..4 {
             let at = mapped as u64 + page * 4096;
-            let segments = this_process().import(at, 4096, Access::all(), |_| true).unwrap();
+            let segments = this_process().import(at, 4096, Access::all(), |_| Mapped::Memory).unwrap();
             let [Segment { backing: backing @ Backing::Local { .. }, .. }] = &segments[..] else {
                 panic!("{segments:?}")
             };
@@ -382,13 +408,16 @@ mod tests {
     fn holes_and_read_only_memory_are_refused() {
         let process = this_process();
         let start = map(3 * 4096, ProtFlags::READ, MapFlags::PRIVATE);
-        assert!(process.import(start, 3 * 4096, Access::READ, |_| true).is_ok());
-        assert!(matches!(process.import(start, 4096, Access::all(), |_| true), Err(ImportError::BadAddress(_))));
+        assert!(process.import(start, 3 * 4096, Access::READ, |_| Mapped::Memory).is_ok());
+        assert!(matches!(
+            process.import(start, 4096, Access::all(), |_| Mapped::Memory),
+            Err(ImportError::BadAddress(_))
+        ));
         // SAFETY: unmaps a page of the leaked mapping.
         unsafe { rustix::mm::munmap((start + 4096) as *mut _, 4096).unwrap() };
-        let hole = process.import(start, 3 * 4096, Access::READ, |_| true);
+        let hole = process.import(start, 3 * 4096, Access::READ, |_| Mapped::Memory);
         assert!(matches!(hole, Err(ImportError::BadAddress(at)) if at == start + 4096));
-        assert!(process.import(!4095, 8192, Access::READ, |_| true).is_err());
+        assert!(process.import(!4095, 8192, Access::READ, |_| Mapped::Memory).is_err());
     }
 
     #[test]
@@ -399,6 +428,6 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!process.is_current());
-        assert!(matches!(process.import(0x1000, 4096, Access::READ, |_| true), Err(ImportError::Gone)));
+        assert!(matches!(process.import(0x1000, 4096, Access::READ, |_| Mapped::Memory), Err(ImportError::Gone)));
     }
 }

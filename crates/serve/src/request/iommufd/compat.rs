@@ -14,7 +14,7 @@ use zerocopy::IntoBytes;
 use super::{Call, IommuFile, ToErrno};
 use crate::request::Caller;
 use crate::request::argument::get_part;
-use crate::request::mapping::{map_memory, unmap_telling};
+use crate::request::mapping::{Memory, map_memory, unmap_telling};
 use crate::request::object;
 use crate::request::vfio::type1_info;
 
@@ -136,8 +136,9 @@ fn map_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Er
     access.set(Access::WRITE, request.flags & uapi::DMA_MAP_FLAG_WRITE != 0);
     let target = file.compat.get(&file.context)?;
     let iova = Some(Iova(request.iova));
-    let account = file.account(caller);
-    map_memory(account, caller, &target, request.vaddr, request.size, iova, access).map(drop)
+    let (address, length) = (request.vaddr, request.size);
+    let memory = Memory { address, length, peers: false, account: file.account(caller) };
+    map_memory(caller, &target, memory, iova, access).map(drop)
 }
 
 fn unmap_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Errno> {

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::{Call, ToErrno};
 use crate::request::given::{given, of_kind};
-use crate::request::mapping::{map_memory, pages_around, unmap_telling};
+use crate::request::mapping::{Memory, map_memory, pages_around, unmap_telling};
 use crate::request::object;
 use crate::request::selftest::TestBuffer;
 
@@ -77,8 +77,9 @@ pub(super) fn map(call: &Call<'_>) -> Result<(), Errno> {
     }
     let ioas = object::ioas(call.context(), request.ioas_id)?;
     let iova = fixed.then_some(Iova(request.iova));
-    request.iova =
-        map_memory(call.file.account(call.caller), call.caller, &ioas, request.user_va, request.length, iova, access)?;
+    let (address, length) = (request.user_va, request.length);
+    let memory = Memory { address, length, peers: false, account: call.file.account(call.caller) };
+    request.iova = map_memory(call.caller, &ioas, memory, iova, access)?;
     call.put(&request).inspect_err(|_| take_back(&ioas, request.iova, request.length))
 }
 

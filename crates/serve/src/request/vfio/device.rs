@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::capability::{chain, header};
 use super::group::{Block, OpenGroup};
+use super::peer::Peer;
 use super::{get, through};
 use crate::driver::DriverHold;
 use crate::request::file::Closer;
@@ -45,6 +46,8 @@ pub(super) enum Way {
 
 /// An open device.
 pub(super) struct Opened {
+    /// As other devices reach it.
+    peer: Arc<Peer>,
     session: Session,
     pci: Arc<PciDevice>,
     way: Way,
@@ -59,11 +62,16 @@ impl Opened {
     pub(super) fn new(pci: &Arc<PciDevice>, come: impl FnOnce() -> Result<Way, Errno>) -> Result<Self, Errno> {
         let hold = pci.driver.hold()?;
         let session = pci.vfio.open().map_err(|error| error.errno())?;
-        Ok(Self { session, pci: pci.clone(), way: come()?, _hold: hold })
+        let peer = Peer::new(pci.vfio.function().clone());
+        Ok(Self { peer, session, pci: pci.clone(), way: come()?, _hold: hold })
     }
 
     pub(super) fn session(&self) -> &Session {
         &self.session
+    }
+
+    pub(super) fn peer(&self) -> &Arc<Peer> {
+        &self.peer
     }
 
     /// What it is bound to by a file of its own.
@@ -76,7 +84,8 @@ impl Opened {
 
     /// Stops its DMA, then detaches it.
     pub(super) fn close(self, by: Closer, watcher: &dyn Watcher) {
-        let Self { session, pci, way, _hold } = self;
+        let Self { peer, session, pci, way, _hold } = self;
+        peer.close();
         drop(session);
         let unread = pci.vfio.function().interrupts().take_unconsumed();
         if by == Closer::Program && !unread.is_empty() {

@@ -9,6 +9,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use ioasid::memory::RemoteMemory;
 use ioasid_uapi::vfio as uapi;
 use ioasid_vfio::device::region::{RegionFlags, locate};
 use rustix::io::Errno;
@@ -88,6 +89,13 @@ impl OpenFile for VfioFile {
 
     fn in_use(&self) -> &'static [Errno] {
         &[Errno::BUSY, Errno::INVAL]
+    }
+
+    fn peer(&self, identity: Option<(u64, u64)>) -> Option<(Arc<dyn RemoteMemory>, u64)> {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        let peer = opened.as_ref()?.peer();
+        let start = identity.map_or(Some(0), |identity| peer.offset_of(identity))?;
+        Some((peer.clone(), start))
     }
 
     fn is_closed_by_somebody(&self) -> bool {

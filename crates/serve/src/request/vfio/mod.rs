@@ -17,6 +17,7 @@ mod device;
 mod dirty;
 mod file;
 pub mod group;
+mod peer;
 mod type1;
 pub(super) mod type1_info;
 

@@ -18,7 +18,7 @@ use zerocopy::IntoBytes;
 use super::device::Attached;
 use super::group::Group;
 use super::{dirty, get, type1_info};
-use crate::request::mapping::{map_memory, unmap_telling};
+use crate::request::mapping::{Memory, map_memory, unmap_telling};
 use crate::request::{Caller, ToErrno};
 
 /// The most mappings of a container, as many as of Linux's without other settings.
@@ -162,7 +162,8 @@ impl Type1 {
         if self.ioas.area_count() >= MOST_MAPPINGS && self.ioas.areas_in(range).is_empty() {
             return Err(Errno::NOSPC);
         }
-        map_memory(caller.account(true), caller, &self.ioas, vaddr, size, Some(Iova(iova)), access).map(drop)
+        let memory = Memory { address: vaddr, length: size, peers: true, account: caller.account(true) };
+        map_memory(caller, &self.ioas, memory, Some(Iova(iova)), access).map(drop)
     }
 
     /// Gives a mapping whose address was taken away another one. The memory is the same, says the caller, who answers

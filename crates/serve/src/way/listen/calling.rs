@@ -224,7 +224,7 @@ impl Caller for Calling<'_> {
         Ok(())
     }
 
-    fn pages(&self, address: u64, length: u64, writable: bool) -> Result<Arc<Pages>, ImportError> {
+    fn pages(&self, address: u64, length: u64, writable: bool, peers: bool) -> Result<Arc<Pages>, ImportError> {
         fail_for(Errno::NOMEM).map_err(io::Error::from)?;
         let process = self.listener.server.process(self.tid, Purpose::Mapping)?;
         self.still_there().map_err(io::Error::from)?;
@@ -232,8 +232,7 @@ impl Caller for Calling<'_> {
         let server = self.listener.server.clone();
         let access = if writable { Access::all() } else { Access::READ };
         Ok(Pages::new(address, length, writable, move |offset, length| {
-            // Registers are reached through the device that has them, not through a mapping of theirs (Linux: EFAULT).
-            process.import(address + offset, length, access, |vma| !server.is_mapped_device(vma.dev, vma.inode))
+            process.import(address + offset, length, access, |vma| server.mapped(vma.dev, vma.inode, vma.offset, peers))
         }))
     }
 

@@ -1,0 +1,175 @@
+//! The BARs of an open device as memory that other devices' DMA reaches (peer to peer).
+//!
+//! ```text
+//!   DMA of another device ──read──► the register, at once
+//!          │
+//!          └──write──► posted ──► a thread of the device's own ──► the register
+//! ```
+//! As on the bus, a write is posted: who writes does not wait for what it sets off. It could not: a write may reset the
+//! very device whose thread does the DMA, and the reset waits for it. Memory of a BAR sets nothing off, and is written
+//! at once. What was posted has arrived when the mapping is taken back, as on the bus what is behind a read has.
+
+use std::io;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use ioasid::memory::RemoteMemory;
+use ioasid_vfio::Function;
+use ioasid_vfio::device::region::locate;
+
+/// Posted writes that are not performed yet; with more, the bus does not take them.
+const MOST: usize = 256;
+/// The longest access that a register takes.
+const WORD: u64 = 8;
+
+/// What is posted.
+enum Posted {
+    /// Bytes at a file offset.
+    Write(u64, Vec<u8>),
+    /// Who waits for those before.
+    Fence(SyncSender<()>),
+}
+
+/// The BARs of an open device, by the offsets of its file.
+pub(super) struct Peer {
+    registers: Arc<Registers>,
+    /// From the first posted write on, until the device is closed.
+    posted: Mutex<Option<SyncSender<Posted>>>,
+}
+
+struct Registers {
+    function: Arc<Function>,
+    /// Whether the device is open.
+    is_open: RwLock<bool>,
+}
+
+impl Registers {
+    /// One access, or what a memory of the BAR takes of it.
+    fn pieces(&self, address: u64, length: usize) -> impl Iterator<Item = (u64, usize)> + use<'_> {
+        let end = address + length as u64;
+        let mut at = address;
+        std::iter::from_fn(move || {
+            let next = self.end_of_memory(at).unwrap_or((at / WORD + 1) * WORD).min(end);
+            let piece = (at < end).then_some((at, (next - at) as usize));
+            at = next;
+            piece
+        })
+    }
+
+    /// Where the memory ends that a file offset is in, if it is in one.
+    fn end_of_memory(&self, address: u64) -> Option<u64> {
+        let (index, offset) = locate(address);
+        let mut all = self.function.memory().iter().filter(|pages| u32::from(pages.bar) == index);
+        let ends = all.find_map(|pages| {
+            let end = pages.offset + pages.memory.length();
+            (pages.offset..end).contains(&offset).then_some(end)
+        });
+        ends.map(|end| address - offset + end)
+    }
+
+    /// Makes one access, unless the device is closed.
+    fn access(
+        &self,
+        address: u64,
+        one: impl FnOnce(&Function, u8, u64) -> Result<(), ioasid_vfio::BarError>,
+    ) -> io::Result<()> {
+        // Who closes it waits for this one, so this one must not wait for who closes it.
+        let open = self.is_open.try_read().map_err(|_| io::ErrorKind::NotConnected)?;
+        if !*open {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let (index, offset) = locate(address);
+        let bar = u8::try_from(index).map_err(|_| io::ErrorKind::NotFound)?;
+        one(&self.function, bar, offset).map_err(io::Error::other)
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> io::Result<()> {
+        let mut rest = data;
+        for (at, length) in self.pieces(address, data.len()) {
+            let (piece, behind) = rest.split_at(length);
+            self.access(at, |function, bar, offset| function.bar_write(bar, offset, piece))?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    fn perform(&self, posted: &Receiver<Posted>) {
+        for posted in posted {
+            match posted {
+                // Nobody can be told any more.
+                Posted::Write(address, data) => drop(self.write(address, &data)),
+                Posted::Fence(reached) => drop(reached.send(())),
+            }
+        }
+    }
+}
+
+impl Peer {
+    pub(super) fn new(function: Arc<Function>) -> Arc<Self> {
+        let registers = Arc::new(Registers { function, is_open: RwLock::new(true) });
+        Arc::new(Self { registers, posted: Mutex::default() })
+    }
+
+    /// Where, by file offset, the memory begins whose file has these numbers, if it is this device's.
+    pub(super) fn offset_of(&self, identity: (u64, u64)) -> Option<u64> {
+        let mut all = self.registers.function.memory().iter();
+        let pages = all.find(|pages| pages.memory.identity() == identity)?;
+        Some(ioasid_vfio::device::region::file_offset(pages.bar.into()) + pages.offset)
+    }
+
+    /// Nothing reaches the device any more when this returns.
+    pub(super) fn close(&self) {
+        *self.registers.is_open.write().unwrap_or_else(PoisonError::into_inner) = false;
+        self.lock().take();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<SyncSender<Posted>>> {
+        self.posted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn post(&self, posted: Posted) -> io::Result<()> {
+        let mut sender = self.lock();
+        if sender.is_none() {
+            let (post, pending) = sync_channel(MOST);
+            let registers = self.registers.clone();
+            std::thread::Builder::new().name("peer".to_owned()).spawn(move || registers.perform(&pending))?;
+            *sender = Some(post);
+        }
+        match sender.as_ref().map(|sender| sender.try_send(posted)) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(TrySendError::Full(_))) => Err(io::ErrorKind::WouldBlock.into()),
+            Some(Err(TrySendError::Disconnected(_))) | None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl RemoteMemory for Peer {
+    fn read(&self, address: u64, data: &mut [u8]) -> io::Result<()> {
+        let mut rest = &mut *data;
+        for (at, length) in self.registers.pieces(address, rest.len()) {
+            let (piece, behind) = rest.split_at_mut(length);
+            self.registers.access(at, |function, bar, offset| function.bar_read(bar, offset, piece))?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> io::Result<()> {
+        let ends = self.registers.end_of_memory(address);
+        if ends.is_some_and(|end| address + data.len() as u64 <= end) {
+            return self.registers.write(address, data);
+        }
+        // A device that does not answer is found out now.
+        self.registers.access(address, |function, bar, offset| function.check_bar(bar, offset, data.len()))?;
+        self.post(Posted::Write(address, data.to_vec()))
+    }
+
+    fn given_back(&self, _address: u64, _length: u64) {
+        let (reached, fence) = sync_channel(1);
+        let sender = self.lock().clone();
+        // Without a thread nothing was posted, and one that has ended performs nothing more.
+        if sender.is_some_and(|sender| sender.send(Posted::Fence(reached)).is_ok()) {
+            let _ = fence.recv();
+        }
+    }
+}
