@@ -2,8 +2,13 @@
 //! `tests/header.rs` does.
 
 /// Every header of which something is here.
-pub const HEADERS: &[Header] =
-    &[crate::iommufd::HEADER, crate::vfio::HEADER, crate::iommufd::selftest::HEADER, crate::ioasid::HEADER];
+pub const HEADERS: &[Header] = &[
+    crate::iommufd::HEADER,
+    crate::vfio::HEADER,
+    crate::kvm::HEADER,
+    crate::iommufd::selftest::HEADER,
+    crate::ioasid::HEADER,
+];
 
 /// What of a header of Linux is here.
 #[derive(Debug, Clone, Copy)]

@@ -9,6 +9,7 @@
 pub mod description;
 pub mod ioasid;
 pub mod iommufd;
+pub mod kvm;
 pub mod vfio;
 
 /// `_IO(type, nr)`: a request number without direction or size, as all of these are.

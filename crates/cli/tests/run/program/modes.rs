@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::Ordering;
 
 use ioasid_uapi::iommufd;
+use ioasid_uapi::kvm;
 use ioasid_uapi::vfio::container::{self, Type1DmaMap, Type1DmaUnmap};
 use ioasid_uapi::vfio::{self, group};
 
@@ -253,6 +254,17 @@ pub fn life() {
     drop(engine);
     let mut info = vfio::DeviceInfo { argsz: 24, ..Default::default() };
     ioctl(&other, vfio::DEVICE_GET_INFO, &mut info).unwrap();
+    // KVM is told of what it cannot know; of everything else the kernel says what it thinks.
+    let kvm = open("/dev/null").unwrap();
+    let tell = |file: i32, group, attr| {
+        let addr = std::ptr::from_ref(&file) as u64;
+        ioctl(&kvm, kvm::SET_DEVICE_ATTR, &mut kvm::DeviceAttr { flags: 0, group, attr, addr })
+    };
+    for file in [opened.as_raw_fd(), other.as_raw_fd()] {
+        assert_eq!([1, 2].map(|attr| tell(file, kvm::DEV_VFIO_FILE, attr)), [Ok(0); 2]);
+        assert_eq!((tell(file, 1, 3), tell(file, 2, 1)), (Err(libc::ENOTTY), Err(libc::ENOTTY)));
+    }
+    assert_eq!([first.as_raw_fd(), -1, 0].map(|file| tell(file, 1, 1)), [Err(libc::ENOTTY); 3]);
     // The group's own file is closed before the device's: it is open still.
     drop(opened);
     assert_eq!(open(&group_of(NAME)).err(), Some(libc::EBUSY));

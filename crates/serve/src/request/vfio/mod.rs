@@ -21,12 +21,14 @@ mod peer;
 mod type1;
 pub(super) mod type1_info;
 
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use std::sync::Arc;
 
 use rustix::io::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Caller;
 use super::argument::get_part;
+use super::file::{OpenFile, of_kind};
 pub use file::VfioFile;
 
 /// The end of a field: the shortest form of a structure that a request accepts.
@@ -36,6 +38,11 @@ macro_rules! through {
     };
 }
 use through;
+
+/// Whether a file is a device or a group.
+pub(crate) fn is_vfio(file: &Arc<dyn OpenFile>) -> bool {
+    of_kind::<VfioFile>(file.clone()).is_some() || of_kind::<group::GroupFile>(file.clone()).is_some()
+}
 
 /// Reads a structure with `argsz`, of which the caller must have set aside `minimum` bytes.
 fn get<T>(address: u64, caller: &dyn Caller, minimum: usize) -> Result<(T, u32), Errno>

@@ -6,7 +6,7 @@
 //!
 //! | call | trapped if |
 //! | --- | --- |
-//! | `ioctl` | the number's type is `';'` |
+//! | `ioctl` | the number's type is `';'`, or it is KVM_SET_DEVICE_ATTR |
 //! | `mmap` | a file is shared, or the offset is 2^40 or more |
 //! | `pread64`, `pwrite64`, `preadv`, `pwritev`, `preadv2`, `pwritev2` | the offset is 2^40 or more |
 //! | `rt_sigaction` | it is about a signal that the handler takes (`trap`), and not the handler's own |
@@ -18,7 +18,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-use ioasid_uapi::TYPE;
+use ioasid_uapi::{TYPE, kvm};
 use ioasid_vfio::device::region::file_offset;
 
 use crate::way::trap::{PASS, SIGNALS};
@@ -63,8 +63,9 @@ pub fn program(selftest: bool) -> Vec<libc::sock_filter> {
     let mut program = vec![op(LOAD, OFFSET_OF_ARCH, 0, 0), op(IF_EQUAL, ARCH_X86_64, 1, 0), allow];
     program.push(op(LOAD, OFFSET_OF_NUMBER, 0, 0));
     program.extend([
-        op(IF_EQUAL, libc::SYS_ioctl as u32, 0, 5),
+        op(IF_EQUAL, libc::SYS_ioctl as u32, 0, 6),
         op(LOAD, argument(1), 0, 0),
+        op(IF_EQUAL, kvm::SET_DEVICE_ATTR, 2, 0),
         op(AND, 0xff00, 0, 0),
         op(IF_EQUAL, u32::from(TYPE) << 8, 0, 1),
         notify,
@@ -164,6 +165,8 @@ mod tests {
         assert_eq!(call(libc::SYS_ioctl, [3, 0x3b81, 0, 0, 0, 0]), trap);
         assert_eq!(call(libc::SYS_ioctl, [3, 0xffff_ffff_0000_3b81, 0, 0, 0, 0]), trap);
         assert_eq!(call(libc::SYS_ioctl, [3, 0x5401, 0, 0, 0, 0]), allow);
+        assert_eq!(call(libc::SYS_ioctl, [3, 0x4018_aee1, 0, 0, 0, 0]), trap);
+        assert_eq!(call(libc::SYS_ioctl, [3, 0x4018_aee2, 0, 0, 0, 0]), allow);
         assert_eq!(call(libc::SYS_read, [3, 0x3b81, 0, 0, 0, 0]), allow);
         assert_eq!(decide(false, 0x4000_0003, libc::SYS_ioctl, [3, 0x3b81, 0, 0, 0, 0]), allow);
         let test = |length| decide(true, ARCH_X86_64, libc::SYS_read, [3, 0x1000, length, 0, 0, 0]);

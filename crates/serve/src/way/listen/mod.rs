@@ -21,12 +21,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use ioasid::memory::Process;
+use ioasid_uapi::kvm;
 use rustix::io::Errno;
+use zerocopy::IntoBytes;
 
 use crate::program::memory::{ThreadMemory, share_memory};
 use crate::program::processes::Purpose;
 use crate::program::status::Status;
 use crate::request::file::{Given, Mapping, OpenFile};
+use crate::request::vfio::is_vfio;
 use crate::request::{Caller, proc_file};
 use crate::server::{CLOSES, Server};
 use crate::way::trap;
@@ -166,6 +169,7 @@ impl Listener {
             libc::SYS_openat => return self.open(&caller, args[1]),
             libc::SYS_rt_sigaction => return caller.with_memory(|memory| set_action(memory, args)),
             libc::SYS_ioctl if args[0] as i32 == -1 => return self.answer_handler(&caller, args[1] as u32, args[2]),
+            libc::SYS_ioctl if args[1] as u32 == kvm::SET_DEVICE_ATTR => return tell_kvm(&caller, args),
             _ => {}
         }
         let descriptor = if number == libc::SYS_mmap { args[4] } else { args[0] };
@@ -283,6 +287,25 @@ impl Listener {
         }
         Answer::NotOurs
     }
+}
+
+/// Tells KVM that a virtual machine has one of our devices, or has it no more: that is, says that it was told. The
+/// kernel cannot know the device; and what it would do for one of its own, such as to let the machine's instructions
+/// past a cache, has no meaning for one of software.
+fn tell_kvm(caller: &Calling<'_>, [kvm, _, address, ..]: [u64; 6]) -> Answer {
+    let told = || {
+        caller.look_at(kvm as i32)?;
+        let mut attr = kvm::DeviceAttr::default();
+        caller.read(address, attr.as_mut_bytes()).ok()?;
+        let known = [kvm::DEV_VFIO_FILE_ADD, kvm::DEV_VFIO_FILE_DEL].contains(&attr.attr);
+        if attr.group != kvm::DEV_VFIO_FILE || !known {
+            return None;
+        }
+        let mut number = 0i32;
+        caller.read(attr.addr, number.as_mut_bytes()).ok()?;
+        caller.file(number).ok().filter(is_vfio)
+    };
+    if told().is_some() { Answer::Done(Ok(0)) } else { Answer::NotOurs }
 }
 
 /// Does what rt_sigaction(2) does where the handler has taken the signal's place.
