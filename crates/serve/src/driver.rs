@@ -110,15 +110,15 @@ impl Drop for DriverHold {
 
 /// The devices, by vendor and number, that the driver was told to know.
 #[derive(Default)]
-pub(crate) struct KnownIds(Mutex<Vec<(u16, u16)>>);
+pub(crate) struct KnownIds(Mutex<Vec<(u32, u32)>>);
 
 impl KnownIds {
-    fn lock(&self) -> MutexGuard<'_, Vec<(u16, u16)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(u32, u32)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn has(&self, vendor: u16, device: u16) -> bool {
-        self.lock().contains(&(vendor, device))
+        self.lock().contains(&(vendor.into(), device.into()))
     }
 
     /// `new_id` as it is written.
@@ -149,12 +149,19 @@ impl KnownIds {
 }
 
 /// Vendor and device, in hexadecimal digits; what may follow is not looked at.
-fn parse(text: &str) -> Result<(u16, u16), Errno> {
-    let mut words = text.split_ascii_whitespace().map(|word| u16::from_str_radix(word.trim_start_matches("0x"), 16));
-    match (words.next(), words.next()) {
-        (Some(Ok(vendor)), Some(Ok(device))) => Ok((vendor, device)),
-        _ => Err(Errno::INVAL),
-    }
+fn parse(text: &str) -> Result<(u32, u32), Errno> {
+    let (vendor, rest) = number(text).ok_or(Errno::INVAL)?;
+    let (device, _) = number(rest).ok_or(Errno::INVAL)?;
+    Ok((vendor, device))
+}
+
+/// The number that a text begins with, as the kernel reads it, and what follows.
+fn number(text: &str) -> Option<(u32, &str)> {
+    let text = text.trim_ascii_start();
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let end = digits.find(|letter: char| !letter.is_ascii_hexdigit()).unwrap_or(digits.len());
+    let value = digits[..end].chars().filter_map(|digit| digit.to_digit(16));
+    (end > 0).then(|| (value.fold(0u32, |sum, digit| sum << 4 | digit), &digits[end..]))
 }
 
 #[cfg(test)]
@@ -181,10 +188,10 @@ mod tests {
     #[test]
     fn ids_are_two_numbers() {
         let known = KnownIds::default();
-        for text in ["", "8086", "8086 x", "18086 2021", "8086,2021"] {
+        for text in ["", "8086", "8086 x", "80x86 2021", "8086,2021"] {
             assert_eq!((known.add(text), known.remove(text)), (Err(Errno::INVAL), Err(Errno::INVAL)), "{text:?}");
         }
-        assert_eq!((known.add("8086 2021"), known.add("0x8086 0x2021 1 2")), (Ok(()), Err(Errno::EXIST)));
+        assert_eq!((known.add("8086 2021"), known.add("0x8086\t0x2021 1 2")), (Ok(()), Err(Errno::EXIST)));
         assert!(known.has(0x8086, 0x2021) && !known.has(0x2021, 0x8086));
         assert_eq!((known.remove("8086 2021"), known.remove("8086 2021")), (Ok(()), Err(Errno::NODEV)));
         assert!(!known.has(0x8086, 0x2021));

@@ -63,7 +63,7 @@ impl Server {
             }
             Attribute::RemoveId => self.known_ids.remove(text),
             Attribute::Probe => {
-                self.probe(self.named(text).ok_or(Errno::INVAL)?);
+                self.probe(self.named(text).ok_or(Errno::NODEV)?);
                 Ok(())
             }
             Attribute::Override(number) => self.devices.get(number).ok_or(Errno::NODEV)?.driver.want(text),

@@ -212,7 +212,7 @@ pub fn life() {
     assert_eq!(open(&group_of(NAME)).err(), Some(libc::EBUSY));
     assert_eq!(device(&opened, NAME).err(), Some(libc::EINVAL));
     assert_eq!(number(&opened, group::UNSET_CONTAINER, 0), Err(libc::EINVAL));
-    assert_eq!(ioctl(&opened, group::SET_CONTAINER, &mut -1i32), Err(libc::EINVAL));
+    assert_eq!(ioctl(&opened, group::SET_CONTAINER, &mut -1i32), Err(libc::EBADF));
     assert_eq!(ioctl(&opened, group::SET_CONTAINER, &mut 900i32), Err(libc::EBADF));
     assert_eq!(set_container(&opened, &opened), Err(libc::EBADFD));
     set_container(&opened, &first).unwrap();

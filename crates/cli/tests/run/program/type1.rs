@@ -140,7 +140,7 @@ pub fn errors() {
         ("an empty bitmap", get(Bitmap { size: 0, ..bitmap }, 0x1_0000, 4 * PAGE), libc::EINVAL),
         ("a bitmap of the kernel's", get(Bitmap { data: 1 << 63, ..bitmap }, 0x1_0000, 4 * PAGE), libc::EINVAL),
         ("a bitmap nowhere", get(Bitmap { data: PAGE, ..bitmap }, 0x1_0000, 4 * PAGE), libc::EFAULT),
-        ("beyond the end", get(bitmap, u64::MAX - PAGE + 1, 2 * PAGE), libc::EINVAL),
+        ("beyond the end", get(bitmap, u64::MAX - PAGE + 1, 2 * PAGE), libc::EOVERFLOW),
     ];
     for (what, request, errno) in gets {
         assert_eq!(setup.ask(container::IOMMU_DIRTY_PAGES, request).map(drop), Err(errno), "dirty: {what}");

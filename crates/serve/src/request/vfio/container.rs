@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::group::Group;
 use super::type1::Type1;
 use crate::request::Caller;
-use crate::request::file::OpenFile;
+use crate::request::file::{Mapping, OpenFile};
 
 /// A container.
 pub(super) struct Container {
@@ -73,8 +73,8 @@ impl Container {
         let cuts = match u32::try_from(kind) {
             Ok(uapi::TYPE1_IOMMU) => true,
             Ok(uapi::TYPE1V2_IOMMU) => false,
-            // Extensions of type1, and no IOMMUs.
-            Ok(uapi::UNMAP_ALL | uapi::UPDATE_VADDR) => return Err(Errno::INVAL),
+            // An extension of type1, and no IOMMU.
+            Ok(uapi::UNMAP_ALL) => return Err(Errno::INVAL),
             _ => return Err(Errno::NODEV),
         };
         let iommu = Type1::new(&self.machine, cuts)?;
@@ -120,6 +120,10 @@ impl OpenFile for ContainerFile {
                 iommu.ok_or(Errno::INVAL).and_then(|iommu| iommu.request(number, argument, caller)).map(|()| 0)
             }
         })
+    }
+
+    fn check_mmap(&self, _mapping: Mapping) -> Option<Result<(), Errno>> {
+        Some(Err(Errno::NODEV))
     }
 
     fn in_use(&self) -> &'static [Errno] {

@@ -74,7 +74,7 @@ fn set_tracking(iommu: &Type1, on: bool) -> Result<(), Errno> {
 fn get_bitmap(iommu: &Type1, request: &uapi::DirtyBitmapGet, caller: &dyn Caller) -> Result<(), Errno> {
     let uapi::DirtyBitmapGet { iova, size, bitmap } = request;
     if size.checked_sub(1).is_some_and(|more| iova.checked_add(more).is_none()) {
-        return Err(Errno::INVAL);
+        return Err(Errno::OVERFLOW);
     }
     check(bitmap, *size)?;
     if bitmap.pgsize != PAGE_SIZE || !(iova | size).is_multiple_of(PAGE_SIZE) {

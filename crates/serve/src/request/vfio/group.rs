@@ -20,7 +20,7 @@ use super::container::{Container, ContainerFile};
 use super::device::{Attached, Opened, Way};
 use super::file::VfioFile;
 use super::get;
-use crate::request::file::{OpenFile, of_kind};
+use crate::request::file::{Mapping, OpenFile, of_kind};
 use crate::request::iommufd::IommuFile;
 use crate::request::{Caller, ToErrno};
 use crate::watch::PciDevice;
@@ -149,9 +149,6 @@ impl OpenGroup {
     fn set_container(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
         let mut number = 0i32;
         caller.read(address, number.as_mut_bytes())?;
-        if number < 0 {
-            return Err(Errno::INVAL);
-        }
         let file = caller.file(number)?;
         let mut state = lock(&self.state);
         if !matches!(state.home, Home::None) {
@@ -244,6 +241,10 @@ impl OpenFile for GroupFile {
             uapi::GET_DEVICE_FD => group.get_device(address, caller),
             _ => Err(Errno::NOTTY),
         })
+    }
+
+    fn check_mmap(&self, _mapping: Mapping) -> Option<Result<(), Errno>> {
+        Some(Err(Errno::NODEV))
     }
 
     fn in_use(&self) -> &'static [Errno] {

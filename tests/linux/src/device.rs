@@ -1,0 +1,101 @@
+//! Requests on a device that came out of its group, as far as every PCI device answers them alike.
+
+use ioasid_uapi::vfio::{self, IrqInfo, IrqSet, RegionInfo, container};
+
+use crate::container::{device, with_iommu};
+use crate::sys::{File, Rows, ask, map, number, open, read};
+
+/// The regions and interrupts that a PCI device has at least.
+const REGIONS: u32 = 9;
+const IRQS: u32 = 5;
+/// Where configuration space is in the file.
+const CONFIG: u64 = 7 << 40;
+
+#[repr(C)]
+struct WithEventfd {
+    head: IrqSet,
+    file: i32,
+}
+
+pub(crate) fn rows(name: &str, rows: &mut Rows) {
+    let (group, _container) = with_iommu(name, container::TYPE1V2_IOMMU);
+    let device = device(&group, name).expect("the device");
+    for argsz in [0, 15, 16, 19, 20, 24, 4096] {
+        let mut info = [0u32; 1024];
+        info[0] = argsz;
+        // Not every device can be reset.
+        let answer = ask(&device, vfio::DEVICE_GET_INFO, &mut info).map(|_| i64::from(info[1] & 2) << 8);
+        rows.row(&format!("device info, argsz {argsz}"), answer.map(|flags| flags | i64::from(info[2] >= REGIONS)));
+    }
+    let region = |argsz, index| {
+        let mut info = [0u64; 512];
+        // SAFETY: as many bytes as the structure has, of plain numbers.
+        let head = unsafe { &mut *info.as_mut_ptr().cast::<RegionInfo>() };
+        (head.argsz, head.index) = (argsz, index);
+        let answer = ask(&device, vfio::DEVICE_GET_REGION_INFO, head);
+        answer.map(|_| (head.offset >> 40) as i64)
+    };
+    for index in (0..REGIONS).chain([u32::MAX]) {
+        rows.row(&format!("region {index:#x}"), region(4096, index));
+    }
+    for argsz in [0, 31] {
+        rows.row(&format!("region, argsz {argsz}"), region(argsz, 0));
+    }
+    let irq = |argsz, index| {
+        let mut info = IrqInfo { argsz, index, ..Default::default() };
+        ask(&device, vfio::DEVICE_GET_IRQ_INFO, &mut info).map(|_| 0)
+    };
+    for index in (0..3).chain([IRQS, 100, u32::MAX]) {
+        rows.row(&format!("irq {index:#x}"), irq(16, index));
+    }
+    rows.row("irq, argsz", irq(15, 0));
+    interrupts(&device, rows);
+    for request in [vfio::DEVICE_BIND_IOMMUFD, vfio::DEVICE_ATTACH_IOMMUFD_PT, 0x3b64, 0x3b7f, 0x5401] {
+        rows.row(&format!("device request {request:#x}"), number(&device, request, 0));
+    }
+    for request in [vfio::DEVICE_GET_INFO, vfio::DEVICE_GET_REGION_INFO, vfio::DEVICE_SET_IRQS] {
+        rows.row(&format!("device request {request:#x}, nowhere"), number(&device, request, 0));
+    }
+    let reads = [
+        ("the first word of configuration space", CONFIG, 4),
+        ("an odd byte of it", CONFIG + 3, 1),
+        ("more than a word", CONFIG, 64),
+        ("nothing", CONFIG, 0),
+        ("the VGA region", 8 << 40, 4),
+        ("a region that is not there", 100 << 40, 4),
+        ("the ROM", 6 << 40, 4),
+    ];
+    for (what, offset, length) in reads {
+        rows.row(&format!("read {what}"), read(&device, length, offset));
+    }
+    rows.row("map configuration space", map(&device, 4096, CONFIG, libc::MAP_SHARED));
+    rows.row("map a region that is not there", map(&device, 4096, 100 << 40, libc::MAP_SHARED));
+    rows.row("map beyond BAR 0", map(&device, 4096, 1 << 39, libc::MAP_SHARED));
+}
+
+fn interrupts(device: &File, rows: &mut Rows) {
+    let set = |argsz, flags, index, start, count, file| {
+        let head = IrqSet { argsz, flags, index, start, count };
+        ask(device, vfio::DEVICE_SET_IRQS, &mut WithEventfd { head, file })
+    };
+    let null = open("/dev/null").expect("/dev/null");
+    let (none, bools, eventfd, trigger, mask) = (1, 2, 4, 1 << 5, 1 << 3);
+    let rows_of = [
+        ("argsz", 19, none | trigger, 0, 0, 0, -1),
+        ("no flags", 24, 0, 0, 0, 1, -1),
+        ("two kinds of data", 24, none | bools | trigger, 0, 0, 1, -1),
+        ("two actions", 24, none | trigger | mask, 0, 0, 1, -1),
+        ("an unknown flag", 24, none | trigger | 1 << 6, 0, 0, 1, -1),
+        ("an index that is not there", 24, none | trigger, 100, 0, 1, -1),
+        ("a start beyond", 24, none | trigger, 0, 100, 1, -1),
+        ("a count beyond", 24, none | trigger, 0, 0, 100, -1),
+        ("a sum that overflows", 24, none | trigger, 0, u32::MAX, u32::MAX, -1),
+        ("no room for data", 20, eventfd | trigger, 0, 0, 1, -1),
+        ("no count, with data", 24, eventfd | trigger, 0, 0, 0, -1),
+        ("a file that is no eventfd", 24, eventfd | trigger, 0, 0, 1, null.0),
+        ("a file that is not there", 24, eventfd | trigger, 0, 0, 1, 900),
+    ];
+    for (what, argsz, flags, index, start, count, file) in rows_of {
+        rows.row(&format!("set irqs: {what}"), set(argsz, flags, index, start, count, file));
+    }
+}
