@@ -112,7 +112,8 @@ fn prepare(channel: &Channel, runner: Pid, plan: &Plan) -> Result<()> {
     // What is loaded is ours from the program's point of view, whatever the machine has of it.
     graft::room_in(Path::new("/sys/module"), &names_in("/sys/module")?)?;
     add_entries("/sys/module")?;
-    graft::room_in(Path::new("/sys/devices"), &names_in("/sys/devices")?)?;
+    let replaced = if host_devices { Vec::new() } else { names_in("/sys/devices")? };
+    graft::room_in(Path::new("/sys/devices"), &replaced)?;
     add_entries("/sys/devices")?;
     if host_devices {
         for directory in ["/sys/bus/pci/devices", "/sys/kernel/iommu_groups"] {

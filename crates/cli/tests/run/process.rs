@@ -97,6 +97,9 @@ pub const TESTS: &[Test] = &[
         // It is refused on purpose.
         drop(succeed(&mut program_under(&["--device", "ioat", "--device", "ivshmem", "--quiet"], "peers", &[])));
     }),
+    ("a_part_of_a_device_comes_out_of_its_group", || {
+        drop(succeed(&mut program_under(&["--device", "dsa,slices=2", "--check"], "slice-of-a-group", &[])));
+    }),
     ("requests_on_a_container_fail_as_on_linux", || drop(program("type1-errors"))),
     ("each_version_of_type1_cuts_its_own_way", || drop(program("type1-cuts"))),
     ("mappings_of_a_container_lose_addresses_and_get_others", || drop(program("type1-addresses"))),

@@ -121,9 +121,8 @@ pub trait OpenFile: Any + Send + Sync {
         Ok(None)
     }
 
-    /// What other devices' DMA reaches by a mapping of it, and the address of the file's beginning there; or, with
-    /// `identity`, by a mapping of the memory whose file has these device and inode numbers, if that is a part of it.
-    fn peer(&self, _identity: Option<(u64, u64)>) -> Option<(Arc<dyn RemoteMemory>, u64)> {
+    /// What other devices' DMA reaches by a mapping of it, by file offsets.
+    fn peer(&self) -> Option<Arc<dyn RemoteMemory>> {
         None
     }
 

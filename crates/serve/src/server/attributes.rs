@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::Server;
+use super::{CLOSES, Server};
 use crate::driver::VFIO_PCI;
 use crate::watch::PciDevice;
 
@@ -55,7 +55,10 @@ impl Server {
                 let device = self.named(text).ok_or(Errno::NODEV)?;
                 device.driver.bind(self.is_known(device))
             }
-            Attribute::Unbind => self.named(text).ok_or(Errno::NODEV)?.driver.unbind(),
+            Attribute::Unbind => {
+                let device = self.named(text).ok_or(Errno::NODEV)?;
+                self.when_closed(|| device.driver.unbind())
+            }
             Attribute::NewId => {
                 self.known_ids.add(text)?;
                 self.devices.iter().for_each(|device| self.probe(device));
@@ -73,8 +76,19 @@ impl Server {
                     return Err(Errno::INVAL);
                 }
                 // Closing resets it, and none that is open is reset behind the back of whoever has it.
-                device.vfio.open().map(drop).map_err(|_| Errno::BUSY)
+                self.when_closed(|| device.vfio.open().map(drop).map_err(|_| Errno::BUSY))
             }
+        }
+    }
+
+    /// Does something; if a device is in use, once more when those that were closed before are closed to the end.
+    fn when_closed<T>(&self, act: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        match act() {
+            Err(Errno::BUSY) => {
+                self.drain(CLOSES);
+                act()
+            }
+            result => result,
         }
     }
 

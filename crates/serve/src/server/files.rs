@@ -180,26 +180,17 @@ impl Server {
         all.find(|pages| pages.memory.identity() == (device_number, inode)).map(|pages| &pages.memory)
     }
 
-    /// Whether a file with these numbers is what programs have mapped where they mapped a device.
-    fn is_mapped_device(&self, device_number: u64, inode: u64) -> bool {
-        self.is_device_file(device_number) || self.bar_memory(device_number, inode).is_some()
-    }
-
     /// What a mapping at `offset` of a file with these numbers is to devices; with `peers`, also if it is another
-    /// device.
+    /// device. Memory of a BAR that a program has in place of registers is memory, as each use of a device has its own,
+    /// or what outlasts it.
     pub(crate) fn mapped(&self, device_number: u64, inode: u64, offset: u64, peers: bool) -> Mapped {
-        if !self.is_mapped_device(device_number, inode) {
-            return Mapped::Memory;
+        let peer = || self.open_file(device_number, inode)?.peer();
+        if !self.is_device_file(device_number) {
+            let of_bar = self.bar_memory(device_number, inode).is_some();
+            return if of_bar && !peers { Mapped::Nothing } else { Mapped::Memory };
         }
-        let peer = || match self.open_file(device_number, inode) {
-            Some(file) => file.peer(None),
-            None => {
-                let open: Vec<_> = self.files.lock().open.values().map(|opened| opened.file.clone()).collect();
-                open.iter().find_map(|file| file.peer(Some((device_number, inode))))
-            }
-        };
         let found = if peers { peer() } else { None };
-        found.map_or(Mapped::Nothing, |(memory, start)| Mapped::Remote(memory, start + offset))
+        found.map_or(Mapped::Nothing, |memory| Mapped::Remote(memory, offset))
     }
 
     /// Whether `(device number, inode)` is of the tree's device files, and if so, which open file it is.

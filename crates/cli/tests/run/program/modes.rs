@@ -215,6 +215,13 @@ pub fn life() {
     assert_eq!(ioctl(&opened, group::SET_CONTAINER, &mut -1i32), Err(libc::EBADF));
     assert_eq!(ioctl(&opened, group::SET_CONTAINER, &mut 900i32), Err(libc::EBADF));
     assert_eq!(set_container(&opened, &opened), Err(libc::EBADFD));
+    // A descriptor that only names a container, perhaps that of another process, is none.
+    let path = std::ffi::CString::new(format!("/proc/self/fd/{}", first.as_raw_fd())).unwrap();
+    // SAFETY: a terminated string, and a descriptor that was just opened.
+    let named = unsafe { OwnedFd::from_raw_fd(libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC)) };
+    assert_eq!(set_container(&opened, &named), Err(libc::EBADF));
+    assert_eq!(Engine::bind(&open("/dev/vfio/devices/vfio0").unwrap(), &named), Err(libc::EBUSY));
+    drop(named);
     set_container(&opened, &first).unwrap();
     assert_eq!(set_container(&opened, &second), Err(libc::EINVAL));
     assert_eq!(device(&opened, NAME).err(), Some(libc::EINVAL), "there is no IOMMU yet");
@@ -281,12 +288,59 @@ pub fn life() {
     drop(engine);
     number(&opened, group::UNSET_CONTAINER, 0).unwrap();
     assert_eq!(status(&opened), group::FLAGS_VIABLE);
+    // What was closed is closed for whoever unbinds it.
+    set_container(&opened, &second).unwrap();
+    number(&second, container::SET_IOMMU, type1).unwrap();
+    let (unbind, bind) = ("/sys/bus/pci/drivers/vfio-pci/unbind", "/sys/bus/pci/drivers/vfio-pci/bind");
+    for _ in 0..10 {
+        without_descriptors(|| assert_eq!(device(&opened, NAME).err(), Some(libc::EMFILE)));
+        drop(device(&opened, NAME).unwrap());
+        number(&opened, group::UNSET_CONTAINER, 0).unwrap();
+        set_container(&opened, &second).unwrap();
+        number(&second, container::SET_IOMMU, type1).unwrap();
+        drop(device(&opened, NAME).unwrap());
+        std::fs::write(unbind, NAME).unwrap();
+        assert_eq!(device(&opened, NAME).err(), Some(libc::ENODEV));
+        std::fs::write(bind, NAME).unwrap();
+    }
+    number(&opened, group::UNSET_CONTAINER, 0).unwrap();
+    // An address space that is made for a group is nobody's to destroy.
+    set_container(&opened, &iommu).unwrap();
+    drop(device(&opened, NAME).unwrap());
+    number(&opened, group::UNSET_CONTAINER, 0).unwrap();
     // A device that is used by its own file keeps its group from being opened.
     drop(opened);
     Engine::bind(&own, &iommu).unwrap();
     assert_eq!(open(&group_of(NAME)).err(), Some(libc::EBUSY));
     drop(own);
     drop(open(&group_of(NAME)).unwrap());
+}
+
+/// Does something while no descriptor can be had.
+fn without_descriptors(act: impl FnOnce()) {
+    let limit = |soft| {
+        let mut limits = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: room for the limits, and limits.
+        unsafe {
+            assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limits), 0);
+            let before = std::mem::replace(&mut limits.rlim_cur, soft);
+            assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &limits), 0);
+            before
+        }
+    };
+    let before = limit(0);
+    act();
+    limit(before);
+}
+
+/// A part of a device comes out of its group, too.
+pub fn slice() {
+    let (group, container) = (open(&group_of(NAME)).unwrap(), open("/dev/vfio/vfio").unwrap());
+    set_container(&group, &container).unwrap();
+    number(&container, container::SET_IOMMU, container::TYPE1V2_IOMMU.into()).unwrap();
+    let page = Memory::new(4096, libc::MAP_SHARED);
+    map(&container, page.address, 0x1000, 4096).unwrap();
+    drop(device(&group, NAME).unwrap());
 }
 
 /// I/OAT's DMA to another device: memory of its BAR, and registers; and to its own.

@@ -262,7 +262,9 @@ impl Process {
             match mapped(&vma) {
                 Mapped::Memory => self.segments(&vma, at, stop - at, access, &mut segments)?,
                 Mapped::Remote(memory, address) => {
-                    if !(if access.contains(Access::WRITE) { vma.writable } else { vma.readable }) {
+                    let allowed = if access.contains(Access::WRITE) { vma.writable } else { vma.readable };
+                    // What is written to a private mapping does not get there.
+                    if !allowed || !vma.shared {
                         return Err(ImportError::BadAddress(at));
                     }
                     segments.push(Segment::remote(memory, address + (at - vma.start), stop - at));

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use ioasid::Device;
 use ioasid_uapi::vfio as uapi;
-use ioasid_vfio::Session;
 use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
 use ioasid_vfio::device::region::{RegionInfo, file_offset};
+use ioasid_vfio::{Session, Unconsumed};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::capability::{chain, header};
-use super::group::{Block, OpenGroup};
+use super::group::{Block, InUse};
 use super::peer::Peer;
 use super::{get, through};
 use crate::driver::DriverHold;
@@ -35,21 +35,44 @@ impl Drop for Attached {
     }
 }
 
+/// Other devices reach a device, as long as this is there.
+struct Reached(Arc<Peer>);
+
+impl Drop for Reached {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// The interrupts that nobody has read when a device is closed; the next user is not told of them.
+struct Interrupted(Arc<PciDevice>);
+
+impl Interrupted {
+    fn take(&self) -> Vec<Unconsumed> {
+        self.0.vfio.function().interrupts().take_unconsumed()
+    }
+}
+
+impl Drop for Interrupted {
+    fn drop(&mut self) {
+        self.take();
+    }
+}
+
 /// How a device came to be open, and what it keeps.
 pub(super) enum Way {
     /// By a file of its own: it is bound to the context of an open `/dev/iommu`, and its group is not open.
     Cdev { device: Device, _block: Block },
     /// By its group, which has it bound to the context of a container; or, for an open `/dev/iommu`, it is bound to
     /// that one's.
-    Group { _device: Option<Attached>, _group: Arc<OpenGroup> },
+    Group { _device: Option<Attached>, _group: InUse },
 }
 
-/// An open device.
+/// An open device. What it has is let go from the first to the last.
 pub(super) struct Opened {
-    /// As other devices reach it.
-    peer: Arc<Peer>,
+    reached: Reached,
     session: Session,
-    pci: Arc<PciDevice>,
+    interrupted: Interrupted,
     way: Way,
     _hold: DriverHold,
 }
@@ -62,8 +85,8 @@ impl Opened {
     pub(super) fn new(pci: &Arc<PciDevice>, come: impl FnOnce() -> Result<Way, Errno>) -> Result<Self, Errno> {
         let hold = pci.driver.hold()?;
         let session = pci.vfio.open().map_err(|error| error.errno())?;
-        let peer = Peer::new(pci.vfio.function().clone());
-        Ok(Self { peer, session, pci: pci.clone(), way: come()?, _hold: hold })
+        let reached = Reached(Peer::new(pci.vfio.function().clone()));
+        Ok(Self { reached, session, interrupted: Interrupted(pci.clone()), way: come()?, _hold: hold })
     }
 
     pub(super) fn session(&self) -> &Session {
@@ -71,7 +94,7 @@ impl Opened {
     }
 
     pub(super) fn peer(&self) -> &Arc<Peer> {
-        &self.peer
+        &self.reached.0
     }
 
     /// What it is bound to by a file of its own.
@@ -84,12 +107,12 @@ impl Opened {
 
     /// Stops its DMA, then detaches it.
     pub(super) fn close(self, by: Closer, watcher: &dyn Watcher) {
-        let Self { peer, session, pci, way, _hold } = self;
-        peer.close();
+        let Self { _hold, way, interrupted, session, reached } = self;
+        drop(reached);
         drop(session);
-        let unread = pci.vfio.function().interrupts().take_unconsumed();
+        let unread = interrupted.take();
         if by == Closer::Program && !unread.is_empty() {
-            watcher.interrupts_unread(pci.rid, &unread);
+            watcher.interrupts_unread(interrupted.0.rid, &unread);
         }
         match way {
             Way::Cdev { device, .. } if by == Closer::Program => drop(device),
@@ -110,6 +133,8 @@ impl Opened {
             uapi::DEVICE_GET_IRQ_INFO => self.irq_info(address, caller),
             uapi::DEVICE_SET_IRQS => self.set_irqs(address, caller),
             uapi::DEVICE_RESET => {
+                // What others have written arrives before, not after.
+                self.reached.0.fence()?;
                 self.session.reset();
                 Ok(())
             }

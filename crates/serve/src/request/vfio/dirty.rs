@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use ioasid::memory::PAGE_SIZE;
-use ioasid::{Access, Hwpt, Ioas, IovaRange};
+use ioasid::{Access, AreaView, Hwpt, Ioas, IovaRange};
 use ioasid_uapi::vfio::container as uapi;
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
@@ -116,29 +116,39 @@ pub(super) fn bitmap_behind(address: u64, argsz: u32, size: u64, caller: &dyn Ca
     Ok(bitmap)
 }
 
-/// Tells what was written in `range`, which is about to be unmapped: nothing is written there any more from now on.
+/// Mappings that devices do not write, as they are about to be unmapped. What is there still when this is dropped can
+/// be written again.
+pub(super) struct Unwritten<'a> {
+    ioas: &'a Ioas,
+    areas: Vec<AreaView>,
+}
+
+impl Drop for Unwritten<'_> {
+    fn drop(&mut self) {
+        for area in &self.areas {
+            let _ = self.ioas.protect(area.range, area.access);
+        }
+    }
+}
+
+/// Tells what was written in `range`, which is about to be unmapped: nothing is written there any more, as long as what
+/// is returned is there.
 ///
 /// # Errors
-/// `EFAULT` and the like; devices may write there again then.
-pub(super) fn tell_before_unmap(
-    iommu: &Type1,
+/// `EFAULT` and the like.
+pub(super) fn tell_before_unmap<'a>(
+    iommu: &'a Type1,
     range: IovaRange,
     bitmap: uapi::Bitmap,
     caller: &dyn Caller,
-) -> Result<(), Errno> {
-    let writable = |area: &ioasid::AreaView| area.access.contains(Access::WRITE);
-    let areas: Vec<_> = iommu.ioas.areas_in(range).into_iter().filter(writable).collect();
-    let protect = |ioas: &Ioas, area: &ioasid::AreaView, access| ioas.protect(area.range, access);
-    let result = areas
-        .iter()
-        .try_for_each(|area| protect(&iommu.ioas, area, Access::READ).map_err(|error| error.errno()))
-        .and_then(|()| tell(iommu, range, &bitmap, false, caller));
-    if result.is_err() {
-        for area in &areas {
-            let _ = protect(&iommu.ioas, area, area.access);
-        }
+) -> Result<Unwritten<'a>, Errno> {
+    let mut unwritten = Unwritten { ioas: &iommu.ioas, areas: Vec::new() };
+    for area in iommu.ioas.areas_in(range).into_iter().filter(|area| area.access.contains(Access::WRITE)) {
+        iommu.ioas.protect(area.range, Access::READ).map_err(|error| error.errno())?;
+        unwritten.areas.push(area);
     }
-    result
+    tell(iommu, range, &bitmap, false, caller)?;
+    Ok(unwritten)
 }
 
 /// Puts the bits of what is mapped in `range` into a bitmap; the others stay as they are.

@@ -91,11 +91,9 @@ impl OpenFile for VfioFile {
         &[Errno::BUSY, Errno::INVAL]
     }
 
-    fn peer(&self, identity: Option<(u64, u64)>) -> Option<(Arc<dyn RemoteMemory>, u64)> {
+    fn peer(&self) -> Option<Arc<dyn RemoteMemory>> {
         let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
-        let peer = opened.as_ref()?.peer();
-        let start = identity.map_or(Some(0), |identity| peer.offset_of(identity))?;
-        Some((peer.clone(), start))
+        Some(opened.as_ref()?.peer().clone())
     }
 
     fn is_closed_by_somebody(&self) -> bool {

@@ -112,8 +112,19 @@ pub(super) struct OpenGroup {
 #[derive(Default)]
 struct State {
     home: Home,
-    /// The devices that were opened by it, in the order of the group's; some are closed again.
+    /// The devices that were opened by it, by their place in the group; some are closed again.
     devices: Vec<(usize, Weak<Opened>)>,
+    /// How many of them are not closed to the end.
+    in_use: usize,
+}
+
+/// A device of an open group that is in use, until its DMA has ended and it is detached.
+pub(super) struct InUse(Arc<OpenGroup>);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        lock(&self.0.state).in_use -= 1;
+    }
 }
 
 /// Where a group's devices have their address space.
@@ -169,9 +180,7 @@ impl OpenGroup {
         let mut state = lock(&self.state);
         match &state.home {
             Home::None => return Err(Errno::INVAL),
-            Home::Container(_) if state.devices.iter().any(|(_, opened)| opened.strong_count() > 0) => {
-                return Err(Errno::BUSY);
-            }
+            Home::Container(_) if state.in_use > 0 => return Err(Errno::BUSY),
             Home::Container(container) => container.remove(&self.group),
             Home::Iommu(_) => {}
         }
@@ -212,8 +221,10 @@ impl OpenGroup {
                     Some(Attached::new(device))
                 }
             };
-            Ok(Way::Group { _device: device, _group: self.clone() })
+            Ok(Way::Group { _device: device, _group: InUse(self.clone()) })
         })?;
+        // Nothing has failed since it was made, so it was not let go.
+        state.in_use += 1;
         let opened = Arc::new(opened);
         state.devices.retain(|(_, opened)| opened.strong_count() > 0);
         state.devices.push((number, Arc::downgrade(&opened)));

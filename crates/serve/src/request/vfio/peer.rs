@@ -10,15 +10,19 @@
 //! at once. What was posted has arrived when the mapping is taken back, as on the bus what is behind a read has.
 
 use std::io;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use ioasid::memory::RemoteMemory;
 use ioasid_vfio::Function;
 use ioasid_vfio::device::region::locate;
+use rustix::io::Errno;
 
-/// Posted writes that are not performed yet; with more, the bus does not take them.
+/// Posted writes that are not performed yet; with more, who writes waits.
 const MOST: usize = 256;
+/// How long. What is posted may wait for the very device that writes, and then goes on when its DMA has failed.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// The longest access that a register takes.
 const WORD: u64 = 8;
 
@@ -110,13 +114,6 @@ impl Peer {
         Arc::new(Self { registers, posted: Mutex::default() })
     }
 
-    /// Where, by file offset, the memory begins whose file has these numbers, if it is this device's.
-    pub(super) fn offset_of(&self, identity: (u64, u64)) -> Option<u64> {
-        let mut all = self.registers.function.memory().iter();
-        let pages = all.find(|pages| pages.memory.identity() == identity)?;
-        Some(ioasid_vfio::device::region::file_offset(pages.bar.into()) + pages.offset)
-    }
-
     /// Nothing reaches the device any more when this returns.
     pub(super) fn close(&self) {
         *self.registers.is_open.write().unwrap_or_else(PoisonError::into_inner) = false;
@@ -127,24 +124,67 @@ impl Peer {
         self.posted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn post(&self, posted: Posted) -> io::Result<()> {
+    /// The way to the thread, which is made for the first write.
+    fn thread(&self) -> io::Result<SyncSender<Posted>> {
         let mut sender = self.lock();
-        if sender.is_none() {
-            let (post, pending) = sync_channel(MOST);
-            let registers = self.registers.clone();
-            std::thread::Builder::new().name("peer".to_owned()).spawn(move || registers.perform(&pending))?;
-            *sender = Some(post);
+        if let Some(sender) = &*sender {
+            return Ok(sender.clone());
         }
-        match sender.as_ref().map(|sender| sender.try_send(posted)) {
-            Some(Ok(())) => Ok(()),
-            Some(Err(TrySendError::Full(_))) => Err(io::ErrorKind::WouldBlock.into()),
-            Some(Err(TrySendError::Disconnected(_))) | None => Err(io::ErrorKind::NotConnected.into()),
+        let (post, pending) = sync_channel(MOST);
+        let registers = self.registers.clone();
+        std::thread::Builder::new().name("peer".to_owned()).spawn(move || registers.perform(&pending))?;
+        *sender = Some(post.clone());
+        Ok(post)
+    }
+
+    fn post(&self, address: u64, data: &[u8]) -> io::Result<()> {
+        let thread = self.thread()?;
+        let (begin, mut posted) = (Instant::now(), Posted::Write(address, data.to_vec()));
+        loop {
+            posted = match thread.try_send(posted) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(posted)) if begin.elapsed() < PATIENCE => posted,
+                Err(TrySendError::Full(_)) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(TrySendError::Disconnected(_)) => return Err(io::ErrorKind::NotConnected.into()),
+            };
+            std::thread::sleep(Duration::from_micros(50));
         }
+    }
+
+    /// Waits until what was posted before has arrived.
+    fn arrived(&self) -> io::Result<()> {
+        // Without a thread nothing was posted, and one that has ended performs nothing more.
+        let Some(thread) = self.lock().clone() else { return Ok(()) };
+        let (begin, (reached, fence)) = (Instant::now(), sync_channel(1));
+        let mut posted = Posted::Fence(reached);
+        loop {
+            posted = match thread.try_send(posted) {
+                Ok(()) => break,
+                Err(TrySendError::Full(posted)) if begin.elapsed() < PATIENCE => posted,
+                Err(TrySendError::Full(_)) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(TrySendError::Disconnected(_)) => return Ok(()),
+            };
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        match fence.recv_timeout(PATIENCE) {
+            Err(RecvTimeoutError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Ok(()),
+        }
+    }
+
+    /// Waits until what was posted before has arrived, for somebody who is no device.
+    ///
+    /// # Errors
+    /// `EBUSY` if it does not.
+    pub(super) fn fence(&self) -> Result<(), Errno> {
+        self.arrived().map_err(|_| Errno::BUSY)
     }
 }
 
 impl RemoteMemory for Peer {
     fn read(&self, address: u64, data: &mut [u8]) -> io::Result<()> {
+        // A read does not overtake a write.
+        self.arrived()?;
         let mut rest = &mut *data;
         for (at, length) in self.registers.pieces(address, rest.len()) {
             let (piece, behind) = rest.split_at_mut(length);
@@ -157,19 +197,15 @@ impl RemoteMemory for Peer {
     fn write(&self, address: u64, data: &[u8]) -> io::Result<()> {
         let ends = self.registers.end_of_memory(address);
         if ends.is_some_and(|end| address + data.len() as u64 <= end) {
+            self.arrived()?;
             return self.registers.write(address, data);
         }
         // A device that does not answer is found out now.
         self.registers.access(address, |function, bar, offset| function.check_bar(bar, offset, data.len()))?;
-        self.post(Posted::Write(address, data.to_vec()))
+        self.post(address, data)
     }
 
     fn given_back(&self, _address: u64, _length: u64) {
-        let (reached, fence) = sync_channel(1);
-        let sender = self.lock().clone();
-        // Without a thread nothing was posted, and one that has ended performs nothing more.
-        if sender.is_some_and(|sender| sender.send(Posted::Fence(reached)).is_ok()) {
-            let _ = fence.recv();
-        }
+        let _ = self.arrived();
     }
 }

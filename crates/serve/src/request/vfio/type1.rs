@@ -4,7 +4,7 @@
 //! range; the second refuses to cut one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ioasid::memory::PAGE_SIZE;
 use ioasid::{
@@ -36,8 +36,10 @@ pub(super) struct Type1 {
     cuts: bool,
     /// Where mappings begin whose address was taken away.
     without_address: Mutex<BTreeSet<u64>>,
-    /// Whether what devices write is noted.
+    /// Whether what devices write is noted. Locked before the tables.
     pub(super) tracks: Mutex<bool>,
+    /// Mappings are made beside each other, and unmapped one after the other: none is half there meanwhile.
+    order: RwLock<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,6 +64,7 @@ impl Type1 {
             cuts,
             without_address: Mutex::default(),
             tracks: Mutex::default(),
+            order: RwLock::default(),
         })
     }
 
@@ -89,18 +92,20 @@ impl Type1 {
 
     /// The page table for a device, made when the first comes that needs it.
     fn table(&self, endpoint: &Arc<Endpoint>) -> Result<Arc<Hwpt>, Errno> {
+        let tracks = lock(&self.tracks);
         let mut tables = lock(&self.tables);
         let kind = endpoint.iommu().kind();
         if let Some(table) = tables.iter().find(|table| table.iommu_kind() == kind) {
             return Ok(table.clone());
         }
-        let options = HwptOptions::default();
+        // A part of a device has a PASID.
+        let options = HwptOptions::default().pasids(true);
         let made = match self.context.hwpt_alloc(endpoint, &self.ioas, options.clone().dirty_tracking(true)) {
             Err(HwptError::NoDirtyTracking) => self.context.hwpt_alloc(endpoint, &self.ioas, options),
             made => made,
         };
         let table = made.map_err(|error| error.errno())?;
-        if *lock(&self.tracks) {
+        if *tracks {
             dirty::start(&table)?;
         }
         tables.push(table.clone());
@@ -159,6 +164,7 @@ impl Type1 {
         if new_address {
             return self.set_address(range, caller);
         }
+        let _order = self.order.read().unwrap_or_else(PoisonError::into_inner);
         if self.ioas.area_count() >= MOST_MAPPINGS && self.ioas.areas_in(range).is_empty() {
             return Err(Errno::NOSPC);
         }
@@ -207,13 +213,12 @@ impl Type1 {
             return Err(Errno::INVAL);
         }
         let tell = |size| caller.write(address, uapi::Type1DmaUnmap { size, ..request }.as_bytes());
+        let _order = self.order.write().unwrap_or_else(PoisonError::into_inner);
         let Some(whole) = self.whole_mappings(range)? else { return tell(0) };
         if has(take_address) {
             return self.take_addresses(whole, tell);
         }
-        if let Some(bitmap) = bitmap {
-            dirty::tell_before_unmap(self, range, bitmap, caller)?;
-        }
+        let _unwritten = bitmap.map(|bitmap| dirty::tell_before_unmap(self, range, bitmap, caller)).transpose()?;
         unmap_telling(&self.ioas, whole, size, tell, || {
             let unmapped = match self.ioas.unmap(whole) {
                 Err(UnmapError::Empty(_)) => 0,

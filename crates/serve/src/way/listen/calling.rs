@@ -179,7 +179,8 @@ impl Caller for Calling<'_> {
     }
 
     fn file(&self, number: i32) -> Result<Arc<dyn OpenFile>, Errno> {
-        let found = self.look_at(number).ok_or(Errno::BADF)?;
+        // One that only names a file is none.
+        let found = self.look_at(number).filter(|found| found.readable() || found.writable()).ok_or(Errno::BADF)?;
         self.listener.server.open_file(found.device, found.inode).ok_or(Errno::BADFD)
     }
 

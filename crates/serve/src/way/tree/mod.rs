@@ -281,10 +281,19 @@ impl Filesystem for Tree {
                 let open = move |server: &Server| open_device(server, inode, device, flags);
                 self.teller.answer_later(&self.server, open, |opened| reply_opened(reply, opened));
             }
+            // It was looked up by a listener, and is for that one to open.
+            Some(DeviceFile::Given(_)) if !self.server.is_listener(request.pid()) => reply.error(Errno::EACCES),
             Some(device) => {
                 let open = || open_device(&self.server, inode, device, flags);
                 // FUSE tells the number of the thread.
                 reply_opened(reply, self.server.failures().performing(request.pid(), open));
+            }
+            // The owner's to write, who is the one that runs this.
+            None if matches!(self.node(inode), Some(Node::Attribute(_)))
+                && flags.acc_mode() != OpenAccMode::O_RDONLY
+                && ![0, rustix::process::geteuid().as_raw()].contains(&request.uid()) =>
+            {
+                reply.error(Errno::EACCES);
             }
             None => reply_opened(reply, Ok(FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH)),
         }
