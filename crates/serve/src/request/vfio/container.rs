@@ -127,6 +127,6 @@ impl OpenFile for ContainerFile {
     }
 
     fn in_use(&self) -> &'static [Errno] {
-        &[Errno::BUSY, Errno::INVAL]
+        &[Errno::BUSY]
     }
 }
