@@ -32,7 +32,7 @@ impl EventFd {
     }
 
     /// Adds 1 to the counter, which saturates. Does not wait.
-    pub(crate) fn signal(&self) {
+    pub fn signal(&self) {
         let signalled = kernel().is_some_and(|kernel| kernel.signal(&self.0).is_ok());
         if !signalled {
             // No caller takes an error, and there is none that another attempt would mend.

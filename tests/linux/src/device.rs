@@ -1,6 +1,6 @@
 //! Requests on a device that came out of its group, as far as every PCI device answers them alike.
 
-use ioasid_uapi::vfio::{self, IrqInfo, IrqSet, RegionInfo, container};
+use ioasid_uapi::vfio::{self, IrqInfo, IrqSet, RegionInfo, container, feature};
 
 use crate::container::{device, with_iommu};
 use crate::sys::{File, Rows, ask, map, number, open, read};
@@ -56,6 +56,7 @@ pub(crate) fn rows(name: &str, rows: &mut Rows) {
     for request in [vfio::DEVICE_GET_INFO, vfio::DEVICE_GET_REGION_INFO, vfio::DEVICE_SET_IRQS] {
         rows.row(&format!("device request {request:#x}, nowhere"), number(&device, request, 0));
     }
+    features(&device, rows);
     let reads = [
         ("the first word of configuration space", CONFIG, 4),
         ("an odd byte of it", CONFIG + 3, 1),
@@ -71,6 +72,65 @@ pub(crate) fn rows(name: &str, rows: &mut Rows) {
     rows.row("map configuration space", map(&device, 4096, CONFIG, libc::MAP_SHARED));
     rows.row("map a region that is not there", map(&device, 4096, 100 << 40, libc::MAP_SHARED));
     rows.row("map beyond BAR 0", map(&device, 4096, 1 << 39, libc::MAP_SHARED));
+}
+
+fn features(device: &File, rows: &mut Rows) {
+    let ask_for = |argsz, flags, data: [u32; 8]| {
+        let mut request = [0u32; 10];
+        (request[0], request[1]) = (argsz, flags);
+        request[2..].copy_from_slice(&data);
+        let answer = ask(device, feature::DEVICE_FEATURE, &mut request);
+        // A descriptor that is given is a number like others.
+        answer.inspect(|file| drop((*file > 0).then(|| File(*file as i32)))).map(|answer| i64::from(answer > 0))
+    };
+    let (get, set, probe) = (feature::GET, feature::SET, feature::PROBE);
+    for number in 0..14 {
+        for (what, how) in [("get", get), ("set", set), ("get or set", get | set), ("anything", 0)] {
+            rows.row(&format!("feature {number}, probe {what}"), ask_for(8, number | how | probe, [0; 8]));
+        }
+    }
+    for (what, argsz, flags) in [
+        ("argsz", 7, feature::LOW_POWER_ENTRY | set),
+        ("an unknown flag", 40, feature::LOW_POWER_ENTRY | set | 1 << 20),
+        ("get and set", 40, feature::LOW_POWER_ENTRY | get | set),
+        ("neither", 40, feature::LOW_POWER_ENTRY),
+        ("entry, get", 40, feature::LOW_POWER_ENTRY | get),
+        ("entry", 8, feature::LOW_POWER_ENTRY | set),
+        ("entry again", 8, feature::LOW_POWER_ENTRY | set),
+        ("exit", 8, feature::LOW_POWER_EXIT | set),
+        ("exit again", 8, feature::LOW_POWER_EXIT | set),
+        ("entry with wakeup, argsz", 15, feature::LOW_POWER_ENTRY_WITH_WAKEUP | set),
+        ("a buffer, argsz", 23, feature::DMA_BUF | get),
+        ("a buffer, nothing", 40, feature::DMA_BUF | get),
+        ("a buffer, set", 40, feature::DMA_BUF | set),
+    ] {
+        rows.row(&format!("feature: {what}"), ask_for(argsz, flags, [0; 8]));
+    }
+    let wakeup =
+        |file, reserved| ask_for(16, feature::LOW_POWER_ENTRY_WITH_WAKEUP | set, [file, reserved, 0, 0, 0, 0, 0, 0]);
+    let null = open("/dev/null").expect("/dev/null");
+    for (what, file, reserved) in
+        [("-1", u32::MAX, 0), ("no eventfd", null.0 as u32, 0), ("reserved", null.0 as u32, 1)]
+    {
+        rows.row(&format!("wakeup: {what}"), wakeup(file, reserved));
+    }
+    // BAR 0 has more than a page everywhere.
+    let buffer = |index, flags, offset, length| {
+        ask_for(40, feature::DMA_BUF | get, [index, 2 | 0o2_000_000, flags, 1, offset, 0, length, 0])
+    };
+    for (what, index, flags, offset, length) in [
+        ("it", 0, 0, 0, 4096),
+        ("flags", 0, 1, 0, 4096),
+        ("no length", 0, 0, 0, 0),
+        ("half a page", 0, 0, 0, 2048),
+        ("an odd place", 0, 0, 16, 4096),
+        ("beyond the end", 0, 0, 1 << 30, 4096),
+        ("the ROM", 6, 0, 0, 4096),
+        ("configuration space", 7, 0, 0, 4096),
+        ("a BAR that is not there", 5, 0, 0, 4096),
+    ] {
+        rows.row(&format!("buffer: {what}"), buffer(index, flags, offset, length));
+    }
 }
 
 fn interrupts(device: &File, rows: &mut Rows) {

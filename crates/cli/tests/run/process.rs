@@ -97,6 +97,10 @@ pub const TESTS: &[Test] = &[
         // It is refused on purpose.
         drop(succeed(&mut program_under(&["--device", "ioat", "--device", "ivshmem", "--quiet"], "peers", &[])));
     }),
+    ("a_buffer_of_a_device_is_taken_back_by_a_reset", || {
+        // It is refused on purpose.
+        drop(succeed(&mut program_under(&["--device", "ioat", "--device", "ivshmem", "--quiet"], "dma-buffer", &[])));
+    }),
     ("a_part_of_a_device_comes_out_of_its_group", || {
         drop(succeed(&mut program_under(&["--device", "dsa,slices=2", "--check"], "slice-of-a-group", &[])));
     }),

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ioasid::memory::Pages;
 use rustix::io::Errno;
 
 use super::Caller;
@@ -43,6 +44,15 @@ pub trait GivenFile: Any + Send + Sync {
     /// As the kind of file says.
     fn write(&self, _data: &[u8]) -> Result<usize, Errno> {
         Err(Errno::INVAL)
+    }
+
+    /// `length` of its bytes from `start` on, both multiples of the page size, to be mapped for devices; `None` if it
+    /// has none.
+    ///
+    /// # Errors
+    /// `EINVAL` if there are not so many; as the kind of file says.
+    fn pages(&self, _start: u64, _length: u64) -> Option<Result<Arc<Pages>, Errno>> {
+        None
     }
 
     /// What can be done now. `wake` is kept in place of the one before, and called whenever that may have changed.

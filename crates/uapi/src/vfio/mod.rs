@@ -3,6 +3,7 @@
 //! Every structure begins with `argsz`, the bytes that the program set aside; there is a minimum for each request.
 
 pub mod container;
+pub mod feature;
 pub mod group;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -230,6 +231,6 @@ const LAYOUTS: &[Layout] = &[
 /// What of the header is here.
 pub(crate) const HEADER: Header = Header {
     path: "linux/vfio.h",
-    layouts: &[LAYOUTS, container::LAYOUTS, group::LAYOUTS],
-    constants: &[CONSTANTS, container::CONSTANTS, group::CONSTANTS],
+    layouts: &[LAYOUTS, container::LAYOUTS, feature::LAYOUTS, group::LAYOUTS],
+    constants: &[CONSTANTS, container::CONSTANTS, feature::CONSTANTS, group::CONSTANTS],
 };

@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
@@ -35,6 +36,7 @@ pub struct Function {
     model: Arc<dyn Model>,
     memory: Vec<BarPages>,
     bus_master: Arc<dyn BusMaster>,
+    resets: AtomicU64,
 }
 
 /// Why a BAR did not answer.
@@ -108,7 +110,8 @@ impl Function {
         spec.check_memory(&memory)?;
         let bar_addresses = place_bars(&spec, window)?;
         let config = Mutex::new(lay_out(&spec));
-        Ok(Self { spec, bar_addresses, order: Mutex::new(()), config, interrupts, model, memory, bus_master })
+        let (order, resets) = (Mutex::new(()), AtomicU64::new(0));
+        Ok(Self { spec, bar_addresses, order, config, interrupts, model, memory, bus_master, resets })
     }
 
     /// The description that the function was made from.
@@ -241,7 +244,13 @@ impl Function {
         self.reset_in_order();
     }
 
+    /// How often it was reset.
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Acquire)
+    }
+
     fn reset_in_order(&self) {
+        self.resets.fetch_add(1, Ordering::AcqRel);
         lock(&self.config).reset();
         // The model first: it ends its own DMA, which would count as refused if bus mastering were switched off under
         // it.

@@ -93,6 +93,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "mode" => modes::client(argument),
         "groups-and-containers" => modes::life(),
         "peers" => modes::peers(),
+        "dma-buffer" => modes::dma_buffer(),
         "slice-of-a-group" => modes::slice(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),

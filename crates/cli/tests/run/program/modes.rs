@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use ioasid_uapi::iommufd;
 use ioasid_uapi::kvm;
 use ioasid_uapi::vfio::container::{self, Type1DmaMap, Type1DmaUnmap};
-use ioasid_uapi::vfio::{self, group};
+use ioasid_uapi::vfio::{self, feature, group};
 
 use super::{LENGTH, NOWHERE, RING, SOURCE, TARGET};
 use crate::driver::{CBVER, CHANCMD, CHANCMP, Engine, Memory, RESET, Space, ioctl, load};
@@ -416,4 +416,63 @@ pub fn peers() {
     let again = device(&groups[1], OTHER).unwrap();
     std::fs::File::from(again.try_clone().unwrap()).write_at(&command, config + 4).unwrap();
     engine.copy(&ring, RING, SOURCE, BAR, 64).unwrap_err();
+}
+
+/// A part of a BAR by its descriptor, in the address space of another device, until it is taken back.
+pub fn dma_buffer() {
+    const OTHER: &str = "/dev/vfio/devices/vfio1";
+    const BAR: u64 = 0x100_0000;
+    let space = Space::new();
+    let engine = Engine::open(0, &space.iommu);
+    let (ring, source) = (Memory::new(4096, libc::MAP_SHARED), Memory::new(4096, libc::MAP_SHARED));
+    space.map_rw(&ring, RING);
+    space.map_rw(&source, SOURCE);
+    engine.attach(space.ioas);
+    let other = open(OTHER).unwrap();
+    Engine::bind(&other, &space.iommu).unwrap();
+    let mut info = vfio::RegionInfo { argsz: 32, index: 2, ..Default::default() };
+    ioctl(&other, vfio::DEVICE_GET_REGION_INFO, &mut info).unwrap();
+    let memory = Memory::map(4 * 4096, libc::MAP_SHARED, other.as_raw_fd(), info.offset);
+    let word = |at: usize| memory.word(at).load(Ordering::Relaxed);
+    // The fourth page, and then the second.
+    let buffer = || {
+        let ranges = [3u64 << 12, 4096, 1 << 12, 4096];
+        let mut request = [0u32; 14];
+        request[..6].copy_from_slice(&[56, feature::DMA_BUF | feature::GET, 2, libc::O_RDWR as u32, 0, 2]);
+        for (n, word) in ranges.into_iter().enumerate() {
+            (request[6 + 2 * n], request[7 + 2 * n]) = (word as u32, (word >> 32) as u32);
+        }
+        let number = ioctl(&other, feature::DEVICE_FEATURE, &mut request).unwrap();
+        // SAFETY: the request has just made it.
+        unsafe { OwnedFd::from_raw_fd(number) }
+    };
+    let map_file = |file: &OwnedFd, start, length| {
+        let flags = iommufd::MAP_FIXED_IOVA | iommufd::MAP_READABLE | iommufd::MAP_WRITEABLE;
+        let (ioas_id, fd) = (space.ioas, file.as_raw_fd());
+        let mut map = iommufd::IoasMapFile { size: 40, flags, ioas_id, fd, start, length, iova: BAR };
+        ioctl(&space.iommu, iommufd::IOAS_MAP_FILE, &mut map)
+    };
+    let first = buffer();
+    assert_eq!([map_file(&first, 0, 3 * 4096), map_file(&first, 8192, 4096)], [Err(libc::EINVAL); 2]);
+    map_file(&first, 0, 8192).unwrap();
+    let copy = |seed, page: u64| {
+        source.fill(seed);
+        let copied = engine.copy(&ring, RING, SOURCE, BAR + 4096 * page, 4096);
+        copied.map(|()| source.word(0).load(Ordering::Relaxed))
+    };
+    assert_eq!(copy(1, 0).unwrap(), word(3 * 4096));
+    assert_eq!(copy(2, 1).unwrap(), word(4096));
+    // A reset takes it back, for good; what is mapped after that is reached, until the device is closed.
+    ioctl(&other, vfio::DEVICE_RESET, &mut 0).unwrap();
+    let before = word(3 * 4096);
+    copy(3, 0).unwrap_err();
+    assert_eq!(word(3 * 4096), before);
+    space.unmap(BAR, 8192);
+    map_file(&first, 0, 4096).unwrap();
+    assert_eq!(copy(4, 0).unwrap(), word(3 * 4096));
+    drop((memory, other));
+    let closed = std::time::Instant::now();
+    while copy(5, 0).is_ok() {
+        assert!(closed.elapsed().as_secs() < 20, "a device that is closed is reached");
+    }
 }

@@ -11,10 +11,9 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use super::{Call, ToErrno};
-use crate::request::given::{given, of_kind};
+use crate::request::given::given;
 use crate::request::mapping::{Memory, map_memory, pages_around, unmap_telling};
 use crate::request::object;
-use crate::request::selftest::TestBuffer;
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     let mut request: uapi::IoasAlloc = call.get()?;
@@ -98,9 +97,9 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<(), Errno> {
     }
     let (start, whole) = pages_around(request.start, request.length)?;
     let writable = access.contains(Access::WRITE);
-    let buffer = given(call.caller, request.fd).and_then(of_kind::<TestBuffer>);
-    let pages = if let Some(buffer) = buffer {
-        buffer.pages(start, whole)?
+    let of_given = given(call.caller, request.fd).and_then(|given| given.pages(start, whole));
+    let pages = if let Some(pages) = of_given {
+        pages?
     } else {
         let file = File::from(call.caller.descriptor(request.fd)?);
         if writable && rustix::fs::fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::RDWR {

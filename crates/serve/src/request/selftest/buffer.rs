@@ -22,9 +22,7 @@ struct State {
 }
 
 /// A buffer, which lives as long as a descriptor of it or a mapping.
-pub(in crate::request) struct TestBuffer(Arc<RwLock<State>>);
-
-impl GivenFile for TestBuffer {}
+pub(super) struct TestBuffer(Arc<RwLock<State>>);
 
 /// The buffer as somebody has mapped it, until it is revoked.
 struct Mapped {
@@ -54,12 +52,18 @@ impl RemoteMemory for Mapped {
     }
 }
 
+impl GivenFile for TestBuffer {
+    fn pages(&self, start: u64, length: u64) -> Option<Result<Arc<Pages>, Errno>> {
+        Some(self.part(start, length))
+    }
+}
+
 impl TestBuffer {
     /// `length` of its bytes from `start` on, both multiples of the page size, to be mapped.
     ///
     /// # Errors
     /// `EINVAL` if there are not so many, `ENODEV` if it is revoked.
-    pub(in crate::request) fn pages(&self, start: u64, length: u64) -> Result<Arc<Pages>, Errno> {
+    fn part(&self, start: u64, length: u64) -> Result<Arc<Pages>, Errno> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if start.checked_add(length).is_none_or(|end| end > state.bytes.len() as u64) {
             return Err(Errno::INVAL);

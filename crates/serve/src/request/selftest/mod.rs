@@ -26,7 +26,6 @@ use crate::program::accounts::Accounts;
 use crate::request::given::GivenFile;
 use crate::request::object;
 
-pub(super) use buffer::TestBuffer;
 pub(super) use device::MockDevices;
 pub(crate) use failures::Failures;
 

@@ -1,20 +1,20 @@
 //! A device that is open, and what is asked of it.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ioasid::Device;
 use ioasid_uapi::vfio as uapi;
 use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
 use ioasid_vfio::device::region::{RegionInfo, file_offset};
-use ioasid_vfio::{Session, Unconsumed};
+use ioasid_vfio::{EventFd, Function, Session, Unconsumed};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::capability::{chain, header};
 use super::group::{Block, InUse};
 use super::peer::Peer;
-use super::{get, through};
+use super::{feature, get, through};
 use crate::driver::DriverHold;
 use crate::request::file::Closer;
 use crate::request::{Caller, ToErrno};
@@ -74,6 +74,8 @@ pub(super) struct Opened {
     session: Session,
     interrupted: Interrupted,
     way: Way,
+    /// While the program has it asleep: what is told when it wakes.
+    low_power: Mutex<Option<Option<EventFd>>>,
     _hold: DriverHold,
 }
 
@@ -86,7 +88,14 @@ impl Opened {
         let hold = pci.driver.hold()?;
         let session = pci.vfio.open().map_err(|error| error.errno())?;
         let reached = Reached(Peer::new(pci.vfio.function().clone()));
-        Ok(Self { reached, session, interrupted: Interrupted(pci.clone()), way: come()?, _hold: hold })
+        Ok(Self {
+            reached,
+            session,
+            interrupted: Interrupted(pci.clone()),
+            way: come()?,
+            low_power: Mutex::default(),
+            _hold: hold,
+        })
     }
 
     pub(super) fn session(&self) -> &Session {
@@ -95,6 +104,24 @@ impl Opened {
 
     pub(super) fn peer(&self) -> &Arc<Peer> {
         &self.reached.0
+    }
+
+    pub(super) fn function(&self) -> &Arc<Function> {
+        self.interrupted.0.vfio.function()
+    }
+
+    /// The program reads or writes a region: a device that is to tell of it wakes.
+    pub(super) fn wake(&self) {
+        let mut low_power = self.low_power.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Some(_)) = &*low_power
+            && let Some(Some(told)) = low_power.take()
+        {
+            told.signal();
+        }
+    }
+
+    pub(super) fn low_power(&self) -> &Mutex<Option<Option<EventFd>>> {
+        &self.low_power
     }
 
     /// What it is bound to by a file of its own.
@@ -107,7 +134,7 @@ impl Opened {
 
     /// Stops its DMA, then detaches it.
     pub(super) fn close(self, by: Closer, watcher: &dyn Watcher) {
-        let Self { _hold, way, interrupted, session, reached } = self;
+        let Self { _hold, low_power: _, way, interrupted, session, reached } = self;
         drop(reached);
         drop(session);
         let unread = interrupted.take();
@@ -126,7 +153,10 @@ impl Opened {
     /// # Errors
     /// As Linux: `ENOTTY` for an unknown number, `EFAULT` for a bad address, `EINVAL` for a short argument or unknown
     /// flags, and each request's own.
-    pub(super) fn request(&self, number: u32, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+    pub(super) fn request(&self, number: u32, address: u64, caller: &dyn Caller) -> Result<i64, Errno> {
+        if number == uapi::feature::DEVICE_FEATURE {
+            return feature::request(self, address, caller);
+        }
         match number {
             uapi::DEVICE_GET_INFO => self.info(address, caller),
             uapi::DEVICE_GET_REGION_INFO => self.region_info(address, caller),
@@ -142,6 +172,7 @@ impl Opened {
             uapi::DEVICE_GET_PCI_HOT_RESET_INFO | uapi::DEVICE_PCI_HOT_RESET => Err(Errno::NODEV),
             _ => Err(Errno::NOTTY),
         }
+        .map(|()| 0)
     }
 
     fn info(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {

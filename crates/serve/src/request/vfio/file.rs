@@ -65,9 +65,8 @@ impl VfioFile {
         }
         self.with_opened(|opened| {
             let of_cdev = opened.cdev().and_then(|device| cdev::request(device, number, address, caller));
-            of_cdev.unwrap_or_else(|| opened.request(number, address, caller))
+            of_cdev.map_or_else(|| opened.request(number, address, caller), |done| done.map(|()| 0))
         })
-        .map(|()| 0)
     }
 
     fn bind(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
@@ -105,11 +104,17 @@ impl OpenFile for VfioFile {
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        self.with_opened(|opened| opened.session().read(offset, data).map_err(|error| error.errno()))
+        self.with_opened(|opened| {
+            opened.wake();
+            opened.session().read(offset, data).map_err(|error| error.errno())
+        })
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        self.with_opened(|opened| opened.session().write(offset, data).map_err(|error| error.errno()))
+        self.with_opened(|opened| {
+            opened.wake();
+            opened.session().write(offset, data).map_err(|error| error.errno())
+        })
     }
 
     fn check_mmap(&self, mapping: Mapping) -> Option<Result<(), Errno>> {

@@ -15,6 +15,8 @@ mod cdev;
 pub mod container;
 mod device;
 mod dirty;
+mod dma_buf;
+mod feature;
 mod file;
 pub mod group;
 mod peer;

@@ -1,0 +1,123 @@
+//! Parts of a device's BARs as DMA buffers, which a program maps for another device by their descriptor.
+//!
+//! A reset of the device, or its end, takes them back: what was mapped of one before is not reached again.
+
+use std::io;
+use std::sync::Arc;
+
+use ioasid::memory::{PAGE_SIZE, Pages, RemoteMemory, Segment};
+use ioasid_uapi::vfio::feature as uapi;
+use ioasid_vfio::Function;
+use ioasid_vfio::device::region::{ROM, RegionFlags, file_offset};
+use rustix::io::Errno;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::device::Opened;
+use super::peer::Peer;
+use crate::request::file::Given;
+use crate::request::given::GivenFile;
+use crate::request::{Caller, ToErrno};
+
+/// The most ranges of one buffer.
+const MOST_RANGES: u32 = 4096;
+
+/// A buffer, which lives as long as a descriptor of it or a mapping.
+struct DmaBuf {
+    peer: Arc<Peer>,
+    function: Arc<Function>,
+    /// Its parts in order: where each begins in the device's file, and how many bytes it has.
+    ranges: Vec<(u64, u64)>,
+}
+
+/// A buffer as somebody has mapped it, until the device is reset.
+struct Lent {
+    peer: Arc<Peer>,
+    function: Arc<Function>,
+    resets: u64,
+}
+
+impl Lent {
+    fn check(&self) -> io::Result<()> {
+        if self.function.resets() == self.resets { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+}
+
+impl RemoteMemory for Lent {
+    fn read(&self, address: u64, data: &mut [u8]) -> io::Result<()> {
+        self.check()?;
+        self.peer.read(address, data)
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> io::Result<()> {
+        self.check()?;
+        self.peer.write(address, data)
+    }
+
+    fn given_back(&self, address: u64, length: u64) {
+        self.peer.given_back(address, length);
+    }
+}
+
+/// Gives the caller a buffer of the ranges that stand at `address`.
+///
+/// # Errors
+/// `ENODEV` for what is no BAR, `EINVAL` for ranges that are no pages of it, `EFAULT`, `EMFILE`.
+pub(super) fn export(opened: &Opened, address: u64, caller: &dyn Caller) -> Result<i64, Errno> {
+    let mut request = uapi::DmaBuf::new_zeroed();
+    caller.read(address, request.as_mut_bytes())?;
+    let known = (libc::O_ACCMODE | libc::O_CLOEXEC) as u32;
+    if request.nr_ranges == 0 || request.flags != 0 || request.open_flags & !known != 0 {
+        return Err(Errno::INVAL);
+    }
+    if request.region_index >= ROM {
+        return Err(Errno::NODEV);
+    }
+    if request.nr_ranges > MOST_RANGES {
+        return Err(Errno::NOMEM);
+    }
+    if opened.function().spec().bar(request.region_index as u8).is_none() {
+        return Err(Errno::NODEV);
+    }
+    let info = opened.session().region_info(request.region_index).map_err(|error| error.errno())?;
+    if !info.flags.contains(RegionFlags::MMAP) {
+        return Err(Errno::INVAL);
+    }
+    let mut given = vec![uapi::RegionDmaRange::new_zeroed(); request.nr_ranges as usize];
+    caller.read(address.wrapping_add(size_of_val(&request) as u64), given.as_mut_slice().as_mut_bytes())?;
+    let mut ranges = Vec::with_capacity(given.len());
+    for uapi::RegionDmaRange { offset, length } in given {
+        let end = offset.checked_add(length).filter(|&end| end <= info.size);
+        if length == 0 || end.is_none() || !(offset | length).is_multiple_of(PAGE_SIZE) {
+            return Err(Errno::INVAL);
+        }
+        ranges.push((file_offset(request.region_index) + offset, length));
+    }
+    let buffer = DmaBuf { peer: opened.peer().clone(), function: opened.function().clone(), ranges };
+    let number = caller.reserve()?;
+    caller.install(number, Arc::new(Given(Arc::new(buffer))))?;
+    Ok(number.into())
+}
+
+impl GivenFile for DmaBuf {
+    fn pages(&self, start: u64, length: u64) -> Option<Result<Arc<Pages>, Errno>> {
+        let whole = self.ranges.iter().fold(0u64, |sum, (_, length)| sum.saturating_add(*length));
+        if start.checked_add(length).is_none_or(|end| end > whole) {
+            return Some(Err(Errno::INVAL));
+        }
+        let resets = self.function.resets();
+        let lent = Arc::new(Lent { peer: self.peer.clone(), function: self.function.clone(), resets });
+        let ranges = self.ranges.clone();
+        Some(Ok(Pages::new(start, length, true, move |offset, length| {
+            let (mut segments, mut before) = (Vec::new(), 0);
+            let (from, to) = (start + offset, start + offset + length);
+            for &(at, bytes) in &ranges {
+                let (low, high) = (from.clamp(before, before + bytes), to.clamp(before, before + bytes));
+                if low < high {
+                    segments.push(Segment::remote(lent.clone(), at + (low - before), high - low));
+                }
+                before += bytes;
+            }
+            Ok(segments)
+        })))
+    }
+}

@@ -1,0 +1,79 @@
+//! VFIO_DEVICE_FEATURE: what some devices can do, and others not.
+
+use std::os::fd::OwnedFd;
+use std::sync::PoisonError;
+
+use ioasid_uapi::vfio::feature as uapi;
+use ioasid_vfio::EventFd;
+use rustix::io::Errno;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::device::Opened;
+use super::{dma_buf, get};
+use crate::request::Caller;
+
+/// A feature: what can be done, and how many bytes of data it takes.
+const FEATURES: [(u32, u32, usize); 4] = [
+    (uapi::LOW_POWER_ENTRY, uapi::SET, 0),
+    (uapi::LOW_POWER_ENTRY_WITH_WAKEUP, uapi::SET, size_of::<uapi::LowPowerEntryWithWakeup>()),
+    (uapi::LOW_POWER_EXIT, uapi::SET, 0),
+    (uapi::DMA_BUF, uapi::GET, size_of::<uapi::DmaBuf>()),
+];
+
+/// Performs the request, and returns 0 or a descriptor.
+///
+/// # Errors
+/// `ENOTTY` for a feature that PCI devices do not have, or these; `EINVAL`, `EFAULT`, and each feature's own.
+pub(super) fn request(opened: &Opened, address: u64, caller: &dyn Caller) -> Result<i64, Errno> {
+    const HEAD: usize = size_of::<uapi::DeviceFeature>();
+    let (uapi::DeviceFeature { flags, .. }, argsz) = get::<uapi::DeviceFeature>(address, caller, HEAD)?;
+    let (done, probe) = (flags & (uapi::GET | uapi::SET), flags & uapi::PROBE != 0);
+    let both = uapi::GET | uapi::SET;
+    if flags & !(uapi::MASK | both | uapi::PROBE) != 0 || (!probe && done == both) {
+        return Err(Errno::INVAL);
+    }
+    let number = flags & uapi::MASK;
+    // Of a device that cannot be migrated Linux says this, and of its other features that it does not know them.
+    if number == uapi::MIG_PRECOPY_INFO_V2 {
+        return Err(Errno::INVAL);
+    }
+    let found = FEATURES.iter().find(|(known, ..)| *known == number);
+    let (_, can, length) = found.ok_or(Errno::NOTTY)?;
+    if done & !can != 0 {
+        return Err(Errno::INVAL);
+    }
+    if probe {
+        return Ok(0);
+    }
+    if done == 0 || (argsz as usize) < HEAD + length {
+        return Err(Errno::INVAL);
+    }
+    let data = address.wrapping_add(HEAD as u64);
+    match number {
+        uapi::DMA_BUF => dma_buf::export(opened, data, caller),
+        uapi::LOW_POWER_ENTRY => enter(opened, None),
+        uapi::LOW_POWER_ENTRY_WITH_WAKEUP => {
+            let mut request = uapi::LowPowerEntryWithWakeup::new_zeroed();
+            caller.read(data, request.as_mut_bytes())?;
+            if request.reserved != 0 {
+                return Err(Errno::INVAL);
+            }
+            let file: OwnedFd = caller.descriptor(request.wakeup_eventfd).map_err(|_| Errno::INVAL)?;
+            enter(opened, Some(EventFd::new(file).map_err(|_| Errno::INVAL)?))
+        }
+        _ => {
+            *opened.low_power().lock().unwrap_or_else(PoisonError::into_inner) = None;
+            Ok(0)
+        }
+    }
+}
+
+/// A device of software needs no power: what is kept is that the program has it asleep, and whom to tell when it wakes.
+fn enter(opened: &Opened, wake: Option<EventFd>) -> Result<i64, Errno> {
+    let mut low_power = opened.low_power().lock().unwrap_or_else(PoisonError::into_inner);
+    if low_power.is_some() {
+        return Err(Errno::INVAL);
+    }
+    *low_power = Some(wake);
+    Ok(0)
+}
