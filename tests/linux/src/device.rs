@@ -1,6 +1,6 @@
 //! Requests on a device that came out of its group, as far as every PCI device answers them alike.
 
-use ioasid_uapi::vfio::{self, IrqInfo, IrqSet, RegionInfo, container, feature};
+use ioasid_uapi::vfio::{self, Ioeventfd, IrqInfo, IrqSet, RegionInfo, container, feature};
 
 use crate::container::{device, with_iommu};
 use crate::sys::{File, Rows, ask, map, number, open, read};
@@ -57,6 +57,7 @@ pub(crate) fn rows(name: &str, rows: &mut Rows) {
         rows.row(&format!("device request {request:#x}, nowhere"), number(&device, request, 0));
     }
     features(&device, rows);
+    ioeventfds(&device, rows);
     let reads = [
         ("the first word of configuration space", CONFIG, 4),
         ("an odd byte of it", CONFIG + 3, 1),
@@ -72,6 +73,39 @@ pub(crate) fn rows(name: &str, rows: &mut Rows) {
     rows.row("map configuration space", map(&device, 4096, CONFIG, libc::MAP_SHARED));
     rows.row("map a region that is not there", map(&device, 4096, 100 << 40, libc::MAP_SHARED));
     rows.row("map beyond BAR 0", map(&device, 4096, 1 << 39, libc::MAP_SHARED));
+}
+
+fn ioeventfds(device: &File, rows: &mut Rows) {
+    // SAFETY: takes numbers.
+    let event = File(unsafe { libc::eventfd(0, 0) });
+    let null = open("/dev/null").expect("/dev/null");
+    let set = |argsz, flags, offset, data, fd| {
+        let mut request = Ioeventfd { argsz, flags, offset, data, fd, reserved: 0 };
+        ask(device, vfio::DEVICE_IOEVENTFD, &mut request)
+    };
+    let rows_of = [
+        ("argsz", 27, 4, 0, 1, event.0),
+        ("no width", 32, 0, 0, 1, event.0),
+        ("two widths", 32, 6, 0, 1, event.0),
+        ("another flag", 32, 1 << 4 | 4, 0, 1, event.0),
+        ("-2", 32, 4, 0, 1, -2),
+        ("none to take away", 32, 4, 0, 1, -1),
+        ("a file that is no eventfd", 32, 4, 0, 1, null.0),
+        ("a file that is not there", 32, 4, 0, 1, 900),
+        ("configuration space", 32, 4, CONFIG, 1, event.0),
+        ("the ROM", 32, 4, 6 << 40, 1, event.0),
+        ("beyond the end", 32, 4, 1 << 39, 1, event.0),
+        ("a BAR that is not there", 32, 4, 5 << 40, 1, event.0),
+        ("it", 28, 4, 0, 1, event.0),
+        ("it again", 32, 4, 0, 1, event.0),
+        ("other data", 32, 4, 0, 2, event.0),
+        ("another width", 32, 2, 0, 1, event.0),
+        ("take it away", 32, 4, 0, 1, -1),
+        ("take it away again", 32, 4, 0, 1, -1),
+    ];
+    for (what, argsz, flags, offset, data, fd) in rows_of {
+        rows.row(&format!("ioeventfd: {what}"), set(argsz, flags, offset, data, fd));
+    }
 }
 
 fn features(device: &File, rows: &mut Rows) {
@@ -157,5 +191,27 @@ fn interrupts(device: &File, rows: &mut Rows) {
     ];
     for (what, argsz, flags, index, start, count, file) in rows_of {
         rows.row(&format!("set irqs: {what}"), set(argsz, flags, index, start, count, file));
+    }
+    // SAFETY: takes numbers.
+    let [event, resample] = [0; 2].map(|_| File(unsafe { libc::eventfd(0, 0) }));
+    let unmask = 1 << 4;
+    let of_intx = [
+        ("unmask by, disabled", eventfd | unmask, 1, resample.0),
+        ("enable", eventfd | trigger, 1, event.0),
+        ("mask by", eventfd | mask, 1, resample.0),
+        ("unmask by no eventfd", eventfd | unmask, 1, null.0),
+        ("unmask by nothing", eventfd | unmask, 1, 900),
+        ("unmask by", eventfd | unmask, 1, resample.0),
+        ("unmask by another", eventfd | unmask, 1, event.0),
+        ("unmask by none", eventfd | unmask, 1, -1),
+        ("unmask by another now", eventfd | unmask, 1, event.0),
+        ("unmask", none | unmask, 1, -1),
+        ("disable", none | trigger, 0, -1),
+        ("enable anew", eventfd | trigger, 1, event.0),
+        ("unmask by, anew", eventfd | unmask, 1, resample.0),
+        ("disable anew", none | trigger, 0, -1),
+    ];
+    for (what, flags, count, file) in of_intx {
+        rows.row(&format!("intx: {what}"), set(24, flags, 0, 0, count, file));
     }
 }

@@ -9,7 +9,7 @@ use ioasid::{
 use ioasid_vfio::BarError;
 use ioasid_vfio::device::OpenError;
 use ioasid_vfio::device::irq::IrqError;
-use ioasid_vfio::device::region::RegionError;
+use ioasid_vfio::device::region::{RegionError, StoreError};
 use rustix::io::Errno;
 
 /// An error that a program is told as a number.
@@ -292,6 +292,18 @@ impl ToErrno for AccessError {
             Self::Gone(_) => Errno::FAULT,
             Self::WouldDeadlock(error) => error.errno(),
             _ => UNKNOWN,
+        }
+    }
+}
+
+impl ToErrno for StoreError {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Place => Errno::INVAL,
+            Self::Missing => Errno::NODEV,
+            Self::Exists => Errno::EXIST,
+            Self::TooMany => Errno::NOSPC,
+            Self::Descriptor(error) => Errno::from_io_error(error).unwrap_or(Errno::INVAL),
         }
     }
 }

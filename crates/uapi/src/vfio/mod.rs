@@ -26,6 +26,8 @@ constants! {
     pub const DEVICE_GET_PCI_HOT_RESET_INFO: u32 = io(TYPE, 112);
     /// `VFIO_DEVICE_PCI_HOT_RESET`
     pub const DEVICE_PCI_HOT_RESET: u32 = io(TYPE, 113);
+    /// `VFIO_DEVICE_IOEVENTFD`
+    pub const DEVICE_IOEVENTFD: u32 = io(TYPE, 116);
     /// `VFIO_DEVICE_BIND_IOMMUFD`
     pub const DEVICE_BIND_IOMMUFD: u32 = io(TYPE, 118);
     /// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`
@@ -168,6 +170,27 @@ pub struct IrqSet {
 }
 layout!(IrqSet = "vfio_irq_set", 20, { argsz: 0, flags: 4, index: 8, start: 12, count: 16 });
 
+/// `struct vfio_device_ioeventfd`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Ioeventfd {
+    /// Bytes set aside.
+    pub argsz: u32,
+    /// How many bytes are stored: 1, 2, 4 or 8.
+    pub flags: u32,
+    /// Where in the device's file.
+    pub offset: u64,
+    /// What is stored.
+    pub data: u64,
+    /// Descriptor of an eventfd, or -1 to have it stored no more.
+    pub fd: i32,
+    /// Nothing.
+    pub reserved: u32,
+}
+layout!(Ioeventfd = "vfio_device_ioeventfd", 32, {
+    argsz: 0, flags: 4, offset: 8, data: 16, fd: 24, reserved: 28,
+});
+
 /// `struct vfio_device_bind_iommufd`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
@@ -223,6 +246,7 @@ const LAYOUTS: &[Layout] = &[
     CapHeader::LAYOUT,
     IrqInfo::LAYOUT,
     IrqSet::LAYOUT,
+    Ioeventfd::LAYOUT,
     BindIommufd::LAYOUT,
     AttachIommufdPt::LAYOUT,
     DetachIommufdPt::LAYOUT,

@@ -4,21 +4,23 @@
 //!
 //! | index | TRIGGER, eventfds | TRIGGER, none or bools | TRIGGER, none, 0 of them | MASK, UNMASK |
 //! | --- | --- | --- | --- | --- |
-//! | INTx | enables; replaces | as if the device had | disables | none or bools |
+//! | INTx | enables; replaces | as if the device had | disables | none or bools; UNMASK, an eventfd |
 //! | MSI, MSI-X | enables; replaces | as if the device had | disables | no |
 //! | error, request | replaces | as if the device had | takes the eventfd away | no |
 //!
 //! Only one of INTx, MSI and MSI-X is enabled at a time. Errors are Linux's, in Linux's order, with one
 //! difference: if a descriptor is bad, nothing changes, where Linux would have taken eventfds away.
-//! An eventfd for UNMASK of INTx is not offered.
+//! An eventfd for UNMASK of INTx unmasks it at each signal, until another, or none, is given in its place.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
 use bitflags::bitflags;
+use rustix::io::Errno;
 use thiserror::Error;
 
 use super::Session;
+use super::watched::Key;
 use crate::eventfd::EventFd;
 use crate::lock;
 use crate::pci::{Interrupts, IrqIndex};
@@ -191,7 +193,7 @@ impl Session {
         }
         let _gate = lock(&self.gate);
         match (index, request.actions) {
-            (IrqIndex::Intx, IrqActions::MASK | IrqActions::UNMASK) => self.mask_intx(request),
+            (IrqIndex::Intx, IrqActions::MASK | IrqActions::UNMASK) => self.mask_intx(request, fetch),
             (IrqIndex::Intx, IrqActions::TRIGGER) => self.trigger_intx(request, fetch),
             (IrqIndex::Msi | IrqIndex::Msix, IrqActions::TRIGGER) => self.trigger_messages(index, request, fetch),
             (IrqIndex::Error | IrqIndex::Request, IrqActions::TRIGGER) => self.trigger_notice(index, request, fetch),
@@ -199,13 +201,17 @@ impl Session {
         }
     }
 
-    fn mask_intx(&self, request: &IrqSet<'_>) -> Result<(), IrqError> {
+    fn mask_intx(&self, request: &IrqSet<'_>, fetch: FetchFd<'_>) -> Result<(), IrqError> {
         if !self.is_enabled(IrqIndex::Intx) || request.count != 1 {
             return Err(IrqError::State(IrqIndex::Intx, "the one vector is masked and unmasked while it is enabled"));
         }
         let unmask = request.actions == IrqActions::UNMASK;
         match request.data {
-            IrqData::Eventfds([..0]) if unmask => Ok(()),
+            IrqData::Eventfds([..0]) if unmask => {
+                self.watched.remove(&Key::Unmask);
+                Ok(())
+            }
+            IrqData::Eventfds([fd]) if unmask => self.unmask_by(*fd, fetch),
             IrqData::Eventfds(_) => Err(IrqError::Unsupported(IrqIndex::Intx)),
             data => {
                 match (data.applies(0), unmask) {
@@ -218,10 +224,22 @@ impl Session {
         }
     }
 
+    /// Has INTx unmasked at each signal of the program's descriptor.
+    fn unmask_by(&self, fd: i32, fetch: FetchFd<'_>) -> Result<(), IrqError> {
+        let failed = |source| IrqError::Descriptor { fd, source };
+        let eventfd = fetch(fd).and_then(EventFd::new).map_err(failed)?;
+        if self.watched.has(&Key::Unmask) {
+            return Err(IrqError::Descriptor { fd, source: Errno::BUSY.into() });
+        }
+        let interrupts = self.function().interrupts().clone();
+        self.watched.add(Key::Unmask, eventfd, Box::new(move || interrupts.unmask_intx())).map_err(failed)
+    }
+
     fn trigger_intx(&self, request: &IrqSet<'_>, fetch: FetchFd<'_>) -> Result<(), IrqError> {
         const INTX: IrqIndex = IrqIndex::Intx;
         let enabled = self.is_enabled(INTX);
         if enabled && request.count == 0 && matches!(request.data, IrqData::None) {
+            self.watched.remove(&Key::Unmask);
             self.interrupts().disable(INTX);
             return Ok(());
         }

@@ -22,6 +22,7 @@
 pub mod irq;
 mod permissions;
 pub mod region;
+mod watched;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +34,7 @@ use thiserror::Error;
 use crate::lock;
 use crate::pci::pm::PowerState;
 use crate::pci::{Function, IrqIndex, SavedState, pm};
+use watched::Watched;
 
 bitflags! {
     /// What GET_INFO says of the device; the bits are VFIO's.
@@ -97,7 +99,7 @@ impl VfioDevice {
             self.is_open.store(false, Ordering::Release);
             return Err(error.into());
         }
-        Ok(Session { device: Arc::clone(self), gate: Mutex::default() })
+        Ok(Session { device: Arc::clone(self), gate: Mutex::default(), watched: Watched::default() })
     }
 }
 
@@ -105,6 +107,7 @@ impl VfioDevice {
 pub struct Session {
     device: Arc<VfioDevice>,
     gate: Mutex<Gate>,
+    watched: Watched,
 }
 
 /// What is changed only by one request at a time.
@@ -163,6 +166,8 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // Nothing that a program signals reaches the next one's device.
+        self.watched.close();
         let function = self.function();
         function.reset();
         for index in IrqIndex::ALL {

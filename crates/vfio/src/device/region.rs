@@ -13,13 +13,16 @@
 //! MSI-X table too.
 
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bitflags::bitflags;
 use thiserror::Error;
 
+use super::watched::Key;
 use super::{Session, permissions};
 use crate::bar_memory::BarMemory;
+use crate::eventfd::EventFd;
 use crate::lock;
 use crate::pci::BarError;
 use crate::pci::config::{self, Write, pieces};
@@ -104,6 +107,29 @@ pub enum RegionError {
     /// The BARs do not answer (EIO).
     #[error("the BARs do not answer: Memory Space Enable is clear, or the function is in D3hot")]
     Disabled,
+}
+
+/// The most stores of one session that eventfds have made, as many as Linux's.
+const MOST_STORES: usize = 1000;
+
+/// Why no store is made by an eventfd.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// It is no BAR, beyond its end, or in the MSI-X table (EINVAL).
+    #[error("only what is in a BAR, and not in the MSI-X table, is stored by an eventfd")]
+    Place,
+    /// The same store is made by an eventfd already (EEXIST).
+    #[error("an eventfd has the same made already")]
+    Exists,
+    /// None makes it (ENODEV).
+    #[error("no eventfd has it made")]
+    Missing,
+    /// There are very many (ENOSPC).
+    #[error("there are {MOST_STORES}, and no more")]
+    TooMany,
+    /// The descriptor is no eventfd, or there can be no thread.
+    #[error(transparent)]
+    Descriptor(#[from] std::io::Error),
 }
 
 impl From<BarError> for RegionError {
@@ -246,6 +272,37 @@ impl Session {
     fn memory(&self, index: u32) -> impl Iterator<Item = (Range<u64>, &Arc<BarMemory>)> {
         let pages = self.function().memory().iter().filter(move |pages| u32::from(pages.bar) == index);
         pages.map(|pages| (pages.offset..pages.offset + pages.memory.length(), &pages.memory))
+    }
+
+    /// Has `data` stored at a file offset at each signal of the program's descriptor, or, without one, no more.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing has changed then.
+    pub fn store_by(&self, file_offset: u64, data: &[u8], fd: Option<OwnedFd>) -> Result<(), StoreError> {
+        let (index, offset) = locate(file_offset);
+        let end = offset.checked_add(data.len() as u64).filter(|&end| end <= self.bar_size(index));
+        let Some(bar) = u8::try_from(index).ok().filter(|_| end.is_some()) else { return Err(StoreError::Place) };
+        if self.function().is_msix_table(bar, offset, data.len()) {
+            return Err(StoreError::Place);
+        }
+        let key = Key::Store(file_offset, data.to_vec());
+        let _gate = lock(&self.gate);
+        let Some(fd) = fd else {
+            return if self.watched.remove(&key) { Ok(()) } else { Err(StoreError::Missing) };
+        };
+        if self.watched.has(&key) {
+            return Err(StoreError::Exists);
+        }
+        if self.watched.count() >= MOST_STORES {
+            return Err(StoreError::TooMany);
+        }
+        let (device, data) = (self.device.clone(), data.to_vec());
+        // A BAR that does not answer drops the store.
+        let store = move || {
+            let _ = device.function.bar_write(bar, offset, &data);
+        };
+        self.watched.add(key, EventFd::new(fd)?, Box::new(store))?;
+        Ok(())
     }
 
     fn bar_size(&self, index: u32) -> u64 {

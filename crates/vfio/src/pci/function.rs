@@ -387,6 +387,14 @@ impl Function {
         Ok(())
     }
 
+    /// Whether some of these bytes of a BAR are the MSI-X table.
+    pub(crate) fn is_msix_table(&self, bar: u8, offset: u64, len: usize) -> bool {
+        self.spec.msix.as_ref().is_some_and(|spec| {
+            let start = u64::from(spec.table_offset);
+            spec.table_bar == bar && offset < start + spec.table_len() && start < offset.saturating_add(len as u64)
+        })
+    }
+
     /// What lies at `at` in a BAR, where in that, and how many of `len` bytes lie in it.
     fn place(&self, bar: u8, at: u64, len: usize) -> (Place<'_>, u64, usize) {
         let msix = self.spec.msix.iter().flat_map(|spec: &MsixSpec| {

@@ -168,11 +168,23 @@ impl Opened {
                 self.session.reset();
                 Ok(())
             }
+            uapi::DEVICE_IOEVENTFD => self.ioeventfd(address, caller),
             // There is no bus or slot to reset: the function is inside the root complex.
             uapi::DEVICE_GET_PCI_HOT_RESET_INFO | uapi::DEVICE_PCI_HOT_RESET => Err(Errno::NODEV),
             _ => Err(Errno::NOTTY),
         }
         .map(|()| 0)
+    }
+
+    fn ioeventfd(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let (request, _) = get::<uapi::Ioeventfd>(address, caller, through!(uapi::Ioeventfd, fd: i32))?;
+        let uapi::Ioeventfd { flags, offset, data, fd, .. } = request;
+        if ![1, 2, 4, 8].contains(&flags) || fd < -1 {
+            return Err(Errno::INVAL);
+        }
+        let file = if fd < 0 { None } else { Some(caller.descriptor(fd)?) };
+        let stored = self.session.store_by(offset, &data.to_le_bytes()[..flags as usize], file);
+        stored.map_err(|error| error.errno())
     }
 
     fn info(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
