@@ -416,6 +416,7 @@ impl Drop for Context {
         while let Some((id, object)) = self.ids.take_leaf() {
             if let Object::Ioas(ioas) = &object
                 && !self.abandoned.load(Ordering::Relaxed)
+                && !ioas.is_disowned()
             {
                 let (areas, bytes) = ioas.size();
                 let what = Leftover::Ioas { id, areas, bytes };

@@ -39,6 +39,7 @@ use iopt::Access;
 
 use crate::base::ids::ObjectId;
 use crate::base::lock::{Condvar, Mutex, MutexGuard};
+use crate::base::sync::{AtomicBool, Ordering};
 use crate::base::types::{IovaRange, WouldDeadlock};
 use crate::base::{callback, rank};
 use crate::memory::Pages;
@@ -84,6 +85,8 @@ pub struct Ioas {
     state: Mutex<State, rank::State>,
     /// An area is settled, a mirror is not called any more, or another may be added.
     settled: Condvar,
+    /// Nobody is to destroy it.
+    disowned: AtomicBool,
 }
 
 type Locked<'a> = MutexGuard<'a, State, rank::State>;
@@ -108,7 +111,14 @@ impl Ioas {
             accessors: Vec::new(),
             limits: OnceCell::new(),
         };
-        Self { id, serial: shared.serial(), shared, state: Mutex::new(state), settled: Condvar::default() }
+        Self {
+            id,
+            serial: shared.serial(),
+            shared,
+            state: Mutex::new(state),
+            settled: Condvar::default(),
+            disowned: AtomicBool::new(false),
+        }
     }
 
     /// Its id in its context.
@@ -122,6 +132,16 @@ impl Ioas {
     #[must_use]
     pub fn serial(&self) -> u64 {
         self.serial
+    }
+
+    /// It goes with its context, and nobody is to destroy it before: left there, it is no
+    /// [`Leftover`](crate::Leftover) to tell of.
+    pub fn disown(&self) {
+        self.disowned.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_disowned(&self) -> bool {
+        self.disowned.load(Ordering::Relaxed)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

@@ -250,7 +250,9 @@ impl Server {
             taken
         };
         let opened = openat(root, format!("{GIVEN}/{name}"), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-        given().remove(&name);
+        // What was not opened is let go of elsewhere: the tree may wait for the lock.
+        let left = given().remove(&name);
+        self.elsewhere(move || drop(left));
         opened
     }
 

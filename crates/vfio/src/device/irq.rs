@@ -10,7 +10,7 @@
 //!
 //! Only one of INTx, MSI and MSI-X is enabled at a time. Errors are Linux's, in Linux's order, with one
 //! difference: if a descriptor is bad, nothing changes, where Linux would have taken eventfds away.
-//! An eventfd for UNMASK of INTx unmasks it at each signal, until another, or none, is given in its place.
+//! An eventfd for UNMASK of INTx unmasks it at each signal, until none is given in its place.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -434,13 +434,12 @@ pub fn dma_buffer() {
     ioctl(&other, vfio::DEVICE_GET_REGION_INFO, &mut info).unwrap();
     let memory = Memory::map(4 * 4096, libc::MAP_SHARED, other.as_raw_fd(), info.offset);
     let word = |at: usize| memory.word(at).load(Ordering::Relaxed);
-    // The fourth page, and then the second.
-    let buffer = || {
-        let ranges = [3u64 << 12, 4096, 1 << 12, 4096];
+    let buffer = |ranges: &[[u64; 2]]| {
         let mut request = [0u32; 14];
-        request[..6].copy_from_slice(&[56, feature::DMA_BUF | feature::GET, 2, libc::O_RDWR as u32, 0, 2]);
-        for (n, word) in ranges.into_iter().enumerate() {
-            (request[6 + 2 * n], request[7 + 2 * n]) = (word as u32, (word >> 32) as u32);
+        let head = [56, feature::DMA_BUF | feature::GET, 2, libc::O_RDWR as u32, 0, ranges.len() as u32];
+        request[..6].copy_from_slice(&head);
+        for (n, word) in ranges.iter().flatten().enumerate() {
+            (request[6 + 2 * n], request[7 + 2 * n]) = (*word as u32, (*word >> 32) as u32);
         }
         let number = ioctl(&other, feature::DEVICE_FEATURE, &mut request).unwrap();
         // SAFETY: the request has just made it.
@@ -452,7 +451,8 @@ pub fn dma_buffer() {
         let mut map = iommufd::IoasMapFile { size: 40, flags, ioas_id, fd, start, length, iova: BAR };
         ioctl(&space.iommu, iommufd::IOAS_MAP_FILE, &mut map)
     };
-    let first = buffer();
+    let first = buffer(&[[2 << 12, 8192]]);
+    assert_eq!(map_file(&buffer(&[[3 << 12, 4096], [1 << 12, 4096]]), 0, 4096), Err(libc::EOPNOTSUPP));
     assert_eq!([map_file(&first, 0, 3 * 4096), map_file(&first, 8192, 4096)], [Err(libc::EINVAL); 2]);
     map_file(&first, 0, 8192).unwrap();
     let copy = |seed, page: u64| {
@@ -460,19 +460,21 @@ pub fn dma_buffer() {
         let copied = engine.copy(&ring, RING, SOURCE, BAR + 4096 * page, 4096);
         copied.map(|()| source.word(0).load(Ordering::Relaxed))
     };
-    assert_eq!(copy(1, 0).unwrap(), word(3 * 4096));
-    assert_eq!(copy(2, 1).unwrap(), word(4096));
+    assert_eq!(copy(1, 0).unwrap(), word(2 * 4096));
+    assert_eq!(copy(2, 1).unwrap(), word(3 * 4096));
     // A reset takes it back, for good; what is mapped after that is reached, until the device is closed.
     ioctl(&other, vfio::DEVICE_RESET, &mut 0).unwrap();
-    let before = word(3 * 4096);
+    let before = word(2 * 4096);
     copy(3, 0).unwrap_err();
-    assert_eq!(word(3 * 4096), before);
+    assert_eq!(word(2 * 4096), before);
     space.unmap(BAR, 8192);
     map_file(&first, 0, 4096).unwrap();
-    assert_eq!(copy(4, 0).unwrap(), word(3 * 4096));
+    assert_eq!(copy(4, 0).unwrap(), word(2 * 4096));
     drop((memory, other));
     let closed = std::time::Instant::now();
     while copy(5, 0).is_ok() {
         assert!(closed.elapsed().as_secs() < 20, "a device that is closed is reached");
     }
+    space.unmap(BAR, 4096);
+    assert_eq!(map_file(&first, 0, 4096), Err(libc::ENODEV));
 }

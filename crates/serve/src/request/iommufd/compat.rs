@@ -3,7 +3,7 @@
 //!
 //! Source: `include/uapi/linux/vfio.h` of Linux 7.3.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ioasid::{Access, Context, Ioas, Iova, IovaRange, UnmapError};
 use ioasid_uapi::iommufd as iommufd_uapi;
@@ -20,22 +20,18 @@ use crate::request::vfio::type1_info;
 
 /// The address space that VFIO's requests are about.
 #[derive(Default)]
-pub(super) struct Compat {
-    chosen: Mutex<Weak<Ioas>>,
-    /// One that was made for a group, of which the program knows no number.
-    made: OnceLock<Weak<Ioas>>,
-}
+pub(super) struct Compat(Mutex<Weak<Ioas>>);
 
 impl Compat {
     fn get(&self, context: &Context) -> Result<Arc<Ioas>, Errno> {
-        let chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner).upgrade().ok_or(Errno::NODEV)?;
+        let chosen = self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade().ok_or(Errno::NODEV)?;
         // It may have been destroyed, and its id be another's.
         let there = context.ioas(chosen.id()).filter(|there| Arc::ptr_eq(there, &chosen));
         there.ok_or(Errno::NODEV)
     }
 
     fn set(&self, ioas: Weak<Ioas>) {
-        *self.chosen.lock().unwrap_or_else(PoisonError::into_inner) = ioas;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = ioas;
     }
 }
 
@@ -53,19 +49,14 @@ impl IommuFile {
     /// # Errors
     /// `ENOMEM`.
     pub(in crate::request) fn make_default_ioas(&self) -> Result<(), Errno> {
-        let mut chosen = self.compat.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chosen = self.compat.0.lock().unwrap_or_else(PoisonError::into_inner);
         if chosen.upgrade().is_none() {
-            *chosen = Arc::downgrade(&self.context.ioas_alloc().ok_or(Errno::NOMEM)?);
-            let _ = self.compat.made.set(chosen.clone());
+            let made = self.context.ioas_alloc().ok_or(Errno::NOMEM)?;
+            // The program knows no number of it, and has nothing to destroy.
+            made.disown();
+            *chosen = Arc::downgrade(&made);
         }
         Ok(())
-    }
-
-    /// Destroys what was made for a group: nobody else would.
-    pub(super) fn discard_default_ioas(&self) {
-        if let Some(made) = self.compat.made.get().and_then(Weak::upgrade) {
-            let _ = self.context.destroy(made.id());
-        }
     }
 }
 

@@ -101,12 +101,6 @@ impl IommuFile {
     }
 }
 
-impl Drop for IommuFile {
-    fn drop(&mut self) {
-        self.discard_default_ioas();
-    }
-}
-
 impl OpenFile for IommuFile {
     fn ioctl(&self, number: u32, address: u64, caller: &dyn Caller) -> Option<Result<i64, Errno>> {
         Some(Self::ioctl(self, number, address, caller))

@@ -110,7 +110,7 @@ impl Opened {
         self.interrupted.0.vfio.function()
     }
 
-    /// The program reads or writes a region: a device that is to tell of it wakes.
+    /// The program does something with it: a device that is to tell of it wakes.
     pub(super) fn wake(&self) {
         let mut low_power = self.low_power.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Some(_)) = &*low_power
@@ -154,6 +154,7 @@ impl Opened {
     /// As Linux: `ENOTTY` for an unknown number, `EFAULT` for a bad address, `EINVAL` for a short argument or unknown
     /// flags, and each request's own.
     pub(super) fn request(&self, number: u32, address: u64, caller: &dyn Caller) -> Result<i64, Errno> {
+        self.wake();
         if number == uapi::feature::DEVICE_FEATURE {
             return feature::request(self, address, caller);
         }

@@ -89,7 +89,7 @@ fn get_bitmap(iommu: &Type1, request: &uapi::DirtyBitmapGet, caller: &dyn Caller
     if areas.iter().any(|area| !range.contains(&area.range)) {
         return Err(Errno::INVAL);
     }
-    tell(iommu, range, bitmap, true, caller)
+    tell(iommu, range, &areas, bitmap, true, caller)
 }
 
 /// Fails unless a bitmap has a bit for each page of `size` bytes.
@@ -143,19 +143,27 @@ pub(super) fn tell_before_unmap<'a>(
     caller: &dyn Caller,
 ) -> Result<Unwritten<'a>, Errno> {
     let mut unwritten = Unwritten { ioas: &iommu.ioas, areas: Vec::new() };
-    for area in iommu.ioas.areas_in(range).into_iter().filter(|area| area.access.contains(Access::WRITE)) {
+    let areas = iommu.ioas.areas_in(range);
+    for area in areas.iter().filter(|area| area.access.contains(Access::WRITE)) {
         iommu.ioas.protect(area.range, Access::READ).map_err(|error| error.errno())?;
-        unwritten.areas.push(area);
+        unwritten.areas.push(*area);
     }
-    tell(iommu, range, &bitmap, false, caller)?;
+    tell(iommu, range, &areas, &bitmap, false, caller)?;
     Ok(unwritten)
 }
 
-/// Puts the bits of what is mapped in `range` into a bitmap; the others stay as they are.
-fn tell(iommu: &Type1, range: IovaRange, bitmap: &uapi::Bitmap, clear: bool, caller: &dyn Caller) -> Result<(), Errno> {
+/// Puts the bits of `areas`, which are mapped in `range`, into a bitmap; the others stay as they are.
+fn tell(
+    iommu: &Type1,
+    range: IovaRange,
+    areas: &[AreaView],
+    bitmap: &uapi::Bitmap,
+    clear: bool,
+    caller: &dyn Caller,
+) -> Result<(), Errno> {
     let (tracking, others): (Vec<Arc<Hwpt>>, Vec<_>) = iommu.tables().into_iter().partition(|table| can_track(table));
     let prepare = |part: IovaRange, words: &mut [u64]| {
-        for area in iommu.ioas.areas_in(part) {
+        for area in areas.iter().filter(|area| area.range.overlaps(&part)) {
             let (first, last) = (area.range.start().max(part.start()), area.range.last().min(part.last()));
             let bit = |iova: u64| (iova - part.start()) / PAGE_SIZE;
             // By way of a page table that notes nothing, everything may have been written.

@@ -50,7 +50,7 @@ impl RemoteMemory for Lent {
 
     fn write(&self, address: u64, data: &[u8]) -> io::Result<()> {
         self.check()?;
-        self.peer.write(address, data)
+        self.peer.write_for(address, data, self.resets)
     }
 
     fn given_back(&self, address: u64, length: u64) {
@@ -100,24 +100,18 @@ pub(super) fn export(opened: &Opened, address: u64, caller: &dyn Caller) -> Resu
 
 impl GivenFile for DmaBuf {
     fn pages(&self, start: u64, length: u64) -> Option<Result<Arc<Pages>, Errno>> {
-        let whole = self.ranges.iter().fold(0u64, |sum, (_, length)| sum.saturating_add(*length));
-        if start.checked_add(length).is_none_or(|end| end > whole) {
+        // As Linux, which maps such a buffer for devices that take several ranges only.
+        let [(at, bytes)] = self.ranges[..] else { return Some(Err(Errno::OPNOTSUPP)) };
+        if start.checked_add(length).is_none_or(|end| end > bytes) {
             return Some(Err(Errno::INVAL));
         }
         let resets = self.function.resets();
+        if !self.peer.answers(at) {
+            return Some(Err(Errno::NODEV));
+        }
         let lent = Arc::new(Lent { peer: self.peer.clone(), function: self.function.clone(), resets });
-        let ranges = self.ranges.clone();
         Some(Ok(Pages::new(start, length, true, move |offset, length| {
-            let (mut segments, mut before) = (Vec::new(), 0);
-            let (from, to) = (start + offset, start + offset + length);
-            for &(at, bytes) in &ranges {
-                let (low, high) = (from.clamp(before, before + bytes), to.clamp(before, before + bytes));
-                if low < high {
-                    segments.push(Segment::remote(lent.clone(), at + (low - before), high - low));
-                }
-                before += bytes;
-            }
-            Ok(segments)
+            Ok(vec![Segment::remote(lent.clone(), at + start + offset, length)])
         })))
     }
 }

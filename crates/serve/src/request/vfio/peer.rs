@@ -10,6 +10,7 @@
 //! at once. What was posted has arrived when the mapping is taken back, as on the bus what is behind a read has.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -21,15 +22,15 @@ use rustix::io::Errno;
 
 /// Posted writes that are not performed yet; with more, who writes waits.
 const MOST: usize = 256;
-/// How long. What is posted may wait for the very device that writes, and then goes on when its DMA has failed.
+/// How long, if nothing is performed meanwhile. What is posted may wait for the very device that writes, and then goes on when its DMA has failed.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The longest access that a register takes.
 const WORD: u64 = 8;
 
 /// What is posted.
 enum Posted {
-    /// Bytes at a file offset.
-    Write(u64, Vec<u8>),
+    /// Bytes at a file offset, if the device was reset so often.
+    Write(u64, Vec<u8>, u64),
     /// Who waits for those before.
     Fence(SyncSender<()>),
 }
@@ -45,6 +46,8 @@ struct Registers {
     function: Arc<Function>,
     /// Whether the device is open.
     is_open: RwLock<bool>,
+    /// How much of what was posted was performed.
+    performed: AtomicU64,
 }
 
 impl Registers {
@@ -100,17 +103,42 @@ impl Registers {
     fn perform(&self, posted: &Receiver<Posted>) {
         for posted in posted {
             match posted {
+                // What was posted before a reset does not arrive after it.
+                Posted::Write(_, _, resets) if resets != self.function.resets() => {}
                 // Nobody can be told any more.
-                Posted::Write(address, data) => drop(self.write(address, &data)),
+                Posted::Write(address, data, _) => drop(self.write(address, &data)),
                 Posted::Fence(reached) => drop(reached.send(())),
             }
+            self.performed.fetch_add(1, Ordering::Release);
         }
+    }
+}
+
+/// Waits as long as something is performed now and then.
+struct Patience<'a> {
+    registers: &'a Registers,
+    seen: u64,
+    since: Instant,
+}
+
+impl<'a> Patience<'a> {
+    fn new(registers: &'a Registers) -> Self {
+        Self { registers, seen: registers.performed.load(Ordering::Acquire), since: Instant::now() }
+    }
+
+    fn lasts(&mut self) -> bool {
+        let now = self.registers.performed.load(Ordering::Acquire);
+        if now != self.seen {
+            (self.seen, self.since) = (now, Instant::now());
+        }
+        self.since.elapsed() < PATIENCE
     }
 }
 
 impl Peer {
     pub(super) fn new(function: Arc<Function>) -> Arc<Self> {
-        let registers = Arc::new(Registers { function, is_open: RwLock::new(true) });
+        let (is_open, performed) = (RwLock::new(true), AtomicU64::new(0));
+        let registers = Arc::new(Registers { function, is_open, performed });
         Arc::new(Self { registers, posted: Mutex::default() })
     }
 
@@ -137,13 +165,13 @@ impl Peer {
         Ok(post)
     }
 
-    fn post(&self, address: u64, data: &[u8]) -> io::Result<()> {
-        let thread = self.thread()?;
-        let (begin, mut posted) = (Instant::now(), Posted::Write(address, data.to_vec()));
+    /// Posts something, when there is room.
+    fn post(&self, thread: &SyncSender<Posted>, mut posted: Posted) -> io::Result<()> {
+        let mut patience = Patience::new(&self.registers);
         loop {
             posted = match thread.try_send(posted) {
                 Ok(()) => return Ok(()),
-                Err(TrySendError::Full(posted)) if begin.elapsed() < PATIENCE => posted,
+                Err(TrySendError::Full(posted)) if patience.lasts() => posted,
                 Err(TrySendError::Full(_)) => return Err(io::ErrorKind::TimedOut.into()),
                 Err(TrySendError::Disconnected(_)) => return Err(io::ErrorKind::NotConnected.into()),
             };
@@ -155,21 +183,36 @@ impl Peer {
     fn arrived(&self) -> io::Result<()> {
         // Without a thread nothing was posted, and one that has ended performs nothing more.
         let Some(thread) = self.lock().clone() else { return Ok(()) };
-        let (begin, (reached, fence)) = (Instant::now(), sync_channel(1));
-        let mut posted = Posted::Fence(reached);
+        let (reached, fence) = sync_channel(1);
+        match self.post(&thread, Posted::Fence(reached)) {
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(()),
+            posted => posted?,
+        }
+        let mut patience = Patience::new(&self.registers);
         loop {
-            posted = match thread.try_send(posted) {
-                Ok(()) => break,
-                Err(TrySendError::Full(posted)) if begin.elapsed() < PATIENCE => posted,
-                Err(TrySendError::Full(_)) => return Err(io::ErrorKind::TimedOut.into()),
-                Err(TrySendError::Disconnected(_)) => return Ok(()),
-            };
-            std::thread::sleep(Duration::from_micros(50));
+            match fence.recv_timeout(PATIENCE) {
+                Err(RecvTimeoutError::Timeout) if patience.lasts() => {}
+                Err(RecvTimeoutError::Timeout) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
         }
-        match fence.recv_timeout(PATIENCE) {
-            Err(RecvTimeoutError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => Ok(()),
+    }
+
+    /// Whether the device is open, and answers at a file offset.
+    pub(super) fn answers(&self, address: u64) -> bool {
+        self.registers.access(address, |function, bar, offset| function.check_bar(bar, offset, 1)).is_ok()
+    }
+
+    /// Writes, for somebody who knew the device when it had been reset so often.
+    pub(super) fn write_for(&self, address: u64, data: &[u8], resets: u64) -> io::Result<()> {
+        let ends = self.registers.end_of_memory(address);
+        if ends.is_some_and(|end| address + data.len() as u64 <= end) {
+            self.arrived()?;
+            return self.registers.write(address, data);
         }
+        // A device that does not answer is found out now.
+        self.registers.access(address, |function, bar, offset| function.check_bar(bar, offset, data.len()))?;
+        self.post(&self.thread()?, Posted::Write(address, data.to_vec(), resets))
     }
 
     /// Waits until what was posted before has arrived, for somebody who is no device.
@@ -195,14 +238,7 @@ impl RemoteMemory for Peer {
     }
 
     fn write(&self, address: u64, data: &[u8]) -> io::Result<()> {
-        let ends = self.registers.end_of_memory(address);
-        if ends.is_some_and(|end| address + data.len() as u64 <= end) {
-            self.arrived()?;
-            return self.registers.write(address, data);
-        }
-        // A device that does not answer is found out now.
-        self.registers.access(address, |function, bar, offset| function.check_bar(bar, offset, data.len()))?;
-        self.post(address, data)
+        self.write_for(address, data, self.registers.function.resets())
     }
 
     fn given_back(&self, _address: u64, _length: u64) {
