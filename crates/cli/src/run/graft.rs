@@ -49,8 +49,8 @@ pub fn open_up(directory: &Path, replaced: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that `directory` is there, without those of its entries that are `replaced`, and that entries can be added
-/// to it.
+/// Makes sure that `directory` is there, that it has none of the entries that are `replaced`, and that entries can be
+/// added to it.
 pub fn room_in(directory: &Path, replaced: &[String]) -> Result<()> {
     let exists = directory.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("/"));
     open_up(exists, if exists == directory { replaced } else { &[] })?;

@@ -85,7 +85,7 @@ pub struct Ioas {
     state: Mutex<State, rank::State>,
     /// An area is settled, a mirror is not called any more, or another may be added.
     settled: Condvar,
-    /// Nobody is to destroy it.
+    /// Its owner is not expected to destroy it.
     disowned: AtomicBool,
 }
 
@@ -134,8 +134,8 @@ impl Ioas {
         self.serial
     }
 
-    /// It goes with its context, and nobody is to destroy it before: left there, it is no
-    /// [`Leftover`](crate::Leftover) to tell of.
+    /// Tells that its owner does not know of it and will not destroy it. The context destroys it at its own end, and
+    /// does not tell of it as a [`Leftover`](crate::Leftover).
     pub fn disown(&self) {
         self.disowned.store(true, Ordering::Relaxed);
     }

@@ -185,7 +185,7 @@ mod tests {
         let segment = |offset, pages| Segment::of_file(&file, offset, pages * PAGE, true).unwrap().remove(0);
         let before = segment(0, 4);
         file.set_len(PAGE).unwrap();
-        // An optimised build reads nothing that nobody looks at.
+        // The compiler drops a read whose result the test does not use.
         let is_lost = |at| {
             let mut byte = [0];
             let read = before.backing.read(at, &mut byte);

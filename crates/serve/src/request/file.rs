@@ -126,7 +126,7 @@ pub trait OpenFile: Any + Send + Sync {
         None
     }
 
-    /// Whether it matters who closes it.
+    /// Whether [`OpenFile::close`] has to be told which program closes it.
     fn is_closed_by_somebody(&self) -> bool {
         false
     }

@@ -1,6 +1,7 @@
 //! The machine that is served, and what all ways to it share.
 //!
-//! `attributes` has what can be written in `/sys`; `files`, the open files; `holders`, who has them; `workers`, threads for what the tree's cannot do.
+//! `attributes` has what can be written in `/sys`; `files`, the open files; `holders`, who has them; `workers`, threads
+//! for what the tree's cannot do.
 
 mod attributes;
 mod files;

@@ -282,13 +282,13 @@ pub fn life() {
     set_container(&opened, &first).unwrap();
     number(&first, container::SET_IOMMU, type1).unwrap();
     assert_eq!(unmap(&first, 0x1000, 4096), Ok(0));
-    // A container that nobody has open any more lives as long as its group.
+    // The group keeps its container when the program has closed the container's last file.
     drop(first);
     let engine = Engine::of(device(&opened, NAME).unwrap());
     drop(engine);
     number(&opened, group::UNSET_CONTAINER, 0).unwrap();
     assert_eq!(status(&opened), group::FLAGS_VIABLE);
-    // What was closed is closed for whoever unbinds it.
+    // The runner has closed to the end what the program closed, before it unbinds the device.
     set_container(&opened, &second).unwrap();
     number(&second, container::SET_IOMMU, type1).unwrap();
     let (unbind, bind) = ("/sys/bus/pci/drivers/vfio-pci/unbind", "/sys/bus/pci/drivers/vfio-pci/bind");
@@ -304,7 +304,7 @@ pub fn life() {
         std::fs::write(bind, NAME).unwrap();
     }
     number(&opened, group::UNSET_CONTAINER, 0).unwrap();
-    // An address space that is made for a group is nobody's to destroy.
+    // The program need not destroy the address space that the runner makes for a group.
     set_container(&opened, &iommu).unwrap();
     drop(device(&opened, NAME).unwrap());
     number(&opened, group::UNSET_CONTAINER, 0).unwrap();
@@ -382,7 +382,7 @@ pub fn peers() {
         engine.copy(&ring, RING, BAR + 4096 * page as u64, SOURCE, 4096).unwrap();
         assert_eq!((0..512).map(|n| source.word(8 * n).load(Ordering::Relaxed)).collect::<Vec<_>>(), sent);
     }
-    // Without Memory Space Enable nobody answers, and with it again somebody does.
+    // The device does not answer without Memory Space Enable, and does with it again.
     file.write_at(&[0; 2], config + 4).unwrap();
     engine.copy(&ring, RING, SOURCE, BAR, 64).unwrap_err();
     file.write_at(&command, config + 4).unwrap();

@@ -22,7 +22,8 @@ use rustix::io::Errno;
 
 /// Posted writes that are not performed yet; with more, who writes waits.
 const MOST: usize = 256;
-/// How long, if nothing is performed meanwhile. What is posted may wait for the very device that writes, and then goes on when its DMA has failed.
+/// How long a device waits if the thread performs nothing meanwhile. The thread may wait for the very device that
+/// writes, and then goes on when the device's DMA has failed.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The longest access that a register takes.
 const WORD: u64 = 8;
