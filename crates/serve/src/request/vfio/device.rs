@@ -7,7 +7,7 @@ use ioasid::Device;
 use ioasid_uapi::vfio as uapi;
 use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
 use ioasid_vfio::device::region::{RegionInfo, file_offset};
-use ioasid_vfio::{EventFd, Function, Session, Unconsumed};
+use ioasid_vfio::{EventFd, Session, Unconsumed};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -104,10 +104,6 @@ impl Opened {
 
     pub(super) fn peer(&self) -> &Arc<Peer> {
         &self.reached.0
-    }
-
-    pub(super) fn function(&self) -> &Arc<Function> {
-        self.interrupted.0.vfio.function()
     }
 
     /// The program does something with it: a device that is to tell of it wakes.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use ioasid::memory::{PAGE_SIZE, Pages, RemoteMemory, Segment};
 use ioasid_uapi::vfio::feature as uapi;
-use ioasid_vfio::Function;
 use ioasid_vfio::device::region::{ROM, RegionFlags, file_offset};
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
@@ -24,21 +23,20 @@ const MOST_RANGES: u32 = 4096;
 /// A buffer, which lives as long as a descriptor of it or a mapping.
 struct DmaBuf {
     peer: Arc<Peer>,
-    function: Arc<Function>,
-    /// Its parts in order: where each begins in the device's file, and how many bytes it has.
-    ranges: Vec<(u64, u64)>,
+    /// Where it begins in the device's file, and how many bytes it has. One of several ranges is not mapped, as on
+    /// Linux, and so nobody needs to know them.
+    range: Option<(u64, u64)>,
 }
 
 /// A buffer as somebody has mapped it, until the device is reset.
 struct Lent {
     peer: Arc<Peer>,
-    function: Arc<Function>,
     resets: u64,
 }
 
 impl Lent {
     fn check(&self) -> io::Result<()> {
-        if self.function.resets() == self.resets { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        if self.peer.resets() == self.resets { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 }
 
@@ -75,7 +73,7 @@ pub(super) fn export(opened: &Opened, address: u64, caller: &dyn Caller) -> Resu
     if request.nr_ranges > MOST_RANGES {
         return Err(Errno::NOMEM);
     }
-    if opened.function().spec().bar(request.region_index as u8).is_none() {
+    if opened.session().device().function().spec().bar(request.region_index as u8).is_none() {
         return Err(Errno::NODEV);
     }
     let info = opened.session().region_info(request.region_index).map_err(|error| error.errno())?;
@@ -84,15 +82,17 @@ pub(super) fn export(opened: &Opened, address: u64, caller: &dyn Caller) -> Resu
     }
     let mut given = vec![uapi::RegionDmaRange::new_zeroed(); request.nr_ranges as usize];
     caller.read(address.wrapping_add(size_of_val(&request) as u64), given.as_mut_slice().as_mut_bytes())?;
-    let mut ranges = Vec::with_capacity(given.len());
-    for uapi::RegionDmaRange { offset, length } in given {
+    for &uapi::RegionDmaRange { offset, length } in &given {
         let end = offset.checked_add(length).filter(|&end| end <= info.size);
         if length == 0 || end.is_none() || !(offset | length).is_multiple_of(PAGE_SIZE) {
             return Err(Errno::INVAL);
         }
-        ranges.push((file_offset(request.region_index) + offset, length));
     }
-    let buffer = DmaBuf { peer: opened.peer().clone(), function: opened.function().clone(), ranges };
+    let range = match given[..] {
+        [uapi::RegionDmaRange { offset, length }] => Some((file_offset(request.region_index) + offset, length)),
+        _ => None,
+    };
+    let buffer = DmaBuf { peer: opened.peer().clone(), range };
     let number = caller.reserve()?;
     caller.install(number, Arc::new(Given(Arc::new(buffer))))?;
     Ok(number.into())
@@ -100,16 +100,15 @@ pub(super) fn export(opened: &Opened, address: u64, caller: &dyn Caller) -> Resu
 
 impl GivenFile for DmaBuf {
     fn pages(&self, start: u64, length: u64) -> Option<Result<Arc<Pages>, Errno>> {
-        // As Linux, which maps such a buffer for devices that take several ranges only.
-        let [(at, bytes)] = self.ranges[..] else { return Some(Err(Errno::OPNOTSUPP)) };
+        let Some((at, bytes)) = self.range else { return Some(Err(Errno::OPNOTSUPP)) };
         if start.checked_add(length).is_none_or(|end| end > bytes) {
             return Some(Err(Errno::INVAL));
         }
-        let resets = self.function.resets();
+        let resets = self.peer.resets();
         if !self.peer.answers(at) {
             return Some(Err(Errno::NODEV));
         }
-        let lent = Arc::new(Lent { peer: self.peer.clone(), function: self.function.clone(), resets });
+        let lent = Arc::new(Lent { peer: self.peer.clone(), resets });
         Some(Ok(Pages::new(start, length, true, move |offset, length| {
             Ok(vec![Segment::remote(lent.clone(), at + start + offset, length)])
         })))

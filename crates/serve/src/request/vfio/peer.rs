@@ -199,6 +199,11 @@ impl Peer {
         }
     }
 
+    /// How often the device was reset.
+    pub(super) fn resets(&self) -> u64 {
+        self.registers.function.resets()
+    }
+
     /// Whether the device is open, and answers at a file offset.
     pub(super) fn answers(&self, address: u64) -> bool {
         self.registers.access(address, |function, bar, offset| function.check_bar(bar, offset, 1)).is_ok()
@@ -239,7 +244,7 @@ impl RemoteMemory for Peer {
     }
 
     fn write(&self, address: u64, data: &[u8]) -> io::Result<()> {
-        self.write_for(address, data, self.registers.function.resets())
+        self.write_for(address, data, self.resets())
     }
 
     fn given_back(&self, _address: u64, _length: u64) {
