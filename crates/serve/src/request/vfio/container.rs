@@ -8,13 +8,14 @@
 //! The groups keep a container, so it may outlive its files.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use ioasid::{GroupId, Machine};
 use ioasid_uapi::vfio::container as uapi;
 use rustix::io::Errno;
 
 use super::group::Group;
+use super::lock;
 use super::type1::Type1;
 use crate::request::Caller;
 use crate::request::file::{Mapping, OpenFile};
@@ -33,7 +34,7 @@ struct State {
 
 impl Container {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Takes a group in. Its devices are attached from now on, if there is an IOMMU.

@@ -1,6 +1,6 @@
 //! What devices wrote, told by the requests of a container.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use ioasid::memory::PAGE_SIZE;
 use ioasid::{Access, AreaView, Hwpt, Ioas, IovaRange};
@@ -9,8 +9,8 @@ use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::capability::header;
-use super::get;
 use super::type1::Type1;
+use super::{get, lock};
 use crate::request::bitmap::tell_written;
 use crate::request::{Caller, ToErrno};
 
@@ -56,7 +56,7 @@ pub(super) fn request(iommu: &Type1, address: u64, caller: &dyn Caller) -> Resul
 }
 
 fn set_tracking(iommu: &Type1, on: bool) -> Result<(), Errno> {
-    let mut tracks = iommu.tracks.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut tracks = lock(&iommu.tracks);
     if *tracks == on {
         return Ok(());
     }
@@ -81,7 +81,7 @@ fn get_bitmap(iommu: &Type1, request: &uapi::DirtyBitmapGet, caller: &dyn Caller
         return Err(Errno::INVAL);
     }
     let range = IovaRange::new(*iova, *size).ok_or(Errno::INVAL)?;
-    if !*iommu.tracks.lock().unwrap_or_else(PoisonError::into_inner) {
+    if !*lock(&iommu.tracks) {
         return Err(Errno::INVAL);
     }
     let areas = iommu.ioas.areas_in(range);

@@ -8,7 +8,7 @@
 //! A group has one open file at a time. It stays open until that and the files of its devices are closed, and
 //! meanwhile no device of it can be used by a file of its own.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ioasid::GroupId;
 use ioasid::memory::PAGE_SIZE;
@@ -19,7 +19,7 @@ use zerocopy::IntoBytes;
 use super::container::{Container, ContainerFile};
 use super::device::{Attached, Opened, Way};
 use super::file::VfioFile;
-use super::get;
+use super::{get, lock};
 use crate::request::file::{Mapping, OpenFile, of_kind};
 use crate::request::iommufd::IommuFile;
 use crate::request::{Caller, ToErrno};
@@ -27,10 +27,6 @@ use crate::watch::PciDevice;
 
 /// The longest name of a device, with its options and the end.
 const LONGEST_NAME: u64 = PAGE_SIZE;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A group of devices.
 pub struct Group {

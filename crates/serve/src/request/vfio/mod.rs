@@ -23,7 +23,7 @@ mod peer;
 mod type1;
 pub(super) mod type1_info;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -40,6 +40,11 @@ macro_rules! through {
     };
 }
 use through;
+
+/// A panic of whoever had the lock has left nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Whether a file is a device or a group.
 pub(crate) fn is_vfio(file: &Arc<dyn OpenFile>) -> bool {

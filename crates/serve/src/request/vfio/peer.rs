@@ -12,13 +12,15 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use ioasid::memory::RemoteMemory;
 use ioasid_vfio::Function;
 use ioasid_vfio::device::region::locate;
 use rustix::io::Errno;
+
+use super::lock;
 
 /// Posted writes that are not performed yet; with more, who writes waits.
 const MOST: usize = 256;
@@ -146,16 +148,12 @@ impl Peer {
     /// Nothing reaches the device any more when this returns.
     pub(super) fn close(&self) {
         *self.registers.is_open.write().unwrap_or_else(PoisonError::into_inner) = false;
-        self.lock().take();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<SyncSender<Posted>>> {
-        self.posted.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.posted).take();
     }
 
     /// The way to the thread, which is made for the first write.
     fn thread(&self) -> io::Result<SyncSender<Posted>> {
-        let mut sender = self.lock();
+        let mut sender = lock(&self.posted);
         if let Some(sender) = &*sender {
             return Ok(sender.clone());
         }
@@ -183,7 +181,7 @@ impl Peer {
     /// Waits until what was posted before has arrived.
     fn arrived(&self) -> io::Result<()> {
         // Without a thread nothing was posted, and one that has ended performs nothing more.
-        let Some(thread) = self.lock().clone() else { return Ok(()) };
+        let Some(thread) = lock(&self.posted).clone() else { return Ok(()) };
         let (reached, fence) = sync_channel(1);
         match self.post(&thread, Posted::Fence(reached)) {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(()),

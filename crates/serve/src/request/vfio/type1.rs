@@ -4,7 +4,7 @@
 //! range; the second refuses to cut one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use ioasid::memory::PAGE_SIZE;
 use ioasid::{
@@ -17,7 +17,7 @@ use zerocopy::IntoBytes;
 
 use super::device::Attached;
 use super::group::Group;
-use super::{dirty, get, type1_info};
+use super::{dirty, get, lock, type1_info};
 use crate::request::mapping::{Memory, map_memory, unmap_telling};
 use crate::request::{Caller, ToErrno};
 
@@ -40,10 +40,6 @@ pub(super) struct Type1 {
     pub(super) tracks: Mutex<bool>,
     /// Mappings are made beside each other, and unmapped one after the other: none is half there meanwhile.
     order: RwLock<()>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Type1 {
