@@ -1,17 +1,18 @@
 //! A device that is open, and what is asked of it.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use ioasid::Device;
 use ioasid_uapi::vfio as uapi;
 use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
 use ioasid_vfio::device::region::{RegionInfo, file_offset};
-use ioasid_vfio::{EventFd, Session, Unconsumed};
+use ioasid_vfio::{Session, Unconsumed};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::capability::{chain, header};
+use super::feature::LowPower;
 use super::group::{Block, InUse};
 use super::peer::Peer;
 use super::{feature, get, through};
@@ -74,8 +75,7 @@ pub(super) struct Opened {
     session: Session,
     interrupted: Interrupted,
     way: Way,
-    /// While the program has it asleep: what is told when it wakes.
-    low_power: Mutex<Option<Option<EventFd>>>,
+    low_power: LowPower,
     _hold: DriverHold,
 }
 
@@ -93,7 +93,7 @@ impl Opened {
             session,
             interrupted: Interrupted(pci.clone()),
             way: come()?,
-            low_power: Mutex::default(),
+            low_power: LowPower::default(),
             _hold: hold,
         })
     }
@@ -106,17 +106,7 @@ impl Opened {
         &self.reached.0
     }
 
-    /// The program does something with it: a device that is to tell of it wakes.
-    pub(super) fn wake(&self) {
-        let mut low_power = self.low_power.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Some(_)) = &*low_power
-            && let Some(Some(told)) = low_power.take()
-        {
-            told.signal();
-        }
-    }
-
-    pub(super) fn low_power(&self) -> &Mutex<Option<Option<EventFd>>> {
+    pub(super) fn low_power(&self) -> &LowPower {
         &self.low_power
     }
 
@@ -150,7 +140,7 @@ impl Opened {
     /// As Linux: `ENOTTY` for an unknown number, `EFAULT` for a bad address, `EINVAL` for a short argument or unknown
     /// flags, and each request's own.
     pub(super) fn request(&self, number: u32, address: u64, caller: &dyn Caller) -> Result<i64, Errno> {
-        self.wake();
+        self.low_power.wake();
         if number == uapi::feature::DEVICE_FEATURE {
             return feature::request(self, address, caller);
         }

@@ -1,7 +1,7 @@
 //! VFIO_DEVICE_FEATURE: what some devices can do, and others not.
 
 use std::os::fd::OwnedFd;
-use std::sync::PoisonError;
+use std::sync::Mutex;
 
 use ioasid_uapi::vfio::feature as uapi;
 use ioasid_vfio::EventFd;
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::device::Opened;
-use super::{dma_buf, get};
+use super::{dma_buf, get, lock};
 use crate::request::Caller;
 
 /// A feature: what can be done, and how many bytes of data it takes.
@@ -51,7 +51,7 @@ pub(super) fn request(opened: &Opened, address: u64, caller: &dyn Caller) -> Res
     let data = address.wrapping_add(HEAD as u64);
     match number {
         uapi::DMA_BUF => dma_buf::export(opened, data, caller),
-        uapi::LOW_POWER_ENTRY => enter(opened, None),
+        uapi::LOW_POWER_ENTRY => opened.low_power().enter(None),
         uapi::LOW_POWER_ENTRY_WITH_WAKEUP => {
             let mut request = uapi::LowPowerEntryWithWakeup::new_zeroed();
             caller.read(data, request.as_mut_bytes())?;
@@ -59,21 +59,47 @@ pub(super) fn request(opened: &Opened, address: u64, caller: &dyn Caller) -> Res
                 return Err(Errno::INVAL);
             }
             let file: OwnedFd = caller.descriptor(request.wakeup_eventfd).map_err(|_| Errno::INVAL)?;
-            enter(opened, Some(EventFd::new(file).map_err(|_| Errno::INVAL)?))
+            opened.low_power().enter(Some(EventFd::new(file).map_err(|_| Errno::INVAL)?))
         }
         _ => {
-            *opened.low_power().lock().unwrap_or_else(PoisonError::into_inner) = None;
+            opened.low_power().exit();
             Ok(0)
         }
     }
 }
 
-/// A device of software needs no power: what is kept is that the program has it asleep, and whom to tell when it wakes.
-fn enter(opened: &Opened, wake: Option<EventFd>) -> Result<i64, Errno> {
-    let mut low_power = opened.low_power().lock().unwrap_or_else(PoisonError::into_inner);
-    if low_power.is_some() {
-        return Err(Errno::INVAL);
+/// Whether the program has a device asleep, and whom it wants told when the device wakes. A device of software needs no
+/// power awake, either.
+#[derive(Default)]
+pub(super) struct LowPower(Mutex<Power>);
+
+#[derive(Default)]
+enum Power {
+    #[default]
+    Awake,
+    Asleep,
+    /// Until the program does something with the device.
+    Waking(EventFd),
+}
+
+impl LowPower {
+    fn enter(&self, wake: Option<EventFd>) -> Result<i64, Errno> {
+        let mut power = lock(&self.0);
+        let Power::Awake = *power else { return Err(Errno::INVAL) };
+        *power = wake.map_or(Power::Asleep, Power::Waking);
+        Ok(0)
     }
-    *low_power = Some(wake);
-    Ok(0)
+
+    fn exit(&self) {
+        *lock(&self.0) = Power::Awake;
+    }
+
+    /// The program does something with the device, and is told if it wanted to be.
+    pub(super) fn wake(&self) {
+        let mut power = lock(&self.0);
+        if let Power::Waking(told) = &*power {
+            told.signal();
+            *power = Power::Awake;
+        }
+    }
 }

@@ -105,14 +105,14 @@ impl OpenFile for VfioFile {
 
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         self.with_opened(|opened| {
-            opened.wake();
+            opened.low_power().wake();
             opened.session().read(offset, data).map_err(|error| error.errno())
         })
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         self.with_opened(|opened| {
-            opened.wake();
+            opened.low_power().wake();
             opened.session().write(offset, data).map_err(|error| error.errno())
         })
     }
