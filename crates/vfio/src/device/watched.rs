@@ -65,10 +65,10 @@ impl Watched {
     /// If there can be no thread, or no descriptor.
     pub(super) fn add(&self, key: Key, eventfd: EventFd, action: Action) -> io::Result<()> {
         let mut running = lock(&self.0);
-        if running.is_none() {
-            *running = Some(Running::start()?);
-        }
-        let Some(running) = &*running else { return Ok(()) };
+        let running = match &mut *running {
+            Some(running) => running,
+            none => none.insert(Running::start()?),
+        };
         let mut entries = lock(&running.entries);
         entries.last += 1;
         let number = entries.last;
