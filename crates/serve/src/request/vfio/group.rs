@@ -180,7 +180,10 @@ impl OpenGroup {
             Home::Container(container) => container.remove(&self.group),
             Home::Iommu(_) => {}
         }
-        state.home = Home::None;
+        let home = std::mem::take(&mut state.home);
+        // Its last owner lets it go, which may wait for a device, without the lock.
+        drop(state);
+        drop(home);
         Ok(())
     }
 
