@@ -9,6 +9,9 @@ use rustix::io::Errno;
 /// The name of the one driver that there is.
 pub(crate) const VFIO_PCI: &str = "vfio-pci";
 
+/// The most devices that the driver can be told to know: the runner looks through them.
+const MOST_IDS: usize = 4096;
+
 /// The longest name of a driver that a device can be told to want.
 const LONGEST_NAME: usize = 4094;
 
@@ -124,12 +127,15 @@ impl KnownIds {
     /// `new_id` as it is written.
     ///
     /// # Errors
-    /// `EINVAL` if it is not two numbers or more, `EEXIST`.
+    /// `EINVAL` if it is not two numbers or more, `EEXIST`, `ENOMEM` if there are very many.
     pub(crate) fn add(&self, text: &str) -> Result<(), Errno> {
         let id = parse(text)?;
         let mut known = self.lock();
         if known.contains(&id) {
             return Err(Errno::EXIST);
+        }
+        if known.len() >= MOST_IDS {
+            return Err(Errno::NOMEM);
         }
         known.push(id);
         Ok(())
@@ -194,6 +200,9 @@ mod tests {
         assert_eq!((known.add("8086 2021"), known.add("0x8086\t0x2021 1 2")), (Ok(()), Err(Errno::EXIST)));
         assert!(known.has(0x8086, 0x2021) && !known.has(0x2021, 0x8086));
         assert_eq!((known.remove("8086 2021"), known.remove("8086 2021")), (Ok(()), Err(Errno::NODEV)));
+        let all = KnownIds::default();
+        (0..MOST_IDS).for_each(|id| all.add(&format!("{id:x} 1")).unwrap());
+        assert_eq!((all.add("1 2"), all.remove("1 1"), all.add("1 2")), (Err(Errno::NOMEM), Ok(()), Ok(())));
         assert!(!known.has(0x8086, 0x2021));
     }
 }
