@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ioasid::{Access, Context, Ioas, Iova, IovaRange, UnmapError};
+use ioasid::{Context, Ioas, Iova, IovaRange, UnmapError};
 use ioasid_uapi::iommufd as iommufd_uapi;
 use ioasid_uapi::vfio::container as uapi;
 use rustix::io::Errno;
@@ -16,7 +16,7 @@ use crate::request::Caller;
 use crate::request::argument::get_part;
 use crate::request::mapping::{Memory, map_memory, unmap_telling};
 use crate::request::object;
-use crate::request::vfio::type1_info;
+use crate::request::vfio::{map_access, type1_info};
 
 /// The address space that VFIO's requests are about.
 #[derive(Default)]
@@ -134,14 +134,11 @@ fn map_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Er
     if (request.argsz as usize) < size_of::<uapi::Type1DmaMap>() || request.flags & !known != 0 {
         return Err(Errno::INVAL);
     }
-    let mut access = Access::empty();
-    access.set(Access::READ, request.flags & uapi::DMA_MAP_FLAG_READ != 0);
-    access.set(Access::WRITE, request.flags & uapi::DMA_MAP_FLAG_WRITE != 0);
     let target = file.compat.get(&file.context)?;
     let iova = Some(Iova(request.iova));
     let (address, length) = (request.vaddr, request.size);
     let memory = Memory { address, length, peers: false, account: file.account(caller) };
-    map_memory(caller, &target, memory, iova, access).map(drop)
+    map_memory(caller, &target, memory, iova, map_access(request.flags)).map(drop)
 }
 
 fn unmap_dma(file: &IommuFile, address: u64, caller: &dyn Caller) -> Result<(), Errno> {

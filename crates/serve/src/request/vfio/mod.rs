@@ -25,6 +25,8 @@ pub(super) mod type1_info;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ioasid::Access;
+use ioasid_uapi::vfio::container as uapi;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -49,6 +51,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Whether a file is a device or a group.
 pub(crate) fn is_vfio(file: &Arc<dyn OpenFile>) -> bool {
     of_kind::<VfioFile>(file.clone()).is_some() || of_kind::<group::GroupFile>(file.clone()).is_some()
+}
+
+/// What the flags of MAP_DMA let devices do.
+pub(super) fn map_access(flags: u32) -> Access {
+    let mut access = Access::empty();
+    access.set(Access::READ, flags & uapi::DMA_MAP_FLAG_READ != 0);
+    access.set(Access::WRITE, flags & uapi::DMA_MAP_FLAG_WRITE != 0);
+    access
 }
 
 /// Reads a structure with `argsz`, of which the caller must have set aside `minimum` bytes.

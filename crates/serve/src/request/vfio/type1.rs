@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use ioasid::memory::PAGE_SIZE;
 use ioasid::{
-    Access, Context, Device, Endpoint, GroupId, Hwpt, HwptError, HwptOptions, Ioas, Iova, IovaRange, Machine,
-    UnmapError,
+    Context, Device, Endpoint, GroupId, Hwpt, HwptError, HwptOptions, Ioas, Iova, IovaRange, Machine, UnmapError,
 };
 use ioasid_uapi::vfio::container as uapi;
 use rustix::io::Errno;
@@ -17,7 +16,7 @@ use zerocopy::IntoBytes;
 
 use super::device::Attached;
 use super::group::Group;
-use super::{dirty, get, lock, type1_info};
+use super::{dirty, get, lock, map_access, type1_info};
 use crate::request::mapping::{Memory, map_memory, unmap_telling};
 use crate::request::{Caller, ToErrno};
 
@@ -150,9 +149,7 @@ impl Type1 {
         }
         let range = IovaRange::new(iova, size).ok_or(Errno::OVERFLOW)?;
         vaddr.checked_add(size - 1).ok_or(Errno::OVERFLOW)?;
-        let mut access = Access::empty();
-        access.set(Access::READ, flags & uapi::DMA_MAP_FLAG_READ != 0);
-        access.set(Access::WRITE, flags & uapi::DMA_MAP_FLAG_WRITE != 0);
+        let access = map_access(flags);
         let new_address = flags & uapi::DMA_MAP_FLAG_VADDR != 0;
         if access.is_empty() != new_address || !(iova | vaddr | size).is_multiple_of(PAGE_SIZE) {
             return Err(Errno::INVAL);
