@@ -10,6 +10,7 @@ use ioasid::{
 };
 use ioasid_devices::dsa::spec::registers::QueueMode;
 use ioasid_devices::dsa::{self, Dsa, DsaOptions, DsaSlice, PasidTranslation, SliceQueue};
+use ioasid_devices::edu::{self, Edu};
 use ioasid_devices::ioat::{self, Ioat};
 use ioasid_devices::ivshmem::{self, Ivshmem};
 use ioasid_serve::PciDevice;
@@ -42,6 +43,7 @@ enum Kind {
     Ioat,
     Dsa,
     Ivshmem,
+    Edu,
 }
 
 /// Every model there is.
@@ -69,6 +71,12 @@ pub const MODELS: &[ModelEntry] = &[
             NumberOption { name: MEMORY, about: "the same memory as others of this number", least: 0, most: 255 },
         ],
         kind: Kind::Ivshmem,
+    },
+    ModelEntry {
+        name: "edu",
+        about: "QEMU's educational device: factorials and DMA (1234:11e8)",
+        options: &[],
+        kind: Kind::Edu,
     },
 ];
 
@@ -233,6 +241,7 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
         });
         let made = match (MODELS[option.model].kind, option.number(SLICES)) {
             (Kind::Ioat, _) => ioat(machine, iommu, rid, group),
+            (Kind::Edu, _) => edu(machine, iommu, rid, group),
             (Kind::Ivshmem, _) => {
                 let memory = shared_memory(option, rid, &mut memories)?;
                 ivshmem(machine, iommu, rid, group, memory)
@@ -272,6 +281,15 @@ fn ioat(machine: &Arc<Machine>, iommu: &Arc<Iommu>, rid: Rid, group: GroupId) ->
     let spec = ioat::spec();
     let interrupts = Interrupts::new(&spec);
     let device = Ioat::new(Box::new(endpoint.port()), interrupts.clone());
+    Some(Made { endpoint, spec, interrupts, device })
+}
+
+/// `None` if the place is taken.
+fn edu(machine: &Arc<Machine>, iommu: &Arc<Iommu>, rid: Rid, group: GroupId) -> Option<Made> {
+    let endpoint = machine.add_endpoint_with(rid, group, EndpointOptions::behind(iommu).pasid_bits(0)).ok()?;
+    let spec = edu::spec();
+    let interrupts = Interrupts::new(&spec);
+    let device = Edu::new(Box::new(endpoint.port()), interrupts.clone());
     Some(Made { endpoint, spec, interrupts, device })
 }
 
@@ -424,7 +442,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (texts, part) in [
-            (&["nvme"][..], "there is: ioat, dsa, ivshmem"),
+            (&["nvme"][..], "there is: ioat, dsa, ivshmem, edu"),
             (&["ivshmem,mib=3"], "power of two"),
             (&["ivshmem,mib=16"], "from 1 to 8"),
             (&["ivshmem,memory=1,mib=2", "ivshmem,memory=1"], "2 MiB and with 1"),

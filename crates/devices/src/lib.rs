@@ -15,15 +15,17 @@
 //! data: an [`ioasid_vfio::Spec`].
 //!
 //! Models: [`ioat::Ioat`], Intel I/OAT CBDMA 3.2; [`dsa::Dsa`], Intel DSA 1.0;
-//! [`ivshmem::Ivshmem`], shared memory.
+//! [`ivshmem::Ivshmem`], shared memory; [`edu::Edu`], QEMU's educational device.
 
 use std::sync::Arc;
 
 use ioasid::{BusAddress, DmaPort, Endpoint, PageGroup};
 
 pub mod dsa;
+pub mod edu;
 pub mod ioat;
 pub mod ivshmem;
+mod thread;
 
 pub use ioasid::DmaError;
 

@@ -15,8 +15,7 @@
 //! one piece.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
 
 use ioasid::Iova;
 use zerocopy::{FromZeros, IntoBytes};
@@ -25,6 +24,7 @@ use super::channel::{Channel, Finished, Job, Outcome, Step};
 use super::interrupts::InterruptLogic;
 use super::spec::descriptor::{Control, Descriptor, Operation};
 use super::spec::registers::ChannelError;
+use crate::thread::LazyThread;
 use crate::{Dma, DmaError};
 
 /// Most bytes between two looks for a reset.
@@ -32,45 +32,23 @@ const PIECE: u64 = 256 << 10;
 /// Bytes of a fill that are written at once; a multiple of the pattern's eight.
 const FILL_BLOCK: usize = 4096;
 
-/// The thread, before, while and after it runs.
-pub(super) struct Worker(Mutex<Life>);
-
-enum Life {
-    Unborn(Box<dyn Dma>),
-    Running(JoinHandle<()>),
-    Gone,
-}
+/// The thread.
+pub(super) struct Worker(LazyThread<Box<dyn Dma>>);
 
 impl Worker {
     pub(super) fn new(dma: Box<dyn Dma>) -> Self {
-        Self(Mutex::new(Life::Unborn(dma)))
+        Self(LazyThread::new(dma))
     }
 
     /// Starts the thread unless it runs. Returns whether it does.
     pub(super) fn ensure_running(&self, channel: &Arc<Channel>, interrupts: &Arc<InterruptLogic>) -> bool {
-        let mut life = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *life = match std::mem::replace(&mut *life, Life::Gone) {
-            Life::Unborn(dma) => {
-                let engine = Engine { channel: Arc::clone(channel), dma };
-                let interrupts = Arc::clone(interrupts);
-                let thread = thread::Builder::new().name("ioat".into()).spawn(move || engine.work(&interrupts));
-                thread.map_or(Life::Gone, Life::Running)
-            }
-            other => other,
-        };
-        matches!(*life, Life::Running(_))
+        let (channel, interrupts) = (Arc::clone(channel), Arc::clone(interrupts));
+        self.0.ensure_running("ioat", move |dma| Engine { channel, dma }.work(&interrupts))
     }
 
     /// Waits for the thread's end, which [`Channel::quit`] has asked for.
     pub(super) fn join(&self) {
-        let mut life = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Life::Running(thread) = std::mem::replace(&mut *life, Life::Gone)
-            // The interrupt sink may hold the last reference to the device, and drop it here.
-            && thread.thread().id() != thread::current().id()
-        {
-            // A panic of the thread was reported when it happened.
-            let _ = thread.join();
-        }
+        self.0.join();
     }
 }
 

@@ -1,0 +1,184 @@
+//! QEMU's educational device, `edu`: 1234:11e8, which computes factorials, interrupts, and moves bytes between memory
+//! and a buffer of its own.
+//!
+//! ```text
+//!            BAR 0                                memory
+//!   driver ───────────┬─────────                     ▲
+//!                     ▼                              │ Dma
+//!                    Edu ──▶ engine ◀── jobs ──▶ worker (a thread)
+//!                     │      (registers)             │
+//!                     └────▶ MSI, INTx ◀─────────────┘
+//! ```
+//! It exists in QEMU, too, so a driver behaves the same there on Linux's own VFIO and here on ours. What a driver can
+//! tell: here a transfer takes no tenth of a second.
+//!
+//! Source: QEMU, `docs/specs/edu.rst`.
+
+use std::sync::Arc;
+
+use ioasid_vfio::{BarKind, BarSpec, Model, PcieKind, Spec, TranslationSpec};
+
+use crate::{Dma, Interrupts};
+
+mod engine;
+
+use engine::{Engine, Thread};
+
+/// Bytes of BAR 0.
+pub const BAR0_SIZE: u64 = 1 << 20;
+/// Where the device's own memory is, as a source or a destination of a transfer, and how many bytes it has.
+pub const BUFFER: u64 = 0x4_0000;
+/// See [`BUFFER`].
+pub const BUFFER_SIZE: usize = 4096;
+/// The bits of an address in memory that it has lines for.
+pub const ADDRESS_MASK: u64 = (1 << 28) - 1;
+/// From this offset on, a register may also be accessed as a quadword.
+const QUADWORDS: u64 = 0x80;
+
+/// A register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Register {
+    /// Which device it is, and of which version; read only.
+    Identification,
+    /// The complement of what was written.
+    Liveness,
+    /// The factorial of what was written, modulo 2^32, when the status says that it is there.
+    Factorial,
+    /// See [`status`].
+    Status,
+    /// The reasons for an interrupt; read only.
+    InterruptStatus,
+    /// Adds reasons, and interrupts; write only.
+    InterruptRaise,
+    /// Takes reasons away; write only.
+    InterruptAcknowledge,
+    /// Where a transfer reads.
+    DmaSource,
+    /// Where a transfer writes.
+    DmaDestination,
+    /// How many bytes it moves.
+    DmaCount,
+    /// See [`command`].
+    DmaCommand,
+}
+
+/// Where the registers are in BAR 0.
+pub const MAP: [(u64, Register); 11] = [
+    (0x00, Register::Identification),
+    (0x04, Register::Liveness),
+    (0x08, Register::Factorial),
+    (0x20, Register::Status),
+    (0x24, Register::InterruptStatus),
+    (0x60, Register::InterruptRaise),
+    (0x64, Register::InterruptAcknowledge),
+    (0x80, Register::DmaSource),
+    (0x88, Register::DmaDestination),
+    (0x90, Register::DmaCount),
+    (0x98, Register::DmaCommand),
+];
+
+/// What [`Register::Identification`] reads as: version 1.0.
+pub const IDENTIFICATION: u32 = 0x0100_00ed;
+
+/// Bits of [`Register::Status`].
+pub mod status {
+    /// A factorial is being computed; read only.
+    pub const COMPUTING: u32 = 0x01;
+    /// Interrupt when it is there.
+    pub const INTERRUPT: u32 = 0x80;
+}
+
+/// Bits of [`Register::DmaCommand`].
+pub mod command {
+    /// Starts a transfer; reads as one until it has ended.
+    pub const START: u64 = 0x01;
+    /// From the device's own memory to the machine's, rather than the other way.
+    pub const TO_MEMORY: u64 = 0x02;
+    /// Interrupt when it has ended.
+    pub const INTERRUPT: u64 = 0x04;
+}
+
+/// Reasons for interrupts that are the device's own.
+pub mod reason {
+    /// A factorial is there.
+    pub const FACTORIAL: u32 = 0x01;
+    /// A transfer has ended.
+    pub const DMA: u32 = 0x100;
+}
+
+/// What the function looks like on the bus.
+#[must_use]
+pub fn spec() -> Spec {
+    Spec {
+        vendor: 0x1234,
+        device: 0x11e8,
+        subsystem_vendor: 0x1af4,
+        subsystem_device: 0x1100,
+        class: 0x00_ff00,
+        revision: 0x10,
+        bars: vec![BarSpec { index: 0, size: BAR0_SIZE, kind: BarKind::Memory32, prefetchable: false }],
+        msix: None,
+        msi_vectors: 1,
+        interrupt_pin: 1,
+        pcie: PcieKind::RootComplexIntegrated,
+        no_soft_reset: true,
+        translation: TranslationSpec::default(),
+    }
+}
+
+/// A device.
+///
+/// Every method may be called from any thread at any time, but not from within [`Dma`] or [`Interrupts`] on the
+/// device's own thread. Dropping it ends that thread: no DMA happens afterwards.
+pub struct Edu {
+    engine: Arc<Engine>,
+    thread: Thread,
+}
+
+impl Edu {
+    /// A device at power-on that reaches memory through `dma` and interrupts through `interrupts`. It starts no thread
+    /// before its first job.
+    pub fn new(dma: Box<dyn Dma>, interrupts: Arc<dyn Interrupts>) -> Arc<Self> {
+        Arc::new(Self { engine: Arc::new(Engine::new(interrupts)), thread: Thread::new(dma) })
+    }
+}
+
+/// The register that an access means: a whole one, in a width that it has.
+fn register(bar: u8, offset: u64, length: usize) -> Option<Register> {
+    let has_width = length == 4 || length == 8 && offset >= QUADWORDS;
+    let found = MAP.iter().find(|(at, _)| bar == 0 && has_width && *at == offset)?;
+    Some(found.1)
+}
+
+impl Model for Edu {
+    /// Everything else reads as ones.
+    fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        let length = data.len();
+        let value = register(bar, offset, length).and_then(|register| self.engine.read(register));
+        match value {
+            Some(value) => data.copy_from_slice(&value.to_le_bytes()[..length]),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// Everything else ignores what is written.
+    fn write(&self, bar: u8, offset: u64, data: &[u8]) {
+        let Some(register) = register(bar, offset, data.len()) else { return };
+        let mut value = [0; 8];
+        value[..data.len()].copy_from_slice(data);
+        if self.engine.write(register, u64::from_le_bytes(value)) && !self.thread.ensure_running(&self.engine) {
+            self.engine.reset();
+        }
+    }
+
+    fn reset(&self) {
+        self.engine.reset();
+    }
+}
+
+impl Drop for Edu {
+    fn drop(&mut self) {
+        self.engine.quit();
+        self.thread.join();
+    }
+}
