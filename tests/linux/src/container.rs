@@ -32,9 +32,22 @@ fn status(group: &File, argsz: u32) -> Outcome {
     ask(group, group::GET_STATUS, &mut status).map(|_| status.flags.into())
 }
 
+/// The ways to an address space by way of a group: how it is called, the file that is the container, and the version.
+pub(crate) const MODES: [(&str, &str, u32); 4] = [
+    ("type1", CONTAINER, container::TYPE1_IOMMU),
+    ("type1v2", CONTAINER, container::TYPE1V2_IOMMU),
+    ("compat-type1", "/dev/iommu", container::TYPE1_IOMMU),
+    ("compat-type1v2", "/dev/iommu", container::TYPE1V2_IOMMU),
+];
+
 /// A container with a group in it, and an IOMMU of this version.
 pub(crate) fn with_iommu(name: &str, kind: u32) -> (File, File) {
-    let (group, container) = (open(&group_of(name)).expect("the group"), open(CONTAINER).expect("the container"));
+    in_container(name, CONTAINER, kind)
+}
+
+/// The same, with this file as the container.
+pub(crate) fn in_container(name: &str, container: &str, kind: u32) -> (File, File) {
+    let (group, container) = (open(&group_of(name)).expect("the group"), open(container).expect("the container"));
     set_container(&group, container.0).expect("SET_CONTAINER");
     number(&container, container::SET_IOMMU, kind.into()).expect("SET_IOMMU");
     (group, container)
@@ -42,8 +55,8 @@ pub(crate) fn with_iommu(name: &str, kind: u32) -> (File, File) {
 
 pub(crate) fn rows(name: &str, rows: &mut Rows) {
     life(name, rows);
-    for (version, kind) in [("type1", container::TYPE1_IOMMU), ("type1v2", container::TYPE1V2_IOMMU)] {
-        let (group, container) = with_iommu(name, kind);
+    for (version, file, kind) in MODES {
+        let (group, container) = in_container(name, file, kind);
         requests(version, &group, &container, rows);
         mappings(version, &container, rows);
         addresses(version, &container, rows);
@@ -144,12 +157,12 @@ fn requests(version: &str, group: &File, container: &File, rows: &mut Rows) {
     rows.row(&format!("{version} status"), status(group, 8));
 }
 
-fn do_map(container: &File, flags: u32, vaddr: u64, iova: u64, size: u64) -> Outcome {
+pub(crate) fn do_map(container: &File, flags: u32, vaddr: u64, iova: u64, size: u64) -> Outcome {
     ask(container, container::IOMMU_MAP_DMA, &mut Type1DmaMap { argsz: 32, flags, vaddr, iova, size })
 }
 
 /// How many bytes were unmapped.
-fn do_unmap(container: &File, flags: u32, iova: u64, size: u64) -> Outcome {
+pub(crate) fn do_unmap(container: &File, flags: u32, iova: u64, size: u64) -> Outcome {
     let mut request = Type1DmaUnmap { argsz: 24, flags, iova, size };
     ask(container, container::IOMMU_UNMAP_DMA, &mut request).map(|_| request.size as i64)
 }
@@ -161,7 +174,7 @@ fn mappings(version: &str, container: &File, rows: &mut Rows) {
     row("map", do_map(container, both, at, 0x1_0000, 4 * PAGE));
     let maps = [
         ("an unknown flag", 1 << 3, at, 0x10_0000, PAGE),
-        ("no access", 0, at, 0x10_0000, PAGE),
+        ("no access", 0, at, 0x18_0000, PAGE),
         ("access and address", DMA_MAP_FLAG_READ | DMA_MAP_FLAG_VADDR, at, 0x10_0000, PAGE),
         ("nothing", both, at, 0x10_0000, 0),
         ("half a page", both, at, 0x10_0000, PAGE / 2),
@@ -190,6 +203,8 @@ fn mappings(version: &str, container: &File, rows: &mut Rows) {
     for (what, flags, vaddr, iova, size) in maps {
         row(&format!("map {what}"), do_map(container, flags, vaddr, iova, size));
     }
+    // There is one only where one was made.
+    let _ = do_unmap(container, 0, 0x18_0000, PAGE);
     let short = &mut Type1DmaMap { argsz: 31, flags: both, vaddr: at, iova: 0x10_0000, size: PAGE };
     row("map argsz", ask(container, container::IOMMU_MAP_DMA, short));
     let unmaps = [

@@ -7,8 +7,11 @@
 
 #![allow(unsafe_code, reason = "requests whose arguments may be wrong")]
 
+mod cdev;
+mod client;
 mod container;
 mod device;
+mod iommufd;
 mod sys;
 mod sysfs;
 
@@ -22,6 +25,9 @@ fn main() {
     let mut rows = Rows::default();
     container::rows(&name, &mut rows);
     device::rows(&name, &mut rows);
+    cdev::rows(&name, &mut rows);
+    iommufd::rows(&name, &mut rows);
+    client::rows(&name, &mut rows);
     sysfs::rows(&name, &mut rows);
     println!("rows {}", rows.count());
 }

@@ -3,11 +3,13 @@
 use std::ffi::CString;
 
 /// The names of the errors that rows have.
-const NAMES: [(i32, &str); 18] = [
+const NAMES: [(i32, &str); 22] = [
+    (libc::E2BIG, "E2BIG"),
     (libc::EACCES, "EACCES"),
     (libc::EBADF, "EBADF"),
     (libc::EBADFD, "EBADFD"),
     (libc::EBUSY, "EBUSY"),
+    (libc::EADDRINUSE, "EADDRINUSE"),
     (libc::EEXIST, "EEXIST"),
     (libc::EFAULT, "EFAULT"),
     (libc::EINVAL, "EINVAL"),
@@ -21,6 +23,8 @@ const NAMES: [(i32, &str); 18] = [
     (libc::EOPNOTSUPP, "EOPNOTSUPP"),
     (libc::EOVERFLOW, "EOVERFLOW"),
     (libc::EPERM, "EPERM"),
+    (libc::EDOM, "EDOM"),
+    (libc::EPROTONOSUPPORT, "EPROTONOSUPPORT"),
     (libc::ESPIPE, "ESPIPE"),
 ];
 
@@ -66,6 +70,12 @@ pub(crate) fn read(file: &File, length: usize, offset: u64) -> Outcome {
     outcome(unsafe { libc::pread(file.0, data.as_mut_ptr().cast(), length, offset as i64) } as i64)
 }
 
+/// Writes so many bytes at an offset.
+pub(crate) fn write(file: &File, data: &[u8], offset: u64) -> Outcome {
+    // SAFETY: as many bytes are there.
+    outcome(unsafe { libc::pwrite(file.0, data.as_ptr().cast(), data.len(), offset as i64) } as i64)
+}
+
 /// Maps so many bytes at an offset, and unmaps them.
 pub(crate) fn map(file: &File, length: usize, offset: u64, flags: i32) -> Outcome {
     // SAFETY: a new mapping.
@@ -92,6 +102,12 @@ impl Memory {
         let at = unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
         assert!(at != libc::MAP_FAILED, "there is no memory");
         Self { address: at as u64, length }
+    }
+
+    /// What a device may write at any time.
+    pub(crate) fn bytes(&self) -> &[std::cell::Cell<u8>] {
+        // SAFETY: this one's own, as long as it lives; `Cell` allows what others write, where no more than bytes are.
+        unsafe { std::slice::from_raw_parts(self.address as *const std::cell::Cell<u8>, self.length) }
     }
 }
 

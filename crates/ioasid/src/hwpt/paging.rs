@@ -155,7 +155,9 @@ impl Hwpt {
         self.automatic
     }
 
-    pub(crate) fn is_nest_parent(&self) -> bool {
+    /// Whether guests' page tables can be nested in it ([`HwptOptions::nest_parent`]).
+    #[must_use]
+    pub fn is_nest_parent(&self) -> bool {
         self.options.nest_parent
     }
 

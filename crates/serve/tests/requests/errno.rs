@@ -70,7 +70,7 @@ fn requests(setup: &Setup) -> Vec<Request> {
     let tables = [objects.automatic, objects.parent, tracked];
     let mut alloc_on_spaces = request("HWPT_ALLOC", uapi::HWPT_ALLOC, setup.hwpt_alloc(), 24)
         .flags(4, 0b1111)
-        .reserved(&[(20, 4), (44, 4)])
+        .reserved(&[(20, 4)])
         .id(8, Errno::NOENT, &[device]);
     // Page tables and a virtual IOMMU can be nested on, but not without data.
     let parents = [ioas, empty, objects.automatic, objects.parent, tracked, viommu];
@@ -156,7 +156,6 @@ fn requests(setup: &Setup) -> Vec<Request> {
         ),
         request("HWPT_SET_DIRTY_TRACKING", uapi::HWPT_SET_DIRTY_TRACKING, set_dirty, 16)
             .flags(4, 1)
-            .reserved(&[(12, 4)])
             .id(8, Errno::NOENT, &tables),
         request("HWPT_GET_DIRTY_BITMAP", uapi::HWPT_GET_DIRTY_BITMAP, get_dirty, 48)
             .flags(8, 1)

@@ -94,6 +94,10 @@ impl Hardware for Mock {
         }
     }
 
+    fn has_nested(&self) -> bool {
+        true
+    }
+
     fn nested(&self, data: &Data<'_>) -> Result<NestedOptions, Errno> {
         let request = Self::data(data)?;
         let iotlb = Iotlb([request.iotlb; uapi::MOCK_NESTED_DOMAIN_IOTLB_NUM as usize].map(AtomicU32::new));

@@ -36,6 +36,11 @@ pub(super) trait Hardware: Sync {
         Err(Errno::OPNOTSUPP)
     }
 
+    /// Whether guests' page tables are nested in others.
+    fn has_nested(&self) -> bool {
+        false
+    }
+
     /// The guest's page table that `data` describes.
     ///
     /// # Errors

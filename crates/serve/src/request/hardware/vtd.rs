@@ -39,6 +39,10 @@ impl Hardware for Vtd {
         (uapi::HW_INFO_TYPE_INTEL_VTD, info.as_bytes().to_vec())
     }
 
+    fn has_nested(&self) -> bool {
+        true
+    }
+
     fn nested(&self, data: &Data<'_>) -> Result<NestedOptions, Errno> {
         if data.kind != uapi::HWPT_DATA_VTD_S1 {
             return Err(Errno::OPNOTSUPP);

@@ -17,7 +17,8 @@ fn tracked(call: &Call<'_>, id: u32) -> Result<Arc<Hwpt>, Errno> {
 
 pub(super) fn set_tracking(call: &Call<'_>) -> Result<(), Errno> {
     let request: uapi::HwptSetDirtyTracking = call.get()?;
-    if request.flags & !uapi::HWPT_DIRTY_TRACKING_ENABLE != 0 || request.reserved != 0 {
+    // As on Linux, nobody looks at the reserved word.
+    if request.flags & !uapi::HWPT_DIRTY_TRACKING_ENABLE != 0 {
         return Err(Errno::OPNOTSUPP);
     }
     let hwpt = tracked(call, request.hwpt_id)?;

@@ -15,7 +15,8 @@ const LONGEST_ENTRY: u32 = 4096;
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     let mut request: uapi::HwptAlloc = call.get()?;
-    if request.reserved != 0 || request.reserved2 != 0 {
+    // As on Linux, nobody looks at the second reserved word.
+    if request.reserved != 0 {
         return Err(Errno::OPNOTSUPP);
     }
     if (request.data_type == uapi::HWPT_DATA_NONE) != (request.data_len == 0) {
@@ -53,10 +54,11 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
         made.map_err(|error| error.errno())?.id()
     } else if let Some(parent) = context.nest_parent(request.pt_id) {
         let known = uapi::HWPT_ALLOC_PASID | uapi::HWPT_FAULT_ID_VALID;
-        if request.flags & !known != 0 || request.data_len == 0 {
+        if request.flags & !known != 0 || request.data_len == 0 || !hardware.has_nested() {
             return Err(Errno::OPNOTSUPP);
         }
-        if parent.hwpt().iommu_kind() != endpoint.iommu().kind() {
+        let of_another_kind = parent.hwpt().iommu_kind() != endpoint.iommu().kind();
+        if of_another_kind || !parent.hwpt().is_nest_parent() {
             return Err(Errno::INVAL);
         }
         let options = hardware.nested(&data)?.pasids(has(uapi::HWPT_ALLOC_PASID)).on_miss(on_miss());

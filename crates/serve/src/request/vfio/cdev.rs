@@ -17,20 +17,30 @@ use crate::request::iommufd::IommuFile;
 use crate::request::{Caller, ToErrno, object};
 use crate::watch::PciDevice;
 
-/// BIND_IOMMUFD: opens the device for the context that the argument names.
+/// What BIND_IOMMUFD is asked for.
+///
+/// # Errors
+/// `EINVAL`, `EFAULT`.
+pub(super) fn get_bind(address: u64, caller: &dyn Caller) -> Result<uapi::BindIommufd, Errno> {
+    let request: uapi::BindIommufd =
+        Argument::new(caller, address)?.get(through!(uapi::BindIommufd, out_devid: u32))?;
+    if request.iommufd < 0 || request.flags & !uapi::BIND_FLAG_TOKEN != 0 { Err(Errno::INVAL) } else { Ok(request) }
+}
+
+/// BIND_IOMMUFD: opens the device for the context that the argument at `address` names.
 pub(super) fn bind(
     pci: &Arc<PciDevice>,
     group: &Arc<Group>,
+    request: &uapi::BindIommufd,
     address: u64,
     caller: &dyn Caller,
 ) -> Result<Opened, Errno> {
-    let argument = Argument::new(caller, address)?;
-    let request: uapi::BindIommufd = argument.get(through!(uapi::BindIommufd, out_devid: u32))?;
-    // A token belongs to virtual functions, of which there are none.
-    if request.iommufd < 0 || request.flags != 0 {
+    let block = group.block()?;
+    if request.flags & uapi::BIND_FLAG_TOKEN != 0 {
+        caller.read(request.token_uuid_ptr, &mut [0; 16])?;
+        // It belongs to virtual functions, of which there are none.
         return Err(Errno::INVAL);
     }
-    let block = group.block()?;
     let iommu = of_kind::<IommuFile>(caller.file(request.iommufd)?).ok_or(Errno::BADFD)?;
     let at = address.wrapping_add(offset_of!(uapi::BindIommufd, out_devid) as u64);
     Opened::new(pci, || {
@@ -50,20 +60,12 @@ pub(super) fn request(device: &Device, number: u32, address: u64, caller: &dyn C
 }
 
 /// The PASID that a request is about, fetched with `fetch` if its flag is set.
-fn pasid(
-    device: &Device,
-    flags: u32,
-    flag: u32,
-    fetch: impl FnOnce() -> Result<u32, Errno>,
-) -> Result<Option<Pasid>, Errno> {
+fn pasid(flags: u32, flag: u32, fetch: impl FnOnce() -> Result<u32, Errno>) -> Result<Option<Pasid>, Errno> {
     match flags {
         0 => Ok(None),
         _ if flags != flag => Err(Errno::INVAL),
         _ => {
             let number = fetch()?;
-            if device.endpoint().pasid_bits() == 0 {
-                return Err(Errno::OPNOTSUPP);
-            }
             Pasid::new(number).map(Some).ok_or(Errno::INVAL)
         }
     }
@@ -72,7 +74,7 @@ fn pasid(
 fn attach(device: &Device, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
     let short = through!(uapi::AttachIommufdPt, pt_id: u32);
     let (request, argsz) = get::<uapi::AttachIommufdPt>(address, caller, short)?;
-    let pasid = pasid(device, request.flags, uapi::ATTACH_PASID, || {
+    let pasid = pasid(request.flags, uapi::ATTACH_PASID, || {
         let long = size_of::<uapi::AttachIommufdPt>();
         if (argsz as usize) < long {
             return Err(Errno::INVAL);
@@ -89,7 +91,7 @@ fn attach(device: &Device, address: u64, caller: &dyn Caller) -> Result<(), Errn
 fn detach(device: &Device, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
     let short = through!(uapi::DetachIommufdPt, flags: u32);
     let (request, argsz) = get::<uapi::DetachIommufdPt>(address, caller, short)?;
-    let pasid = pasid(device, request.flags, uapi::DETACH_PASID, || {
+    let pasid = pasid(request.flags, uapi::DETACH_PASID, || {
         let long = size_of::<uapi::DetachIommufdPt>();
         if (argsz as usize) < long {
             return Err(Errno::INVAL);

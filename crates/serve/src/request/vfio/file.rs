@@ -70,12 +70,13 @@ impl VfioFile {
     }
 
     fn bind(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let request = cdev::get_bind(address, caller)?;
         let (device, group) = self.to_bind.as_ref().ok_or(Errno::INVAL)?;
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
         if opened.is_some() {
             return Err(Errno::INVAL);
         }
-        *opened = Some(Arc::new(cdev::bind(device, group, address, caller)?));
+        *opened = Some(Arc::new(cdev::bind(device, group, &request, address, caller)?));
         Ok(())
     }
 }
