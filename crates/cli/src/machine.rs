@@ -13,8 +13,8 @@ use ioasid_devices::dsa::{self, Dsa, DsaOptions, DsaSlice, PasidTranslation, Sli
 use ioasid_devices::edu::{self, Edu};
 use ioasid_devices::ioat::{self, Ioat};
 use ioasid_devices::ivshmem::{self, Ivshmem};
-use ioasid_serve::PciDevice;
-use ioasid_vfio::{BarMemory, BusMaster, Function, Interrupts, Model, Spec, VfioDevice};
+use ioasid_serve::{Bus, PciDevice};
+use ioasid_vfio::{BarMemory, BusMaster, Function, Interrupts, Model, PcieKind, Spec, VfioDevice};
 use thiserror::Error;
 
 /// A device model that can be asked for.
@@ -90,6 +90,7 @@ const MEMORY: &str = "memory";
 pub struct DeviceOption {
     model: usize,
     bdf: Option<Rid>,
+    bus: Option<u8>,
     group: Option<GroupId>,
     /// The model's own, by name.
     numbers: BTreeMap<&'static str, u32>,
@@ -111,10 +112,16 @@ impl DeviceOption {
 pub enum DeviceError {
     #[error("there is no device model `{0}`; there is: {known}", known = names())]
     UnknownModel(String),
-    #[error("device option `{0}` is unknown; there are bdf=0000:00:01.0, group=N{1}")]
+    #[error("device option `{0}` is unknown; there are bdf=0000:00:01.0, bus=N, group=N{1}")]
     UnknownKey(String, String),
     #[error("device option {0} takes a number from {1} to {2}, and `{3}` is none")]
     Number(&'static str, u32, u32, String),
+    #[error("`{0}` is no bus behind a bridge: write a number from 1 to 255")]
+    Bus(String),
+    #[error("a device has a bdf= or a bus=, not both: on a bus it takes the next function, from 0001:NN:00.0 on")]
+    TwoPlaces,
+    #[error("bus {0} has eight devices, and has no room for more: give the device another bus=")]
+    BusOfEight(u8),
     #[error("{0} slices are as many devices, and have no bdf= or group= together")]
     SlicesAtOnePlace(u32),
     #[error("{0} MiB of memory are no power of two, as a BAR has to be: write mib=1, 2, 4 or 8")]
@@ -150,12 +157,18 @@ impl FromStr for DeviceOption {
         let model = MODELS.iter().position(|model| model.name == name);
         let model = model.ok_or_else(|| DeviceError::UnknownModel(name.to_owned()))?;
         let own = MODELS[model].options;
-        let (mut bdf, mut group, mut numbers) = (None, None, BTreeMap::new());
+        let (mut bdf, mut bus, mut group, mut numbers) = (None, None, None, BTreeMap::new());
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             match key {
-                "bdf" | "group" if value.is_empty() => return Err(DeviceError::NoValue(key.to_owned())),
+                "bdf" | "bus" | "group" if value.is_empty() => return Err(DeviceError::NoValue(key.to_owned())),
                 "bdf" if bdf.replace(value.parse()?).is_some() => return Err(DeviceError::Twice("bdf")),
+                "bus" => {
+                    let number = value.parse().ok().filter(|number| *number != 0);
+                    if bus.replace(number.ok_or_else(|| DeviceError::Bus(value.to_owned()))?).is_some() {
+                        return Err(DeviceError::Twice("bus"));
+                    }
+                }
                 "group" => {
                     let number = value.parse().map_err(|_| DeviceError::Group(value.to_owned()))?;
                     if group.replace(GroupId(number)).is_some() {
@@ -183,7 +196,10 @@ impl FromStr for DeviceOption {
         if let Some(mib) = numbers.get(MIB).filter(|mib| !mib.is_power_of_two()) {
             return Err(DeviceError::NoPowerOfTwo(*mib));
         }
-        Ok(Self { model, bdf, group, numbers })
+        if bdf.is_some() && bus.is_some() {
+            return Err(DeviceError::TwoPlaces);
+        }
+        Ok(Self { model, bdf, bus, group, numbers })
     }
 }
 
@@ -199,6 +215,9 @@ impl BusMaster for Switch {
 /// Where the first BAR of a machine lies; each device has its own 16 MiB from there on.
 const BAR_WINDOW: u64 = 0xc000_0000;
 const BAR_WINDOW_OF_ONE: u64 = 16 << 20;
+
+/// A device behind a bridge is at the end of a link: here, of one lane at 8 GT/s.
+const LINK: PcieKind = PcieKind::Endpoint { speed: 3, width: 1 };
 
 /// The PCI segment of devices without `bdf=`: few machines have one of this number.
 const SEGMENT: u16 = 1;
@@ -221,10 +240,16 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
     let mut devices: Vec<PciDevice> = Vec::with_capacity(options.len());
     let mut parent: Option<(&DeviceOption, Parent)> = None;
     let mut memories: BTreeMap<u32, Arc<BarMemory>> = BTreeMap::new();
+    let buses = buses(options, &mut places)?;
     for (number, option) in (0u64..).zip(functions) {
-        let rid = match option.bdf {
-            Some(rid) => rid,
-            None => {
+        let rid = match (option.bdf, option.bus) {
+            (Some(rid), _) => rid,
+            (None, Some(bus)) => {
+                let mut functions = (0..8).filter_map(|function| Rid::new(SEGMENT, bus, 0, function));
+                let free = functions.find(|rid| places.insert(*rid));
+                free.ok_or(DeviceError::BusOfEight(bus))?
+            }
+            (None, None) => {
                 let mut slots = (1..32).filter_map(|slot| Rid::new(SEGMENT, 0, slot, 0));
                 let free = slots.find(|rid| !places.contains(rid) && !on_this_machine("bus/pci/devices", rid));
                 let free = free.ok_or(DeviceError::BusFull)?;
@@ -256,13 +281,37 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
                 parent.slice(machine, rid, group)
             }
         };
-        let Made { endpoint, spec, interrupts, device } = made.ok_or(DeviceError::SamePlace(rid))?;
+        let Made { endpoint, mut spec, interrupts, device } = made.ok_or(DeviceError::SamePlace(rid))?;
+        let bus = option.bus.and_then(|bus| buses.get(&bus));
+        if bus.is_some() {
+            spec.pcie = LINK;
+        }
         let window = BAR_WINDOW + number * BAR_WINDOW_OF_ONE;
         let function = Function::new(spec, window, interrupts, device, Arc::new(Switch(endpoint.clone())))
             .expect("the specs of our own models are sound, and few enough devices fit above the window");
-        devices.push(PciDevice::new(rid, endpoint, VfioDevice::new(Arc::new(function))));
+        let device = PciDevice::new(rid, endpoint, VfioDevice::new(Arc::new(function)));
+        devices.push(match bus {
+            Some(bus) => device.on(bus),
+            None => device,
+        });
     }
     Ok(devices)
+}
+
+/// The buses behind bridges, by number. The bridges take the last slots of bus 0.
+fn buses(options: &[DeviceOption], places: &mut BTreeSet<Rid>) -> Result<BTreeMap<u8, Arc<Bus>>, DeviceError> {
+    let mut buses = BTreeMap::new();
+    for number in options.iter().filter_map(|option| option.bus) {
+        if buses.contains_key(&number) {
+            continue;
+        }
+        let mut slots = (1..32).rev().filter_map(|slot| Rid::new(SEGMENT, 0, slot, 0));
+        let bridge = slots.find(|rid| !places.contains(rid) && !on_this_machine("bus/pci/devices", rid));
+        let bridge = bridge.ok_or(DeviceError::BusFull)?;
+        places.insert(bridge);
+        buses.insert(number, Bus::new(bridge, number));
+    }
+    Ok(buses)
 }
 
 /// A device, before it is a function on the bus.
@@ -440,6 +489,14 @@ mod tests {
     }
 
     #[test]
+    fn a_bus_behind_a_bridge_has_functions() {
+        let four = machine(&["ioat,bus=2", "edu,bus=3", "ioat", "edu,bus=2,group=7"]).unwrap();
+        let places: Vec<_> = four.iter().map(|(rid, _)| rid.as_str()).collect();
+        assert_eq!(places, ["0001:02:00.0", "0001:03:00.0", "0001:00:01.0", "0001:02:00.1"]);
+        assert_eq!(four[3].1, 7);
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         for (texts, part) in [
             (&["nvme"][..], "there is: ioat, dsa, ivshmem, edu"),
@@ -456,6 +513,12 @@ mod tests {
             (&["ioat,bdf=zz"], "0000:00:01.0"),
             (&["ioat,bdf="], "bdf=VALUE"),
             (&["ioat,group=-1"], "number"),
+            (&["ioat,bus=0"], "from 1 to 255"),
+            (&["ioat,bus=256"], "from 1 to 255"),
+            (&["ioat,bus="], "bus=VALUE"),
+            (&["ioat,bus=1,bus=1"], "twice"),
+            (&["ioat,bus=1,bdf=0:0:1.0"], "not both"),
+            (&["edu,bus=9"; 9], "another bus="),
             (&["ioat,group=1,group=2"], "twice"),
             (&["ioat,bdf=0:0:1.0,bdf=0:0:2.0"], "twice"),
             (&["ioat,bdf=0:0:1.0", "ioat,bdf=0:0:1.0"], "another bdf="),

@@ -18,6 +18,7 @@
 //! | [`request`] | what a request means: a folder or file for each kind of device file |
 //! | `program` | what is known of programs: accounts, permission, processes, memory |
 //! | `watch` | the devices and options of a server, and what it tells |
+//! | `bus` | buses behind bridges, and what is open on them |
 //! | `driver` | vfio-pci, and which devices it is bound to |
 //! | `names` | names and numbers that the tree and the server agree on |
 //! | [`descriptors`] | tables of descriptors that have only what is meant |
@@ -25,6 +26,7 @@
 //! A request knows nothing of FUSE, seccomp or processes: it takes its number, its argument and a [`request::Caller`],
 //! through which it reaches the caller's memory and descriptors.
 
+mod bus;
 pub mod descriptors;
 mod driver;
 mod names;
@@ -34,6 +36,7 @@ mod server;
 mod watch;
 pub mod way;
 
+pub use bus::Bus;
 pub use driver::Driver;
 pub use server::Server;
 pub use watch::{Options, PciDevice, Watcher};

@@ -6,6 +6,7 @@ use ioasid::memory::{LostMemory, OverLimit};
 use ioasid::{Endpoint, Rid};
 use ioasid_vfio::{Unconsumed, VfioDevice};
 
+use crate::bus::Bus;
 use crate::driver::Driver;
 
 /// A PCI device that programs find.
@@ -18,13 +19,22 @@ pub struct PciDevice {
     pub vfio: Arc<VfioDevice>,
     /// Whether VFIO offers it.
     pub driver: Arc<Driver>,
+    /// The bus behind a bridge that it is on, unless it is inside the root complex.
+    pub bus: Option<Arc<Bus>>,
 }
 
 impl PciDevice {
-    /// A device at this place, which VFIO offers.
+    /// A device at this place, inside the root complex, which VFIO offers.
     #[must_use]
     pub fn new(rid: Rid, endpoint: Arc<Endpoint>, vfio: Arc<VfioDevice>) -> Self {
-        Self { rid, endpoint, vfio, driver: Arc::default() }
+        Self { rid, endpoint, vfio, driver: Arc::default(), bus: None }
+    }
+
+    /// Puts it on a bus behind a bridge.
+    #[must_use]
+    pub fn on(self, bus: &Arc<Bus>) -> Self {
+        bus.add(self.rid, self.endpoint.group(), self.driver.clone());
+        Self { bus: Some(bus.clone()), ..self }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::sys::{Outcome, Rows, open};
 
 const DRIVER: &str = "/sys/bus/pci/drivers/vfio-pci";
 
-fn write(path: &str, text: &str) -> Outcome {
+pub(crate) fn write(path: &str, text: &str) -> Outcome {
     let file = fs::OpenOptions::new().write(true).open(path);
     let written = file.and_then(|mut file| file.write(text.as_bytes()));
     // The length says nothing that the text did not.

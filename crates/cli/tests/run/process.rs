@@ -101,6 +101,17 @@ pub const TESTS: &[Test] = &[
         // It is refused on purpose.
         drop(succeed(&mut program_under(&["--device", "ioat", "--device", "ivshmem", "--quiet"], "dma-buffer", &[])));
     }),
+    ("devices_behind_a_bridge_are_reset_together", || {
+        let devices = ["--device", "ioat,bus=1", "--device", "ioat,bus=1", "--device", "ioat,bus=2", "--check"];
+        drop(succeed(&mut program_under(&devices, "reset-together", &[])));
+    }),
+    ("an_eventfd_unmasks_interrupts_and_none_is_lost", || {
+        drop(succeed(&mut program_under(&["--device", "edu", "--check"], "interrupts-resample", &[])));
+    }),
+    ("an_eventfd_is_a_doorbell", || {
+        // It is refused on purpose.
+        drop(succeed(&mut program_under(&["--device", "edu", "--quiet"], "doorbell-by-eventfd", &[])));
+    }),
     ("a_part_of_a_device_comes_out_of_its_group", || {
         drop(succeed(&mut program_under(&["--device", "dsa,slices=2", "--check"], "slice-of-a-group", &[])));
     }),

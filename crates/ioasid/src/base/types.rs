@@ -158,6 +158,24 @@ impl Rid {
     pub fn new(segment: u16, bus: u8, device: u8, function: u8) -> Option<Self> {
         (device < 32 && function < 8).then_some(Self { segment, bus, devfn: device << 3 | function })
     }
+
+    /// The number of the segment, which Linux calls domain.
+    #[must_use]
+    pub fn segment(self) -> u16 {
+        self.segment
+    }
+
+    /// The number of the bus.
+    #[must_use]
+    pub fn bus(self) -> u8 {
+        self.bus
+    }
+
+    /// Device and function in one number: the device in bits 7 to 3.
+    #[must_use]
+    pub fn devfn(self) -> u8 {
+        self.devfn
+    }
 }
 
 impl fmt::Display for Rid {

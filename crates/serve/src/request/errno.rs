@@ -66,7 +66,8 @@ table! {
         Self::WouldDeadlock(_) => DEADLK,
     }
     BindError {
-        Self::GroupBusy | Self::AlreadyBound => BUSY,
+        Self::GroupBusy => PERM,
+        Self::AlreadyBound => BUSY,
         Self::OtherMachine => INVAL,
         Self::Removed => NODEV,
         Self::NoIds => NOMEM,

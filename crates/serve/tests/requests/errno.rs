@@ -154,9 +154,11 @@ fn requests(setup: &Setup) -> Vec<Request> {
             Errno::NOENT,
             &[device],
         ),
-        request("HWPT_SET_DIRTY_TRACKING", uapi::HWPT_SET_DIRTY_TRACKING, set_dirty, 16)
-            .flags(4, 1)
-            .id(8, Errno::NOENT, &tables),
+        request("HWPT_SET_DIRTY_TRACKING", uapi::HWPT_SET_DIRTY_TRACKING, set_dirty, 16).flags(4, 1).id(
+            8,
+            Errno::NOENT,
+            &tables,
+        ),
         request("HWPT_GET_DIRTY_BITMAP", uapi::HWPT_GET_DIRTY_BITMAP, get_dirty, 48)
             .flags(8, 1)
             .reserved(&[(12, 4)])

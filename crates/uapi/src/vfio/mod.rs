@@ -59,6 +59,15 @@ constants! {
     pub const ATTACH_PASID: u32 = 1 << 0;
     /// `VFIO_DEVICE_DETACH_PASID`
     pub const DETACH_PASID: u32 = 1 << 0;
+
+    /// `VFIO_PCI_HOT_RESET_FLAG_DEV_ID`: the devices' ids are those of a context, and not groups.
+    pub const PCI_HOT_RESET_FLAG_DEV_ID: u32 = 1 << 0;
+    /// `VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED`: all of them belong to that context.
+    pub const PCI_HOT_RESET_FLAG_DEV_ID_OWNED: u32 = 1 << 1;
+    /// `VFIO_PCI_DEVID_OWNED`: a device is not open, and only that context can have it.
+    pub const PCI_DEVID_OWNED: u32 = 0;
+    /// `VFIO_PCI_DEVID_NOT_OWNED`
+    pub const PCI_DEVID_NOT_OWNED: u32 = u32::MAX;
 }
 
 /// `struct vfio_device_info`
@@ -210,6 +219,47 @@ layout!(BindIommufd = "vfio_device_bind_iommufd", 24, {
     argsz: 0, flags: 4, iommufd: 8, out_devid: 12, token_uuid_ptr: 16,
 });
 
+/// `struct vfio_pci_dependent_device`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct PciDependentDevice {
+    /// Its group; with [`PCI_HOT_RESET_FLAG_DEV_ID`], its id in the context, or `PCI_DEVID_*`.
+    pub id: u32,
+    /// Segment.
+    pub segment: u16,
+    /// Bus.
+    pub bus: u8,
+    /// Device and function.
+    pub devfn: u8,
+}
+layout!(PciDependentDevice = "vfio_pci_dependent_device", 8, { id: 0, segment: 4, bus: 6, devfn: 7 });
+
+/// `struct vfio_pci_hot_reset_info`, before its devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct PciHotResetInfo {
+    /// Bytes set aside.
+    pub argsz: u32,
+    /// Out: `PCI_HOT_RESET_FLAG_*`.
+    pub flags: u32,
+    /// Out: how many devices there are.
+    pub count: u32,
+}
+layout!(PciHotResetInfo = "vfio_pci_hot_reset_info", 12, { argsz: 0, flags: 4, count: 8 });
+
+/// `struct vfio_pci_hot_reset`, before its descriptors.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct PciHotReset {
+    /// Bytes set aside.
+    pub argsz: u32,
+    /// Must be 0.
+    pub flags: u32,
+    /// How many descriptors of groups follow.
+    pub count: u32,
+}
+layout!(PciHotReset = "vfio_pci_hot_reset", 12, { argsz: 0, flags: 4, count: 8 });
+
 /// `struct vfio_device_attach_iommufd_pt`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
@@ -248,6 +298,9 @@ const LAYOUTS: &[Layout] = &[
     IrqSet::LAYOUT,
     Ioeventfd::LAYOUT,
     BindIommufd::LAYOUT,
+    PciDependentDevice::LAYOUT,
+    PciHotResetInfo::LAYOUT,
+    PciHotReset::LAYOUT,
     AttachIommufdPt::LAYOUT,
     DetachIommufdPt::LAYOUT,
 ];

@@ -4,6 +4,7 @@ mod bar_memory;
 pub mod circle;
 mod handlers;
 mod identity;
+mod in_flight;
 mod life;
 mod misuse;
 mod modes;
@@ -94,6 +95,9 @@ pub fn run(name: &str, arguments: &[String]) {
         "groups-and-containers" => modes::life(),
         "peers" => modes::peers(),
         "dma-buffer" => modes::dma_buffer(),
+        "reset-together" => in_flight::reset_together(),
+        "interrupts-resample" => in_flight::interrupts_resample(),
+        "doorbell-by-eventfd" => in_flight::doorbell_by_eventfd(),
         "slice-of-a-group" => modes::slice(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),

@@ -287,7 +287,9 @@ pub fn malformed() {
         libc::EINVAL,
     );
     row("an unknown request", device, io(TYPE, 250), &[0; 64], libc::ENOTTY);
-    row("a hot reset", device, vv::DEVICE_PCI_HOT_RESET, &[0; 64], libc::ENODEV);
+    let reset = vv::PciHotReset { argsz: 12, ..Default::default() };
+    row("a hot reset inside the root complex", device, vv::DEVICE_PCI_HOT_RESET, reset.as_bytes(), libc::ENODEV);
+    row("a short hot reset", device, vv::DEVICE_PCI_HOT_RESET, &[0; 64], libc::EINVAL);
 
     for (fd, number) in [
         (iommu, ii::DESTROY),

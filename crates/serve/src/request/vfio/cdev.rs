@@ -34,7 +34,7 @@ pub(super) fn bind(
     request: &uapi::BindIommufd,
     address: u64,
     caller: &dyn Caller,
-) -> Result<Opened, Errno> {
+) -> Result<Arc<Opened>, Errno> {
     let block = group.block()?;
     if request.flags & uapi::BIND_FLAG_TOKEN != 0 {
         caller.read(request.token_uuid_ptr, &mut [0; 16])?;

@@ -1,9 +1,9 @@
 //! A device that is open, and what is asked of it.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use ioasid::Device;
+use ioasid::{Context, Device, ObjectId};
 use ioasid_uapi::vfio as uapi;
 use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
 use ioasid_vfio::device::region::{RegionInfo, file_offset};
@@ -15,7 +15,8 @@ use super::capability::{chain, header};
 use super::feature::LowPower;
 use super::group::{Block, InUse};
 use super::peer::Peer;
-use super::{feature, get, through};
+use super::{feature, get, hot_reset, through};
+use crate::bus::{Bus, OpenDevice};
 use crate::driver::DriverHold;
 use crate::request::file::Closer;
 use crate::request::{Caller, ToErrno};
@@ -66,7 +67,7 @@ pub(super) enum Way {
     Cdev { device: Device, _block: Block },
     /// By its group, which has it bound to the context of a container; or, for an open `/dev/iommu`, it is bound to
     /// that one's.
-    Group { _device: Option<Attached>, _group: InUse },
+    Group { device: Option<Attached>, _group: InUse },
 }
 
 /// An open device. What it has is let go from the first to the last.
@@ -84,18 +85,28 @@ impl Opened {
     ///
     /// # Errors
     /// `ENODEV` if it is not bound to vfio-pci, `EINVAL` if it is open, `ENOMEM`, and those of `come`.
-    pub(super) fn new(pci: &Arc<PciDevice>, come: impl FnOnce() -> Result<Way, Errno>) -> Result<Self, Errno> {
+    pub(super) fn new(pci: &Arc<PciDevice>, come: impl FnOnce() -> Result<Way, Errno>) -> Result<Arc<Self>, Errno> {
         let hold = pci.driver.hold()?;
         let session = pci.vfio.open().map_err(|error| error.errno())?;
         let reached = Reached(Peer::new(pci.vfio.function().clone()));
-        Ok(Self {
+        let opened = Arc::new(Self {
             reached,
             session,
             interrupted: Interrupted(pci.clone()),
             way: come()?,
             low_power: LowPower::default(),
             _hold: hold,
-        })
+        });
+        if let Some(bus) = opened.bus() {
+            let open: Weak<Self> = Arc::downgrade(&opened);
+            bus.opened(pci.rid, open);
+        }
+        Ok(opened)
+    }
+
+    /// The bus that it is on.
+    pub(super) fn bus(&self) -> Option<&Arc<Bus>> {
+        self.interrupted.0.bus.as_ref()
     }
 
     pub(super) fn session(&self) -> &Session {
@@ -149,15 +160,10 @@ impl Opened {
             uapi::DEVICE_GET_REGION_INFO => self.region_info(address, caller),
             uapi::DEVICE_GET_IRQ_INFO => self.irq_info(address, caller),
             uapi::DEVICE_SET_IRQS => self.set_irqs(address, caller),
-            uapi::DEVICE_RESET => {
-                // What others have written arrives before, not after.
-                self.reached.0.fence()?;
-                self.session.reset();
-                Ok(())
-            }
+            uapi::DEVICE_RESET => self.reset(),
             uapi::DEVICE_IOEVENTFD => self.ioeventfd(address, caller),
-            // There is no bus or slot to reset: the function is inside the root complex.
-            uapi::DEVICE_GET_PCI_HOT_RESET_INFO | uapi::DEVICE_PCI_HOT_RESET => Err(Errno::NODEV),
+            uapi::DEVICE_GET_PCI_HOT_RESET_INFO => hot_reset::info(self, address, caller),
+            uapi::DEVICE_PCI_HOT_RESET => hot_reset::reset(self, address, caller),
             _ => Err(Errno::NOTTY),
         }
         .map(|()| 0)
@@ -239,6 +245,23 @@ impl Opened {
         let mut descriptor = |number: i32| -> std::io::Result<OwnedFd> { Ok(caller.descriptor(number)?) };
         let request = IrqSet { index, start, count, actions, data };
         self.session.set_irqs(&request, &mut descriptor).map_err(|error| error.errno())
+    }
+}
+
+impl OpenDevice for Opened {
+    fn id_in(&self, context: &Arc<Context>) -> Option<ObjectId> {
+        let device = match &self.way {
+            Way::Cdev { device, .. } => device,
+            Way::Group { device, .. } => device.as_ref()?.0.as_ref()?,
+        };
+        Arc::ptr_eq(device.context(), context).then(|| device.id())
+    }
+
+    fn reset(&self) -> Result<(), Errno> {
+        // What others have written arrives before, not after.
+        self.reached.0.fence()?;
+        self.session.reset();
+        Ok(())
     }
 }
 

@@ -76,7 +76,7 @@ impl VfioFile {
         if opened.is_some() {
             return Err(Errno::INVAL);
         }
-        *opened = Some(Arc::new(cdev::bind(device, group, &request, address, caller)?));
+        *opened = Some(cdev::bind(device, group, &request, address, caller)?);
         Ok(())
     }
 }
@@ -88,7 +88,7 @@ impl OpenFile for VfioFile {
     }
 
     fn in_use(&self) -> &'static [Errno] {
-        &[Errno::BUSY, Errno::INVAL]
+        &[Errno::BUSY, Errno::INVAL, Errno::PERM]
     }
 
     fn peer(&self) -> Option<Arc<dyn RemoteMemory>> {

@@ -220,11 +220,10 @@ impl OpenGroup {
                     Some(Attached::new(device))
                 }
             };
-            Ok(Way::Group { _device: device, _group: InUse(self.clone()) })
+            Ok(Way::Group { device, _group: InUse(self.clone()) })
         })?;
         // Nothing has failed since it was made, so it was not let go.
         state.in_use += 1;
-        let opened = Arc::new(opened);
         state.devices.retain(|(_, opened)| opened.strong_count() > 0);
         state.devices.push((number, Arc::downgrade(&opened)));
         Ok(opened)
@@ -240,6 +239,13 @@ impl OpenGroup {
 
 /// An open file of a group.
 pub struct GroupFile(Arc<OpenGroup>);
+
+impl GroupFile {
+    /// The group.
+    pub(super) fn id(&self) -> GroupId {
+        self.0.group.id
+    }
+}
 
 impl OpenFile for GroupFile {
     fn ioctl(&self, number: u32, address: u64, caller: &dyn Caller) -> Option<Result<i64, Errno>> {
@@ -258,7 +264,7 @@ impl OpenFile for GroupFile {
     }
 
     fn in_use(&self) -> &'static [Errno] {
-        &[Errno::BUSY, Errno::INVAL]
+        &[Errno::BUSY, Errno::INVAL, Errno::PERM]
     }
 }
 

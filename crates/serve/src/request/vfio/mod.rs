@@ -19,6 +19,7 @@ mod dma_buf;
 mod feature;
 mod file;
 pub mod group;
+mod hot_reset;
 mod peer;
 mod type1;
 pub(super) mod type1_info;

@@ -19,6 +19,7 @@
 //! (`apart`).
 
 mod apart;
+mod bridge;
 mod nodes;
 mod sys;
 
@@ -109,7 +110,7 @@ impl Tree {
                 Node::Directory(_) => (FileType::Directory, 0o755, 0, FOR_EVER),
                 Node::ToBeGiven => (FileType::Directory, 0o111, 0, FOR_EVER),
                 Node::Link(target) => (FileType::Symlink, 0o777, target.len() as u64, FOR_EVER),
-                Node::Text(_) | Node::Config(_) | Node::Uevent(..) => {
+                Node::Text(_) | Node::Bytes(_) | Node::Config(_) | Node::Uevent(..) => {
                     (FileType::RegularFile, 0o444, SYS_FILE, FOR_EVER)
                 }
                 Node::Attribute(attribute) if attribute.is_readable() => {
@@ -341,6 +342,7 @@ impl Filesystem for Tree {
         let rest = |bytes: &[u8]| bytes.get(offset as usize..).unwrap_or(&[]).iter().take(size).copied().collect();
         let bytes: Vec<u8> = match self.node(inode) {
             Some(Node::Text(text)) => rest(text.as_bytes()),
+            Some(Node::Bytes(bytes)) => rest(bytes),
             Some(Node::Uevent(number, text)) => {
                 let driver = self.server.devices().get(*number).map(|device| driver_line(device));
                 rest(format!("{}{text}", driver.unwrap_or_default()).as_bytes())

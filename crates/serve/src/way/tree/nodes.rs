@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ioasid::GroupId;
 
-use super::sys;
+use super::{bridge, sys};
 use crate::names::GIVEN;
 use crate::server::Attribute;
 use crate::watch::PciDevice;
@@ -35,6 +35,8 @@ pub(super) enum Node {
     Directory(BTreeMap<String, usize>),
     Link(String),
     Text(String),
+    /// The configuration space of a bridge.
+    Bytes(Vec<u8>),
     /// The configuration space of device N.
     Config(usize),
     /// `uevent` of device N, without its driver.
@@ -72,6 +74,9 @@ impl Nodes {
             let members = members.map(|(number, _)| number).collect();
             nodes.add_if_bound(&format!("dev/vfio/{group}"), Node::Device(DeviceFile::Group(group)), members);
         }
+        let buses: BTreeMap<_, _> =
+            devices.iter().filter_map(|device| device.bus.as_ref()).map(|bus| (bus.bridge(), bus)).collect();
+        buses.values().for_each(|bus| bridge::add(&mut nodes, bus, devices));
         for (number, device) in devices.iter().enumerate() {
             let file = Node::Device(DeviceFile::Vfio(number));
             nodes.add_if_bound(&format!("dev/vfio/devices/vfio{number}"), file, vec![number]);

@@ -17,6 +17,7 @@ use std::fmt::Write as _;
 use ioasid::Rid;
 use ioasid_vfio::{BarKind, Function};
 
+use super::bridge;
 use super::nodes::{Node, Nodes};
 use crate::driver::VFIO_PCI;
 use crate::server::Attribute;
@@ -97,8 +98,12 @@ pub(super) fn add_device(nodes: &mut Nodes, number: usize, device: &PciDevice) {
          PCI_SLOT_NAME={rid}\nMODALIAS=pci:{id}\n",
         spec.class, spec.vendor, spec.device, spec.subsystem_vendor, spec.subsystem_device,
     );
-    let place = format!("devices/{}/{rid}", bus_of(rid));
-    let home = format!("sys/{place}");
+    let above = match &device.bus {
+        Some(bus) => bridge::place(bus),
+        None => bus_of(rid),
+    };
+    let place = format!("devices/{above}/{rid}");
+    let (home, up) = (format!("sys/{place}"), up(&place));
     nodes.add(&format!("sys/bus/pci/devices/{rid}"), Node::Link(format!("../../../{place}")));
     let texts = [
         ("vendor", format!("0x{:04x}\n", spec.vendor)),
@@ -118,7 +123,7 @@ pub(super) fn add_device(nodes: &mut Nodes, number: usize, device: &PciDevice) {
         ("consistent_dma_mask_bits", "64\n".to_owned()),
         ("msi_bus", "1\n".to_owned()),
         ("power_state", "D0\n".to_owned()),
-        ("reset_method", "flr\n".to_owned()),
+        ("reset_method", if device.bus.is_some() { "flr bus\n" } else { "flr\n" }.to_owned()),
         ("modalias", format!("pci:{id}\n")),
     ];
     for (name, text) in texts {
@@ -128,16 +133,13 @@ pub(super) fn add_device(nodes: &mut Nodes, number: usize, device: &PciDevice) {
     nodes.add(&format!("{home}/driver_override"), Node::Attribute(Attribute::Override(number)));
     nodes.add(&format!("{home}/reset"), Node::Attribute(Attribute::Reset(number)));
     nodes.add(&format!("{home}/config"), Node::Config(number));
-    let links = [
-        ("subsystem", "../../../bus/pci".to_owned()),
-        ("iommu_group", format!("../../../kernel/iommu_groups/{group}")),
-    ];
+    let links = [("subsystem", format!("{up}bus/pci")), ("iommu_group", format!("{up}kernel/iommu_groups/{group}"))];
     for (name, target) in links {
         nodes.add(&format!("{home}/{name}"), Node::Link(target));
     }
     // What goes when it is unbound.
     let bound = [
-        (format!("{home}/driver"), Node::Link(format!("../../../bus/pci/drivers/{VFIO_PCI}"))),
+        (format!("{home}/driver"), Node::Link(format!("{up}bus/pci/drivers/{VFIO_PCI}"))),
         (format!("sys/bus/pci/drivers/{VFIO_PCI}/{rid}"), Node::Link(format!("../../../../{place}"))),
     ];
     for (path, node) in bound {
@@ -157,8 +159,13 @@ pub(super) fn add_device(nodes: &mut Nodes, number: usize, device: &PciDevice) {
     nodes.add(&format!("{home}/devices/{rid}"), Node::Link(format!("../../../../{place}")));
 }
 
+/// The way from a directory to `sys`.
+pub(super) fn up(place: &str) -> String {
+    "../".repeat(place.split('/').count())
+}
+
 /// The name of the bus that a device is on, as a root bus has it.
-fn bus_of(rid: Rid) -> String {
+pub(super) fn bus_of(rid: Rid) -> String {
     let name = rid.to_string();
     let bus = name.rsplit_once(':').map_or(&*name, |(bus, _)| bus);
     format!("pci{bus}")
