@@ -14,6 +14,7 @@ mod nested_hit;
 mod register;
 mod run_start;
 mod runner;
+mod stat;
 mod terabyte;
 mod translate_hash;
 mod translate_hit;
@@ -45,6 +46,8 @@ pub const BENCHMARKS: &[Benchmark] = &[
     copy_shared::WARM,
     copy_shared::COLD,
     ioctl_round_trip::BENCHMARK,
+    stat::PATH,
+    stat::FILE,
     register::POLLED,
     register::ONCE,
     register::DOORBELL,

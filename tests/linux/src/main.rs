@@ -12,6 +12,7 @@ mod cdev;
 mod client;
 mod container;
 mod device;
+mod files;
 mod hot_reset;
 mod iommufd;
 mod sys;
@@ -26,6 +27,7 @@ fn main() {
         std::process::exit(2);
     };
     let mut rows = Rows::default();
+    files::rows(name, &mut rows);
     container::rows(name, &mut rows);
     device::rows(name, &mut rows);
     cdev::rows(name, &mut rows);

@@ -31,7 +31,8 @@ const NAMES: [(i32, &str); 22] = [
 /// What a system call returned, or its errno.
 pub(crate) type Outcome = Result<i64, i32>;
 
-fn outcome(result: i64) -> Outcome {
+/// The outcome of a call that returned this.
+pub(crate) fn outcome(result: i64) -> Outcome {
     if result < 0 { Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)) } else { Ok(result) }
 }
 

@@ -198,9 +198,9 @@ pub fn run(plan: Plan, quiet: bool, started: impl FnOnce(&Arc<Server>)) -> Resul
 /// Serves the child while it prepares its surroundings, until it is about to become the program.
 fn prepare(server: &Arc<Server>, channel: &Channel, quiet: bool) -> Result<Tracer> {
     let fuse = channel.receive_descriptor()?;
-    Tree::new(server.clone()).serve(fuse).context("cannot serve the device files")?;
     let (tracer, handle) = Tracer::new(server.clone())?;
     let tracing = Arc::new(handle);
+    Tree::new(server.clone(), tracing.clone()).serve(fuse).context("cannot serve the device files")?;
     channel.go()?;
 
     let root = channel.receive_descriptor()?;

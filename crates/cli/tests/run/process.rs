@@ -101,6 +101,10 @@ pub const TESTS: &[Test] = &[
         // It is refused on purpose.
         drop(succeed(&mut program_under(&["--device", "ioat", "--device", "ivshmem", "--quiet"], "dma-buffer", &[])));
     }),
+    ("device_files_look_like_character_devices", || {
+        drop(program("char-devices"));
+        drop(succeed(&mut program_under(&["--device", "ioat", "--check"], "traced", &["char-devices"])));
+    }),
     ("devices_behind_a_bridge_are_reset_together", || {
         let devices = ["--device", "ioat,bus=1", "--device", "ioat,bus=1", "--device", "ioat,bus=2", "--check"];
         drop(succeed(&mut program_under(&devices, "reset-together", &[])));

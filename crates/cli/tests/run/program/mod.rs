@@ -1,6 +1,7 @@
 //! The programs that the tests run under `ioasid run`. A program that finds something wrong panics.
 
 mod bar_memory;
+mod char_devices;
 pub mod circle;
 mod handlers;
 mod identity;
@@ -98,6 +99,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "reset-together" => in_flight::reset_together(),
         "interrupts-resample" => in_flight::interrupts_resample(),
         "doorbell-by-eventfd" => in_flight::doorbell_by_eventfd(),
+        "char-devices" => char_devices::seen(),
         "slice-of-a-group" => modes::slice(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),

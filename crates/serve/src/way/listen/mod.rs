@@ -20,7 +20,6 @@ use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use ioasid::memory::Process;
 use ioasid_uapi::kvm;
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
@@ -32,28 +31,11 @@ use crate::request::file::{Given, Mapping, OpenFile};
 use crate::request::vfio::is_vfio;
 use crate::request::{Caller, proc_file};
 use crate::server::{CLOSES, Server};
-use crate::way::trap;
+use crate::way::{Tracing, trap};
 use calling::Calling;
 use descriptor_table::{Descriptor, DescriptorTables};
 use transfer::{transfer, writes};
 use turns::Turns;
-
-/// Does for a process what only the thread can do that traces.
-pub trait Tracing: Send + Sync {
-    /// Makes sure that register accesses of the process that `tid` belongs to are performed, when the system call has
-    /// returned that the thread is in.
-    ///
-    /// # Errors
-    /// If the process cannot be traced: another process traces it, or it is gone.
-    fn trace(&self, tid: u32) -> io::Result<()>;
-
-    /// Has `process` followed, that `tid` belongs to, when the system call has returned that the thread is in: what
-    /// becomes of its memory.
-    ///
-    /// # Errors
-    /// As [`Tracing::trace`]; `EPERM` if the process filters its own system calls.
-    fn follow(&self, tid: u32, process: Arc<Process>) -> io::Result<()>;
-}
 
 /// What becomes of a trapped call.
 enum Answer {

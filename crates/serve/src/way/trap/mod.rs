@@ -18,6 +18,7 @@
 //! | `frame` | the registers that the handler was called with |
 //! | `vectors` | vector registers, wherever they are |
 //! | `memory` | what an instruction reads and writes |
+//! | `stat` | calls that ask about a device file, which is to look like a character device |
 //! | `tracer`, `ptrace` | the thread that traces others: to put the handler in, or where none would be called |
 //!
 //! Two instructions that hand work to a device, MOVDIR64B and ENQCMD, are performed here, too, for processors that have
@@ -34,6 +35,7 @@ mod memory;
 mod poller;
 mod ptrace;
 mod ring;
+mod stat;
 mod tracer;
 mod vectors;
 
@@ -52,6 +54,7 @@ use frame::Frame;
 pub(crate) use handler::{ASK, ASK_RING, Action, PASS, RING, SIGNALS, action, base_in, set_action};
 use memory::{LONGEST_INSTRUCTION, Mapped, ProgramMemory, fetch_instruction};
 pub(crate) use poller::Rings;
+pub(crate) use stat::is_asking;
 pub use tracer::{Stopped, TraceHandle, Tracer};
 use vectors::LazyVectors;
 

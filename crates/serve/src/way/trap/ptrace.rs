@@ -215,6 +215,12 @@ impl ThreadRegisters {
         self.0.rip
     }
 
+    /// The system call before: its number and arguments.
+    pub(super) fn call(&self) -> (i64, [u64; 6]) {
+        let r = &self.0;
+        (r.orig_rax as i64, [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9])
+    }
+
     /// What the system call before returned.
     pub(super) fn result(&self) -> i64 {
         self.0.rax as i64

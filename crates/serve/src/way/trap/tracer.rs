@@ -26,13 +26,14 @@ use super::handler;
 use super::inject::Thread;
 use super::memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_code};
 use super::ptrace::{self, Stop, StoppedVectors};
+use super::stat::Answer;
 use super::vectors::LazyVectors;
 use super::{is_submission, tell_refused};
 use crate::program::memory::{ThreadMemory, share_memory};
 use crate::program::pidfd::pidfd_of;
 use crate::program::status::{Status, process_of};
 use crate::server::Server;
-use crate::way::listen::Tracing;
+use crate::way::{CharDevice, Tracing};
 
 struct Request {
     tid: u32,
@@ -46,11 +47,16 @@ enum Wanted {
     Registers,
     /// What becomes of its memory is to be followed.
     News(Arc<Process>),
+    /// The thread is to see a device.
+    Show(CharDevice),
+    /// The thread, which was held by this number, is to go on.
+    GoOn(u64),
 }
 
 /// Asks the [`Tracer`] from any thread.
+#[derive(Clone)]
 pub struct TraceHandle {
-    requests: Mutex<Sender<Request>>,
+    requests: Arc<Mutex<Sender<Request>>>,
     wake: Arc<OwnedFd>,
 }
 
@@ -62,17 +68,24 @@ impl Tracing for TraceHandle {
     fn follow(&self, tid: u32, process: Arc<Process>) -> io::Result<()> {
         self.ask(tid, Wanted::News(process))
     }
+
+    fn show(&self, tid: u32, device: CharDevice) -> io::Result<()> {
+        self.ask(tid, Wanted::Show(device))
+    }
 }
 
 impl TraceHandle {
     fn ask(&self, tid: u32, wanted: Wanted) -> io::Result<()> {
+        self.send(tid, wanted)?.recv().map_err(|_| io::ErrorKind::BrokenPipe)?
+    }
+
+    fn send(&self, tid: u32, wanted: Wanted) -> io::Result<Receiver<io::Result<()>>> {
         let (done, answer) = mpsc::channel();
-        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        requests.send(Request { tid, wanted, done }).map_err(|_| gone())?;
+        requests.send(Request { tid, wanted, done }).map_err(|_| io::ErrorKind::BrokenPipe)?;
         drop(requests);
         rustix::io::write(&*self.wake, &1u64.to_ne_bytes())?;
-        answer.recv().map_err(|_| gone())?
+        Ok(answer)
     }
 }
 
@@ -93,6 +106,8 @@ enum Task {
     Join(u64),
     /// It is to make a userfaultfd, by which its process is followed.
     Follow(Arc<Process>),
+    /// What it was told of a file is to be that of a device.
+    Show(CharDevice),
 }
 
 /// Puts the handler into processes that map registers; or traces them, and performs their accesses.
@@ -103,6 +118,12 @@ pub struct Tracer {
     threads: HashSet<u32>,
     /// Threads that are to stop, and what then.
     stopping: HashMap<u32, Task>,
+    /// Threads that stay stopped while another of ours changes their memory, each by a number.
+    held: HashMap<u32, u64>,
+    /// How many there were.
+    holds: u64,
+    /// For those others.
+    own: TraceHandle,
     /// The mappings of each thread's process.
     mappings: HashMap<u32, VmaQuery>,
     layout: XstateLayout,
@@ -118,13 +139,16 @@ impl Tracer {
     pub fn new(server: Arc<Server>) -> io::Result<(Self, TraceHandle)> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (sender, requests) = mpsc::channel();
-        let handle = TraceHandle { requests: Mutex::new(sender), wake: wake.clone() };
+        let handle = TraceHandle { requests: Arc::new(Mutex::new(sender)), wake: wake.clone() };
         let tracer = Self {
             server,
             requests,
             wake,
             threads: HashSet::new(),
             stopping: HashMap::new(),
+            held: HashMap::new(),
+            holds: 0,
+            own: handle.clone(),
             mappings: HashMap::new(),
             layout: XstateLayout::of_this_processor(),
             has_told: false,
@@ -145,6 +169,15 @@ impl Tracer {
             let result = match request.wanted {
                 Wanted::Registers => self.prepare(request.tid),
                 Wanted::News(process) => self.prepare_to_follow(request.tid, process),
+                Wanted::Show(device) => self.prepare_to_stop(request.tid, Task::Show(device)),
+                Wanted::GoOn(hold) => {
+                    // Its number may be another's by now.
+                    if self.held.get(&request.tid) == Some(&hold) {
+                        self.held.remove(&request.tid);
+                        self.go_on(request.tid);
+                    }
+                    Ok(())
+                }
             };
             let _ = request.done.send(result);
         }
@@ -171,9 +204,41 @@ impl Tracer {
         if Status::of(tid).is_none_or(|status| filters_of(&status) > usual_filters()) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
+        self.prepare_to_stop(tid, Task::Follow(process))
+    }
+
+    /// Has a thread stop when the system call has returned that it is in, for something to be done then.
+    fn prepare_to_stop(&mut self, tid: u32, task: Task) -> io::Result<()> {
         if self.threads.contains(&tid) { ptrace::interrupt(tid) } else { ptrace::seize_to_stop(tid) }?;
-        self.stopping.insert(tid, Task::Follow(process));
+        self.stopping.insert(tid, task);
         Ok(())
+    }
+
+    /// Lets a thread go on that was stopped for a task.
+    fn go_on(&self, tid: u32) {
+        if self.threads.contains(&tid) {
+            // Perhaps only since it was to stop.
+            ptrace::trace_on(tid);
+            ptrace::go_on(tid, 0);
+        } else {
+            ptrace::detach(tid);
+        }
+    }
+
+    /// Has a stopped thread's memory tell of a device, and lets the thread go on then. Another thread does that, as it
+    /// may wait for the program.
+    fn show(&mut self, tid: u32, device: CharDevice) {
+        let Some(answer) = ptrace::registers(tid).and_then(|registers| Answer::in_registers(&registers)) else {
+            return self.go_on(tid);
+        };
+        self.holds += 1;
+        self.held.insert(tid, self.holds);
+        let (own, hold) = (self.own.clone(), self.holds);
+        self.server.elsewhere(move || {
+            // Memory that is not there any more, nobody looks at.
+            let _ = answer.show(ThreadMemory::stopped(tid), device);
+            let _ = own.send(tid, Wanted::GoOn(hold));
+        });
     }
 
     /// Has a stopped thread make a userfaultfd, and follows its process by that.
@@ -237,14 +302,10 @@ impl Tracer {
                 {
                     self.tell_not_followed(&error);
                 }
-                if self.threads.contains(&tid) {
-                    // Perhaps only since it was to stop.
-                    ptrace::trace_on(tid);
-                    return ptrace::go_on(tid, 0);
-                }
             }
+            Task::Show(device) => return self.show(tid, device),
         }
-        ptrace::detach(tid);
+        self.go_on(tid);
     }
 
     /// Traces every thread of the process that `tid` belongs to.
@@ -289,6 +350,7 @@ impl Tracer {
     pub fn ended(&mut self, tid: u32) {
         self.threads.remove(&tid);
         self.stopping.remove(&tid);
+        self.held.remove(&tid);
         self.mappings.remove(&tid);
     }
 

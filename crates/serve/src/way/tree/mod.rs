@@ -4,6 +4,8 @@
 //!
 //! - Every look-up gives a new inode. So an inode is one open file, and the inode number, which any descriptor or
 //!   mapping can be asked for without a round trip, tells which.
+//! - They are regular files, as the kernel asks the tree about no others; but programs look for character devices. What
+//!   a program is told that asks about one is changed before it sees it (`stat` in [`crate::way::trap`]).
 //! - Their last close arrives as RELEASE, also when a program is killed.
 //! - **They have no bytes.** A mapping of a file beyond its end raises SIGBUS at every access, which is how register
 //!   accesses come to [`crate::way::trap`]. But some programs check a regular file's size before they map it. So anyone
@@ -40,6 +42,8 @@ use ioasid_vfio::device::region::{COUNT, file_offset};
 use crate::names::FIRST_DEVICE_INODE;
 use crate::request::given::{GivenFile, Ready};
 use crate::server::{Server, driver_line};
+use crate::way::trap::is_asking;
+use crate::way::{CharDevice, Tracing};
 use apart::Teller;
 use nodes::{DeviceFile, Node, Nodes};
 
@@ -54,6 +58,7 @@ pub struct Tree {
     nodes: Nodes,
     /// The device files that were looked up and not forgotten.
     devices: Mutex<HashMap<u64, DeviceFile>>,
+    tracing: Arc<dyn Tracing>,
     teller: Teller,
     started: SystemTime,
 }
@@ -63,12 +68,12 @@ const NO_DIRECT_MMAP: &str =
     "this kernel's FUSE cannot map device files (FUSE_DIRECT_IO_ALLOW_MMAP): Linux 6.6 or later is needed";
 
 impl Tree {
-    /// The tree of `server`.
+    /// The tree of `server`. By `tracing`, programs see device files as character devices.
     #[must_use]
-    pub fn new(server: Arc<Server>) -> Self {
+    pub fn new(server: Arc<Server>, tracing: Arc<dyn Tracing>) -> Self {
         let nodes = Nodes::new(server.devices(), server.groups(), server.is_selftest());
         let teller = Teller::new();
-        Self { server, nodes, devices: Mutex::default(), teller, started: SystemTime::now() }
+        Self { server, nodes, devices: Mutex::default(), tracing, teller, started: SystemTime::now() }
     }
 
     /// Serves the tree on `descriptor`, a `/dev/fuse` that has been mounted, and returns when the kernel has accepted
@@ -240,9 +245,21 @@ impl Filesystem for Tree {
     }
 
     fn getattr(&self, request: &Request, inode: INodeNo, _file: Option<FileHandle>, reply: ReplyAttr) {
-        match self.attributes(inode, request) {
-            Some((attributes, valid)) => reply.attr(&valid, &attributes),
-            None => reply.error(Errno::ENOENT),
+        let Some((attributes, valid)) = self.attributes(inode, request) else { return reply.error(Errno::ENOENT) };
+        let tid = request.pid();
+        match self.device(inode).and_then(DeviceFile::number) {
+            Some(number) if !self.server.is_listener(tid) => {
+                let (tracing, device) = (self.tracing.clone(), CharDevice { inode: inode.0, number });
+                let show = move |_: &Server| {
+                    if is_asking(tid) {
+                        // Under a debugger, it sees what is there.
+                        let _ = tracing.show(tid, device);
+                    }
+                    Ok(())
+                };
+                self.teller.answer_later(&self.server, show, move |_| reply.attr(&valid, &attributes));
+            }
+            _ => reply.attr(&valid, &attributes),
         }
     }
 
@@ -458,6 +475,7 @@ impl Filesystem for Tree {
             let kind = match self.nodes.get(number) {
                 Some(Node::Directory(_)) => FileType::Directory,
                 Some(Node::Link(_)) => FileType::Symlink,
+                Some(Node::Device(_)) => FileType::CharDevice,
                 _ => FileType::RegularFile,
             };
             (name.as_str(), kind)

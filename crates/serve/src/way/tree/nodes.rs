@@ -30,6 +30,29 @@ pub(super) enum DeviceFile {
     Given(u64),
 }
 
+/// The major number of devices' own files.
+pub(super) const CDEV_MAJOR: u32 = 511;
+/// That of groups.
+const GROUP_MAJOR: u32 = 510;
+/// That of devices that are alone of their kind, and which of them these are.
+const MISC_MAJOR: u32 = 10;
+const IOMMU_MINOR: u32 = 122;
+const CONTAINER_MINOR: u32 = 196;
+
+impl DeviceFile {
+    /// The numbers that it would have as a character device; `VFIO_MINOR` is Linux's, the others are such as Linux
+    /// gives when it is asked for any. Nothing is behind them.
+    pub(super) fn number(self) -> Option<(u32, u32)> {
+        match self {
+            Self::Iommu => Some((MISC_MAJOR, IOMMU_MINOR)),
+            Self::Container => Some((MISC_MAJOR, CONTAINER_MINOR)),
+            Self::Group(group) => Some((GROUP_MAJOR, group.0)),
+            Self::Vfio(number) => Some((CDEV_MAJOR, number as u32)),
+            Self::Given(_) => None,
+        }
+    }
+}
+
 /// A node of the tree.
 pub(super) enum Node {
     Directory(BTreeMap<String, usize>),

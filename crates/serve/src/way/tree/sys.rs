@@ -18,7 +18,7 @@ use ioasid::Rid;
 use ioasid_vfio::{BarKind, Function};
 
 use super::bridge;
-use super::nodes::{Node, Nodes};
+use super::nodes::{CDEV_MAJOR, Node, Nodes};
 use crate::driver::VFIO_PCI;
 use crate::server::Attribute;
 use crate::watch::PciDevice;
@@ -32,9 +32,6 @@ const SWITCHES: [&str; 6] = [
     "fail_page_alloc/verbose",
     "fail_iommufd/verbose",
 ];
-
-/// A device number that udev's database and `stat` could have for `vfioN`; nothing is behind it.
-const CDEV_MAJOR: u32 = 511;
 
 /// The modules that are loaded where VFIO works, each with its parameters.
 const MODULES: [(&str, &[(&str, &str)]); 5] = [

@@ -1,0 +1,86 @@
+//! Device files look like character devices, whoever asks, and whatever becomes of who asks.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::modes::{NAME, group_of, open};
+use crate::driver::Memory;
+
+const PAGE: usize = 4096;
+
+/// What every one of many threads sees, also of open files, and while others start and end.
+pub fn seen() {
+    let paths = ["/dev/iommu", "/dev/vfio/vfio", &group_of(NAME), "/dev/vfio/devices/vfio0"].map(str::to_owned);
+    let own = open(&paths[3]).unwrap();
+    let number = std::fs::read_to_string(format!("/sys/bus/pci/devices/{NAME}/vfio-dev/vfio0/dev")).unwrap();
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let (paths, own, number) = (&paths, &own, &number);
+            scope.spawn(move || {
+                for round in 0..100 {
+                    let kind = std::fs::metadata(&paths[(n + round) % 4]).unwrap().file_type();
+                    assert!(kind.is_char_device());
+                    let file = std::fs::File::from(own.try_clone().unwrap());
+                    let told = file.metadata().unwrap();
+                    assert!(told.file_type().is_char_device() && told.len() == 0);
+                    let seen = format!("{}:{}\n", libc::major(told.rdev()), libc::minor(told.rdev()));
+                    assert_eq!(&seen, number);
+                    std::thread::spawn(|| {}).join().unwrap();
+                }
+            });
+        }
+    });
+    // What else is in the tree is what it is.
+    assert!(std::fs::metadata("/dev/vfio/devices").unwrap().is_dir());
+    assert!(std::fs::metadata(format!("/sys/bus/pci/devices/{NAME}/vendor")).unwrap().is_file());
+    hostile();
+}
+
+/// Asks with memory that goes away, and from processes that are killed meanwhile.
+fn hostile() {
+    let own = open("/dev/vfio/devices/vfio0").unwrap();
+    let memory = Memory::new(PAGE, libc::MAP_PRIVATE);
+    let (ends, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let (memory, ends, answers) = (&memory, &ends, &answers);
+        scope.spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                for protection in [libc::PROT_NONE, libc::PROT_READ | libc::PROT_WRITE] {
+                    // SAFETY: the memory is this function's, and nobody else looks at it.
+                    let done = unsafe { libc::mprotect(memory.address as *mut libc::c_void, PAGE, protection) };
+                    assert_eq!(done, 0);
+                }
+            }
+        });
+        for _ in 0..500 {
+            // SAFETY: the kernel checks the address.
+            let told = unsafe { libc::syscall(libc::SYS_fstat, own.as_raw_fd(), memory.address) };
+            let error = std::io::Error::last_os_error().raw_os_error();
+            assert!(told == 0 || error == Some(libc::EFAULT));
+            answers.fetch_add(u64::from(told == 0), Ordering::Relaxed);
+        }
+        ends.store(true, Ordering::Relaxed);
+    });
+    for delay in 0..50u64 {
+        // SAFETY: the child makes system calls only.
+        match unsafe { libc::fork() } {
+            0 => loop {
+                // SAFETY: room for the answer.
+                unsafe {
+                    let mut told: libc::stat = std::mem::zeroed();
+                    libc::fstat(own.as_raw_fd(), &mut told);
+                }
+            },
+            child => {
+                std::thread::sleep(std::time::Duration::from_micros(100 * delay));
+                // SAFETY: its own child.
+                unsafe {
+                    assert_eq!(libc::kill(child, libc::SIGKILL), 0);
+                    assert_eq!(libc::waitpid(child, std::ptr::null_mut(), 0), child);
+                }
+            }
+        }
+    }
+    assert!(std::fs::File::from(own).metadata().unwrap().file_type().is_char_device());
+}
