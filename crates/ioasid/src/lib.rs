@@ -63,7 +63,8 @@
 //!   that does not wait for holders ([`Context::park`]).
 //! - [Processes' address spaces][sva]: a device uses a process's own addresses ([`SvaHwpt`]).
 //! - [Misses][misses]: a device that can wait does, for the reader of a [`FaultQueue`] or for the engine ([`OnMiss`]).
-//! - [Dirty tracking][dirty]: which pages devices wrote ([`Hwpt::read_dirty`]).
+//! - [Dirty tracking][dirty]: which pages devices wrote ([`Hwpt::read_dirty`]), or one device
+//!   ([`Endpoint::read_write_log`]).
 //! - [Parts of devices][parts]: an endpoint whose transactions are its parent's ([`Machine::add_part`]), by PASIDs that
 //!   only its table can name ([`PartPasidTable`]; a model's own is [`VirtualPasids`]).
 //! - [Mirrors][mirrors]: whatever else is to have the same mappings ([`Mirror`], [`Ioas::add_mirror`]).
@@ -102,7 +103,7 @@
 //! | `port` | DMA: translating, caches, recovery, page requests |
 //! | `viommu` | what a guest has of an IOMMU |
 //! | `view` | a picture for people |
-//! | `bus` | machines, endpoints, groups, parts of devices |
+//! | `bus` | machines, endpoints, groups, parts of devices, what one writes |
 //! | `hwpt` | tables to attach to: paging, nested, SVA; dirty tracking |
 //! | `ioas` | map, unmap, protect, presence, rules; pins |
 //! | `mirror` | what follows an address space, and which ports walk it |

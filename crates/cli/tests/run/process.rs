@@ -105,6 +105,10 @@ pub const TESTS: &[Test] = &[
         drop(program("char-devices"));
         drop(succeed(&mut program_under(&["--device", "ioat", "--check"], "traced", &["char-devices"])));
     }),
+    ("a_device_tells_exactly_what_it_has_written", || {
+        let devices = ["--device", "ioat", "--device", "dsa,slices=2", "--check"];
+        drop(succeed(&mut program_under(&devices, "dma-logging", &[])));
+    }),
     ("devices_behind_a_bridge_are_reset_together", || {
         let devices = ["--device", "ioat,bus=1", "--device", "ioat,bus=1", "--device", "ioat,bus=2", "--check"];
         drop(succeed(&mut program_under(&devices, "reset-together", &[])));

@@ -18,6 +18,7 @@ use thiserror::Error;
 use super::group::Group;
 use super::iommu::Iommu;
 use super::part::{Part, Parts};
+use super::write_log::WriteLog;
 use crate::base::lock::RwLock;
 use crate::base::rank;
 use crate::base::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -128,6 +129,8 @@ pub struct Endpoint {
     /// Accesses that were refused because what they went to had been destroyed.
     parked_faults: AtomicU64,
     attachments: RwLock<Attachments, rank::Attachments>,
+    /// What it writes, if somebody wants to know.
+    pub(super) write_log: WriteLog,
     ports: Ports,
     extension: OnceLock<Box<dyn Any + Send + Sync>>,
 }
@@ -168,6 +171,7 @@ impl Endpoint {
             mediated: AtomicBool::new(false),
             parked_faults: AtomicU64::new(0),
             attachments: RwLock::default(),
+            write_log: WriteLog::default(),
             ports: Ports::default(),
             extension: OnceLock::new(),
         }

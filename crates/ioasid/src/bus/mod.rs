@@ -5,6 +5,7 @@ mod group;
 mod iommu;
 mod machine;
 mod part;
+mod write_log;
 
 pub(crate) use endpoint::{BEING_BOUND, dismiss};
 pub use endpoint::{Endpoint, EndpointError, EndpointOptions};

@@ -32,6 +32,18 @@ pub enum DirtyError {
     /// The range is not made of whole pages of that size, or not of pages of the table.
     #[error("IOVA {0} is not made of pages of {1:#x} bytes, or not of pages of the table")]
     Range(IovaRange, u64),
+    /// A log is on already.
+    #[error("what the device writes is being logged already: end that first")]
+    On,
+    /// Two of the ranges to be logged have IOVAs in common.
+    #[error("IOVA {0} overlaps another range of the log")]
+    Overlap(IovaRange),
+    /// The ranges to be logged have too many pages together.
+    #[error("{0} pages are too many for a log: it has {1} at the most")]
+    TooManyPages(u64, u64),
+    /// The device is a part of another, whose DMA it is.
+    #[error("the device is a part of another, and makes no DMA of its own: log what the whole writes")]
+    Part,
     /// The bitmap is shorter than the range.
     #[error("{0} words of bitmap are needed, and there are {1}")]
     ShortBitmap(u64, usize),
@@ -157,7 +169,7 @@ fn set_pages(bitmap: &mut [u64], range: IovaRange, word: DirtyWord, shift: u32) 
 }
 
 /// Sets the bits of all pages of `range` that `written` touches.
-fn set_bits(bitmap: &mut [u64], range: IovaRange, written: IovaRange, shift: u32) {
+pub(crate) fn set_bits(bitmap: &mut [u64], range: IovaRange, written: IovaRange, shift: u32) {
     let first = (written.start.max(range.start) - range.start) >> shift;
     let last = (written.last.min(range.last) - range.start) >> shift;
     for page in first..=last {
@@ -165,6 +177,7 @@ fn set_bits(bitmap: &mut [u64], range: IovaRange, written: IovaRange, shift: u32
     }
 }
 
-fn page_shift(page: u64) -> Result<u32, DirtyError> {
+/// The number of bits of an offset in a page of so many bytes.
+pub(crate) fn page_shift(page: u64) -> Result<u32, DirtyError> {
     if page.is_power_of_two() { Ok(page.trailing_zeros()) } else { Err(DirtyError::PageSize(page)) }
 }

@@ -25,6 +25,7 @@ use crate::ioas::{ConnectError, Ioas};
 use crate::mirror::Users;
 
 pub use dirty::DirtyError;
+pub(crate) use dirty::{page_shift, set_bits};
 pub use nested::{BadGuestStage, GuestStage, NestedHwpt, NestedOptions};
 pub(crate) use paging::LOWEST_SPAN_BITS;
 pub use paging::{Hwpt, HwptOptions};

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use iopt::Access;
+
 use crate::base::callback;
 use crate::base::observe::{Fault, FaultReason};
 use crate::bus::Endpoint;
@@ -19,6 +21,11 @@ pub(crate) struct Bus {
 }
 
 impl Bus {
+    /// What of an access may be cached: where writes are logged, no write goes by the cache.
+    pub(super) fn cachable(&self, access: Access) -> Access {
+        if self.endpoint.write_log().is_on() { access - Access::WRITE } else { access }
+    }
+
     /// Tells the observer; where slices are held, inside the gate.
     #[cold]
     pub(crate) fn fault(&self, error: DmaError) -> DmaError {

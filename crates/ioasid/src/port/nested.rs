@@ -140,7 +140,7 @@ impl Translator {
         let length = length.min(in_page);
         if let Place::Here(start) = place {
             let shift = found.page_shift.min(parent_shift);
-            let access = cachable & guest.cachable(found.pa, access);
+            let access = bus.cachable(cachable & guest.cachable(found.pa, access));
             let start = start.wrapping_sub((found.pa & ((1 << shift) - 1)) as usize);
             if shift < found.page_shift {
                 self.contexts.fracture(at.pasid, found.page_shift);

@@ -191,6 +191,21 @@ impl Translator {
         at: BusAddress,
         access: Access,
     ) -> Result<Span<'a>, Refused> {
+        let mut span = self.find(bus, inside, at, access)?;
+        let log = bus.endpoint.write_log();
+        if log.is_on() && access.contains(Access::WRITE) && at.pasid.is_none() {
+            span.length = log.mark(at.iova.0, span.length);
+        }
+        Ok(span)
+    }
+
+    fn find<'a>(
+        &mut self,
+        bus: &Bus,
+        inside: &'a Inside<'_>,
+        at: BusAddress,
+        access: Access,
+    ) -> Result<Span<'a>, Refused> {
         if !bus.endpoint.may_dma(at.pasid) {
             return Err(FaultReason::NotBusMaster.into());
         }
@@ -253,7 +268,8 @@ impl Translator {
             }
             Backing::Local { start, .. } => {
                 let start = start.as_ptr().wrapping_add((block.pa - window.base()) as usize);
-                self.iotlb.insert(domain, iova, Page { start, shift: block.shift, access: cachable });
+                let access = bus.cachable(cachable);
+                self.iotlb.insert(domain, iova, Page { start, shift: block.shift, access });
                 Place::Here(start.wrapping_add((found.pa - block.pa) as usize))
             }
             // The system call that follows costs a hundred times the walk, so this is not worth a place in the cache.

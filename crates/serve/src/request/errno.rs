@@ -73,7 +73,9 @@ table! {
         Self::NoIds => NOMEM,
     }
     DirtyError {
-        Self::Off | Self::PageSize(_) | Self::Range(..) | Self::ShortBitmap(..) => INVAL,
+        Self::Off | Self::On | Self::PageSize(_) | Self::Range(..) | Self::Overlap(_) | Self::ShortBitmap(..) => INVAL,
+        Self::TooManyPages(..) => TOOBIG,
+        Self::Part => NOTTY,
         Self::WouldDeadlock(_) => DEADLK,
         Self::Table(_) => NOMEM,
     }

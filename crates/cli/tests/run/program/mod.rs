@@ -3,6 +3,7 @@
 mod bar_memory;
 mod char_devices;
 pub mod circle;
+mod dma_logging;
 mod handlers;
 mod identity;
 mod in_flight;
@@ -100,6 +101,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "interrupts-resample" => in_flight::interrupts_resample(),
         "doorbell-by-eventfd" => in_flight::doorbell_by_eventfd(),
         "char-devices" => char_devices::seen(),
+        "dma-logging" => dma_logging::exact(),
         "slice-of-a-group" => modes::slice(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),

@@ -48,5 +48,7 @@ pub(super) fn get_bitmap(call: &Call<'_>) -> Result<(), Errno> {
     }
     let clear = request.flags & uapi::HWPT_GET_DIRTY_BITMAP_NO_CLEAR == 0;
     // Bits that are set stay set.
-    tell_written(call.caller, &[hwpt], range, page, request.data, clear, |_, _| {})
+    let read =
+        |range, clear, words: &mut [u64]| hwpt.read_dirty(range, page, clear, words).map_err(|error| error.errno());
+    tell_written(call.caller, range, page, request.data, clear, |_, _| {}, read)
 }

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::capability::{chain, header};
+use super::dma_logging::DmaLog;
 use super::feature::LowPower;
 use super::group::{Block, InUse};
 use super::peer::Peer;
@@ -76,6 +77,7 @@ pub(super) struct Opened {
     session: Session,
     interrupted: Interrupted,
     way: Way,
+    dma_log: DmaLog,
     low_power: LowPower,
     _hold: DriverHold,
 }
@@ -94,6 +96,7 @@ impl Opened {
             session,
             interrupted: Interrupted(pci.clone()),
             way: come()?,
+            dma_log: DmaLog::of(&pci.endpoint),
             low_power: LowPower::default(),
             _hold: hold,
         });
@@ -117,6 +120,10 @@ impl Opened {
         &self.reached.0
     }
 
+    pub(super) fn dma_log(&self) -> &DmaLog {
+        &self.dma_log
+    }
+
     pub(super) fn low_power(&self) -> &LowPower {
         &self.low_power
     }
@@ -131,9 +138,9 @@ impl Opened {
 
     /// Stops its DMA, then detaches it.
     pub(super) fn close(self, by: Closer, watcher: &dyn Watcher) {
-        let Self { _hold, low_power: _, way, interrupted, session, reached } = self;
+        let Self { _hold, low_power: _, dma_log, way, interrupted, session, reached } = self;
         drop(reached);
-        drop(session);
+        drop((session, dma_log));
         let unread = interrupted.take();
         if by == Closer::Program && !unread.is_empty() {
             watcher.interrupts_unread(interrupted.0.rid, &unread);

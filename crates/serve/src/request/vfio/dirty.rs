@@ -171,7 +171,11 @@ fn tell(
             set_bits(words, bit(first), bit(last), written);
         }
     };
-    tell_written(caller, &tracking, range, PAGE_SIZE, bitmap.data, clear, prepare)
+    let read = |range, clear, words: &mut [u64]| {
+        let mut tables = tracking.iter();
+        tables.try_for_each(|table| table.read_dirty(range, PAGE_SIZE, clear, words)).map_err(|error| error.errno())
+    };
+    tell_written(caller, range, PAGE_SIZE, bitmap.data, clear, prepare, read)
 }
 
 /// Sets or clears the bits from `first` to `last`.

@@ -13,7 +13,10 @@ use super::{dma_buf, get, lock};
 use crate::request::Caller;
 
 /// A feature: what can be done, and how many bytes of data it takes.
-const FEATURES: [(u32, u32, usize); 4] = [
+const FEATURES: [(u32, u32, usize); 7] = [
+    (uapi::DMA_LOGGING_START, uapi::SET, size_of::<uapi::DmaLoggingControl>()),
+    (uapi::DMA_LOGGING_STOP, uapi::SET, 0),
+    (uapi::DMA_LOGGING_REPORT, uapi::GET, size_of::<uapi::DmaLoggingReport>()),
     (uapi::LOW_POWER_ENTRY, uapi::SET, 0),
     (uapi::LOW_POWER_ENTRY_WITH_WAKEUP, uapi::SET, size_of::<uapi::LowPowerEntryWithWakeup>()),
     (uapi::LOW_POWER_EXIT, uapi::SET, 0),
@@ -37,7 +40,9 @@ pub(super) fn request(opened: &Opened, address: u64, caller: &dyn Caller) -> Res
     if number == uapi::MIG_PRECOPY_INFO_V2 {
         return Err(Errno::INVAL);
     }
-    let found = FEATURES.iter().find(|(known, ..)| *known == number);
+    let logging = [uapi::DMA_LOGGING_START, uapi::DMA_LOGGING_STOP, uapi::DMA_LOGGING_REPORT];
+    let is_had = |number| !logging.contains(&number) || opened.dma_log().can_be();
+    let found = FEATURES.iter().find(|(known, ..)| *known == number && is_had(number));
     let (_, can, length) = found.ok_or(Errno::NOTTY)?;
     if done & !can != 0 {
         return Err(Errno::INVAL);
@@ -51,6 +56,12 @@ pub(super) fn request(opened: &Opened, address: u64, caller: &dyn Caller) -> Res
     let data = address.wrapping_add(HEAD as u64);
     match number {
         uapi::DMA_BUF => dma_buf::export(opened, data, caller),
+        uapi::DMA_LOGGING_START => opened.dma_log().start(data, caller).map(|()| 0),
+        uapi::DMA_LOGGING_REPORT => opened.dma_log().report(data, caller).map(|()| 0),
+        uapi::DMA_LOGGING_STOP => {
+            opened.dma_log().stop();
+            Ok(0)
+        }
         uapi::LOW_POWER_ENTRY => opened.low_power().enter(None),
         uapi::LOW_POWER_ENTRY_WITH_WAKEUP => {
             let mut request = uapi::LowPowerEntryWithWakeup::new_zeroed();

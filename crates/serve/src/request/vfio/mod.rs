@@ -16,6 +16,7 @@ pub mod container;
 mod device;
 mod dirty;
 mod dma_buf;
+mod dma_logging;
 mod feature;
 mod file;
 pub mod group;
