@@ -120,6 +120,12 @@ pub const TESTS: &[Test] = &[
         // It is refused on purpose.
         drop(succeed(&mut program_under(&["--device", "edu", "--quiet"], "doorbell-by-eventfd", &[])));
     }),
+    ("dsa_copies_to_another_device_until_that_is_reset", || {
+        // It is refused on purpose.
+        let devices = ["--device", "dsa", "--device", "ivshmem", "--quiet"];
+        drop(succeed(&mut program_under(&devices, "dsa-peers", &[])));
+        drop(succeed(&mut program_under(&devices, "dsa-buffers", &[])));
+    }),
     ("a_part_of_a_device_comes_out_of_its_group", || {
         drop(succeed(&mut program_under(&["--device", "dsa,slices=2", "--check"], "slice-of-a-group", &[])));
     }),

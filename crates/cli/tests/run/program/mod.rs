@@ -4,6 +4,7 @@ mod bar_memory;
 mod char_devices;
 pub mod circle;
 mod dma_logging;
+mod dsa_peers;
 mod handlers;
 mod identity;
 mod in_flight;
@@ -102,6 +103,8 @@ pub fn run(name: &str, arguments: &[String]) {
         "doorbell-by-eventfd" => in_flight::doorbell_by_eventfd(),
         "char-devices" => char_devices::seen(),
         "dma-logging" => dma_logging::exact(),
+        "dsa-peers" => dsa_peers::by_address(),
+        "dsa-buffers" => dsa_peers::by_buffer(),
         "slice-of-a-group" => modes::slice(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),
