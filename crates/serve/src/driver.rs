@@ -2,7 +2,8 @@
 //!
 //! Source: Linux `Documentation/ABI/testing/sysfs-bus-pci`, `Documentation/driver-api/driver-model/binding.rst`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -16,7 +17,11 @@ const MOST_IDS: usize = 4096;
 const LONGEST_NAME: usize = 4094;
 
 /// Whether a device is bound to vfio-pci.
-pub struct Driver(Mutex<State>);
+pub struct Driver {
+    state: Mutex<State>,
+    /// It is not open any more.
+    unused: Condvar,
+}
 
 struct State {
     /// How often it is open, if it is bound.
@@ -28,13 +33,20 @@ struct State {
 impl Default for Driver {
     /// Bound, and told to be.
     fn default() -> Self {
-        Self(Mutex::new(State { users: Some(0), wanted: Some(VFIO_PCI.to_owned()) }))
+        let state = State { users: Some(0), wanted: Some(VFIO_PCI.to_owned()) };
+        Self { state: Mutex::new(state), unused: Condvar::new() }
     }
 }
 
 impl Driver {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until it is not open, or for so long.
+    pub(crate) fn wait_unused(&self, longest: Duration) {
+        let is_used = |state: &mut State| state.users.is_some_and(|users| users > 0);
+        let _ = self.unused.wait_timeout_while(self.lock(), longest, is_used);
     }
 
     pub(crate) fn is_bound(&self) -> bool {
@@ -108,6 +120,7 @@ impl Drop for DriverHold {
         if let Some(users) = &mut self.0.lock().users {
             *users -= 1;
         }
+        self.0.unused.notify_all();
     }
 }
 

@@ -1,12 +1,20 @@
 //! The files of `/sys` that can be written.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use super::{CLOSES, Server};
 use crate::driver::VFIO_PCI;
+use crate::program::status::Status;
 use crate::watch::PciDevice;
+
+/// How long an unbind waits for whoever has the device, how often that one is asked, as by Linux, and how often it is
+/// looked whether the one that waits is there.
+const LONGEST: Duration = Duration::from_secs(60);
+const ASK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What a file of `/sys` is that can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,11 +51,11 @@ impl Server {
         }
     }
 
-    /// Does what a program writes to an attribute. May wait for a device.
+    /// Does what a thread of a program writes to an attribute. May wait for a device.
     ///
     /// # Errors
     /// As Linux: `ENODEV` for a device that is not there or that the driver does not match, `EBUSY`, `EINVAL`.
-    pub(crate) fn write_attribute(&self, attribute: Attribute, text: &[u8]) -> Result<(), Errno> {
+    pub(crate) fn write_attribute(&self, attribute: Attribute, text: &[u8], tid: u32) -> Result<(), Errno> {
         let text = std::str::from_utf8(text).map_err(|_| Errno::INVAL)?;
         let text = text.strip_suffix('\n').unwrap_or(text);
         match attribute {
@@ -57,7 +65,7 @@ impl Server {
             }
             Attribute::Unbind => {
                 let device = self.named(text).ok_or(Errno::NODEV)?;
-                self.when_closed(|| device.driver.unbind())
+                self.unbind(device, tid)
             }
             Attribute::NewId => {
                 self.known_ids.add(text)?;
@@ -78,6 +86,25 @@ impl Server {
                 // Closing resets it, and none that is open is reset behind the back of whoever has it.
                 self.when_closed(|| device.vfio.open().map(drop).map_err(|_| Errno::BUSY))
             }
+        }
+    }
+
+    /// Unbinds a device, for this thread. If it is open, whoever has it is asked to let go of it, and the thread waits
+    /// until they do: unless it is of a process that may be the one itself, or that is being killed.
+    fn unbind(&self, device: &PciDevice, tid: u32) -> Result<(), Errno> {
+        let begun = Instant::now();
+        let mut asked = 0;
+        loop {
+            let unbound = self.when_closed(|| device.driver.unbind());
+            let waited = begun.elapsed();
+            if unbound != Err(Errno::BUSY) || waited > LONGEST || self.has_device(tid) || is_being_killed(tid) {
+                return unbound;
+            }
+            if waited >= ASK * asked {
+                device.vfio.ask_back();
+                asked += 1;
+            }
+            device.driver.wait_unused(LOOK);
         }
     }
 
@@ -111,6 +138,13 @@ impl Server {
     pub(crate) fn is_some_bound(&self, numbers: &[usize]) -> bool {
         numbers.iter().filter_map(|&number| self.devices.get(number)).any(|device| device.driver.is_bound())
     }
+}
+
+/// Whether a thread has gone, or is about to go as soon as it is answered.
+fn is_being_killed(tid: u32) -> bool {
+    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    let pending = |status: Status| status.set("SigPnd:").unwrap_or(0) | status.set("ShdPnd:").unwrap_or(0);
+    Status::of(tid).is_none_or(|status| status.has_ended() || pending(status) & KILL != 0)
 }
 
 /// What `uevent` of a device begins with, if it is bound.

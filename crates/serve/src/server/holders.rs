@@ -32,6 +32,19 @@ impl Server {
         stat.is_ok_and(|stat| self.is_device_file(libc::makedev(stat.stx_dev_major, stat.stx_dev_minor)))
     }
 
+    /// Whether the process of a thread has a device file open.
+    pub(super) fn has_device(&self, tid: u32) -> bool {
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{tid}/fd")) else { return false };
+        let is_device = |path: &Path| {
+            let stat = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO);
+            stat.is_ok_and(|stat| {
+                let number = libc::makedev(stat.stx_dev_major, stat.stx_dev_minor);
+                self.open_file(number, stat.stx_ino).is_some()
+            })
+        };
+        descriptors.filter_map(Result::ok).any(|descriptor| is_device(&descriptor.path()))
+    }
+
     fn has_mapped(&self, pid: u32) -> bool {
         let Ok(mappings) = VmaQuery::new(pid) else { return false };
         let mut next = 0;

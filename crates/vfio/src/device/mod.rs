@@ -101,6 +101,11 @@ impl VfioDevice {
         }
         Ok(Session { device: Arc::clone(self), gate: Mutex::default(), watched: Watched::default() })
     }
+
+    /// Asks whoever has it open to let go of it, by the eventfd that is for that, if there is one.
+    pub fn ask_back(&self) {
+        self.function.interrupts().loop_back(IrqIndex::Request, 0);
+    }
 }
 
 /// One program's use of a device. Dropping it closes the device, and returns when no DMA is in flight.

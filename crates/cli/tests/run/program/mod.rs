@@ -105,6 +105,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "dma-logging" => dma_logging::exact(),
         "dsa-peers" => dsa_peers::by_address(),
         "dsa-buffers" => dsa_peers::by_buffer(),
+        "asked-back" => modes::asked_back(),
         "slice-of-a-group" => modes::slice(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),

@@ -478,3 +478,40 @@ pub fn dma_buffer() {
     space.unmap(BAR, 4096);
     assert_eq!(map_file(&first, 0, 4096), Err(libc::ENODEV));
 }
+
+/// Another process unbinds a device that is open: its user is asked to let go of it, and the other waits until it has, or
+/// is killed.
+pub fn asked_back() {
+    const UNBIND: &str = "/sys/bus/pci/drivers/vfio-pci/unbind";
+    let iommu = open("/dev/iommu").unwrap();
+    let file = open("/dev/vfio/devices/vfio0").unwrap();
+    Engine::bind(&file, &iommu).unwrap();
+    // SAFETY: takes numbers, and gives a descriptor.
+    let eventfd = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };
+    let head = vfio::IrqSet { argsz: 24, flags: vfio::IRQ_SET_DATA_EVENTFD | 1 << 5, index: 4, start: 0, count: 1 };
+    ioctl(&file, vfio::DEVICE_SET_IRQS, &mut (head, eventfd.as_raw_fd())).unwrap();
+    let asked = || {
+        let mut poll = libc::pollfd { fd: eventfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one descriptor, and room for a counter.
+        unsafe {
+            assert_eq!(libc::poll(&mut poll, 1, 20_000), 1, "nobody asks");
+            assert_eq!(libc::read(poll.fd, [0u8; 8].as_mut_ptr().cast(), 8), 8);
+        }
+    };
+    let other = || std::process::Command::new("sh").args(["-c", &format!("printf {NAME} >{UNBIND}")]).spawn().unwrap();
+    // Who waits can be killed, and the device stays.
+    let mut killed = other();
+    asked();
+    killed.kill().unwrap();
+    assert!(!killed.wait().unwrap().success());
+    let mut info = vfio::DeviceInfo { argsz: 24, ..Default::default() };
+    ioctl(&file, vfio::DEVICE_GET_INFO, &mut info).unwrap();
+    // The one that has it does not wait for itself.
+    assert_eq!(std::fs::write(UNBIND, NAME).unwrap_err().raw_os_error(), Some(libc::EBUSY));
+    let mut waits = other();
+    asked();
+    assert!(waits.try_wait().unwrap().is_none(), "it is open still");
+    drop(file);
+    assert!(waits.wait().unwrap().success());
+    assert!(!std::path::Path::new("/dev/vfio/devices/vfio0").exists());
+}

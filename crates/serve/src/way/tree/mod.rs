@@ -383,7 +383,7 @@ impl Filesystem for Tree {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         _file: FileHandle,
         offset: u64,
@@ -401,7 +401,9 @@ impl Filesystem for Tree {
             Some(Node::Switch) => return written(Ok(data.len())),
             Some(Node::Attribute(attribute)) => {
                 let (attribute, text) = (*attribute, data.to_vec());
-                let write = move |server: &Server| server.write_attribute(attribute, &text).map(|()| text.len());
+                // FUSE tells the number of the thread.
+                let tid = request.pid();
+                let write = move |server: &Server| server.write_attribute(attribute, &text, tid).map(|()| text.len());
                 return self.teller.answer_later(&self.server, write, written);
             }
             _ => {}
