@@ -92,6 +92,8 @@ pub struct DeviceOption {
     bdf: Option<Rid>,
     bus: Option<u8>,
     group: Option<GroupId>,
+    /// Programs cannot map its BARs.
+    unmapped: bool,
     /// The model's own, by name.
     numbers: BTreeMap<&'static str, u32>,
 }
@@ -112,12 +114,14 @@ impl DeviceOption {
 pub enum DeviceError {
     #[error("there is no device model `{0}`; there is: {known}", known = names())]
     UnknownModel(String),
-    #[error("device option `{0}` is unknown; there are bdf=0000:00:01.0, bus=N, group=N{1}")]
+    #[error("device option `{0}` is unknown; there are bdf=0000:00:01.0, bus=N, group=N, map=off{1}")]
     UnknownKey(String, String),
     #[error("device option {0} takes a number from {1} to {2}, and `{3}` is none")]
     Number(&'static str, u32, u32, String),
     #[error("`{0}` is no bus behind a bridge: write a number from 1 to 255")]
     Bus(String),
+    #[error("device option map takes on or off, and `{0}` is neither")]
+    Map(String),
     #[error("a device has a bdf= or a bus=, not both: on a bus it takes the next function, from 0001:NN:00.0 on")]
     TwoPlaces,
     #[error("bus {0} has eight devices, and has no room for more: give the device another bus=")]
@@ -157,11 +161,13 @@ impl FromStr for DeviceOption {
         let model = MODELS.iter().position(|model| model.name == name);
         let model = model.ok_or_else(|| DeviceError::UnknownModel(name.to_owned()))?;
         let own = MODELS[model].options;
-        let (mut bdf, mut bus, mut group, mut numbers) = (None, None, None, BTreeMap::new());
+        let (mut bdf, mut bus, mut group, mut map, mut numbers) = (None, None, None, None, BTreeMap::new());
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             match key {
-                "bdf" | "bus" | "group" if value.is_empty() => return Err(DeviceError::NoValue(key.to_owned())),
+                "bdf" | "bus" | "group" | "map" if value.is_empty() => {
+                    return Err(DeviceError::NoValue(key.to_owned()));
+                }
                 "bdf" if bdf.replace(value.parse()?).is_some() => return Err(DeviceError::Twice("bdf")),
                 "bus" => {
                     let number = value.parse().ok().filter(|number| *number != 0);
@@ -173,6 +179,16 @@ impl FromStr for DeviceOption {
                     let number = value.parse().map_err(|_| DeviceError::Group(value.to_owned()))?;
                     if group.replace(GroupId(number)).is_some() {
                         return Err(DeviceError::Twice("group"));
+                    }
+                }
+                "map" => {
+                    let is_on = match value {
+                        "on" => true,
+                        "off" => false,
+                        _ => return Err(DeviceError::Map(value.to_owned())),
+                    };
+                    if map.replace(is_on).is_some() {
+                        return Err(DeviceError::Twice("map"));
                     }
                 }
                 "bdf" => {}
@@ -199,7 +215,7 @@ impl FromStr for DeviceOption {
         if bdf.is_some() && bus.is_some() {
             return Err(DeviceError::TwoPlaces);
         }
-        Ok(Self { model, bdf, bus, group, numbers })
+        Ok(Self { model, bdf, bus, group, unmapped: map == Some(false), numbers })
     }
 }
 
@@ -289,7 +305,8 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
         let window = BAR_WINDOW + number * BAR_WINDOW_OF_ONE;
         let function = Function::new(spec, window, interrupts, device, Arc::new(Switch(endpoint.clone())))
             .expect("the specs of our own models are sound, and few enough devices fit above the window");
-        let device = PciDevice::new(rid, endpoint, VfioDevice::new(Arc::new(function)));
+        let offer = if option.unmapped { VfioDevice::not_mappable } else { VfioDevice::new };
+        let device = PciDevice::new(rid, endpoint, offer(Arc::new(function)));
         devices.push(match bus {
             Some(bus) => device.on(bus),
             None => device,
@@ -513,6 +530,8 @@ mod tests {
             (&["ioat,bdf=zz"], "0000:00:01.0"),
             (&["ioat,bdf="], "bdf=VALUE"),
             (&["ioat,group=-1"], "number"),
+            (&["ioat,map=maybe"], "on or off"),
+            (&["ioat,map=off,map=on"], "twice"),
             (&["ioat,bus=0"], "from 1 to 255"),
             (&["ioat,bus=256"], "from 1 to 255"),
             (&["ioat,bus="], "bus=VALUE"),

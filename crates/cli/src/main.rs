@@ -54,8 +54,8 @@ enum Command {
 
 #[derive(Args)]
 struct RunArgs {
-    /// Put a device on the bus: MODEL[,bdf=0000:00:01.0|,bus=N][,group=N][,…], with bus=N behind a bridge; `ioasid
-    /// devices` lists the models and their options
+    /// Put a device on the bus: MODEL[,bdf=0000:00:01.0|,bus=N][,group=N][,map=off][,…], with bus=N behind a bridge,
+    /// with map=off without mapped registers; `ioasid devices` lists the models and their options
     #[arg(long = "device", value_name = "MODEL[,key=value…]")]
     devices: Vec<DeviceOption>,
     /// Put the devices behind this IOMMU: vtd, vtd5, amd, smmuv3 or riscv

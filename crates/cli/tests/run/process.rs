@@ -127,6 +127,9 @@ pub const TESTS: &[Test] = &[
         drop(succeed(&mut program_under(&devices, "dsa-buffers", &[])));
     }),
     ("who_has_a_device_that_is_unbound_is_asked_to_let_go", || drop(program("asked-back"))),
+    ("registers_that_cannot_be_mapped_are_read_and_written", || {
+        drop(succeed(&mut program_under(&["--device", "ioat,map=off", "--check"], "not-mapped", &[])));
+    }),
     ("a_part_of_a_device_comes_out_of_its_group", || {
         drop(succeed(&mut program_under(&["--device", "dsa,slices=2", "--check"], "slice-of-a-group", &[])));
     }),

@@ -73,13 +73,21 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct VfioDevice {
     function: Arc<Function>,
+    /// Whether programs can map its BARs.
+    mappable: bool,
     is_open: AtomicBool,
 }
 
 impl VfioDevice {
     /// Offers a function to programs.
     pub fn new(function: Arc<Function>) -> Arc<Self> {
-        Arc::new(Self { function, is_open: AtomicBool::new(false) })
+        Arc::new(Self { function, mappable: true, is_open: AtomicBool::new(false) })
+    }
+
+    /// Offers a function to programs, which can read its BARs and write them, but not map them: for those that would
+    /// have others than themselves make the accesses, as a VMM its guest by KVM.
+    pub fn not_mappable(function: Arc<Function>) -> Arc<Self> {
+        Arc::new(Self { function, mappable: false, is_open: AtomicBool::new(false) })
     }
 
     /// The function.

@@ -106,6 +106,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "dsa-peers" => dsa_peers::by_address(),
         "dsa-buffers" => dsa_peers::by_buffer(),
         "asked-back" => modes::asked_back(),
+        "not-mapped" => registers::not_mapped(),
         "slice-of-a-group" => modes::slice(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),

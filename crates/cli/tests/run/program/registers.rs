@@ -12,7 +12,7 @@ use super::{LENGTH, NOWHERE, RING, SOURCE, Setup, TARGET};
 
 /// CHANCTRL: the register was read, and the reader has the channel.
 const IN_USE: u16 = 1 << 8;
-use crate::driver::{CBVER, CHANCMP, CHANCTRL, CHANERR, Engine, Memory, Space, ioctl, load, store};
+use crate::driver::{CBVER, CHAINADDR, CHANCMP, CHANCTRL, CHANERR, Engine, Memory, Space, ioctl, load, open, store};
 
 pub fn exact() {
     let setup = Setup::new();
@@ -217,4 +217,29 @@ pub fn mapping_endlessly() {
             });
         }
     });
+}
+
+/// Of a device that cannot be mapped, registers are read and written, and everything else is as ever.
+pub fn not_mapped() {
+    let iommu = open("/dev/iommu").unwrap();
+    let file = open("/dev/vfio/devices/vfio0").unwrap();
+    Engine::bind(&file, &iommu).unwrap();
+    for index in 0..6 {
+        let mut info = vfio::RegionInfo { argsz: 32, index, ..Default::default() };
+        ioctl(&file, vfio::DEVICE_GET_REGION_INFO, &mut info).unwrap();
+        assert_eq!(info.flags, if info.size > 0 { 0b11 } else { 0 }, "region {index}");
+        if info.size > 0 {
+            let mapped = Memory::try_map(4096, libc::MAP_SHARED, file.as_raw_fd(), info.offset);
+            assert_eq!(mapped.err().and_then(|error| error.raw_os_error()), Some(libc::EINVAL));
+        }
+    }
+    let file = File::from(file);
+    file.write_at(&6u16.to_ne_bytes(), (7 << 40) + 4).unwrap();
+    let mut version = [0];
+    file.read_at(&mut version, CBVER as u64).unwrap();
+    assert_eq!(version, [0x32]);
+    file.write_at(&0x1000u64.to_ne_bytes(), CHAINADDR as u64).unwrap();
+    let mut chain = [0; 8];
+    file.read_at(&mut chain, CHAINADDR as u64).unwrap();
+    assert_eq!(u64::from_ne_bytes(chain), 0x1000);
 }
