@@ -130,6 +130,7 @@ pub const TESTS: &[Test] = &[
     ("registers_that_cannot_be_mapped_are_read_and_written", || {
         drop(succeed(&mut program_under(&["--device", "ioat,map=off", "--check"], "not-mapped", &[])));
     }),
+    ("registers_can_be_looked_at_without_vfio", || drop(program("resource"))),
     ("a_part_of_a_device_comes_out_of_its_group", || {
         drop(succeed(&mut program_under(&["--device", "dsa,slices=2", "--check"], "slice-of-a-group", &[])));
     }),

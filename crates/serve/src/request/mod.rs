@@ -13,6 +13,7 @@ pub mod iommufd;
 mod mapping;
 mod object;
 mod regions;
+pub mod resource;
 mod selftest;
 pub mod vfio;
 

@@ -29,6 +29,7 @@ use crate::program::processes::{Processes, Purpose};
 use crate::request::Failures;
 use crate::request::file::OpenFile;
 use crate::request::iommufd::IommuFile;
+use crate::request::resource::ResourceFile;
 use crate::request::vfio::VfioFile;
 use crate::request::vfio::container::ContainerFile;
 use crate::request::vfio::group::Group;
@@ -175,6 +176,15 @@ impl Server {
         let device = self.devices.get(number).ok_or(Errno::NODEV)?;
         let group = self.groups.get(&device.endpoint.group()).ok_or(Errno::NODEV)?;
         Ok(Arc::new(VfioFile::new(device.clone(), group.clone(), writable)))
+    }
+
+    /// A new open file of `resourceN`, a BAR of a device; with `writable`, for writing, too.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is no such device.
+    pub(crate) fn open_resource(&self, number: usize, bar: u8, writable: bool) -> Result<Arc<dyn OpenFile>, Errno> {
+        let device = self.devices.get(number).ok_or(Errno::NODEV)?;
+        Ok(Arc::new(ResourceFile::new(device.vfio.function().clone(), bar, writable)))
     }
 
     /// A new open file of `/dev/vfio/G`. Waits for files that are being closed, if one may be in the way.

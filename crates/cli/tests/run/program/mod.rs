@@ -107,6 +107,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "dsa-buffers" => dsa_peers::by_buffer(),
         "asked-back" => modes::asked_back(),
         "not-mapped" => registers::not_mapped(),
+        "resource" => registers::resource(),
         "slice-of-a-group" => modes::slice(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),

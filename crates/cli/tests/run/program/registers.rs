@@ -243,3 +243,37 @@ pub fn not_mapped() {
     file.read_at(&mut chain, CHAINADDR as u64).unwrap();
     assert_eq!(u64::from_ne_bytes(chain), 0x1000);
 }
+
+/// By `resource0`, registers are there for whoever looks, as long as the device answers; and no device reaches them.
+pub fn resource() {
+    let path = "/sys/bus/pci/devices/0001:00:01.0/resource0";
+    let setup = Setup::new();
+    let told = std::fs::metadata(path).unwrap();
+    assert!(told.is_file() && told.len() == setup.engine.registers.length as u64);
+    let file = open(path).unwrap();
+    let map = |offset, flags| Memory::try_map(4096, flags, file.as_raw_fd(), offset);
+    let registers = map(0, libc::MAP_SHARED).unwrap();
+    assert_eq!(load::<u8>(&registers, CBVER), 0x32);
+    store(&registers, CHAINADDR, 0x1234_5000u64);
+    assert_eq!(load::<u64>(&setup.engine.registers, CHAINADDR), 0x1234_5000);
+    let error = |mapped: std::io::Result<Memory>| mapped.err().and_then(|error| error.raw_os_error());
+    assert_eq!(error(map(told.len(), libc::MAP_SHARED)), Some(libc::EINVAL));
+    // As memory for DMA it is nothing.
+    let mut map = ioasid_uapi::iommufd::IoasMap {
+        size: 40,
+        flags: 7,
+        ioas_id: setup.space.ioas,
+        reserved: 0,
+        user_va: registers.address,
+        length: 4096,
+        iova: NOWHERE,
+    };
+    assert_eq!(ioctl(&setup.space.iommu, ioasid_uapi::iommufd::IOAS_MAP, &mut map), Err(libc::EFAULT));
+    setup.finish();
+    // A device that nobody has does not answer.
+    let closed = std::time::Instant::now();
+    while load::<u8>(&registers, CBVER) != 0xff {
+        assert!(closed.elapsed().as_secs() < 20, "a device that is closed answers");
+    }
+    store(&registers, CHAINADDR, 0u64);
+}

@@ -106,10 +106,16 @@ impl Tree {
 
     fn attributes(&self, inode: INodeNo, request: &Request) -> Option<(FileAttr, Duration)> {
         let (kind, perm, size, valid) = if inode.0 >= FIRST_DEVICE_INODE {
-            self.device(inode)?;
+            let (perm, size) = match self.device(inode)? {
+                DeviceFile::Resource(number, bar) => {
+                    let device = self.server.devices().get(number)?;
+                    (0o600, device.vfio.function().spec().bar(bar)?.size)
+                }
+                _ => (0o666, file_offset(COUNT)),
+            };
             // FUSE tells the number of the thread.
-            let size = if self.server.is_listener(request.pid()) { 0 } else { file_offset(COUNT) };
-            (FileType::RegularFile, 0o666, size, Duration::ZERO)
+            let size = if self.server.is_listener(request.pid()) { 0 } else { size };
+            (FileType::RegularFile, perm, size, Duration::ZERO)
         } else {
             match self.node(inode)? {
                 Node::Directory(_) => (FileType::Directory, 0o755, 0, FOR_EVER),
@@ -181,11 +187,13 @@ fn open_device(
     if ioasid_inject::fails() {
         return Err(rustix::io::Errno::NOMEM);
     }
+    let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
     let file = match device {
         DeviceFile::Iommu => server.open_iommu(),
         DeviceFile::Container => server.open_container(),
         DeviceFile::Group(group) => server.open_group(group)?,
-        DeviceFile::Vfio(number) => server.open_device(number, flags.acc_mode() != OpenAccMode::O_RDONLY)?,
+        DeviceFile::Vfio(number) => server.open_device(number, writable)?,
+        DeviceFile::Resource(number, bar) => server.open_resource(number, bar, writable)?,
         DeviceFile::Given(name) => server.take_given(name).ok_or(rustix::io::Errno::NOENT)?,
     };
     // Every read comes here.
@@ -200,6 +208,11 @@ fn open_device(
         rustix::io::Errno::BUSY
     })?;
     Ok(flags)
+}
+
+/// Whether it is root, or the one who runs this, that asks.
+fn is_owner(request: &Request) -> bool {
+    [0, rustix::process::geteuid().as_raw()].contains(&request.uid())
 }
 
 fn reply_opened(reply: ReplyOpen, opened: Result<FopenFlags, rustix::io::Errno>) {
@@ -299,6 +312,7 @@ impl Filesystem for Tree {
                 let open = move |server: &Server| open_device(server, inode, device, flags);
                 self.teller.answer_later(&self.server, open, |opened| reply_opened(reply, opened));
             }
+            Some(DeviceFile::Resource(..)) if !is_owner(request) => reply.error(Errno::EACCES),
             // It was looked up by a listener, and is for that one to open.
             Some(DeviceFile::Given(_)) if !self.server.is_listener(request.pid()) => reply.error(Errno::EACCES),
             Some(device) => {
@@ -309,7 +323,7 @@ impl Filesystem for Tree {
             // The owner's to write, who is the one that runs this.
             None if matches!(self.node(inode), Some(Node::Attribute(_)))
                 && flags.acc_mode() != OpenAccMode::O_RDONLY
-                && ![0, rustix::process::geteuid().as_raw()].contains(&request.uid()) =>
+                && !is_owner(request) =>
             {
                 reply.error(Errno::EACCES);
             }
@@ -477,7 +491,7 @@ impl Filesystem for Tree {
             let kind = match self.nodes.get(number) {
                 Some(Node::Directory(_)) => FileType::Directory,
                 Some(Node::Link(_)) => FileType::Symlink,
-                Some(Node::Device(_)) => FileType::CharDevice,
+                Some(Node::Device(device)) if device.number().is_some() => FileType::CharDevice,
                 _ => FileType::RegularFile,
             };
             (name.as_str(), kind)

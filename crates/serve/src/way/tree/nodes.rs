@@ -26,6 +26,8 @@ pub(super) enum DeviceFile {
     Group(GroupId),
     /// `vfioN`
     Vfio(usize),
+    /// `resourceN`, a BAR of a device
+    Resource(usize, u8),
     /// What is to be given to a program, by its name.
     Given(u64),
 }
@@ -48,7 +50,7 @@ impl DeviceFile {
             Self::Container => Some((MISC_MAJOR, CONTAINER_MINOR)),
             Self::Group(group) => Some((GROUP_MAJOR, group.0)),
             Self::Vfio(number) => Some((CDEV_MAJOR, number as u32)),
-            Self::Given(_) => None,
+            Self::Resource(..) | Self::Given(_) => None,
         }
     }
 }

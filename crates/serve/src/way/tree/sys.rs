@@ -3,7 +3,7 @@
 //! ```text
 //!   sys/bus/pci/{drivers_probe,…}
 //!   sys/bus/pci/devices/0001:00:01.0 ─►
-//!   sys/devices/pci0001:00/0001:00:01.0/{vendor,…,config,driver_override,iommu_group ─►,driver ─►,vfio-dev/vfioN/dev}
+//!   sys/devices/pci0001:00/0001:00:01.0/{vendor,…,config,resourceN,driver_override,iommu_group ─►,driver ─►,vfio-dev/vfioN/dev}
 //!   sys/bus/pci/drivers/vfio-pci/{bind,unbind,new_id,remove_id,0001:00:01.0 ─►,module ─►}
 //!   sys/kernel/iommu_groups/G/{type,reserved_regions,devices/0001:00:01.0 ─►}
 //!   sys/module/{vfio,vfio_pci,…}
@@ -18,7 +18,7 @@ use ioasid::Rid;
 use ioasid_vfio::{BarKind, Function};
 
 use super::bridge;
-use super::nodes::{CDEV_MAJOR, Node, Nodes};
+use super::nodes::{CDEV_MAJOR, DeviceFile, Node, Nodes};
 use crate::driver::VFIO_PCI;
 use crate::server::Attribute;
 use crate::watch::PciDevice;
@@ -130,6 +130,10 @@ pub(super) fn add_device(nodes: &mut Nodes, number: usize, device: &PciDevice) {
     nodes.add(&format!("{home}/driver_override"), Node::Attribute(Attribute::Override(number)));
     nodes.add(&format!("{home}/reset"), Node::Attribute(Attribute::Reset(number)));
     nodes.add(&format!("{home}/config"), Node::Config(number));
+    for bar in &spec.bars {
+        let file = DeviceFile::Resource(number, bar.index);
+        nodes.add(&format!("{home}/resource{}", bar.index), Node::Device(file));
+    }
     let links = [("subsystem", format!("{up}bus/pci")), ("iommu_group", format!("{up}kernel/iommu_groups/{group}"))];
     for (name, target) in links {
         nodes.add(&format!("{home}/{name}"), Node::Link(target));
