@@ -109,6 +109,7 @@ pub const TESTS: &[Test] = &[
         let devices = ["--device", "ioat", "--device", "dsa,slices=2", "--check"];
         drop(succeed(&mut program_under(&devices, "dma-logging", &[])));
     }),
+    ("an_open_file_keeps_its_name_while_others_look", || drop(program("names"))),
     ("devices_behind_a_bridge_are_reset_together", || {
         let devices = ["--device", "ioat,bus=1", "--device", "ioat,bus=1", "--device", "ioat,bus=2", "--check"];
         drop(succeed(&mut program_under(&devices, "reset-together", &[])));

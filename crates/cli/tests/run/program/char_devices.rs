@@ -84,3 +84,38 @@ fn hostile() {
     }
     assert!(std::fs::File::from(own).metadata().unwrap().file_type().is_char_device());
 }
+
+/// An open file keeps its name while others look at it, and opens of one name, however many at once, are each a file of
+/// its own.
+pub fn names() {
+    const CONTAINER: &str = "/dev/vfio/vfio";
+    let name = |file: &std::os::fd::OwnedFd| {
+        std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap().to_str().unwrap().to_owned()
+    };
+    let first = open(CONTAINER).unwrap();
+    let inode = std::fs::metadata(CONTAINER).unwrap().ino();
+    assert_eq!(inode, std::fs::File::from(first.try_clone().unwrap()).metadata().unwrap().ino());
+    assert!(std::fs::read_dir("/dev/vfio").unwrap().count() > 2);
+    assert_eq!(name(&first), CONTAINER);
+    let second = open(CONTAINER).unwrap();
+    assert_eq!(name(&second), CONTAINER);
+    assert_eq!(open(&format!("/proc/self/fd/{}", first.as_raw_fd())).err(), Some(libc::EBUSY));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let files = [CONTAINER, "/dev/iommu", CONTAINER].map(|path| open(path).unwrap());
+                    let inode = |file: &std::os::fd::OwnedFd| {
+                        // SAFETY: plain numbers.
+                        let mut told: libc::stat = unsafe { std::mem::zeroed() };
+                        // SAFETY: room for the answer.
+                        assert_eq!(unsafe { libc::fstat(file.as_raw_fd(), &mut told) }, 0);
+                        told.st_ino
+                    };
+                    assert_ne!(inode(&files[0]), inode(&files[2]));
+                    std::fs::metadata(CONTAINER).unwrap();
+                }
+            });
+        }
+    });
+}

@@ -108,6 +108,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "asked-back" => modes::asked_back(),
         "not-mapped" => registers::not_mapped(),
         "resource" => registers::resource(),
+        "names" => char_devices::names(),
         "slice-of-a-group" => modes::slice(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),

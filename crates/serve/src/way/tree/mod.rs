@@ -2,8 +2,8 @@
 //!
 //! Everything but the device files is fixed, and read as it is. Of the device files:
 //!
-//! - Every look-up gives a new inode. So an inode is one open file, and the inode number, which any descriptor or
-//!   mapping can be asked for without a round trip, tells which.
+//! - An inode is one open file, and the inode number, which any descriptor or mapping can be asked for without a round
+//!   trip, tells which (`inodes`).
 //! - They are regular files, as the kernel asks the tree about no others; but programs look for character devices. What
 //!   a program is told that asks about one is changed before it sees it (`stat` in [`crate::way::trap`]).
 //! - Their last close arrives as RELEASE, also when a program is killed.
@@ -22,14 +22,14 @@
 
 mod apart;
 mod bridge;
+mod inodes;
 mod nodes;
 mod sys;
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -45,6 +45,7 @@ use crate::server::{Server, driver_line};
 use crate::way::trap::is_asking;
 use crate::way::{CharDevice, Tracing};
 use apart::Teller;
+use inodes::Inodes;
 use nodes::{DeviceFile, Node, Nodes};
 
 /// How long names and attributes of what is fixed stay valid.
@@ -57,7 +58,7 @@ pub struct Tree {
     server: Arc<Server>,
     nodes: Nodes,
     /// The device files that were looked up and not forgotten.
-    devices: Mutex<HashMap<u64, DeviceFile>>,
+    inodes: Arc<Mutex<Inodes>>,
     tracing: Arc<dyn Tracing>,
     teller: Teller,
     started: SystemTime,
@@ -73,7 +74,7 @@ impl Tree {
     pub fn new(server: Arc<Server>, tracing: Arc<dyn Tracing>) -> Self {
         let nodes = Nodes::new(server.devices(), server.groups(), server.is_selftest());
         let teller = Teller::new();
-        Self { server, nodes, devices: Mutex::default(), tracing, teller, started: SystemTime::now() }
+        Self { server, nodes, inodes: Arc::default(), tracing, teller, started: SystemTime::now() }
     }
 
     /// Serves the tree on `descriptor`, a `/dev/fuse` that has been mounted, and returns when the kernel has accepted
@@ -92,7 +93,7 @@ impl Tree {
     }
 
     fn device(&self, inode: INodeNo) -> Option<DeviceFile> {
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner).get(&inode.0).copied()
+        lock(&self.inodes).get(inode.0)
     }
 
     fn node(&self, inode: INodeNo) -> Option<&Node> {
@@ -154,13 +155,6 @@ impl Tree {
         Some((attributes, valid))
     }
 
-    /// An inode of its own for a device file.
-    fn new_device(&self, device: DeviceFile) -> INodeNo {
-        let inode = self.server.new_inode();
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner).insert(inode, device);
-        INodeNo(inode)
-    }
-
     /// Tells of an inode by a name that is good for as long as `valid`.
     fn reply_entry(&self, request: &Request, inode: INodeNo, valid: Duration, reply: ReplyEntry) {
         match self.attributes(inode, request) {
@@ -175,6 +169,10 @@ impl Tree {
     fn with_given<T>(&self, inode: INodeNo, use_it: impl FnOnce(&Arc<dyn GivenFile>) -> T) -> Option<T> {
         self.server.with_file(inode.0, |file| file.given().map(use_it))?
     }
+}
+
+fn lock(inodes: &Mutex<Inodes>) -> MutexGuard<'_, Inodes> {
+    inodes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Opens a device file, and returns how the kernel shall treat it.
@@ -202,10 +200,10 @@ fn open_device(
     flags.set(FopenFlags::FOPEN_NOFLUSH, !file.is_closed_by_somebody());
     let is_stream = file.given().is_some_and(|given| !given.is_seekable());
     flags.set(FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE, is_stream);
-    // An inode is opened again only by way of /proc/PID/fd: then nobody could tell the two files apart.
+    // Twice the same inode, nobody could tell the two files apart.
     server.opened(inode.0, file).map_err(|file| {
         server.elsewhere(move || drop(file));
-        rustix::io::Errno::BUSY
+        rustix::io::Errno::STALE
     })?;
     Ok(flags)
 }
@@ -215,10 +213,28 @@ fn is_owner(request: &Request) -> bool {
     [0, rustix::process::geteuid().as_raw()].contains(&request.uid())
 }
 
-fn reply_opened(reply: ReplyOpen, opened: Result<FopenFlags, rustix::io::Errno>) {
+/// Answers a thread that opens a file. One that came by a name that leads to an open file looks it up again; one that
+/// did not, as by /proc/PID/fd, cannot have it.
+fn reply_opened(
+    reply: ReplyOpen,
+    opened: Result<FopenFlags, rustix::io::Errno>,
+    inodes: &Mutex<Inodes>,
+    inode: INodeNo,
+    tid: u32,
+) {
     match opened {
-        Ok(flags) => reply.opened(FileHandle(0), flags),
-        Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
+        Err(rustix::io::Errno::STALE) => {
+            let looks_again = lock(inodes).is_to_look_again(tid);
+            reply.error(if looks_again { Errno::ESTALE } else { Errno::EBUSY });
+        }
+        Ok(flags) => {
+            lock(inodes).opened(Some(inode.0), tid);
+            reply.opened(FileHandle(0), flags);
+        }
+        Err(errno) => {
+            lock(inodes).opened(None, tid);
+            reply.error(Errno::from_i32(errno.raw_os_error()));
+        }
     }
 }
 
@@ -240,21 +256,27 @@ impl Filesystem for Tree {
             // What was not given yet is nobody's.
             Some(Node::ToBeGiven) if self.server.is_listener(request.pid()) => {
                 let Some(name) = name.and_then(|name| name.parse().ok()) else { return reply.error(Errno::ENOENT) };
-                return self.reply_entry(request, self.new_device(DeviceFile::Given(name)), Duration::ZERO, reply);
+                let inode = self.server.new_inode();
+                lock(&self.inodes).add(inode, DeviceFile::Given(name));
+                return self.reply_entry(request, INodeNo(inode), Duration::ZERO, reply);
             }
             _ => None,
         };
         let Some(number) = found.filter(|number| self.is_shown(*number)) else { return reply.error(Errno::ENOENT) };
         let (inode, valid) = match self.nodes.get(number) {
-            Some(Node::Device(device)) => (self.new_device(*device), Duration::ZERO),
+            Some(Node::Device(device)) => {
+                let new = || self.server.new_inode();
+                let inode = lock(&self.inodes).look_up(number, *device, request.pid(), new);
+                (INodeNo(inode), Duration::ZERO)
+            }
             _ if self.nodes.needs_bound(number).is_some() => (INodeNo(number as u64 + 1), Duration::ZERO),
             _ => (INodeNo(number as u64 + 1), FOR_EVER),
         };
         self.reply_entry(request, inode, valid, reply);
     }
 
-    fn forget(&self, _request: &Request, inode: INodeNo, _lookups: u64) {
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner).remove(&inode.0);
+    fn forget(&self, _request: &Request, inode: INodeNo, lookups: u64) {
+        lock(&self.inodes).forget(inode.0, lookups);
     }
 
     fn getattr(&self, request: &Request, inode: INodeNo, _file: Option<FileHandle>, reply: ReplyAttr) {
@@ -306,19 +328,22 @@ impl Filesystem for Tree {
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        // FUSE tells the number of the thread.
+        let tid = request.pid();
         match self.device(inode) {
             // It may wait for a file that is being closed.
             Some(device @ DeviceFile::Group(_)) => {
                 let open = move |server: &Server| open_device(server, inode, device, flags);
-                self.teller.answer_later(&self.server, open, |opened| reply_opened(reply, opened));
+                let inodes = self.inodes.clone();
+                let reply = move |opened| reply_opened(reply, opened, &inodes, inode, tid);
+                self.teller.answer_later(&self.server, open, reply);
             }
             Some(DeviceFile::Resource(..)) if !is_owner(request) => reply.error(Errno::EACCES),
             // It was looked up by a listener, and is for that one to open.
             Some(DeviceFile::Given(_)) if !self.server.is_listener(request.pid()) => reply.error(Errno::EACCES),
             Some(device) => {
                 let open = || open_device(&self.server, inode, device, flags);
-                // FUSE tells the number of the thread.
-                reply_opened(reply, self.server.failures().performing(request.pid(), open));
+                reply_opened(reply, self.server.failures().performing(tid, open), &self.inodes, inode, tid);
             }
             // The owner's to write, who is the one that runs this.
             None if matches!(self.node(inode), Some(Node::Attribute(_)))
@@ -327,7 +352,7 @@ impl Filesystem for Tree {
             {
                 reply.error(Errno::EACCES);
             }
-            None => reply_opened(reply, Ok(FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH)),
+            None => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH),
         }
     }
 
