@@ -1,5 +1,5 @@
-//! Writes what the fuzzer begins with to `corpus/requests`: every request that the tests know to succeed, after what
-//! has to be there for it.
+//! Writes what the fuzzers begin with to `corpus/requests` and `corpus/vfio`: every request that the tests know to
+//! succeed, after what has to be there for it; and every way to an open device.
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "files of a test program, of which this needs a part")]
 
 #[path = "../../crates/serve/tests/requests/errno.rs"]
@@ -14,11 +14,20 @@ mod program;
 mod sequence;
 #[path = "../../crates/serve/tests/requests/setup.rs"]
 mod setup;
+#[path = "../../crates/serve/tests/requests/vfio_sequence.rs"]
+mod vfio_sequence;
 
 use std::path::Path;
 
 fn main() -> std::io::Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/requests");
+    let folder = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
+    let sequences = vfio_sequence::seeds();
+    std::fs::create_dir_all(folder("vfio"))?;
+    for (name, bytes) in &sequences {
+        std::fs::write(folder("vfio").join(name), bytes)?;
+    }
+    println!("{} inputs in {}", sequences.len(), folder("vfio").display());
+    let folder = folder("requests");
     std::fs::create_dir_all(&folder)?;
     let cases = failing::cases();
     for case in &cases {

@@ -14,3 +14,4 @@ mod program;
 mod queues;
 mod sequence;
 mod setup;
+mod vfio_sequence;

@@ -21,6 +21,9 @@ pub const NOWHERE: u64 = 0x1000;
 /// The number of its memory as a file, and that of a pidfd of this process.
 pub const MEMORY_FILE: i32 = 3;
 pub const PIDFD: i32 = 4;
+/// That of an eventfd, and the first that it is given.
+pub const EVENTFD: i32 = 5;
+const FIRST_GIVEN: i32 = 100;
 
 pub struct Program {
     memory: Arc<File>,
@@ -42,6 +45,25 @@ impl Program {
     /// The file that a request gave it by this number.
     pub fn given(&self, number: i32) -> Option<Arc<dyn GivenFile>> {
         self.file(number).ok()?.given().cloned()
+    }
+
+    /// The open file that it has by this number.
+    pub fn opened(&self, number: i32) -> Option<Arc<dyn OpenFile>> {
+        self.given.lock().unwrap().get(&number)?.clone()
+    }
+
+    /// It opens a file.
+    pub fn has_opened(&self, file: Arc<dyn OpenFile>) {
+        let mut given = self.given.lock().unwrap();
+        let number = given.last_key_value().map_or(FIRST_GIVEN, |(last, _)| last + 1);
+        given.insert(number, Some(file));
+    }
+
+    /// It has closed a number.
+    pub fn forget(&self, number: Option<i32>) {
+        let file = number.and_then(|number| self.given.lock().unwrap().remove(&number));
+        // Dropped without the lock.
+        drop(file);
     }
 
     /// Takes numbers away that no file was given for; a process has them as closed descriptors from then on.
@@ -100,6 +122,7 @@ impl Caller for Program {
         Self::fail_for(Errno::MFILE)?;
         match number {
             MEMORY_FILE => rustix::io::dup(&self.memory),
+            EVENTFD => rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK),
             _ => Err(Errno::BADF),
         }
     }
@@ -127,7 +150,7 @@ impl Caller for Program {
     fn reserve(&self) -> Result<i32, Errno> {
         Self::fail_for(Errno::MFILE)?;
         let mut given = self.given.lock().unwrap();
-        let number = given.last_key_value().map_or(100, |(last, _)| last + 1);
+        let number = given.last_key_value().map_or(FIRST_GIVEN, |(last, _)| last + 1);
         given.insert(number, None);
         Ok(number)
     }
