@@ -62,6 +62,12 @@ pub trait OpenFile: Any + Send + Sync {
         &[]
     }
 
+    /// Whether a request is about what other files are open, so that those that were closed before must be closed here,
+    /// too.
+    fn is_about_others(&self, _number: u32) -> bool {
+        false
+    }
+
     /// Checks a request to map part of it; `None` if there is nothing to be mapped.
     ///
     /// # Errors

@@ -91,6 +91,10 @@ impl OpenFile for VfioFile {
         &[Errno::BUSY, Errno::INVAL, Errno::PERM]
     }
 
+    fn is_about_others(&self, number: u32) -> bool {
+        [uapi::DEVICE_GET_PCI_HOT_RESET_INFO, uapi::DEVICE_PCI_HOT_RESET].contains(&number)
+    }
+
     fn peer(&self) -> Option<Arc<dyn RemoteMemory>> {
         let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
         Some(opened.as_ref()?.peer().clone())

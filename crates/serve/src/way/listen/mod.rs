@@ -165,6 +165,9 @@ impl Listener {
         match number {
             libc::SYS_ioctl => {
                 self.server.used(file.inode, call.pid);
+                if open.is_about_others(args[1] as u32) {
+                    self.wait_for_closes(&file);
+                }
                 let perform = || open.ioctl(args[1] as u32, args[2], &caller);
                 let request = || self.server.failures().performing(call.pid, perform);
                 self.after_closes(&file, open.in_use(), request)
@@ -237,13 +240,18 @@ impl Listener {
         let first = request();
         let again = matches!(&first, Some(Err(errno)) if in_use.contains(errno)) && self.server.open_files() > 1;
         let answer = if again {
-            file.ask_system();
-            self.server.drain(CLOSES);
+            self.wait_for_closes(file);
             request()
         } else {
             first
         };
         answer.map_or(Answer::NotOurs, Answer::Done)
+    }
+
+    /// Waits until every file that the program closed before is closed here, too.
+    fn wait_for_closes(&self, file: &Descriptor) {
+        file.ask_system();
+        self.server.drain(CLOSES);
     }
 
     /// Prepares a mapping of registers, if it is right, which the kernel then makes.
