@@ -101,8 +101,10 @@ pub fn block_signals() -> io::Result<Signals> {
 /// not ended.
 fn next_change() -> Option<(u32, Option<i32>)> {
     let mut status = 0;
+    // What other threads of this process trace is theirs.
+    let options = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG | libc::WUNTRACED;
     // SAFETY: `status` is written by the call.
-    let number = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::WNOHANG | libc::WUNTRACED) };
+    let number = unsafe { libc::waitpid(-1, &mut status, options) };
     let tid = u32::try_from(number).ok().filter(|&tid| tid > 0)?;
     Some((tid, libc::WIFSTOPPED(status).then_some(status)))
 }

@@ -110,6 +110,13 @@ pub const TESTS: &[Test] = &[
         drop(succeed(&mut program_under(&devices, "dma-logging", &[])));
     }),
     ("an_open_file_keeps_its_name_while_others_look", || drop(program("names"))),
+    ("a_thread_that_looks_at_a_device_file_holds_up_no_exec", || {
+        drop(succeed(&mut program_under(&["--device", "ioat", "--check"], "looks-and-execs", &["100"])));
+    }),
+    ("a_process_that_is_stopped_stays_so_whatever_it_looks_at", || {
+        drop(succeed(&mut program_under(&["--device", "ioat", "--quiet"], "stays-stopped", &[])));
+        drop(succeed(&mut program_under(&["--device", "ioat", "--quiet"], "traced", &["stays-stopped"])));
+    }),
     ("devices_behind_a_bridge_are_reset_together", || {
         let devices = ["--device", "ioat,bus=1", "--device", "ioat,bus=1", "--device", "ioat,bus=2", "--check"];
         drop(succeed(&mut program_under(&devices, "reset-together", &[])));

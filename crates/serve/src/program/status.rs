@@ -42,6 +42,13 @@ impl Status {
     }
 }
 
+/// Whether a thread has gone, or is about to go as soon as it is answered.
+pub(crate) fn is_being_killed(tid: u32) -> bool {
+    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    let pending = |status: &Status| status.set("SigPnd:").unwrap_or(0) | status.set("ShdPnd:").unwrap_or(0);
+    Status::of(tid).is_none_or(|status| status.has_ended() || pending(&status) & KILL != 0)
+}
+
 /// The process that a thread belongs to.
 pub(crate) fn process_of(tid: u32) -> Option<u32> {
     Status::of(tid)?.process()

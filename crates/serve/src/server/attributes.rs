@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::{CLOSES, Server};
 use crate::driver::VFIO_PCI;
-use crate::program::status::Status;
+use crate::program::status::is_being_killed;
 use crate::watch::PciDevice;
 
 /// How long an unbind waits for whoever has the device, how often that one is asked, as by Linux, and how often it is
@@ -138,13 +138,6 @@ impl Server {
     pub(crate) fn is_some_bound(&self, numbers: &[usize]) -> bool {
         numbers.iter().filter_map(|&number| self.devices.get(number)).any(|device| device.driver.is_bound())
     }
-}
-
-/// Whether a thread has gone, or is about to go as soon as it is answered.
-fn is_being_killed(tid: u32) -> bool {
-    const KILL: u64 = 1 << (libc::SIGKILL - 1);
-    let pending = |status: Status| status.set("SigPnd:").unwrap_or(0) | status.set("ShdPnd:").unwrap_or(0);
-    Status::of(tid).is_none_or(|status| status.has_ended() || pending(status) & KILL != 0)
 }
 
 /// What `uevent` of a device begins with, if it is bound.

@@ -119,3 +119,68 @@ pub fn names() {
         }
     });
 }
+
+/// Looks at device files in two threads while another execs, so many times over: the exec waits for those that look, and
+/// they for an answer.
+pub fn looks_and_execs(left: u32) {
+    if left == 0 {
+        return;
+    }
+    for path in ["/dev/vfio/vfio", "/dev/iommu"] {
+        std::thread::spawn(move || {
+            loop {
+                let _ = std::fs::metadata(path);
+            }
+        });
+    }
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    let arguments = ["program".to_owned(), "looks-and-execs".to_owned(), (left - 1).to_string()];
+    let error = std::os::unix::process::CommandExt::exec(
+        std::process::Command::new(std::env::current_exe().unwrap()).args(arguments),
+    );
+    panic!("{error}");
+}
+
+/// A process that is stopped stays so, whatever its threads have asked.
+pub fn stays_stopped() {
+    let setup = super::Setup::new();
+    // Traced for ever, if the registers of this process are.
+    setup.copy(1);
+    let looks = Memory::new(PAGE, libc::MAP_SHARED);
+    let (own, ends) = (std::process::id() as i32, AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ends.load(Ordering::Relaxed) {
+                assert!(std::fs::metadata("/dev/vfio/vfio").unwrap().file_type().is_char_device());
+                looks.word(0).fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        // SAFETY: the child makes system calls only, and reads memory that both have.
+        match unsafe { libc::fork() } {
+            0 => {
+                let mut ran = 0;
+                for _ in 0..100 {
+                    // SAFETY: signals to its parent.
+                    unsafe { libc::kill(own, libc::SIGSTOP) };
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                    let before = looks.word(0).load(Ordering::Relaxed);
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                    ran += u64::from(looks.word(0).load(Ordering::Relaxed) != before);
+                    // SAFETY: as above.
+                    unsafe { libc::kill(own, libc::SIGCONT) };
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                looks.word(8).store(ran + 1, Ordering::Relaxed);
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(0) };
+            }
+            child => {
+                // SAFETY: its own child.
+                assert_eq!(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }, child);
+            }
+        }
+        ends.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(looks.word(8).load(Ordering::Relaxed), 1, "it ran while it was stopped");
+    setup.finish();
+}

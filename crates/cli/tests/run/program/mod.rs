@@ -109,6 +109,8 @@ pub fn run(name: &str, arguments: &[String]) {
         "not-mapped" => registers::not_mapped(),
         "resource" => registers::resource(),
         "names" => char_devices::names(),
+        "looks-and-execs" => char_devices::looks_and_execs(argument.parse().unwrap()),
+        "stays-stopped" => char_devices::stays_stopped(),
         "slice-of-a-group" => modes::slice(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),

@@ -18,7 +18,7 @@
 //! | `frame` | the registers that the handler was called with |
 //! | `vectors` | vector registers, wherever they are |
 //! | `memory` | what an instruction reads and writes |
-//! | `stat` | calls that ask about a device file, which is to look like a character device |
+//! | `stat`, `show` | calls that ask about a device file, which is to look like a character device |
 //! | `tracer`, `ptrace` | the thread that traces others: to put the handler in, or where none would be called |
 //!
 //! Two instructions that hand work to a device, MOVDIR64B and ENQCMD, are performed here, too, for processors that have
@@ -35,6 +35,7 @@ mod memory;
 mod poller;
 mod ptrace;
 mod ring;
+mod show;
 mod stat;
 mod tracer;
 mod vectors;

@@ -56,10 +56,11 @@ pub(super) fn seize(tid: u32) -> io::Result<()> {
     }
 }
 
-/// Traces a thread, and stops it where it comes out of the system call that it is in.
+/// Traces a thread, and stops it where it comes out of the system call that it is in; or where it ends before that, as
+/// its parent may have been told of the end and look for it in vain.
 pub(super) fn seize_to_stop(tid: u32) -> io::Result<()> {
     // SAFETY: takes no pointers.
-    match unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, 0usize) } {
+    match unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, libc::PTRACE_O_TRACEEXIT as usize) } {
         -1 => Err(io::Error::last_os_error()),
         _ => interrupt(tid),
     }
@@ -117,6 +118,14 @@ fn wait_for(tid: u32, begin: Instant) -> Option<i32> {
     None
 }
 
+/// Waits until a thread that this one traces stops, and returns the status; `None` if it ends.
+pub(super) fn wait_for_own(tid: u32) -> Option<i32> {
+    let mut status = 0;
+    // SAFETY: `status` is written. No signal has a handler here that would end the wait.
+    let number = unsafe { libc::waitpid(tid as i32, &mut status, libc::__WALL | libc::__WNOTHREAD) };
+    (number == tid as i32 && libc::WIFSTOPPED(status)).then_some(status)
+}
+
 /// The signals that a stopped thread blocks.
 pub(super) fn signal_mask(tid: u32) -> Option<u64> {
     // PTRACE_GETSIGMASK of Linux `include/uapi/linux/ptrace.h`; the C libraries disagree about its type.
@@ -156,8 +165,13 @@ pub(super) fn listen(tid: u32) {
 
 /// Lets a stopped thread go.
 pub(super) fn detach(tid: u32) {
+    detach_with(tid, 0);
+}
+
+/// Lets a stopped thread go, with a signal or (0) without.
+pub(super) fn detach_with(tid: u32, signal: i32) {
     // SAFETY: takes no pointers.
-    unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, 0usize, 0usize) };
+    unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, 0usize, signal as usize) };
 }
 
 /// The address at which the thread's pending SIGBUS was raised, if it is an access to bytes that do not exist.

@@ -3,19 +3,29 @@
 //! In the tree, a device file is a regular file: the kernel would look for a driver behind any other, and not ask the
 //! tree. So what such a call has told is changed before the thread sees it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
-use rustix::io::Errno;
+use super::ptrace;
+use crate::way::CharDevice;
 
-use super::ptrace::ThreadRegisters;
-use crate::program::memory::ThreadMemory;
-use crate::way::tracing::CharDevice;
+/// How often it is asked of a thread that is about to wait, and how long between.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_micros(100);
 
 /// Whether a thread is in such a call. What cannot be known is no.
 pub(crate) fn is_asking(tid: u32) -> bool {
-    let Ok(call) = fs::read_to_string(format!("/proc/{tid}/syscall")) else { return false };
-    let number = call.split(' ').next().and_then(|number| number.parse().ok());
-    number.is_some_and(|number| Answer::of(number, [0; 6]).is_some())
+    for _ in 0..TRIES {
+        let Ok(call) = fs::read_to_string(format!("/proc/{tid}/syscall")) else { return false };
+        if !call.starts_with("running") {
+            let number = call.split(' ').next().and_then(|number| number.parse().ok());
+            return number.is_some_and(|number| Answer::of(number, [0; 6]).is_some());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    false
 }
 
 /// Where a call has told of a file, and how.
@@ -49,8 +59,9 @@ impl Answer {
         }
     }
 
-    /// That of the call that a thread comes out of, if it has told something.
-    pub(super) fn in_registers(registers: &ThreadRegisters) -> Option<Self> {
+    /// That of the call that a stopped thread comes out of, if it has told something.
+    pub(super) fn of_stopped(tid: u32) -> Option<Self> {
+        let registers = ptrace::registers(tid)?;
         let (number, arguments) = registers.call();
         Self::of(number, arguments).filter(|_| registers.result() == 0)
     }
@@ -58,28 +69,28 @@ impl Answer {
     /// Has it tell of a character device, if it has told of that file.
     ///
     /// # Errors
-    /// `EFAULT` if it is not there any more.
-    pub(super) fn show(self, memory: ThreadMemory<'_>, device: CharDevice) -> Result<(), Errno> {
+    /// If it is not there any more.
+    pub(super) fn show(self, memory: &File, device: CharDevice) -> io::Result<()> {
         let (at, inode, mode, size) = match self {
             Self::Stat(at) => (at, INODE, MODE, SIZE),
             Self::Statx(at) => (at, STATX_INODE, STATX_MODE, STATX_SIZE),
         };
         let mut word = [0; 8];
-        memory.read(at.wrapping_add(inode), &mut word)?;
+        memory.read_exact_at(&mut word, at.wrapping_add(inode))?;
         if u64::from_ne_bytes(word) != device.inode {
             return Ok(());
         }
         let mut half = [0; 2];
-        memory.read(at.wrapping_add(mode), &mut half)?;
+        memory.read_exact_at(&mut half, at.wrapping_add(mode))?;
         let permissions = u32::from(u16::from_ne_bytes(half)) & !libc::S_IFMT;
-        memory.write(at.wrapping_add(mode), &((permissions | libc::S_IFCHR) as u16).to_ne_bytes())?;
-        memory.write(at.wrapping_add(size), &[0; 8])?;
+        memory.write_all_at(&((permissions | libc::S_IFCHR) as u16).to_ne_bytes(), at.wrapping_add(mode))?;
+        memory.write_all_at(&[0; 8], at.wrapping_add(size))?;
         let (major, minor) = device.number;
         match self {
-            Self::Stat(at) => memory.write(at.wrapping_add(NUMBER), &libc::makedev(major, minor).to_ne_bytes()),
+            Self::Stat(at) => memory.write_all_at(&libc::makedev(major, minor).to_ne_bytes(), at.wrapping_add(NUMBER)),
             Self::Statx(at) => {
                 let number = [major.to_ne_bytes(), minor.to_ne_bytes()].concat();
-                memory.write(at.wrapping_add(STATX_NUMBER), &number)
+                memory.write_all_at(&number, at.wrapping_add(STATX_NUMBER))
             }
         }
     }
@@ -113,7 +124,7 @@ mod tests {
     fn what_was_told_of_another_file_stays() {
         let mut told = [0u64; 18];
         told[1] = 7;
-        let memory = ThreadMemory::stopped(std::process::id());
+        let memory = &super::super::show::memory_of(std::process::id()).unwrap();
         let answer = Answer::of(libc::SYS_newfstatat, [0, 0, told.as_mut_ptr() as u64, 0, 0, 0]).unwrap();
         answer.show(memory, CharDevice { inode: 8, number: (511, 3) }).unwrap();
         let before = std::hint::black_box(&mut told).to_vec();
@@ -121,7 +132,7 @@ mod tests {
         answer.show(memory, CharDevice { inode: 7, number: (511, 3) }).unwrap();
         let told = std::hint::black_box(&mut told);
         assert_eq!((told[3] as u32, told[5]), (libc::S_IFCHR, libc::makedev(511, 3)));
-        assert_eq!(Answer::Stat(8).show(memory, CharDevice { inode: 7, number: (0, 0) }), Err(Errno::FAULT));
+        Answer::Stat(8).show(memory, CharDevice { inode: 7, number: (0, 0) }).unwrap_err();
         assert_eq!(Answer::of(libc::SYS_openat, [0; 6]), None);
     }
 }

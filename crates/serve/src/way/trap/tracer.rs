@@ -26,6 +26,7 @@ use super::handler;
 use super::inject::Thread;
 use super::memory::{LONGEST_INSTRUCTION, ProgramMemory, fetch_code};
 use super::ptrace::{self, Stop, StoppedVectors};
+use super::show;
 use super::stat::Answer;
 use super::vectors::LazyVectors;
 use super::{is_submission, tell_refused};
@@ -47,7 +48,7 @@ enum Wanted {
     Registers,
     /// What becomes of its memory is to be followed.
     News(Arc<Process>),
-    /// The thread is to see a device.
+    /// The thread, which is traced here, is to see a device.
     Show(CharDevice),
     /// The thread, which was held by this number, is to go on.
     GoOn(u64),
@@ -70,7 +71,13 @@ impl Tracing for TraceHandle {
     }
 
     fn show(&self, tid: u32, device: CharDevice) -> io::Result<()> {
-        self.ask(tid, Wanted::Show(device))
+        let tracer = Status::of(tid).ok_or(io::ErrorKind::NotFound)?.tracer();
+        // Nobody but the one that traces a thread can stop it.
+        if tracer == Some(std::process::id()) {
+            show::wait_for(tid, &self.send(tid, Wanted::Show(device))?)
+        } else {
+            show::show(tid, device)
+        }
     }
 }
 
@@ -118,8 +125,9 @@ pub struct Tracer {
     threads: HashSet<u32>,
     /// Threads that are to stop, and what then.
     stopping: HashMap<u32, Task>,
-    /// Threads that stay stopped while another of ours changes their memory, each by a number.
-    held: HashMap<u32, u64>,
+    /// Threads that stay stopped while another of ours changes their memory, each by a number, and whether they are to
+    /// stay stopped with their process.
+    held: HashMap<u32, (u64, bool)>,
     /// How many there were.
     holds: u64,
     /// For those others.
@@ -169,12 +177,15 @@ impl Tracer {
             let result = match request.wanted {
                 Wanted::Registers => self.prepare(request.tid),
                 Wanted::News(process) => self.prepare_to_follow(request.tid, process),
+                Wanted::Show(_) if !self.threads.contains(&request.tid) => Err(io::ErrorKind::NotFound.into()),
                 Wanted::Show(device) => self.prepare_to_stop(request.tid, Task::Show(device)),
                 Wanted::GoOn(hold) => {
                     // Its number may be another's by now.
-                    if self.held.get(&request.tid) == Some(&hold) {
+                    if let Some((held, with_process)) = self.held.get(&request.tid).copied()
+                        && held == hold
+                    {
                         self.held.remove(&request.tid);
-                        self.go_on(request.tid);
+                        self.go_on(request.tid, with_process);
                     }
                     Ok(())
                 }
@@ -214,29 +225,29 @@ impl Tracer {
         Ok(())
     }
 
-    /// Lets a thread go on that was stopped for a task.
-    fn go_on(&self, tid: u32) {
-        if self.threads.contains(&tid) {
-            // Perhaps only since it was to stop.
-            ptrace::trace_on(tid);
-            ptrace::go_on(tid, 0);
-        } else {
-            ptrace::detach(tid);
+    /// Lets a thread go on that was stopped for a task; or leaves it stopped with its process.
+    fn go_on(&self, tid: u32, with_process: bool) {
+        if !self.threads.contains(&tid) {
+            // It stays stopped, if its process is.
+            return ptrace::detach(tid);
         }
+        // Perhaps only since it was to stop.
+        ptrace::trace_on(tid);
+        if with_process { ptrace::listen(tid) } else { ptrace::go_on(tid, 0) }
     }
 
     /// Has a stopped thread's memory tell of a device, and lets the thread go on then. Another thread does that, as it
     /// may wait for the program.
-    fn show(&mut self, tid: u32, device: CharDevice) {
-        let Some(answer) = ptrace::registers(tid).and_then(|registers| Answer::in_registers(&registers)) else {
-            return self.go_on(tid);
+    fn show(&mut self, tid: u32, device: CharDevice, with_process: bool) {
+        let (Some(answer), Ok(memory)) = (Answer::of_stopped(tid), show::memory_of(tid)) else {
+            return self.go_on(tid, with_process);
         };
         self.holds += 1;
-        self.held.insert(tid, self.holds);
+        self.held.insert(tid, (self.holds, with_process));
         let (own, hold) = (self.own.clone(), self.holds);
         self.server.elsewhere(move || {
             // Memory that is not there any more, nobody looks at.
-            let _ = answer.show(ThreadMemory::stopped(tid), device);
+            let _ = answer.show(&memory, device);
             let _ = own.send(tid, Wanted::GoOn(hold));
         });
     }
@@ -273,8 +284,8 @@ impl Tracer {
         }
     }
 
-    /// Does what a thread was stopped for, and lets it go.
-    fn perform_task(&mut self, tid: u32, task: Task) {
+    /// Does what a thread was stopped for, and lets it go; or leaves it stopped with its process.
+    fn perform_task(&mut self, tid: u32, task: Task, with_process: bool) {
         match task {
             // Another thread's mapping has brought it.
             Task::Install if handler::base_in(ThreadMemory::stopped(tid)).is_some() => {}
@@ -303,9 +314,9 @@ impl Tracer {
                     self.tell_not_followed(&error);
                 }
             }
-            Task::Show(device) => return self.show(tid, device),
+            Task::Show(device) => return self.show(tid, device, with_process),
         }
-        self.go_on(tid);
+        self.go_on(tid, with_process);
     }
 
     /// Traces every thread of the process that `tid` belongs to.
@@ -364,8 +375,13 @@ impl Tracer {
         // A thread that ends, or executes a program, has nothing to do any more.
         let task = self.stopping.remove(&tid).filter(|_| !matches!(stop, Stop::Exit | Stop::Exec));
         if let Some(task) = task {
-            self.perform_task(tid, task);
-            return Stopped::GoesOn;
+            let Stop::Group(signal) = stop else {
+                self.perform_task(tid, task, false);
+                return Stopped::GoesOn;
+            };
+            self.perform_task(tid, task, true);
+            // Of others the supervisor hears by other means.
+            return if self.threads.contains(&tid) { Stopped::ByJobControl(signal) } else { Stopped::GoesOn };
         }
         // A thread that was traced from its first moment is first heard of here.
         self.threads.insert(tid);
