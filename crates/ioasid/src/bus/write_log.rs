@@ -20,8 +20,8 @@ use crate::gate::check_may_wait;
 use crate::gate::invalidation::Invalidation;
 use crate::hwpt::{DirtyError, page_shift, set_bits};
 
-/// The most pages that a log has: half a gibibyte of bits.
-const MOST_PAGES: u64 = 1 << 32;
+/// The most pages that a log has: 32 MiB of bits, which are a tebibyte of small pages.
+const MOST_PAGES: u64 = 1 << 28;
 
 /// The log of an endpoint.
 #[derive(Default)]
@@ -82,8 +82,14 @@ impl Log {
         if all > MOST_PAGES {
             return Err(DirtyError::TooManyPages(all, MOST_PAGES));
         }
-        let with_bits = |range: IovaRange| (range, vec![0; pages(&range).div_ceil(64) as usize]);
-        Ok(Self { page_shift: shift, ranges: ranges.into_iter().map(with_bits).collect() })
+        let with_bits = |range: IovaRange| {
+            let words = pages(&range).div_ceil(64) as usize;
+            let mut bits = Vec::new();
+            bits.try_reserve_exact(words).map_err(|_| DirtyError::NoMemory)?;
+            bits.resize(words, 0);
+            Ok((range, bits))
+        };
+        Ok(Self { page_shift: shift, ranges: ranges.into_iter().map(with_bits).collect::<Result<_, DirtyError>>()? })
     }
 
     /// Sets the bits of the pages of `range` that were written, and with `clear` forgets those that lie in it as a
@@ -128,7 +134,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`DirtyError::On`] if there is a log; [`DirtyError::PageSize`], [`DirtyError::Range`], [`DirtyError::Overlap`],
-    /// [`DirtyError::TooManyPages`]; [`DirtyError::Part`] if it is a part of another, whose DMA it is;
+    /// [`DirtyError::TooManyPages`], [`DirtyError::NoMemory`]; [`DirtyError::Part`] if it is a part of another, whose DMA it is;
     /// [`DirtyError::WouldDeadlock`].
     pub fn start_write_log(&self, ranges: &[IovaRange], page: u64) -> Result<(), DirtyError> {
         if self.part.is_some() {
@@ -163,6 +169,12 @@ impl Endpoint {
     #[must_use]
     pub fn has_write_log(&self) -> bool {
         self.write_log.is_on()
+    }
+
+    /// Bytes of a page of the log; `None` if there is none.
+    #[must_use]
+    pub fn write_log_page(&self) -> Option<u64> {
+        Some(1 << self.write_log.log.lock().as_ref()?.page_shift)
     }
 
     /// Sets, in `bitmap`, the bits of the pages of `page` bytes of `range` that the device has written, as

@@ -41,6 +41,9 @@ pub enum DirtyError {
     /// The ranges to be logged have too many pages together.
     #[error("{0} pages are too many for a log: it has {1} at the most")]
     TooManyPages(u64, u64),
+    /// There is no memory for as many bits.
+    #[error("there is no memory for the log: log fewer pages, or larger ones")]
+    NoMemory,
     /// The device is a part of another, whose DMA it is.
     #[error("the device is a part of another, and makes no DMA of its own: log what the whole writes")]
     Part,

@@ -145,7 +145,10 @@ impl Translator {
             if shift < found.page_shift {
                 self.contexts.fracture(at.pasid, found.page_shift);
             }
-            self.iotlb.insert(context.domain, iova, Page { start, shift, access });
+            // A write that is logged would push out what lets a read pass.
+            if !access.is_empty() {
+                self.iotlb.insert(context.domain, iova, Page { start, shift, access });
+            }
         }
         Ok(Span { place, length })
     }

@@ -30,7 +30,7 @@ pub(super) fn tell_written(
         let count = (pages - first).min(CHUNK as u64 * 8);
         let start = range.start() + first * page;
         // The last page may be a part of one.
-        let length = (range.last() - start).min(count * page - 1) + 1;
+        let length = (range.last() - start).min(count.saturating_mul(page) - 1) + 1;
         let chunk = IovaRange::new(start, length).ok_or(Errno::INVAL)?;
         let (address, length) = (data.wrapping_add(first / 8), count.div_ceil(8) as usize);
         caller.read(address, &mut words.as_mut_bytes()[..length])?;

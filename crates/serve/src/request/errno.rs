@@ -75,6 +75,7 @@ table! {
     DirtyError {
         Self::Off | Self::On | Self::PageSize(_) | Self::Range(..) | Self::Overlap(_) | Self::ShortBitmap(..) => INVAL,
         Self::TooManyPages(..) => TOOBIG,
+        Self::NoMemory => NOMEM,
         Self::Part => NOTTY,
         Self::WouldDeadlock(_) => DEADLK,
         Self::Table(_) => NOMEM,

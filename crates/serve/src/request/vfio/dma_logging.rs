@@ -63,7 +63,7 @@ impl DmaLog {
     /// DMA_LOGGING_REPORT: tells what was written, and forgets it.
     ///
     /// # Errors
-    /// `EINVAL` if there is none, or for pages that are too small; `EOVERFLOW`, `EFAULT`.
+    /// `EINVAL` if there is none, or for pages that are too small, or parts of them; `EOVERFLOW`, `EFAULT`.
     pub(super) fn report(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
         let mut report = uapi::DmaLoggingReport::new_zeroed();
         caller.read(address, report.as_mut_bytes())?;
@@ -72,7 +72,9 @@ impl DmaLog {
             return Err(Errno::INVAL);
         }
         let range = IovaRange::new(iova, length).ok_or(Errno::OVERFLOW)?;
-        if !self.0.has_write_log() {
+        // In parts of a page nothing could be forgotten.
+        let logged = self.0.write_log_page().ok_or(Errno::INVAL)?;
+        if page_size < logged || !iova.is_multiple_of(logged) {
             return Err(Errno::INVAL);
         }
         let read = |range, clear, words: &mut [u64]| {
