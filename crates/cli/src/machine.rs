@@ -144,6 +144,10 @@ pub enum DeviceError {
     Group(String),
     #[error("two devices cannot both be at {0}: give one another bdf=")]
     SamePlace(Rid),
+    #[error("{0} is on a bus behind a bridge: give the device bus={1} instead of bdf=")]
+    BehindBridge(Rid, u8),
+    #[error("there is room for the registers of 64 devices, and not for more")]
+    TooMany,
     #[error("there is no room for another device on bus 0001:00: give it a bdf=")]
     BusFull,
 }
@@ -259,6 +263,9 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
     let buses = buses(options, &mut places)?;
     for (number, option) in (0u64..).zip(functions) {
         let rid = match (option.bdf, option.bus) {
+            (Some(rid), _) if rid.segment() == SEGMENT && buses.contains_key(&rid.bus()) => {
+                return Err(DeviceError::BehindBridge(rid, rid.bus()));
+            }
             (Some(rid), _) => rid,
             (None, Some(bus)) => {
                 let mut functions = (0..8).filter_map(|function| Rid::new(SEGMENT, bus, 0, function));
@@ -303,8 +310,9 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
             spec.pcie = LINK;
         }
         let window = BAR_WINDOW + number * BAR_WINDOW_OF_ONE;
+        // The specifications of our own models are sound, so what does not fit is the window.
         let function = Function::new(spec, window, interrupts, device, Arc::new(Switch(endpoint.clone())))
-            .expect("the specs of our own models are sound, and few enough devices fit above the window");
+            .map_err(|_| DeviceError::TooMany)?;
         let offer = if option.unmapped { VfioDevice::not_mappable } else { VfioDevice::new };
         let device = PciDevice::new(rid, endpoint, offer(Arc::new(function)));
         devices.push(match bus {
@@ -514,6 +522,14 @@ mod tests {
     }
 
     #[test]
+    fn more_devices_than_have_room_are_an_error() {
+        let texts: Vec<String> = (0..72).map(|n| format!("edu,bus={}", n / 8 + 1)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        assert_eq!(machine(&texts[..64]).map(|devices| devices.len()), Ok(64));
+        assert_eq!(machine(&texts), Err(DeviceError::TooMany));
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         for (texts, part) in [
             (&["nvme"][..], "there is: ioat, dsa, ivshmem, edu"),
@@ -538,6 +554,7 @@ mod tests {
             (&["ioat,bus=1,bus=1"], "twice"),
             (&["ioat,bus=1,bdf=0:0:1.0"], "not both"),
             (&["edu,bus=9"; 9], "another bus="),
+            (&["edu,bus=2", "edu,bdf=0001:02:05.0"], "bus=2"),
             (&["ioat,group=1,group=2"], "twice"),
             (&["ioat,bdf=0:0:1.0,bdf=0:0:2.0"], "twice"),
             (&["ioat,bdf=0:0:1.0", "ioat,bdf=0:0:1.0"], "another bdf="),

@@ -5,7 +5,7 @@
 //!                                    └── 0001:01:00.1
 //! ```
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use ioasid::{Context, GroupId, ObjectId, Rid};
 use rustix::io::Errno;
@@ -17,6 +17,8 @@ pub struct Bus {
     bridge: Rid,
     number: u8,
     members: Mutex<Vec<Member>>,
+    /// Who resets what is on it, or looks at it (shared), has it open meanwhile; who closes it (exclusive) does not.
+    uses: RwLock<()>,
 }
 
 /// A device on a bus.
@@ -56,7 +58,7 @@ impl Bus {
     /// A bus of this number, with nothing on it, behind a bridge at this place.
     #[must_use]
     pub fn new(bridge: Rid, number: u8) -> Arc<Self> {
-        Arc::new(Self { bridge, number, members: Mutex::default() })
+        Arc::new(Self { bridge, number, members: Mutex::default(), uses: RwLock::default() })
     }
 
     /// Where its bridge is.
@@ -83,6 +85,16 @@ impl Bus {
     /// The devices on it, as they are now.
     pub(crate) fn members(&self) -> Vec<Member> {
         self.lock().clone()
+    }
+
+    /// Keeps what is on it from being closed as long as what is returned is there.
+    pub(crate) fn use_open(&self) -> RwLockReadGuard<'_, ()> {
+        self.uses.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody uses what is on it, and keeps others from it as long as what is returned is there.
+    pub(crate) fn close_open(&self) -> RwLockWriteGuard<'_, ()> {
+        self.uses.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A device on it was opened.

@@ -184,7 +184,7 @@ impl Server {
     /// `ENODEV` if there is no such device.
     pub(crate) fn open_resource(&self, number: usize, bar: u8, writable: bool) -> Result<Arc<dyn OpenFile>, Errno> {
         let device = self.devices.get(number).ok_or(Errno::NODEV)?;
-        Ok(Arc::new(ResourceFile::new(device.vfio.function().clone(), bar, writable)))
+        Ok(Arc::new(ResourceFile::new(device.vfio.clone(), bar, writable)))
     }
 
     /// A new open file of `/dev/vfio/G`. Waits for files that are being closed, if one may be in the way.

@@ -90,6 +90,11 @@ impl VfioDevice {
         Arc::new(Self { function, mappable: false, is_open: AtomicBool::new(false) })
     }
 
+    /// Whether programs can map its BARs.
+    pub fn is_mappable(&self) -> bool {
+        self.mappable
+    }
+
     /// The function.
     pub fn function(&self) -> &Arc<Function> {
         &self.function

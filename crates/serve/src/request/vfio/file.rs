@@ -162,8 +162,15 @@ impl OpenFile for VfioFile {
 
     fn close(&self, by: Closer, watcher: &dyn Watcher) {
         let opened = self.opened.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(opened) = opened else { return };
+        let bus = opened.bus().cloned();
+        let last = {
+            // One that resets the bus has it, too, for that long.
+            let _close = bus.as_ref().map(|bus| bus.close_open());
+            Arc::into_inner(opened)
+        };
         // Another file of the same device keeps it open.
-        if let Some(opened) = opened.and_then(Arc::into_inner) {
+        if let Some(opened) = last {
             opened.close(by, watcher);
         }
     }

@@ -30,6 +30,7 @@ fn id_for(member: &Member, all: &[Member], context: &Arc<Context>) -> u32 {
 pub(super) fn info(opened: &Opened, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
     let (mut head, argsz) = get::<uapi::PciHotResetInfo>(address, caller, through!(uapi::PciHotResetInfo, count: u32))?;
     let bus = opened.bus().ok_or(Errno::NODEV)?;
+    let _use = bus.use_open();
     let members = bus.members();
     let context = opened.cdev().map(ioasid::Device::context);
     let entry = |member: &Member| uapi::PciDependentDevice {
@@ -65,6 +66,7 @@ pub(super) fn reset(opened: &Opened, address: u64, caller: &dyn Caller) -> Resul
         return Err(Errno::INVAL);
     }
     let bus = opened.bus().ok_or(Errno::NODEV)?;
+    let _use = bus.use_open();
     let members = bus.members();
     let has_all = match opened.cdev() {
         Some(device) if request.count == 0 => {
