@@ -30,7 +30,7 @@ impl<T: Send + 'static> LazyThread<T> {
         matches!(*life, Life::Running(_))
     }
 
-    /// Waits for the thread's end, which somebody has asked for.
+    /// Waits for the thread's end, which its device has asked for.
     pub(crate) fn join(&self) {
         let mut life = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Life::Running(thread) = std::mem::replace(&mut *life, Life::Gone)

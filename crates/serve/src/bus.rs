@@ -17,7 +17,7 @@ pub struct Bus {
     bridge: Rid,
     number: u8,
     members: Mutex<Vec<Member>>,
-    /// Who resets what is on it, or looks at it (shared), has it open meanwhile; who closes it (exclusive) does not.
+    /// Shared: a request resets open devices, or looks at them. Exclusive: a file closes one.
     uses: RwLock<()>,
 }
 
@@ -87,12 +87,12 @@ impl Bus {
         self.lock().clone()
     }
 
-    /// Keeps what is on it from being closed as long as what is returned is there.
+    /// Keeps its open devices from being closed while the guard lives.
     pub(crate) fn use_open(&self) -> RwLockReadGuard<'_, ()> {
         self.uses.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until nobody uses what is on it, and keeps others from it as long as what is returned is there.
+    /// Waits until no request uses its open devices, and keeps requests from them while the guard lives.
     pub(crate) fn close_open(&self) -> RwLockWriteGuard<'_, ()> {
         self.uses.write().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,5 +1,5 @@
 //! `stat-path`, `stat-file`: asking about a file that is none of ours, by a program under `ioasid run`; beside it, the
-//! same program alone. Device files look like character devices, and nobody else is to pay for that.
+//! same program alone. Device files look like character devices, and other files are not to pay for that.
 
 use std::process::{Command, Stdio};
 

@@ -142,8 +142,8 @@ impl Engine {
         }
     }
 
-    /// Asserts INTx as long as there is a reason. Whoever was overtaken between the look and the call looks again, so
-    /// the line ends as the last change has it.
+    /// Asserts INTx as long as there is a reason. A thread that was overtaken between its look and its call looks
+    /// again, so the line ends as the last change has it.
     fn drive_line(&self) {
         loop {
             let (asserted, change) = {

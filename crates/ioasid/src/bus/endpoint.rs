@@ -129,7 +129,7 @@ pub struct Endpoint {
     /// Accesses that were refused because what they went to had been destroyed.
     parked_faults: AtomicU64,
     attachments: RwLock<Attachments, rank::Attachments>,
-    /// What it writes, if somebody wants to know.
+    /// What it writes, while that is logged.
     pub(super) write_log: WriteLog,
     ports: Ports,
     extension: OnceLock<Box<dyn Any + Send + Sync>>,

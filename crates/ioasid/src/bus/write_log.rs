@@ -1,7 +1,7 @@
 //! Which pages one device has written, whatever it is attached to.
 //!
-//! While a device's log is on, nothing that its ports cache lets a write pass. So each write comes by the log, a page at
-//! a time, and is marked before its bytes are moved:
+//! While a device's log is on, nothing that its ports cache lets a write pass. So each write comes by the log, a page
+//! at a time, and is marked before its bytes are moved:
 //!
 //! ```text
 //!  port                          thread that reads the log
@@ -134,7 +134,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`DirtyError::On`] if there is a log; [`DirtyError::PageSize`], [`DirtyError::Range`], [`DirtyError::Overlap`],
-    /// [`DirtyError::TooManyPages`], [`DirtyError::NoMemory`]; [`DirtyError::Part`] if it is a part of another, whose DMA it is;
+    /// [`DirtyError::TooManyPages`], [`DirtyError::NoMemory`]; [`DirtyError::Part`] for a part of another;
     /// [`DirtyError::WouldDeadlock`].
     pub fn start_write_log(&self, ranges: &[IovaRange], page: u64) -> Result<(), DirtyError> {
         if self.part.is_some() {

@@ -44,7 +44,7 @@ pub enum DirtyError {
     /// There is no memory for as many bits.
     #[error("there is no memory for the log: log fewer pages, or larger ones")]
     NoMemory,
-    /// The device is a part of another, whose DMA it is.
+    /// The device is a part of another, which makes its DMA.
     #[error("the device is a part of another, and makes no DMA of its own: log what the whole writes")]
     Part,
     /// The bitmap is shorter than the range.

@@ -1,6 +1,6 @@
 //! `resourceN` in `/sys`: a BAR of a device, which a program maps without VFIO, to look at its registers.
 //!
-//! Nothing is reset, nobody is kept from the device, and no DMA is allowed for it: that is VFIO's.
+//! Opening it resets nothing, keeps no other file from the device, and allows no DMA: that is VFIO's.
 
 use std::sync::Arc;
 

@@ -10,8 +10,8 @@ use crate::driver::VFIO_PCI;
 use crate::program::status::is_being_killed;
 use crate::watch::PciDevice;
 
-/// How long an unbind waits for whoever has the device, how often that one is asked, as by Linux, and how often it is
-/// looked whether the one that waits is there.
+/// How long an unbind waits for the device's user; how often it asks the user, as Linux does; and how often it checks
+/// that the thread that waits still lives.
 const LONGEST: Duration = Duration::from_secs(60);
 const ASK: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
@@ -89,8 +89,8 @@ impl Server {
         }
     }
 
-    /// Unbinds a device, for this thread. If it is open, whoever has it is asked to let go of it, and the thread waits
-    /// until they do: unless it is of a process that may be the one itself, or that is being killed.
+    /// Unbinds a device, for this thread. If the device is open, the server asks its user to let go of it, and the
+    /// thread waits for that: unless its process has device files open and may be the user, or is being killed.
     fn unbind(&self, device: &PciDevice, tid: u32) -> Result<(), Errno> {
         let begun = Instant::now();
         let mut asked = 0;

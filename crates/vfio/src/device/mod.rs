@@ -115,7 +115,7 @@ impl VfioDevice {
         Ok(Session { device: Arc::clone(self), gate: Mutex::default(), watched: Watched::default() })
     }
 
-    /// Asks whoever has it open to let go of it, by the eventfd that is for that, if there is one.
+    /// Asks the program that has it open to let go of it, by the eventfd of the request index, if there is one.
     pub fn ask_back(&self) {
         self.function.interrupts().loop_back(IrqIndex::Request, 0);
     }

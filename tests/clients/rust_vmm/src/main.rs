@@ -50,7 +50,7 @@ fn main() -> Result<()> {
     let pages = memory.as_mut_ptr().cast::<u8>();
     // Of the three pages, two that are whole.
     let at = pages.wrapping_add(pages.align_offset(PAGE));
-    // SAFETY: the memory lives as long as the mapping, and nobody holds references to it meanwhile.
+    // SAFETY: the memory lives as long as the mapping, and no reference to it lives meanwhile.
     unsafe { space.vfio_dma_map(IOVA, 2 * PAGE, at)? };
 
     let identification = load(&edu, 0);

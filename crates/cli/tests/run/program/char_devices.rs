@@ -1,4 +1,4 @@
-//! Device files look like character devices, whoever asks, and whatever becomes of who asks.
+//! Device files look like character devices to every thread that asks, also to one that is killed meanwhile.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -47,7 +47,7 @@ fn hostile() {
         scope.spawn(move || {
             while !ends.load(Ordering::Relaxed) {
                 for protection in [libc::PROT_NONE, libc::PROT_READ | libc::PROT_WRITE] {
-                    // SAFETY: the memory is this function's, and nobody else looks at it.
+                    // SAFETY: the memory is this function's, and no other code looks at it.
                     let done = unsafe { libc::mprotect(memory.address as *mut libc::c_void, PAGE, protection) };
                     assert_eq!(done, 0);
                 }
@@ -120,8 +120,8 @@ pub fn names() {
     });
 }
 
-/// Looks at device files in two threads while another execs, so many times over: the exec waits for those that look, and
-/// they for an answer.
+/// Looks at device files in two threads while another execs, so many times over: the exec waits for those that look,
+/// and they for an answer.
 pub fn looks_and_execs(left: u32) {
     if left == 0 {
         return;

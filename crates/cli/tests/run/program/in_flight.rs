@@ -102,7 +102,7 @@ pub fn reset_together() {
         source.fill(seed);
         (0..3).for_each(start);
         (0..3).for_each(|n| in_flight(n, seed));
-        // Whoever has only a part of what is on the bus may not.
+        // A caller that has only a part of the bus may not reset it.
         assert_eq!(hot_reset(device, &[one]), Err(libc::EINVAL));
         assert_eq!(hot_reset(device, &[one, &together.groups[2]]), Err(libc::EINVAL));
         in_flight(1, seed);
@@ -192,8 +192,8 @@ fn wait_for(eventfd: &OwnedFd) {
     }
 }
 
-/// INTx with its mask and an eventfd that unmasks it, as QEMU has it for KVM: no interrupt of a transfer is lost, whether
-/// the next one ends before the line is unmasked or after.
+/// INTx with its mask and an eventfd that unmasks it, as QEMU has it for KVM: no interrupt of a transfer is lost,
+/// whether the next one ends before the line is unmasked or after.
 pub fn interrupts_resample() {
     let edu = Edu::new();
     let (trigger, resample) = (eventfd(), eventfd());
@@ -221,8 +221,8 @@ pub fn interrupts_resample() {
     store(edu.registers(), edu::ACKNOWLEDGE, u32::MAX);
 }
 
-/// An eventfd in place of a store to a doorbell: each signal starts a transfer, of which none is made any more when what
-/// it reaches is unmapped.
+/// An eventfd in place of a store to a doorbell: each signal starts a transfer, of which none is made any more when
+/// what it reaches is unmapped.
 pub fn doorbell_by_eventfd() {
     let edu = Edu::new();
     let doorbell = eventfd();

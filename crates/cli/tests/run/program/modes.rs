@@ -479,8 +479,8 @@ pub fn dma_buffer() {
     assert_eq!(map_file(&first, 0, 4096), Err(libc::ENODEV));
 }
 
-/// Another process unbinds a device that is open: its user is asked to let go of it, and the other waits until it has, or
-/// is killed.
+/// Another process unbinds a device that is open: its user is asked to let go of it, and the other waits until it has,
+/// or is killed.
 pub fn asked_back() {
     const UNBIND: &str = "/sys/bus/pci/drivers/vfio-pci/unbind";
     let iommu = open("/dev/iommu").unwrap();
@@ -494,12 +494,12 @@ pub fn asked_back() {
         let mut poll = libc::pollfd { fd: eventfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one descriptor, and room for a counter.
         unsafe {
-            assert_eq!(libc::poll(&mut poll, 1, 20_000), 1, "nobody asks");
+            assert_eq!(libc::poll(&mut poll, 1, 20_000), 1, "the runner never asks");
             assert_eq!(libc::read(poll.fd, [0u8; 8].as_mut_ptr().cast(), 8), 8);
         }
     };
     let other = || std::process::Command::new("sh").args(["-c", &format!("printf {NAME} >{UNBIND}")]).spawn().unwrap();
-    // Who waits can be killed, and the device stays.
+    // The process that waits can be killed, and the device stays.
     let mut killed = other();
     asked();
     killed.kill().unwrap();

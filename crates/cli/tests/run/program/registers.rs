@@ -244,7 +244,7 @@ pub fn not_mapped() {
     assert_eq!(u64::from_ne_bytes(chain), 0x1000);
 }
 
-/// By `resource0`, registers are there for whoever looks, as long as the device answers; and no device reaches them.
+/// `resource0` shows registers as long as the device answers, and no device reaches them by it.
 pub fn resource() {
     let path = "/sys/bus/pci/devices/0001:00:01.0/resource0";
     let setup = Setup::new();
@@ -270,7 +270,7 @@ pub fn resource() {
     };
     assert_eq!(ioctl(&setup.space.iommu, ioasid_uapi::iommufd::IOAS_MAP, &mut map), Err(libc::EFAULT));
     setup.finish();
-    // A device that nobody has does not answer.
+    // A device that is not open does not answer.
     let closed = std::time::Instant::now();
     while load::<u8>(&registers, CBVER) != 0xff {
         assert!(closed.elapsed().as_secs() < 20, "a device that is closed answers");

@@ -17,7 +17,7 @@ fn tracked(call: &Call<'_>, id: u32) -> Result<Arc<Hwpt>, Errno> {
 
 pub(super) fn set_tracking(call: &Call<'_>) -> Result<(), Errno> {
     let request: uapi::HwptSetDirtyTracking = call.get()?;
-    // As on Linux, nobody looks at the reserved word.
+    // Linux ignores the reserved word, too.
     if request.flags & !uapi::HWPT_DIRTY_TRACKING_ENABLE != 0 {
         return Err(Errno::OPNOTSUPP);
     }

@@ -15,7 +15,7 @@ const LONGEST_ENTRY: u32 = 4096;
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<(), Errno> {
     let mut request: uapi::HwptAlloc = call.get()?;
-    // As on Linux, nobody looks at the second reserved word.
+    // Linux ignores the second reserved word, too.
     if request.reserved != 0 {
         return Err(Errno::OPNOTSUPP);
     }

@@ -32,8 +32,8 @@ impl DmaLog {
     /// DMA_LOGGING_START.
     ///
     /// # Errors
-    /// `EINVAL` if there is one, there are no ranges, or these overlap or are not of pages; `E2BIG` for too many, or too
-    /// many pages; `EOVERFLOW` for one beyond the end; `EFAULT`.
+    /// `EINVAL` if there is one, there are no ranges, or these overlap or are not of pages; `E2BIG` for too many, or
+    /// too many pages; `EOVERFLOW` for one beyond the end; `EFAULT`; `ENOMEM`.
     pub(super) fn start(&self, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
         let mut control = uapi::DmaLoggingControl::new_zeroed();
         caller.read(address, control.as_mut_bytes())?;

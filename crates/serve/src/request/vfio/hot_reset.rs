@@ -1,4 +1,4 @@
-//! Hot reset: the devices behind a bridge are reset together, by whoever has all of them.
+//! Hot reset: a program that has all devices behind a bridge resets them together.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ use crate::bus::Member;
 use crate::request::Caller;
 use crate::request::file::of_kind;
 
-/// What a device is to whoever asks by a file of another's own.
+/// What a device is to a context that has another device of its bus.
 fn id_for(member: &Member, all: &[Member], context: &Arc<Context>) -> u32 {
     let id_of = |member: &Member| member.opened().and_then(|device| device.id_in(context));
     let in_group = |other: &&Member| other.group == member.group;
     match id_of(member) {
         Some(id) => id.0.get(),
-        // Nobody else can have it.
+        // No other context can have it.
         None if all.iter().filter(in_group).any(|other| id_of(other).is_some()) => uapi::PCI_DEVID_OWNED,
         None => uapi::PCI_DEVID_NOT_OWNED,
     }
@@ -60,7 +60,7 @@ pub(super) fn info(opened: &Opened, address: u64, caller: &dyn Caller) -> Result
 /// PCI_HOT_RESET: resets all of them. The caller shows that it has them by its groups; or, by a file of the device's
 /// own, by what is bound to the same context.
 pub(super) fn reset(opened: &Opened, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
-    // As on Linux, nobody looks whether what follows was set aside.
+    // Linux does not check that the descriptors were set aside, either.
     let (request, _) = get::<uapi::PciHotReset>(address, caller, through!(uapi::PciHotReset, count: u32))?;
     if request.flags != 0 {
         return Err(Errno::INVAL);

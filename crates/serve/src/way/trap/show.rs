@@ -5,8 +5,9 @@
 //!              ◄───── it is sure to stop ────┘
 //!   tree: the answer ──► program: the call returns, and stops ──► that thread: the memory is changed, PTRACE_DETACH
 //! ```
-//! Each has a thread here: to seize one waits for an exec of its process, which waits for it to end; and what is read of
-//! its memory may wait, too. Whoever waits for this thread gives up, and then the program sees what is in the tree.
+//! Each look has a thread here. PTRACE_SEIZE waits for an exec of the process, which waits for the seized thread to
+//! end; and reading the program's memory may wait, too. The worker that waits for this thread gives up in the end, and
+//! then the program sees what is in the tree.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,7 +19,7 @@ use super::stat::Answer;
 use crate::program::status::is_being_killed;
 use crate::way::CharDevice;
 
-/// How often somebody who waits looks whether the thread is there still, and how long they wait.
+/// How often a worker checks that the program's thread still lives, and how long it waits.
 const LOOK: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -31,7 +32,7 @@ pub(super) fn show(tid: u32, device: CharDevice) -> io::Result<()> {
     let stop = move || {
         let seized = ptrace::seize_to_stop(tid);
         let is_seized = seized.is_ok();
-        // Also if nobody waits any more: what is seized is let go only when it has stopped.
+        // The worker may have given up: a seized thread can be let go only when it has stopped.
         let _ = ready.send(seized);
         if is_seized {
             change(tid, device);
@@ -59,13 +60,13 @@ pub(super) fn wait_for(tid: u32, said: &mpsc::Receiver<io::Result<()>>) -> io::R
 
 /// Waits until a thread that this one has seized stops, changes what its call has told, and lets it go.
 fn change(tid: u32, device: CharDevice) {
-    // One that ends tells nobody anything.
+    // A thread that ends looks at no answer.
     let Some(status) = ptrace::wait_for_own(tid) else { return };
     let signal = match ptrace::stop_of(status) {
         Stop::Exec | Stop::Exit => 0,
         stop => {
             if let (Some(answer), Ok(memory)) = (Answer::of_stopped(tid), memory_of(tid)) {
-                // Memory that is not there any more, nobody looks at.
+                // No thread looks at memory that is gone.
                 let _ = answer.show(&memory, device);
             }
             if let Stop::Signal(signal) = stop { signal } else { 0 }
@@ -74,7 +75,7 @@ fn change(tid: u32, device: CharDevice) {
     ptrace::detach_with(tid, signal);
 }
 
-/// The memory of a thread that has stopped: it stays that, whoever has the number later.
+/// The memory of a stopped thread. The file stays that memory when the number becomes another's.
 pub(super) fn memory_of(tid: u32) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(format!("/proc/{tid}/mem"))
 }

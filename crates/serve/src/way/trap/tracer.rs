@@ -72,7 +72,7 @@ impl Tracing for TraceHandle {
 
     fn show(&self, tid: u32, device: CharDevice) -> io::Result<()> {
         let tracer = Status::of(tid).ok_or(io::ErrorKind::NotFound)?.tracer();
-        // Nobody but the one that traces a thread can stop it.
+        // Only its tracer can stop a thread.
         if tracer == Some(std::process::id()) {
             show::wait_for(tid, &self.send(tid, Wanted::Show(device))?)
         } else {
@@ -246,7 +246,7 @@ impl Tracer {
         self.held.insert(tid, (self.holds, with_process));
         let (own, hold) = (self.own.clone(), self.holds);
         self.server.elsewhere(move || {
-            // Memory that is not there any more, nobody looks at.
+            // No thread looks at memory that is gone.
             let _ = answer.show(&memory, device);
             let _ = own.send(tid, Wanted::GoOn(hold));
         });

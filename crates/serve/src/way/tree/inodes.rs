@@ -1,9 +1,9 @@
 //! The inodes of device files.
 //!
-//! An inode is one open file, so that its number tells which. A name leads to one inode until that is open and somebody
-//! opens the name again: the kernel is told that the inode is stale (ESTALE), and looks the name up once more. Then the
-//! thread gets an inode of its own, to which the name leads when it is open. So a look alone changes nothing, and an open
-//! file keeps its name for as long as no other is opened by it.
+//! An inode is one open file, so that its number tells which. A name leads to one inode. When a thread opens the name
+//! while that inode is open, the tree tells the kernel that the inode is stale (ESTALE), and the kernel looks the name
+//! up once more. Then the thread gets an inode of its own, and from its open on the name leads there. So a look alone
+//! changes nothing, and an open file keeps its name until another file is opened by the name.
 
 use std::collections::HashMap;
 
@@ -25,7 +25,7 @@ pub(super) struct Inodes {
 
 struct Inode {
     device: DeviceFile,
-    /// Whose it is; none if it has no name.
+    /// The node that its name leads to; none if it has no name.
     node: Option<usize>,
     /// How often it was looked up and not forgotten.
     lookups: u64,

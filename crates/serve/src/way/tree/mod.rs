@@ -200,7 +200,7 @@ fn open_device(
     flags.set(FopenFlags::FOPEN_NOFLUSH, !file.is_closed_by_somebody());
     let is_stream = file.given().is_some_and(|given| !given.is_seekable());
     flags.set(FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE, is_stream);
-    // Twice the same inode, nobody could tell the two files apart.
+    // Two files of one inode could not be told apart.
     server.opened(inode.0, file).map_err(|file| {
         server.elsewhere(move || drop(file));
         rustix::io::Errno::STALE
@@ -208,7 +208,7 @@ fn open_device(
     Ok(flags)
 }
 
-/// Whether it is root, or the one who runs this, that asks.
+/// Whether root asks, or the user that runs this.
 fn is_owner(request: &Request) -> bool {
     [0, rustix::process::geteuid().as_raw()].contains(&request.uid())
 }
