@@ -30,16 +30,19 @@ fn id_for(member: &Member, all: &[Member], context: &Arc<Context>) -> u32 {
 pub(super) fn info(opened: &Opened, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
     let (mut head, argsz) = get::<uapi::PciHotResetInfo>(address, caller, through!(uapi::PciHotResetInfo, count: u32))?;
     let bus = opened.bus().ok_or(Errno::NODEV)?;
-    let _use = bus.use_open();
-    let members = bus.members();
     let context = opened.cdev().map(ioasid::Device::context);
-    let entry = |member: &Member| uapi::PciDependentDevice {
-        id: context.map_or(member.group.0, |context| id_for(member, &members, context)),
-        segment: member.rid.segment(),
-        bus: member.rid.bus(),
-        devfn: member.rid.devfn(),
+    // The program's memory is used without the guard: it may wait.
+    let entries: Vec<_> = {
+        let _use = bus.use_open();
+        let members = bus.members();
+        let entry = |member: &Member| uapi::PciDependentDevice {
+            id: context.map_or(member.group.0, |context| id_for(member, &members, context)),
+            segment: member.rid.segment(),
+            bus: member.rid.bus(),
+            devfn: member.rid.devfn(),
+        };
+        members.iter().map(entry).collect()
     };
-    let entries: Vec<_> = members.iter().map(entry).collect();
     head.count = entries.len() as u32;
     head.flags = 0;
     let at = size_of::<uapi::PciHotResetInfo>();
@@ -66,23 +69,22 @@ pub(super) fn reset(opened: &Opened, address: u64, caller: &dyn Caller) -> Resul
         return Err(Errno::INVAL);
     }
     let bus = opened.bus().ok_or(Errno::NODEV)?;
+    let groups = match (opened.cdev(), request.count as usize) {
+        (Some(_), 0) => None,
+        (None, count) if (1..=bus.members().len()).contains(&count) => {
+            let at = address.wrapping_add(size_of::<uapi::PciHotReset>() as u64);
+            Some(groups(at, count, caller)?)
+        }
+        _ => return Err(Errno::INVAL),
+    };
     let _use = bus.use_open();
     let members = bus.members();
-    let has_all = match opened.cdev() {
-        Some(device) if request.count == 0 => {
-            let context = device.context();
-            members.iter().all(|member| id_for(member, &members, context) != uapi::PCI_DEVID_NOT_OWNED)
-        }
-        None if request.count != 0 => {
-            if request.count as usize > members.len() {
-                return Err(Errno::INVAL);
-            }
-            let at = address.wrapping_add(size_of::<uapi::PciHotReset>() as u64);
-            let groups = groups(at, request.count as usize, caller)?;
-            members.iter().all(|member| groups.contains(&member.group))
-        }
-        Some(_) | None => return Err(Errno::INVAL),
+    let is_had = |member: &Member| match (&groups, opened.cdev()) {
+        (Some(groups), _) => groups.contains(&member.group),
+        (None, Some(device)) => id_for(member, &members, device.context()) != uapi::PCI_DEVID_NOT_OWNED,
+        (None, None) => false,
     };
+    let has_all = members.iter().all(is_had);
     if !has_all || !members.iter().all(Member::is_bound) {
         return Err(Errno::INVAL);
     }
