@@ -110,6 +110,12 @@ pub const TESTS: &[Test] = &[
         drop(succeed(&mut program_under(&devices, "dma-logging", &[])));
     }),
     ("an_open_file_keeps_its_name_while_others_look", || drop(program("names"))),
+    ("registers_are_mapped_while_other_threads_look_at_device_files", || {
+        for _ in 0..10 {
+            drop(succeed(&mut program_under(&["--device", "ioat", "--check"], "traced", &["maps-while-others-look"])));
+        }
+    }),
+    ("a_name_that_is_opened_again_is_what_it_was_opened_for", || drop(program("modes-of-opens"))),
     ("a_thread_that_looks_at_a_device_file_holds_up_no_exec", || {
         drop(succeed(&mut program_under(&["--device", "ioat", "--check"], "looks-and-execs", &["100"])));
     }),

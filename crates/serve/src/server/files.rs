@@ -168,6 +168,11 @@ impl Server {
         let _ = self.files.closed.wait_timeout_while(files, longest, |files| files.closing > 0);
     }
 
+    /// The device number of the tree's file system; 0 before it is mounted.
+    pub(crate) fn file_system(&self) -> u64 {
+        self.file_system.get().copied().unwrap_or(0)
+    }
+
     /// Whether a file with this device number belongs to the tree.
     #[must_use]
     pub fn is_device_file(&self, device_number: u64) -> bool {

@@ -34,6 +34,8 @@ pub trait Tracing: Send + Sync {
 pub struct CharDevice {
     /// Its inode in the tree.
     pub inode: u64,
+    /// The device number of the tree's file system.
+    pub file_system: u64,
     /// The numbers that it would have as a character device.
     pub number: (u32, u32),
 }

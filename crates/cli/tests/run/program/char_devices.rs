@@ -184,3 +184,40 @@ pub fn stays_stopped() {
     assert_eq!(looks.word(8).load(Ordering::Relaxed), 1, "it ran while it was stopped");
     setup.finish();
 }
+
+/// A name that is opened again is a file of its own, with what it was opened for.
+pub fn modes() {
+    use std::os::unix::fs::FileExt as _;
+    const DEVICE: &str = "/dev/vfio/devices/vfio0";
+    let iommu = open("/dev/iommu").unwrap();
+    let mut inodes = std::collections::BTreeSet::new();
+    for round in 0..20 {
+        let writes = round % 2 == 0;
+        let file = std::fs::OpenOptions::new().read(true).write(writes).open(DEVICE).unwrap();
+        assert!(inodes.insert(file.metadata().unwrap().ino()), "an inode is opened once");
+        let owned = std::os::fd::OwnedFd::from(file);
+        crate::driver::Engine::bind(&owned, &iommu).unwrap();
+        let file = std::fs::File::from(owned);
+        file.read_exact_at(&mut [0; 4], 7 << 40).unwrap();
+        assert_eq!(file.write_at(&[2, 0], (7 << 40) + 4).is_ok(), writes);
+    }
+}
+
+/// Registers are mapped while other threads look at device files.
+pub fn maps_while_others_look() {
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    std::fs::metadata("/dev/vfio/vfio").unwrap();
+                }
+            });
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        let setup = super::Setup::new();
+        setup.copy(1);
+        setup.finish();
+        ends.store(true, Ordering::Relaxed);
+    });
+}

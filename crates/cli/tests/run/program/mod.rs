@@ -111,6 +111,8 @@ pub fn run(name: &str, arguments: &[String]) {
         "names" => char_devices::names(),
         "looks-and-execs" => char_devices::looks_and_execs(argument.parse().unwrap()),
         "stays-stopped" => char_devices::stays_stopped(),
+        "modes-of-opens" => char_devices::modes(),
+        "maps-while-others-look" => char_devices::maps_while_others_look(),
         "slice-of-a-group" => modes::slice(),
         "type1-errors" => type1::errors(),
         "type1-cuts" => type1::cuts(),

@@ -38,6 +38,7 @@ pub(super) enum Answer {
 }
 
 // Offsets in `struct stat` of `arch/x86/include/uapi/asm/stat.h`.
+const FILE_SYSTEM: u64 = 0;
 const INODE: u64 = 8;
 const MODE: u64 = 24;
 const NUMBER: u64 = 40;
@@ -47,6 +48,7 @@ const STATX_MODE: u64 = 28;
 const STATX_INODE: u64 = 32;
 const STATX_SIZE: u64 = 40;
 const STATX_NUMBER: u64 = 128;
+const STATX_FILE_SYSTEM: u64 = 136;
 
 impl Answer {
     /// That of a call with this number and these arguments.
@@ -75,9 +77,18 @@ impl Answer {
             Self::Stat(at) => (at, INODE, MODE, SIZE),
             Self::Statx(at) => (at, STATX_INODE, STATX_MODE, STATX_SIZE),
         };
-        let mut word = [0; 8];
-        memory.read_exact_at(&mut word, at.wrapping_add(inode))?;
-        if u64::from_ne_bytes(word) != device.inode {
+        let word = |offset: u64| {
+            let mut word = [0; 8];
+            memory.read_exact_at(&mut word, at.wrapping_add(offset)).map(|()| word)
+        };
+        let file_system = match self {
+            Self::Stat(_) => u64::from_ne_bytes(word(FILE_SYSTEM)?),
+            Self::Statx(_) => {
+                let [major, minor]: [u32; 2] = zerocopy::transmute!(word(STATX_FILE_SYSTEM)?);
+                libc::makedev(major, minor)
+            }
+        };
+        if (u64::from_ne_bytes(word(inode)?), file_system) != (device.inode, device.file_system) {
             return Ok(());
         }
         let mut half = [0; 2];
@@ -109,30 +120,35 @@ mod tests {
             offset_of!(libc::stat, st_mode),
             offset_of!(libc::stat, st_rdev),
             offset_of!(libc::stat, st_size),
+            offset_of!(libc::stat, st_dev),
         ];
-        assert_eq!(stat.map(|offset| offset as u64), [INODE, MODE, NUMBER, SIZE]);
+        assert_eq!(stat.map(|offset| offset as u64), [INODE, MODE, NUMBER, SIZE, FILE_SYSTEM]);
         let statx = [
             offset_of!(libc::statx, stx_ino),
             offset_of!(libc::statx, stx_mode),
             offset_of!(libc::statx, stx_rdev_major),
             offset_of!(libc::statx, stx_size),
+            offset_of!(libc::statx, stx_dev_major),
         ];
-        assert_eq!(statx.map(|offset| offset as u64), [STATX_INODE, STATX_MODE, STATX_NUMBER, STATX_SIZE]);
+        let wanted = [STATX_INODE, STATX_MODE, STATX_NUMBER, STATX_SIZE, STATX_FILE_SYSTEM];
+        assert_eq!(statx.map(|offset| offset as u64), wanted);
     }
 
     #[test]
     fn what_was_told_of_another_file_stays() {
         let mut told = [0u64; 18];
-        told[1] = 7;
+        (told[0], told[1]) = (40, 7);
         let memory = &super::super::show::memory_of(std::process::id()).unwrap();
         let answer = Answer::of(libc::SYS_newfstatat, [0, 0, told.as_mut_ptr() as u64, 0, 0, 0]).unwrap();
-        answer.show(memory, CharDevice { inode: 8, number: (511, 3) }).unwrap();
-        let before = std::hint::black_box(&mut told).to_vec();
-        assert_eq!(before.iter().sum::<u64>(), 7);
-        answer.show(memory, CharDevice { inode: 7, number: (511, 3) }).unwrap();
+        let device = CharDevice { inode: 7, file_system: 40, number: (511, 3) };
+        for other in [CharDevice { inode: 8, ..device }, CharDevice { file_system: 41, ..device }] {
+            answer.show(memory, other).unwrap();
+            assert_eq!(std::hint::black_box(&mut told).iter().sum::<u64>(), 47);
+        }
+        answer.show(memory, device).unwrap();
         let told = std::hint::black_box(&mut told);
         assert_eq!((told[3] as u32, told[5]), (libc::S_IFCHR, libc::makedev(511, 3)));
-        Answer::Stat(8).show(memory, CharDevice { inode: 7, number: (0, 0) }).unwrap_err();
+        Answer::Stat(8).show(memory, device).unwrap_err();
         assert_eq!(Answer::of(libc::SYS_openat, [0; 6]), None);
     }
 }

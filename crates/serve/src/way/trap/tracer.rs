@@ -15,6 +15,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ioasid::memory::{Process, VmaQuery};
 use ioasid_mmio::{XstateLayout, step};
@@ -292,7 +293,7 @@ impl Tracer {
             Task::Install => match Thread::take(tid).and_then(|mut thread| handler::install(&mut thread)) {
                 Some(base) => {
                     for other in others_in_memory_of(tid) {
-                        if ptrace::seize_to_stop(other).is_ok() {
+                        if when_looked(other, || ptrace::seize_to_stop(other)).is_ok() {
                             self.stopping.insert(other, Task::Join(base));
                         }
                     }
@@ -330,7 +331,7 @@ impl Tracer {
                 if self.threads.contains(&thread) {
                     continue;
                 }
-                match ptrace::seize(thread) {
+                match when_looked(thread, || ptrace::seize(thread)) {
                     Ok(()) => {
                         all_traced = false;
                         // A thread that vanished before it stopped left this to whichever has its number.
@@ -496,6 +497,28 @@ fn needs_tracing(tid: u32) -> io::Result<bool> {
 /// How many filters of system calls a thread is under.
 fn filters_of(status: &Status) -> u32 {
     status.number("Seccomp_filters:").unwrap_or(0)
+}
+
+/// Seizes a thread; again, if another thread of this process has it for a look at a device file, which soon ends.
+fn when_looked(tid: u32, seize: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    const PAUSE: Duration = Duration::from_micros(100);
+    let own = std::process::id();
+    let is_looking = || {
+        let tracer = Status::of(tid).map(|status| status.tracer());
+        // It may have let go, or ended, meanwhile.
+        let is_ours = |tracer: u32| tracer != own && process_of(tracer).is_none_or(|process| process == own);
+        tracer.is_some_and(|tracer| tracer.is_none_or(is_ours))
+    };
+    let begun = Instant::now();
+    loop {
+        match seize() {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) && begun.elapsed() < PATIENCE && is_looking() => {
+                std::thread::sleep(PAUSE);
+            }
+            seized => return seized,
+        }
+    }
 }
 
 /// How many filters a thread is under that has made none: the runner's, and those that the runner is under, too.

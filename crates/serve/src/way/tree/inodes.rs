@@ -39,8 +39,11 @@ impl Inodes {
 
     /// The inode that a thread finds by the name of a node: `new`, unless there is one that it can have.
     pub(super) fn look_up(&mut self, node: usize, device: DeviceFile, tid: u32, new: impl FnOnce() -> u64) -> u64 {
-        // What a thread gets that was told, others do not find before it is open: the thread is not told again.
+        let mut none = None;
         let place = match self.told.get_mut(&tid) {
+            // Threads of other namespaces have no number, and an inode each time.
+            _ if tid == 0 => &mut none,
+            // What a thread gets that was told, others do not find before it is open: the thread is not told again.
             Some(own) => own,
             None => self.current.entry(node).or_default(),
         };
@@ -65,6 +68,11 @@ impl Inodes {
         {
             self.current.insert(node, Some(inode));
         }
+    }
+
+    /// An open inode is closed. It is never opened again: others may remember what it was.
+    pub(super) fn released(&mut self, inode: u64) {
+        self.current.retain(|_, current| *current != Some(inode));
     }
 
     /// Adds an inode without a name, which is looked up once.
@@ -110,6 +118,7 @@ mod tests {
         assert_eq!([look(&mut inodes, 1, 12), look(&mut inodes, 2, 13), look(&mut inodes, 2, 14)], [10, 13, 13]);
         inodes.opened(Some(13), 2);
         assert_eq!([look(&mut inodes, 1, 14), look(&mut inodes, 2, 14)], [13, 13]);
+        assert_eq!([look(&mut inodes, 0, 18), look(&mut inodes, 0, 19)], [18, 19], "threads without a number");
         assert_eq!(inodes.look_up(4, device, 1, || 15), 15, "another name");
         inodes.forget(10, 2);
         assert_eq!(inodes.get(10), Some(device));
@@ -118,6 +127,9 @@ mod tests {
         assert_eq!(look(&mut inodes, 1, 16), 13);
         inodes.forget(13, 5);
         assert_eq!(look(&mut inodes, 1, 17), 17, "what is forgotten is found no more");
+        inodes.opened(Some(17), 1);
+        inodes.released(17);
+        assert_eq!([look(&mut inodes, 1, 20), look(&mut inodes, 2, 21)], [20, 20], "what was open is opened no more");
     }
 
     #[test]

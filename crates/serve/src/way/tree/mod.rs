@@ -8,9 +8,9 @@
 //!   a program is told that asks about one is changed before it sees it (`stat` in [`crate::way::trap`]).
 //! - Their last close arrives as RELEASE, also when a program is killed.
 //! - **They have no bytes.** A mapping of a file beyond its end raises SIGBUS at every access, which is how register
-//!   accesses come to [`crate::way::trap`]. But some programs check a regular file's size before they map it. So anyone
-//!   who asks is told a size that covers all regions, except a listener: when it asks, the kernel takes the answer,
-//!   none, for its mappings. [`crate::way::listen`] asks before every mapping. Should a program ask again later, an
+//!   accesses come to [`crate::way::trap`]. But some programs check a regular file's size before they map it. So where a
+//!   file looks like one (that of a group's device, and `resourceN`), every program that asks is told a size that covers
+//!   all regions, and a listener is told none: the kernel takes that answer for its mappings. [`crate::way::listen`] asks before every mapping. Should a program ask again later, an
 //!   access in a mapping first arrives here as a read of a page, is refused, and raises SIGBUS all the same.
 //! - [`crate::way::listen`] answers most reads and writes of regions. What comes here instead, as it is about BAR 0 or
 //!   made by `read` or io_uring, is the same request. After such a write the kernel takes the file to be longer, with
@@ -112,6 +112,8 @@ impl Tree {
                     let device = self.server.devices().get(number)?;
                     (0o600, device.vfio.function().spec().bar(bar)?.size)
                 }
+                // As a character device has it; and accesses to what is mapped raise SIGBUS at once.
+                device if device.number().is_some() => (0o666, 0),
                 _ => (0o666, file_offset(COUNT)),
             };
             // FUSE tells the number of the thread.
@@ -284,7 +286,8 @@ impl Filesystem for Tree {
         let tid = request.pid();
         match self.device(inode).and_then(DeviceFile::number) {
             Some(number) if !self.server.is_listener(tid) => {
-                let (tracing, device) = (self.tracing.clone(), CharDevice { inode: inode.0, number });
+                let file_system = self.server.file_system();
+                let (tracing, device) = (self.tracing.clone(), CharDevice { inode: inode.0, file_system, number });
                 let show = move |_: &Server| {
                     if is_asking(tid) {
                         // Under a debugger, it sees what is there.
@@ -503,6 +506,7 @@ impl Filesystem for Tree {
     ) {
         if self.device(inode).is_some() {
             self.teller.forget(inode.0);
+            lock(&self.inodes).released(inode.0);
             self.server.released(inode.0);
         }
         reply.ok();
