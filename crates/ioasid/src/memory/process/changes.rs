@@ -70,6 +70,8 @@ struct Copies {
     under_way: usize,
     /// Threads that keep the next ones from beginning.
     held_up: usize,
+    /// Of these, threads that read the news: one, unless another has waited too long for it.
+    readers: usize,
 }
 
 /// The place of an import, or of a part of it that has moved. Imports of similar length stand together, so that those
@@ -113,12 +115,15 @@ impl Drop for Copy<'_> {
     }
 }
 
-/// Keeps copies from beginning.
+/// Keeps copies from beginning, and others from reading the news.
 struct Held<'a>(&'a Changes);
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.copies.lock().held_up -= 1;
+        let mut copies = self.0.copies.lock();
+        copies.held_up -= 1;
+        copies.readers -= 1;
+        drop(copies);
         self.0.settled.notify_all();
     }
 }
@@ -236,11 +241,14 @@ impl Changes {
         }
     }
 
-    /// Keeps copies from beginning, and waits for those under way.
+    /// Keeps copies from beginning, and waits for those under way, and for who reads the news already: what is next
+    /// may be an unmap after the last user of an import that this reader still has in its hands.
     fn hold_up(&self) -> Held<'_> {
         let mut copies = self.copies.lock();
         copies.held_up += 1;
-        drop(self.wait_while(copies, |copies| copies.under_way > 0));
+        copies = self.wait_while(copies, |copies| copies.under_way > 0 || copies.readers > 0);
+        copies.readers += 1;
+        drop(copies);
         Held(self)
     }
 
