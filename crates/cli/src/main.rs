@@ -21,7 +21,8 @@ use clap::{Args, Parser, Subcommand};
 use ioasid::IommuKind;
 use ioasid_serve::Options;
 
-use machine::{DeviceOption, MODELS};
+use ioasid_devices::registry::MODELS;
+use machine::DeviceOption;
 use run::{Plan, Reporting};
 
 /// Runs unmodified programs behind a software IOMMU: /dev/iommu, /dev/vfio and PCI devices, with no IOMMU hardware and
@@ -128,7 +129,7 @@ fn devices() -> String {
     for model in MODELS {
         text += &format!("{:<8} {}\n", model.name, model.about);
         for option in model.options {
-            text += &format!("{:<8}   {}=N  {}\n", "", option.name, option.about);
+            text += &format!("{:<8}  {:<26} {}\n", "", option.form(), option.about);
         }
     }
     text.push('\n');

@@ -8,15 +8,59 @@
 //!
 //! Source: QEMU, `docs/specs/ivshmem-spec.rst`.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
 use ioasid_vfio::{BarKind, BarMemory, BarPages, BarSpec, Model, PcieKind, Spec, TranslationSpec};
 
+use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
+
 /// Bytes of registers.
 const REGISTERS: u64 = 256;
 /// The BAR that is memory.
 const MEMORY_BAR: u8 = 2;
+
+const MIB: &str = "mib";
+const MEMORY: &str = "memory";
+
+/// The model.
+pub const MODEL: ModelInfo = ModelInfo {
+    name: "ivshmem",
+    about: "shared memory, as QEMU's ivshmem-plain (1af4:1110)",
+    options: &[
+        OptionInfo::new(MIB, "MiB of memory, a power of two (1)", OptionKind::Number { least: 1, most: 8 }),
+        OptionInfo::new(MEMORY, "the same memory as others of this number", OptionKind::Number { least: 0, most: 255 }),
+    ],
+    registers: &[],
+    functions: one,
+    check: |options| match options.number(MIB) {
+        Some(mib) if !mib.is_power_of_two() => Err(BuildError::NoPowerOfTwo(mib)),
+        _ => Ok(()),
+    },
+    build,
+};
+
+/// Memory by number, for devices that share it.
+pub(crate) type Memories = BTreeMap<u64, Arc<BarMemory>>;
+
+fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<Built>, BuildError> {
+    let (site, mib) = (sites[0], options.number(MIB).unwrap_or(1));
+    let number = options.number(MEMORY);
+    let known = number.and_then(|number| Some((number, context.shared.memories.get(&number)?)));
+    let memory = match known {
+        Some((number, memory)) if memory.length() != mib << 20 => {
+            return Err(BuildError::TwoLengths(number, memory.length() >> 20, mib));
+        }
+        Some((_, memory)) => memory.clone(),
+        None => memory(mib << 20).map_err(|error| BuildError::NoMemory(site.rid, error.to_string()))?,
+    };
+    if let Some(number) = number {
+        context.shared.memories.insert(number, memory.clone());
+    }
+    // It makes no DMA.
+    context.plain(site, spec(memory.length()), |_, _| Ok(Ivshmem::new(memory)))
+}
 
 /// Memory that devices share.
 ///

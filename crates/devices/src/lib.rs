@@ -20,14 +20,18 @@
 use std::sync::Arc;
 
 use ioasid::{BusAddress, DmaPort, Endpoint, PageGroup};
+use ioasid_vfio::IrqIndex;
 
 pub mod dsa;
 pub mod edu;
 pub mod ioat;
 pub mod ivshmem;
+mod registers;
+pub mod registry;
 mod thread;
 
 pub use ioasid::DmaError;
+pub use registers::{RegisterAccess, RegisterInfo};
 
 /// A device's way to memory, addressed as transactions on the bus are: by IOVA, with a PASID or without.
 ///
@@ -74,6 +78,11 @@ pub trait Interrupts: Send + Sync {
     fn set_intx(&self, asserted: bool) {
         let _ = asserted;
     }
+
+    /// Whether messages are sent, by MSI-X or MSI, rather than the line driven.
+    fn sends_messages(&self) -> bool {
+        false
+    }
 }
 
 impl Dma for DmaPort {
@@ -103,5 +112,9 @@ impl Interrupts for ioasid_vfio::Interrupts {
 
     fn set_intx(&self, asserted: bool) {
         ioasid_vfio::Interrupts::set_intx(self, asserted);
+    }
+
+    fn sends_messages(&self) -> bool {
+        matches!(self.enabled(), Some(IrqIndex::Msi | IrqIndex::Msix))
     }
 }

@@ -26,6 +26,7 @@
 //! | `operation/` | what descriptors do to memory |
 //! | `reports` | errors and interrupts |
 //! | `slice` | one queue as a device of its own |
+//! | `model` | the device by name, with options |
 //!
 //! What the host has enabled for the function beforehand (PASIDs, privileged mode, page requests) is in [`DsaOptions`]:
 //! a program that gets a device from Linux finds these as the IOMMU's driver has set them, and cannot change them.
@@ -43,6 +44,7 @@ mod command;
 mod config;
 mod core;
 mod engine;
+mod model;
 mod operation;
 mod queue;
 mod registers;
@@ -53,6 +55,7 @@ mod task;
 
 use self::core::{Core, MAX_PAGE_REQUESTS, Submitted};
 use engine::Engines;
+pub use model::MODEL;
 use queue::{OnBus, Selection, Way};
 use reports::Reports;
 pub use slice::{DsaSlice, PasidTranslation, SliceError, SliceQueue, slice_spec};

@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 use ioasid_vfio::{BarKind, BarSpec, Model, PcieKind, Spec, TranslationSpec};
 
+use crate::registers::registers;
+use crate::registry::{ModelInfo, any, one};
 use crate::{Dma, Interrupts};
 
 mod engine;
@@ -32,50 +34,33 @@ pub const BUFFER: u64 = 0x4_0000;
 pub const BUFFER_SIZE: usize = 4096;
 /// The bits of an address in memory that it has lines for.
 pub const ADDRESS_MASK: u64 = (1 << 28) - 1;
-/// From this offset on, a register may also be accessed as a quadword.
-const QUADWORDS: u64 = 0x80;
-
-/// A register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Register {
-    /// Which device it is, and of which version; read only.
-    Identification,
-    /// The complement of what was written.
-    Liveness,
-    /// The factorial of what was written, modulo 2^32, when the status says that it is there.
-    Factorial,
-    /// See [`status`].
-    Status,
-    /// The reasons for an interrupt; read only.
-    InterruptStatus,
-    /// Adds reasons, and interrupts; write only.
-    InterruptRaise,
-    /// Takes reasons away; write only.
-    InterruptAcknowledge,
-    /// Where a transfer reads.
-    DmaSource,
-    /// Where a transfer writes.
-    DmaDestination,
-    /// How many bytes it moves.
-    DmaCount,
-    /// See [`command`].
-    DmaCommand,
+registers! {
+    /// A register. Those of 8 bytes may also be accessed as 4.
+    pub enum Register in BAR 0 {
+        /// Which device it is, and of which version.
+        Identification = "identification" at 0x00, 4 bytes, ReadOnly, reset IDENTIFICATION as u64;
+        /// The complement of what was written.
+        Liveness = "liveness check" at 0x04, 4 bytes, ReadWrite, reset 0;
+        /// The factorial of what was written, modulo 2^32, when the status says that it is there.
+        Factorial = "factorial" at 0x08, 4 bytes, ReadWrite, reset 0;
+        /// See [`status`].
+        Status = "status" at 0x20, 4 bytes, ReadWrite, reset 0;
+        /// The reasons for an interrupt.
+        InterruptStatus = "interrupt status" at 0x24, 4 bytes, ReadOnly, reset 0;
+        /// Adds reasons, and interrupts.
+        InterruptRaise = "interrupt raise" at 0x60, 4 bytes, WriteOneToSet, reset 0;
+        /// Takes reasons away.
+        InterruptAcknowledge = "interrupt acknowledge" at 0x64, 4 bytes, WriteOneToClear, reset 0;
+        /// Where a transfer reads.
+        DmaSource = "DMA source" at 0x80, 8 bytes, ReadWrite, reset 0;
+        /// Where a transfer writes.
+        DmaDestination = "DMA destination" at 0x88, 8 bytes, ReadWrite, reset 0;
+        /// How many bytes it moves.
+        DmaCount = "DMA count" at 0x90, 8 bytes, ReadWrite, reset 0;
+        /// See [`command`].
+        DmaCommand = "DMA command" at 0x98, 8 bytes, ReadWrite, reset 0;
+    }
 }
-
-/// Where the registers are in BAR 0.
-pub const MAP: [(u64, Register); 11] = [
-    (0x00, Register::Identification),
-    (0x04, Register::Liveness),
-    (0x08, Register::Factorial),
-    (0x20, Register::Status),
-    (0x24, Register::InterruptStatus),
-    (0x60, Register::InterruptRaise),
-    (0x64, Register::InterruptAcknowledge),
-    (0x80, Register::DmaSource),
-    (0x88, Register::DmaDestination),
-    (0x90, Register::DmaCount),
-    (0x98, Register::DmaCommand),
-];
 
 /// What [`Register::Identification`] reads as: version 1.0.
 pub const IDENTIFICATION: u32 = 0x0100_00ed;
@@ -105,6 +90,19 @@ pub mod reason {
     /// A transfer has ended.
     pub const DMA: u32 = 0x100;
 }
+
+/// The model.
+pub const MODEL: ModelInfo = ModelInfo {
+    name: "edu",
+    about: "QEMU's educational device: factorials and DMA (1234:11e8)",
+    options: &[],
+    registers: Register::TABLE,
+    functions: one,
+    check: any,
+    build: |_, sites, context| {
+        context.plain(sites[0], spec(), |endpoint, interrupts| Ok(Edu::new(Box::new(endpoint.port()), interrupts)))
+    },
+};
 
 /// What the function looks like on the bus.
 #[must_use]
@@ -145,9 +143,11 @@ impl Edu {
 
 /// The register that an access means: a whole one, in a width that it has.
 fn register(bar: u8, offset: u64, length: usize) -> Option<Register> {
-    let has_width = length == 4 || length == 8 && offset >= QUADWORDS;
-    let found = MAP.iter().find(|(at, _)| bar == 0 && has_width && *at == offset)?;
-    Some(found.1)
+    let is_it = |register: &&Register| {
+        let info = register.info();
+        info.bar == bar && info.offset == offset && (length == 4 || length == usize::from(info.width))
+    };
+    Register::ALL.iter().find(is_it).copied()
 }
 
 impl Model for Edu {

@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use ioasid_vfio::{BarKind, BarSpec, Model, MsixSpec, PcieKind, Spec, TranslationSpec};
 
+use crate::registry::{ModelInfo, any, one};
 use crate::{Dma, Interrupts};
 
 mod channel;
@@ -42,6 +43,19 @@ use spec::registers::{
     MAP, Register, TRANSFER_CAPABILITY, VERSION,
 };
 use worker::Worker;
+
+/// The model.
+pub const MODEL: ModelInfo = ModelInfo {
+    name: "ioat",
+    about: "Intel I/OAT DMA engine, CBDMA 3.2 (8086:2021)",
+    options: &[],
+    registers: &[],
+    functions: one,
+    check: any,
+    build: |_, sites, context| {
+        context.plain(sites[0], spec(), |endpoint, interrupts| Ok(Ioat::new(Box::new(endpoint.port()), interrupts)))
+    },
+};
 
 /// What the function looks like on the bus.
 ///

@@ -1,0 +1,185 @@
+//! The models by name, each with its options, and how it is built: what a front end needs that makes devices of text.
+//!
+//! ```text
+//!   "ivshmem,mib=2"   ──▶ ModelInfo::parse ──▶ Options ──▶ ModelInfo::build ──▶ Built: endpoint, spec, model
+//! ```
+//! A front end says where on the bus a device is, and behind which IOMMU; the rest is here.
+
+use std::sync::Arc;
+
+use ioasid::{Endpoint, EndpointOptions, GroupId, Iommu, Machine, Rid};
+use ioasid_vfio::{Interrupts, Model, Spec};
+use thiserror::Error;
+
+use crate::{RegisterInfo, dsa, edu, ioat, ivshmem};
+
+mod options;
+
+pub use options::{OptionError, OptionInfo, OptionKind, OptionValue, Options};
+
+/// A model of a device.
+pub struct ModelInfo {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is.
+    pub about: &'static str,
+    /// Its options.
+    pub options: &'static [OptionInfo],
+    /// Its registers.
+    pub registers: &'static [RegisterInfo],
+    /// How many functions on the bus it is with these options.
+    pub(crate) functions: fn(&Options) -> usize,
+    pub(crate) check: fn(&Options) -> Result<(), BuildError>,
+    pub(crate) build: Build,
+}
+
+/// Builds a device with these options at these places.
+type Build = fn(&Options, &[Site], Context<'_>) -> Result<Vec<Built>, BuildError>;
+
+/// Every model there is.
+pub const MODELS: &[ModelInfo] = &[ioat::MODEL, dsa::MODEL, ivshmem::MODEL, edu::MODEL];
+
+/// A place on the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Where.
+    pub rid: Rid,
+    /// In which IOMMU group.
+    pub group: GroupId,
+}
+
+/// What devices are built into.
+pub struct Context<'a> {
+    /// The machine.
+    pub machine: &'a Arc<Machine>,
+    /// The IOMMU that the device is behind.
+    pub iommu: &'a Arc<Iommu>,
+    /// Which device of the machine it is, by a number that no other has.
+    pub number: u8,
+    /// What devices have together.
+    pub shared: &'a mut Shared,
+}
+
+/// What devices of a machine have together.
+#[derive(Debug, Default)]
+pub struct Shared {
+    pub(crate) memories: ivshmem::Memories,
+}
+
+/// A device, before it is a function on the bus.
+pub struct Built {
+    /// Its way to memory.
+    pub endpoint: Arc<Endpoint>,
+    /// What it looks like.
+    pub spec: Spec,
+    /// Its interrupts.
+    pub interrupts: Arc<Interrupts>,
+    /// What it does.
+    pub model: Arc<dyn Model>,
+}
+
+/// Why there is no such device.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum BuildError {
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    #[error("two devices cannot both be at {0}: give one another bdf=")]
+    SamePlace(Rid),
+    #[error("{0} MiB of memory are no power of two, as a BAR has to be: write mib=1, 2, 4 or 8")]
+    NoPowerOfTwo(u64),
+    #[error("memory {0} is given twice, with {1} MiB and with {2}: give it the same mib= each time")]
+    TwoLengths(u64, u64, u64),
+    #[error("there is no memory for device {0}: {1}")]
+    NoMemory(Rid, String),
+}
+
+impl ModelInfo {
+    /// The model of this name.
+    #[must_use]
+    pub fn find(name: &str) -> Option<&'static Self> {
+        MODELS.iter().find(|model| model.name == name)
+    }
+
+    /// Adds an option as it is written, `key=value` or `key`.
+    ///
+    /// # Errors
+    /// If the model has none of this name, or it does not take this value, or it was given before.
+    pub fn parse(&self, text: &str, options: &mut Options) -> Result<(), OptionError> {
+        options.add(self.options, text)
+    }
+
+    /// Checks that options go together.
+    ///
+    /// # Errors
+    /// If they do not.
+    pub fn check(&self, options: &Options) -> Result<(), BuildError> {
+        (self.check)(options)
+    }
+
+    /// How many functions on the bus it is with these options.
+    #[must_use]
+    pub fn functions(&self, options: &Options) -> usize {
+        (self.functions)(options)
+    }
+
+    /// Builds it, at as many places as it has functions.
+    ///
+    /// # Errors
+    /// If a place is taken, or there is no device with these options.
+    ///
+    /// # Panics
+    /// If there are fewer places than functions.
+    pub fn build(&self, options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<Built>, BuildError> {
+        assert!(sites.len() >= self.functions(options), "a place for each function");
+        (self.build)(options, sites, context)
+    }
+}
+
+/// For models that are one function, whatever the options.
+pub(crate) fn one(_: &Options) -> usize {
+    1
+}
+
+/// For models whose options always go together.
+pub(crate) fn any(_: &Options) -> Result<(), BuildError> {
+    Ok(())
+}
+
+impl Context<'_> {
+    /// An endpoint for a device, at its place.
+    pub(crate) fn endpoint(&self, site: Site, options: EndpointOptions) -> Result<Arc<Endpoint>, BuildError> {
+        let endpoint = self.machine.add_endpoint_with(site.rid, site.group, options);
+        endpoint.map_err(|_| BuildError::SamePlace(site.rid))
+    }
+
+    /// Builds a device of one function that knows no PASIDs.
+    pub(crate) fn plain<M: Model + 'static>(
+        &self,
+        site: Site,
+        spec: Spec,
+        make: impl FnOnce(&Arc<Endpoint>, Arc<Interrupts>) -> Result<Arc<M>, BuildError>,
+    ) -> Result<Vec<Built>, BuildError> {
+        let endpoint = self.endpoint(site, EndpointOptions::behind(self.iommu).pasid_bits(0))?;
+        let interrupts = Interrupts::new(&spec);
+        let model = make(&endpoint, interrupts.clone())?;
+        Ok(vec![Built { endpoint, spec, interrupts, model }])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_model_and_every_register_has_a_name_of_its_own() {
+        for (index, model) in MODELS.iter().enumerate() {
+            assert!(MODELS[..index].iter().all(|other| other.name != model.name), "{}", model.name);
+            assert!(std::ptr::eq(ModelInfo::find(model.name).unwrap(), model) || model.name.is_empty());
+            for (index, register) in model.registers.iter().enumerate() {
+                let others = &model.registers[..index];
+                assert!(others.iter().all(|other| other.name != register.name), "{} {}", model.name, register.name);
+            }
+        }
+    }
+}
