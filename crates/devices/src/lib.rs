@@ -15,7 +15,7 @@
 //! data: an [`ioasid_vfio::Spec`].
 //!
 //! Models: [`ioat::Ioat`], Intel I/OAT CBDMA 3.2; [`dsa::Dsa`], Intel DSA 1.0;
-//! [`ivshmem::Ivshmem`], shared memory; [`edu::Edu`], QEMU's educational device.
+//! [`ivshmem::Ivshmem`], shared memory; [`edu::Edu`], QEMU's educational device; [`nvme::Nvme`], an NVMe controller.
 
 use std::sync::Arc;
 
@@ -26,6 +26,7 @@ pub mod dsa;
 pub mod edu;
 pub mod ioat;
 pub mod ivshmem;
+pub mod nvme;
 mod registers;
 pub mod registry;
 mod thread;

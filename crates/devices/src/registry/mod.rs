@@ -1,7 +1,7 @@
 //! The models by name, each with its options, and how it is built: what a front end needs that makes devices of text.
 //!
 //! ```text
-//!   "ivshmem,mib=2"   ──▶ ModelInfo::parse ──▶ Options ──▶ ModelInfo::build ──▶ Built: endpoint, spec, model
+//!   "nvme,memory=16M" ──▶ ModelInfo::parse ──▶ Options ──▶ ModelInfo::build ──▶ Built: endpoint, spec, model
 //! ```
 //! A front end says where on the bus a device is, and behind which IOMMU; the rest is here.
 
@@ -11,7 +11,8 @@ use ioasid::{Endpoint, EndpointOptions, GroupId, Iommu, Machine, Rid};
 use ioasid_vfio::{Interrupts, Model, Spec};
 use thiserror::Error;
 
-use crate::{RegisterInfo, dsa, edu, ioat, ivshmem};
+use crate::nvme::{NvmeError, ParseFailureError};
+use crate::{RegisterInfo, dsa, edu, ioat, ivshmem, nvme};
 
 mod options;
 
@@ -37,7 +38,7 @@ pub struct ModelInfo {
 type Build = fn(&Options, &[Site], Context<'_>) -> Result<Vec<Built>, BuildError>;
 
 /// Every model there is.
-pub const MODELS: &[ModelInfo] = &[ioat::MODEL, dsa::MODEL, ivshmem::MODEL, edu::MODEL];
+pub const MODELS: &[ModelInfo] = &[ioat::MODEL, dsa::MODEL, ivshmem::MODEL, edu::MODEL, nvme::MODEL];
 
 /// A place on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +93,12 @@ pub enum BuildError {
     TwoLengths(u64, u64, u64),
     #[error("there is no memory for device {0}: {1}")]
     NoMemory(Rid, String),
+    #[error("device option {0}= is for a namespace: write it after image=FILE or memory=SIZE, as in memory=16M,{0}=…")]
+    NoNamespace(&'static str),
+    #[error(transparent)]
+    Failure(#[from] ParseFailureError),
+    #[error("device {0}: {1}")]
+    Nvme(Rid, NvmeError),
 }
 
 impl ModelInfo {

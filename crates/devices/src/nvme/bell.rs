@@ -1,0 +1,48 @@
+//! What wakes the worker.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+/// A worker that sleeps says so first, and looks once more; who has something for it stores that first, and then looks
+/// whether it sleeps.
+pub(super) struct Bell {
+    sleeps: AtomicBool,
+    wakes: OwnedFd,
+}
+
+impl Bell {
+    pub(super) fn new() -> io::Result<Self> {
+        let wakes = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { sleeps: AtomicBool::new(false), wakes })
+    }
+
+    /// There is something to look at.
+    pub(super) fn ring(&self) {
+        fence(Ordering::SeqCst);
+        if self.sleeps.swap(false, Ordering::SeqCst) {
+            // It counts further than there are rings.
+            let _ = rustix::io::write(&self.wakes, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Sleeps until it is rung, `other` is readable, or so long; not at all if `look` finds something.
+    pub(super) fn sleep(&self, other: Option<BorrowedFd<'_>>, longest: Option<Duration>, look: impl FnOnce() -> bool) {
+        self.sleeps.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if !look() {
+            let own = PollFd::new(&self.wakes, PollFlags::IN);
+            let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
+            // An error is a signal, or memory that there is not: the worker looks again.
+            let _ = match other {
+                Some(other) => poll(&mut [own, PollFd::from_borrowed_fd(other, PollFlags::IN)], longest.as_ref()),
+                None => poll(&mut [own], longest.as_ref()),
+            };
+        }
+        self.sleeps.store(false, Ordering::SeqCst);
+        let _ = rustix::io::read(&self.wakes, &mut [0; 8]);
+    }
+}

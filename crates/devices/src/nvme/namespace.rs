@@ -1,0 +1,191 @@
+//! A namespace: blocks, and what a host has made of them.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::pool::Extent;
+use super::reservation::Reservation;
+use super::spec::status::Status;
+
+/// log2 of the bytes of a block, by number of the format.
+pub(super) const FORMATS: [u32; 2] = [9, 12];
+
+/// A feature of it that forbids writing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum WriteProtection {
+    #[default]
+    None,
+    UntilChanged,
+    UntilPowerCycle,
+    ForGood,
+}
+
+impl WriteProtection {
+    pub(super) fn from_number(number: u32) -> Option<Self> {
+        [Self::None, Self::UntilChanged, Self::UntilPowerCycle, Self::ForGood].get(number as usize).copied()
+    }
+}
+
+/// A namespace.
+#[derive(Debug)]
+pub(super) struct Namespace {
+    pub(super) extent: Extent,
+    pub(super) block_shift: u32,
+    /// Blocks.
+    pub(super) count: u64,
+    /// What it is kept in cannot be written.
+    pub(super) readonly: bool,
+    pub(super) attached: bool,
+    pub(super) protection: WriteProtection,
+    pub(super) reservation: Reservation,
+    /// Error Recovery: a feature that it keeps.
+    pub(super) error_recovery: u32,
+    /// Blocks that Write Uncorrectable was for.
+    uncorrectable: RangeSet,
+    /// Which it is of all that there were: names that are made of it are not given again.
+    pub(super) number: u64,
+}
+
+impl Namespace {
+    /// As many blocks as there is room for, attached.
+    pub(super) fn new(extent: Extent, block_shift: u32, readonly: bool, number: u64) -> Self {
+        Self {
+            extent,
+            block_shift,
+            count: extent.length >> block_shift,
+            readonly,
+            attached: true,
+            protection: WriteProtection::None,
+            reservation: Reservation::default(),
+            error_recovery: 0,
+            uncorrectable: RangeSet::default(),
+            number,
+        }
+    }
+
+    pub(super) fn block(&self) -> u64 {
+        1 << self.block_shift
+    }
+
+    /// The format's number.
+    pub(super) fn format(&self) -> u8 {
+        u8::from(self.block_shift == FORMATS[1])
+    }
+
+    /// Checks that blocks are there.
+    pub(super) fn check_range(&self, first: u64, count: u64) -> Result<(), Status> {
+        let is_there = first.checked_add(count).is_some_and(|end| end <= self.count);
+        if is_there { Ok(()) } else { Err(Status::LBA_OUT_OF_RANGE) }
+    }
+
+    /// Checks that blocks can be read.
+    pub(super) fn check_readable(&self, first: u64, count: u64) -> Result<(), Status> {
+        let is_marked = self.uncorrectable.overlaps(&(first..first + count));
+        if is_marked { Err(Status::UNRECOVERED_READ_ERROR) } else { Ok(()) }
+    }
+
+    /// Checks that it can be written.
+    pub(super) fn check_writable(&self) -> Result<(), Status> {
+        let is_protected = self.readonly || self.protection != WriteProtection::None;
+        if is_protected { Err(Status::NAMESPACE_WRITE_PROTECTED) } else { Ok(()) }
+    }
+
+    /// Blocks cannot be read from now on.
+    pub(super) fn mark(&mut self, first: u64, count: u64) {
+        self.uncorrectable.insert(first..first + count);
+    }
+
+    /// Blocks were written, and can be read.
+    pub(super) fn unmark(&mut self, first: u64, count: u64) {
+        if !self.uncorrectable.is_empty() {
+            self.uncorrectable.remove(&(first..first + count));
+        }
+    }
+
+    /// Every block can be read from now on.
+    pub(super) fn unmark_all(&mut self) {
+        self.uncorrectable = RangeSet::default();
+    }
+
+    /// Where a block is in what it is kept in, in bytes.
+    pub(super) fn byte(&self, block: u64) -> u64 {
+        self.extent.offset + (block << self.block_shift)
+    }
+
+    /// Its blocks become longer or shorter. It has as many bytes as before, as far as they are whole blocks.
+    pub(super) fn reformat(&mut self, block_shift: u32) {
+        self.count = self.count << self.block_shift >> block_shift;
+        self.block_shift = block_shift;
+    }
+}
+
+/// A set of numbers, as ranges that do not touch: first and end.
+#[derive(Debug, Default)]
+pub(super) struct RangeSet(BTreeMap<u64, u64>);
+
+impl RangeSet {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The ranges that overlap `range`, or with `touching`, that touch it.
+    fn near(&self, range: &Range<u64>, touching: bool) -> Vec<Range<u64>> {
+        let reach = u64::from(touching);
+        let below = self.0.range(..range.end + reach).rev();
+        let found = below.take_while(|(_, end)| **end + reach > range.start);
+        found.map(|(start, end)| *start..*end).collect()
+    }
+
+    fn overlaps(&self, range: &Range<u64>) -> bool {
+        !self.0.is_empty() && !range.is_empty() && !self.near(range, false).is_empty()
+    }
+
+    fn insert(&mut self, range: Range<u64>) {
+        let mut all = range.clone();
+        for near in self.near(&range, true) {
+            self.0.remove(&near.start);
+            all = all.start.min(near.start)..all.end.max(near.end);
+        }
+        if !all.is_empty() {
+            self.0.insert(all.start, all.end);
+        }
+    }
+
+    fn remove(&mut self, range: &Range<u64>) {
+        let near = if range.is_empty() { Vec::new() } else { self.near(range, false) };
+        for near in near {
+            self.0.remove(&near.start);
+            for rest in [near.start..range.start.min(near.end), range.end.max(near.start)..near.end] {
+                if !rest.is_empty() {
+                    self.0.insert(rest.start, rest.end);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_set_of_ranges_is_a_set(steps in prop::collection::vec((any::<bool>(), 0u64..64, 0u64..16), 1..40)) {
+            let (mut set, mut naive) = (RangeSet::default(), [false; 96]);
+            for (inserts, start, length) in steps {
+                let range = start..start + length;
+                if inserts { set.insert(range.clone()) } else { set.remove(&range) }
+                naive[start as usize..(start + length) as usize].fill(inserts);
+                for at in 0..95 {
+                    prop_assert_eq!(set.overlaps(&(at..at + 1)), naive[at as usize]);
+                }
+                let mut ranges = set.0.iter().peekable();
+                while let Some((start, end)) = ranges.next() {
+                    prop_assert!(start < end && ranges.peek().is_none_or(|(next, _)| end < *next));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! A submission queue and a completion queue, as the controller sees them.
+
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U16, U64};
+
+use super::memory::Memory;
+use super::spec::command::{COMMAND_SIZE, COMPLETION_SIZE, Command, Completion};
+use super::spec::status::Status;
+
+/// Commands that are fetched at once.
+pub(super) const BURST: usize = 32;
+
+/// Where the entries of a queue are.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    Contiguous(u64),
+    /// Pages of so many bytes, as log2.
+    Pages(Vec<u64>, u32),
+}
+
+impl Place {
+    /// The address of byte `offset`, and how many bytes follow there in one piece.
+    fn at(&self, offset: u64) -> (u64, u64) {
+        match self {
+            Self::Contiguous(base) => (base.wrapping_add(offset), u64::MAX),
+            Self::Pages(pages, shift) => {
+                let within = offset & ((1 << shift) - 1);
+                (pages[(offset >> shift) as usize] + within, (1 << shift) - within)
+            }
+        }
+    }
+}
+
+/// Commands on their way to the controller.
+#[derive(Debug)]
+pub(super) struct SubmissionQueue {
+    pub(super) completions: u16,
+    place: Place,
+    entries: u32,
+    head: u32,
+    tail: u32,
+    /// What the doorbell held when it was looked at last.
+    pub(super) doorbell: u32,
+    /// 0 is urgent, 1 high, 2 medium, 3 low.
+    pub(super) priority: u8,
+    /// What the event index holds, with doorbell buffers.
+    pub(super) event: u32,
+}
+
+impl SubmissionQueue {
+    pub(super) fn new(completions: u16, place: Place, entries: u32, priority: u8) -> Self {
+        Self { completions, place, entries, head: 0, tail: 0, doorbell: 0, priority, event: 0 }
+    }
+
+    /// Takes what the doorbell holds. Returns whether that is a place in the queue.
+    pub(super) fn ring(&mut self, value: u32) -> bool {
+        self.doorbell = value;
+        let is_one = value < self.entries;
+        if is_one {
+            self.tail = value;
+        }
+        is_one
+    }
+
+    /// How many commands there are to fetch.
+    pub(super) fn waiting(&self) -> usize {
+        ((self.tail + self.entries - self.head) % self.entries) as usize
+    }
+
+    /// The next one to fetch.
+    pub(super) fn head(&self) -> u16 {
+        self.head as u16
+    }
+
+    /// Fetches the next commands: as many as `commands` has room for, as lie in one piece.
+    pub(super) fn fetch<'a>(
+        &mut self,
+        memory: &mut Memory,
+        commands: &'a mut [Command],
+    ) -> Result<&'a [Command], Status> {
+        let (address, there) = self.place.at(u64::from(self.head) * COMMAND_SIZE as u64);
+        let until_wrap = (self.entries - self.head) as usize;
+        let whole = (there / COMMAND_SIZE as u64).min(until_wrap as u64) as usize;
+        let count = commands.len().min(self.waiting()).min(whole);
+        let commands = &mut commands[..count];
+        memory.read(address, commands.as_mut_bytes())?;
+        Ok(commands)
+    }
+
+    /// A fetched command is being carried out.
+    pub(super) fn advance(&mut self) {
+        self.head = (self.head + 1) % self.entries;
+    }
+}
+
+/// Completions on their way to the host.
+#[derive(Debug)]
+pub(super) struct CompletionQueue {
+    place: Place,
+    entries: u32,
+    /// Where the host reads next.
+    head: u32,
+    /// Where the controller writes next.
+    tail: u32,
+    phase: bool,
+    pub(super) vector: u16,
+    pub(super) interrupts: bool,
+    /// See [`SubmissionQueue::doorbell`].
+    pub(super) doorbell: u32,
+    /// See [`SubmissionQueue::event`].
+    pub(super) event: u32,
+    /// To be written.
+    pending: Vec<Completion>,
+    /// Commands that files are busy with, whose completions will come.
+    pub(super) outstanding: usize,
+    /// Submission queues that complete here.
+    pub(super) users: usize,
+    /// Completions that were written since the last interrupt, and when the first of them was.
+    pub(super) untold: u32,
+}
+
+impl CompletionQueue {
+    pub(super) fn new(place: Place, entries: u32, vector: u16, interrupts: bool) -> Self {
+        Self {
+            place,
+            entries,
+            head: 0,
+            tail: 0,
+            phase: true,
+            vector,
+            interrupts,
+            doorbell: 0,
+            event: 0,
+            pending: Vec::new(),
+            outstanding: 0,
+            users: 0,
+            untold: 0,
+        }
+    }
+
+    /// Takes what the doorbell holds. Returns whether that is between the old head and what was written.
+    pub(super) fn ring(&mut self, value: u32) -> bool {
+        self.doorbell = value;
+        let distance = |to: u32| (to + self.entries - self.head) % self.entries;
+        let is_one = value < self.entries && distance(value) <= distance(self.tail);
+        if is_one {
+            self.head = value;
+        }
+        is_one
+    }
+
+    /// How many commands can begin that complete here.
+    pub(super) fn room(&self) -> usize {
+        let used = (self.tail + self.entries - self.head) % self.entries;
+        ((self.entries - 1 - used) as usize).saturating_sub(self.pending.len() + self.outstanding)
+    }
+
+    /// Whether the host has not taken all that was written.
+    pub(super) fn has_unread(&self) -> bool {
+        self.head != self.tail
+    }
+
+    /// Whether there are completions to be written.
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    pub(super) fn push(&mut self, queue: u16, head: u16, identifier: u16, status: Status, result: u64) {
+        self.pending.push(Completion {
+            result: U64::new(result),
+            queue_head: U16::new(head),
+            queue: U16::new(queue),
+            identifier: U16::new(identifier),
+            status: U16::new(status.0 << 1),
+        });
+    }
+
+    /// Writes what there is to write, as far as there is room. The host looks at entries in their order, so the first
+    /// of several comes last, and of that the half with the phase.
+    pub(super) fn write_pending(&mut self, memory: &mut Memory) -> Result<usize, Status> {
+        let mut written = 0;
+        while written < self.pending.len() {
+            let used = (self.tail + self.entries - self.head) % self.entries;
+            let (address, there) = self.place.at(u64::from(self.tail) * COMPLETION_SIZE as u64);
+            let whole = (there / COMPLETION_SIZE as u64).min(u64::from(self.entries - self.tail)) as usize;
+            let count = (self.pending.len() - written).min(whole).min((self.entries - 1 - used) as usize);
+            if count == 0 {
+                break;
+            }
+            let batch = &mut self.pending[written..written + count];
+            for completion in &mut *batch {
+                completion.status.set(completion.status.get() | u16::from(self.phase));
+            }
+            let (first, rest) = batch.as_bytes().split_at(COMPLETION_SIZE);
+            if !rest.is_empty() {
+                memory.write(address + COMPLETION_SIZE as u64, rest)?;
+            }
+            memory.write(address, &first[..8])?;
+            memory.write(address + 8, &first[8..])?;
+            self.tail += count as u32;
+            if self.tail == self.entries {
+                (self.tail, self.phase) = (0, !self.phase);
+            }
+            written += count;
+        }
+        self.pending.drain(..written);
+        Ok(written)
+    }
+}

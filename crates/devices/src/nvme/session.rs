@@ -1,0 +1,324 @@
+//! What a controller has while it is enabled: queues, event requests, and features as they are now.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::bar::{Bar, Doorbell, PAIRS};
+use super::controller::Ticket;
+use super::fail::Misfortune;
+use super::features::{Features, id};
+use super::memory::Memory;
+use super::queue::{CompletionQueue, SubmissionQueue};
+use super::spec::command::Command;
+use super::spec::log::Event;
+use super::spec::status::Status;
+
+/// Most event requests at once.
+pub(super) const EVENT_REQUESTS: usize = 4;
+/// Most events that wait for a request; the next are lost.
+const MOST_EVENTS: usize = 32;
+
+/// The doorbells that lie in the host's memory: where they are, and where the controller says which change it wants to
+/// be told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shadow {
+    pub(super) doorbells: u64,
+    pub(super) events: u64,
+}
+
+/// Events, and the requests for them.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    requests: VecDeque<Ticket>,
+    waiting: VecDeque<Event>,
+    /// Types of events that were told: the next one waits until its page is read.
+    masked: u8,
+}
+
+impl Events {
+    pub(super) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub(super) fn request(&mut self, ticket: Ticket) {
+        self.requests.push_back(ticket);
+    }
+
+    /// Takes back a request.
+    pub(super) fn withdraw(&mut self, identifier: u16) -> Option<Ticket> {
+        let index = self.requests.iter().position(|ticket| ticket.identifier == identifier)?;
+        self.requests.remove(index)
+    }
+
+    pub(super) fn has(&self, identifier: u16) -> bool {
+        self.requests.iter().any(|ticket| ticket.identifier == identifier)
+    }
+
+    pub(super) fn happen(&mut self, event: Event) {
+        if self.waiting.len() < MOST_EVENTS && !self.waiting.contains(&event) {
+            self.waiting.push_back(event);
+        }
+    }
+
+    /// The page was read: events of these types may be told again.
+    pub(super) fn unmask(&mut self, page: u8) {
+        for event in [Event::INVALID_DOORBELL, Event::TEMPERATURE, Event::NAMESPACE_CHANGED, Event::SANITIZE_DONE] {
+            if event.page == page {
+                self.masked &= !(1 << event.kind);
+            }
+        }
+    }
+
+    /// The next event to tell, and the request to tell it by.
+    pub(super) fn next(&mut self) -> Option<(Ticket, Event)> {
+        let masked = self.masked;
+        let index = self.waiting.iter().position(|event| masked & 1 << event.kind == 0)?;
+        let ticket = self.requests.pop_front()?;
+        let event = self.waiting.remove(index)?;
+        self.masked |= 1 << event.kind;
+        Some((ticket, event))
+    }
+}
+
+/// An enabled controller.
+pub(super) struct Session {
+    /// Which it is: the number of resets before it.
+    pub(super) number: u64,
+    pub(super) page_shift: u32,
+    /// Weighted round robin rather than round robin.
+    pub(super) is_weighted: bool,
+    pub(super) submissions: Vec<Option<SubmissionQueue>>,
+    pub(super) completions: Vec<Option<CompletionQueue>>,
+    /// Queues that there are, in the order in which they are served.
+    pub(super) served: Vec<u16>,
+    /// Heads of submission queues.
+    pub(super) heads: [u16; PAIRS],
+    /// Completion queues that have something to be written, or to be told.
+    dirty: Vec<u16>,
+    pub(super) shadow: Option<Shadow>,
+    pub(super) events: Events,
+    pub(super) features: Features,
+    /// The first of two fused commands, by queue.
+    pub(super) fused: Vec<(u16, Ticket, Command)>,
+    /// Completions to be written after the next of their queue.
+    late: Vec<(Ticket, Status, u64)>,
+    /// Commands that are never completed, unless they are aborted.
+    lost: Vec<Ticket>,
+    /// When coalesced interrupts are due.
+    deadlines: Vec<(u16, Instant)>,
+    /// When the host must have said that it is alive.
+    pub(super) alive_until: Option<Instant>,
+    /// It takes no more commands: the host has shut it down.
+    pub(super) is_shut_down: bool,
+}
+
+impl Session {
+    pub(super) fn new(
+        number: u64,
+        page_shift: u32,
+        is_weighted: bool,
+        admin: (SubmissionQueue, CompletionQueue),
+        features: Features,
+    ) -> Self {
+        let mut session = Self {
+            number,
+            page_shift,
+            is_weighted,
+            submissions: Vec::new(),
+            completions: Vec::new(),
+            served: vec![0],
+            heads: [0; PAIRS],
+            dirty: Vec::new(),
+            shadow: None,
+            events: Events::default(),
+            features,
+            fused: Vec::new(),
+            late: Vec::new(),
+            lost: Vec::new(),
+            deadlines: Vec::new(),
+            alive_until: None,
+            is_shut_down: false,
+        };
+        session.submissions.resize_with(PAIRS, || None);
+        session.completions.resize_with(PAIRS, || None);
+        session.submissions[0] = Some(admin.0);
+        session.completions[0] = Some(admin.1);
+        session
+    }
+
+    pub(super) fn completion_queue(&mut self, id: u16) -> Option<&mut CompletionQueue> {
+        self.completions.get_mut(usize::from(id))?.as_mut()
+    }
+
+    /// What the doorbell of a queue holds: in the host's memory if it has moved them there.
+    pub(super) fn doorbell(&self, doorbell: Doorbell, bar: &Bar, memory: &mut Memory) -> Result<u32, Status> {
+        let is_admin = doorbell.index() < 2;
+        let Some(shadow) = self.shadow.filter(|_| !is_admin) else { return Ok(bar.doorbell(doorbell)) };
+        let mut value = [0; 4];
+        memory.read(shadow.doorbells + 4 * doorbell.index() as u64, &mut value)?;
+        Ok(u32::from_le_bytes(value))
+    }
+
+    /// A command has ended.
+    pub(super) fn complete(&mut self, ticket: Ticket, status: Status, result: u64) {
+        match ticket.misfortune {
+            Some(Misfortune::Timeout) => {
+                self.lost.push(ticket);
+                return;
+            }
+            Some(Misfortune::Late) => {
+                self.late.push((Ticket { misfortune: None, ..ticket }, status, result));
+                return;
+            }
+            _ => {}
+        }
+        self.push(ticket, status, result);
+        if ticket.misfortune == Some(Misfortune::Twice) {
+            self.push(ticket, status, result);
+        }
+        while let Some(index) = self.late.iter().position(|(late, ..)| late.queue == ticket.queue) {
+            let (ticket, status, result) = self.late.remove(index);
+            self.push(ticket, status, result);
+        }
+    }
+
+    fn push(&mut self, ticket: Ticket, status: Status, result: u64) {
+        let head = self.heads[usize::from(ticket.queue)];
+        let Some(queue) = self.completion_queue(ticket.completions) else { return };
+        queue.push(ticket.queue, head, ticket.identifier, status, result);
+        if !self.dirty.contains(&ticket.completions) {
+            self.dirty.push(ticket.completions);
+        }
+    }
+
+    /// Takes back a command that waits for something else than files.
+    pub(super) fn withdraw(&mut self, queue: u16, identifier: u16) -> Option<Ticket> {
+        let is_it = |ticket: &Ticket| (ticket.queue, ticket.identifier) == (queue, identifier);
+        if let Some(index) = self.lost.iter().position(is_it) {
+            return Some(Ticket { misfortune: None, ..self.lost.swap_remove(index) });
+        }
+        if let Some(index) = self.fused.iter().position(|(_, ticket, _)| is_it(ticket)) {
+            return Some(self.fused.swap_remove(index).1);
+        }
+        if queue == 0 { self.events.withdraw(identifier) } else { None }
+    }
+
+    /// Something has happened: the host is told if it wants to be.
+    pub(super) fn happen(&mut self, event: Event) {
+        let wanted = self.features.get(id::ASYNC_EVENTS);
+        let bit = match event {
+            Event::TEMPERATURE => 1 << 1,
+            Event::NAMESPACE_CHANGED => 1 << 8,
+            _ => 0,
+        };
+        if bit == 0 || wanted & bit != 0 {
+            self.events.happen(event);
+        }
+    }
+
+    /// Tells events by requests for them.
+    pub(super) fn tell_events(&mut self) {
+        while let Some((ticket, event)) = self.events.next() {
+            self.complete(ticket, Status::SUCCESS, event.result());
+        }
+    }
+
+    /// Writes completions, and interrupts. Returns whether there was something to write.
+    pub(super) fn write_completions(&mut self, bar: &Bar, memory: &mut Memory) -> Result<bool, Status> {
+        let mut any = false;
+        let mut index = 0;
+        while let Some(id) = self.dirty.get(index).copied() {
+            let Some(queue) = self.completions[usize::from(id)].as_mut() else {
+                self.dirty.swap_remove(index);
+                continue;
+            };
+            let written = queue.write_pending(memory)?;
+            any |= written > 0;
+            if written > 0 && queue.interrupts {
+                queue.untold += written as u32;
+                let vector = queue.vector;
+                match self.features.coalescing(id, vector) {
+                    Some((threshold, time)) if queue.untold < threshold => {
+                        if !self.deadlines.iter().any(|(queue, _)| *queue == id) {
+                            self.deadlines.push((id, Instant::now() + time));
+                        }
+                    }
+                    _ => {
+                        queue.untold = 0;
+                        self.deadlines.retain(|(queue, _)| *queue != id);
+                        bar.post(id, vector);
+                    }
+                }
+            }
+            if queue.has_pending() {
+                index += 1;
+            } else {
+                self.dirty.swap_remove(index);
+            }
+        }
+        Ok(any)
+    }
+
+    /// Sends the coalesced interrupts that are due. Returns when the next are.
+    pub(super) fn send_due(&mut self, bar: &Bar) -> Option<Duration> {
+        let now = (!self.deadlines.is_empty()).then(Instant::now)?;
+        for (id, _) in self.deadlines.extract_if(.., |(_, due)| *due <= now) {
+            if let Some(queue) = self.completions[usize::from(id)].as_mut() {
+                queue.untold = 0;
+                bar.post(id, queue.vector);
+            }
+        }
+        self.deadlines.iter().map(|(_, due)| due.saturating_duration_since(now)).min()
+    }
+
+    /// Whether the controller has to know how far the host has taken completions: there may be no room for those of
+    /// `waiting` commands, or the line depends on it.
+    pub(super) fn wants_head(&self, id: u16, waiting: usize, bar: &Bar) -> bool {
+        let Some(queue) = self.completions.get(usize::from(id)).and_then(Option::as_ref) else { return false };
+        queue.room() < waiting || queue.has_pending() || queue.interrupts && queue.has_unread() && !bar.sends_messages()
+    }
+
+    /// Whether a doorbell has changed that nobody has looked at.
+    pub(super) fn is_rung(&self, bar: &Bar, memory: &mut Memory) -> bool {
+        self.served.iter().any(|id| {
+            let Some(queue) = &self.submissions[usize::from(*id)] else { return false };
+            let (completions, waiting) = (queue.completions, queue.waiting());
+            // What cannot be read is found in the next round.
+            if self.doorbell(Doorbell::Tail(*id), bar, memory) != Ok(queue.doorbell) {
+                return true;
+            }
+            let Some(queue) = &self.completions[usize::from(completions)] else { return false };
+            self.wants_head(completions, waiting, bar)
+                && self.doorbell(Doorbell::Head(completions), bar, memory) != Ok(queue.doorbell)
+        })
+    }
+
+    /// Says in the event indexes which changes of doorbells in the host's memory the controller wants to be told.
+    pub(super) fn announce(&mut self, bar: &Bar, memory: &mut Memory) -> Result<(), Status> {
+        let Some(shadow) = self.shadow else { return Ok(()) };
+        let at = |doorbell: Doorbell| shadow.events + 4 * doorbell.index() as u64;
+        for id in self.served.iter().copied().filter(|id| *id != 0) {
+            let Some(queue) = &mut self.submissions[usize::from(id)] else { continue };
+            let (completions, waiting) = (queue.completions, queue.waiting());
+            if queue.event != queue.doorbell {
+                queue.event = queue.doorbell;
+                memory.write(at(Doorbell::Tail(id)), &queue.event.to_le_bytes())?;
+            }
+            let wants_head = self.wants_head(completions, waiting, bar);
+            let Some(queue) = &mut self.completions[usize::from(completions)] else { continue };
+            if wants_head && queue.event != queue.doorbell {
+                queue.event = queue.doorbell;
+                memory.write(at(Doorbell::Head(completions)), &queue.event.to_le_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A queue is there no more: neither are what it held back, and its interrupts.
+    pub(super) fn forget_queue(&mut self, id: u16) {
+        self.fused.retain(|(queue, ..)| *queue != id);
+        self.late.retain(|(ticket, ..)| ticket.queue != id);
+        self.lost.retain(|ticket| ticket.queue != id);
+        self.served.retain(|queue| *queue != id);
+    }
+}

@@ -1,0 +1,131 @@
+//! An image: a file, or a block device, that holds the blocks of a namespace.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
+use rustix::io::Errno;
+
+use super::super::options::ImageError;
+
+/// What everything has to be a multiple of where the page cache is passed by: no device wants more.
+const DIRECT_ALIGNMENT: u64 = 4096;
+/// Zeroes that are written at once where a file system cannot make them.
+static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+
+/// An open image.
+#[derive(Debug)]
+pub(in crate::nvme) struct Image {
+    /// By way of the page cache.
+    cached: File,
+    /// Past it, where the file system can.
+    direct: Option<File>,
+    length: u64,
+}
+
+impl Image {
+    pub(in crate::nvme) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The file to use for an access: past the page cache if it is aligned.
+    pub(super) fn file(&self, offset: u64, length: usize) -> BorrowedFd<'_> {
+        let is_aligned = offset.is_multiple_of(DIRECT_ALIGNMENT) && (length as u64).is_multiple_of(DIRECT_ALIGNMENT);
+        self.direct.as_ref().filter(|_| is_aligned).unwrap_or(&self.cached).as_fd()
+    }
+
+    pub(super) fn cached(&self) -> BorrowedFd<'_> {
+        self.cached.as_fd()
+    }
+
+    /// Reads at once. What is not there any more is an error.
+    pub(in crate::nvme) fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.cached.read_exact_at(data, offset)
+    }
+
+    /// Writes at once.
+    pub(in crate::nvme) fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.cached.write_all_at(data, offset)
+    }
+
+    pub(in crate::nvme) fn flush(&self) -> io::Result<()> {
+        self.cached.sync_data()
+    }
+
+    /// Makes bytes zero at once.
+    pub(in crate::nvme) fn zero(&self, offset: u64, length: u64, deallocate: bool) -> io::Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
+        match fallocate(&self.cached, zero_mode(deallocate), offset, length) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => self.write_zeroes(offset, length),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// For file systems that cannot make holes.
+    pub(super) fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        let end = offset + length;
+        for at in (offset..end).step_by(ZEROES.len()) {
+            self.write(at, &ZEROES[..(end - at).min(ZEROES.len() as u64) as usize])?;
+        }
+        Ok(())
+    }
+}
+
+/// How bytes of a file become zero.
+pub(super) fn zero_mode(deallocate: bool) -> FallocateFlags {
+    let how = if deallocate { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+    how | FallocateFlags::KEEP_SIZE
+}
+
+/// Opens the image at `path`. With a size, it is made if there is none.
+///
+/// # Errors
+/// If there is no such file, it is in use or cannot be written, or it is not of this size or of whole blocks.
+pub(in crate::nvme) fn open(
+    path: &Path,
+    size: Option<u64>,
+    block: u64,
+    readonly: bool,
+) -> Result<Arc<Image>, ImageError> {
+    let failed = |what| move |error: io::Error| ImageError::Io { path: path.into(), what, error: error.to_string() };
+    let mut options = OpenOptions::new();
+    options.read(true).write(!readonly);
+    let creates = size.is_some() && !readonly && !path.exists();
+    let mut cached = match options.clone().create_new(creates).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ImageError::Missing(path.into())),
+        Err(error)
+            if !readonly
+                && matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
+        {
+            return Err(ImageError::ReadOnly(path.into()));
+        }
+        Err(error) => return Err(failed("opened")(error)),
+    };
+    let lock = if readonly { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
+    match flock(&cached, lock) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Err(ImageError::InUse(path.into())),
+        // A file system without locks.
+        Err(_) => {}
+    }
+    if let Some(size) = size.filter(|_| creates) {
+        cached.set_len(size).map_err(failed("made that long"))?;
+    }
+    let length = cached.seek(SeekFrom::End(0)).map_err(failed("measured"))?;
+    if size.is_some_and(|size| size != length) {
+        return Err(ImageError::OtherSize { path: path.into(), length, size: size.unwrap_or_default() });
+    }
+    if length == 0 || !length.is_multiple_of(block) {
+        return Err(ImageError::NoBlocks { path: path.into(), length, block });
+    }
+    let direct = options.custom_flags(OFlags::DIRECT.bits().cast_signed()).open(path).ok();
+    Ok(Arc::new(Image { cached, direct, length }))
+}

@@ -1,0 +1,426 @@
+//! The thread: it obeys the registers, serves the queues in turn while there is work, and sleeps when there is none.
+//!
+//! ```text
+//!   ┌─▶ obey ──▶ serve each queue ──▶ files ──▶ completions, interrupts ─┐
+//!   │     └ enable, reset, shut down        something was done           │
+//!   ├────────────────────────────────────────────────────────────────────┤
+//!   └── look for 50 µs more, say so in the event indexes, sleep ◀────────┘ nothing
+//! ```
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use zerocopy::FromZeros;
+
+use super::bar::{Bar, Doorbell, PAIRS, State};
+use super::controller::{Controller, Outcome, Ticket};
+use super::fail::Misfortune;
+use super::queue::{BURST, CompletionQueue, Place, SubmissionQueue};
+use super::session::Session;
+use super::spec::command::{Command, Fuse, nvm};
+use super::spec::log::Event;
+use super::spec::registers::{MAX_MPS, MIN_PAGE_SHIFT, cc, csts};
+use super::spec::status::Status;
+
+/// How long the worker looks on after the last work.
+const SPIN: Duration = Duration::from_micros(50);
+/// How long it sleeps at the most while doorbells are memory.
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+
+/// What the worker knows of the registers.
+#[derive(Debug, Default)]
+struct Seen {
+    orders: Option<u64>,
+    resets: u64,
+    subsystem_resets: u64,
+    /// The controller has failed, and waits for a reset.
+    failed: bool,
+    gone: bool,
+}
+
+/// The thread.
+pub(super) struct Worker {
+    controller: Controller,
+    seen: Seen,
+    /// The last pause while doorbells are memory.
+    pause: Duration,
+}
+
+/// Says that the worker has ended, however it did.
+struct Ending(Arc<Bar>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl Worker {
+    pub(super) fn new(controller: Controller) -> Self {
+        Self { controller, seen: Seen::default(), pause: SPIN }
+    }
+
+    pub(super) fn run(mut self) {
+        let _ending = Ending(self.controller.bar.clone());
+        let mut idle_since = None;
+        loop {
+            let orders = self.controller.bar.orders();
+            if self.seen.orders != Some(orders) {
+                self.seen.orders = Some(orders);
+                if !self.obey() {
+                    return;
+                }
+            }
+            if self.round() {
+                idle_since = None;
+                self.pause = SPIN;
+                continue;
+            }
+            let since = *idle_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < SPIN {
+                std::hint::spin_loop();
+            } else {
+                self.sleep();
+            }
+        }
+    }
+
+    /// Does what the registers ask for. Returns whether to go on.
+    fn obey(&mut self) -> bool {
+        let bar = self.controller.bar.clone();
+        let state = *bar.lock();
+        if state.quits {
+            return false;
+        }
+        self.controller.memory.place_buffer(bar.buffer_base(&state));
+        if state.resets != self.seen.resets {
+            self.end_session();
+            if state.subsystem_resets != self.seen.subsystem_resets {
+                self.controller.subsystem.lose_power();
+            }
+            self.seen = Seen {
+                orders: self.seen.orders,
+                resets: state.resets,
+                subsystem_resets: state.subsystem_resets,
+                ..Seen::default()
+            };
+            bar.answer(state.resets, csts::RDY | csts::CFS | csts::SHUTDOWN, 0);
+            bar.settle(state.resets);
+        }
+        if state.is_gone || self.seen.failed {
+            return true;
+        }
+        let is_enabled = state.configuration & cc::EN != 0;
+        if is_enabled && self.controller.session.is_none() {
+            match self.enable(&state) {
+                Some(session) => {
+                    self.controller.session = Some(session);
+                    bar.answer(state.resets, 0, csts::RDY);
+                }
+                None => self.fail(),
+            }
+        }
+        if state.status & csts::SHUTDOWN == csts::SHUTDOWN_BEGUN {
+            self.shut_down(state.resets);
+        }
+        true
+    }
+
+    /// What the host has asked for with CC.EN; `None` if that is not possible.
+    fn enable(&mut self, state: &State) -> Option<Session> {
+        // What was written before the reset is not to come after what is written now.
+        self.controller.drain();
+        let configuration = state.configuration;
+        let sizes = [state.admin_sizes & 0xFFF, state.admin_sizes >> 16 & 0xFFF];
+        let is_possible = cc::command_set(configuration) == 0
+            && cc::page_shift(configuration) <= MAX_MPS
+            && cc::arbitration(configuration) <= 1
+            && sizes.iter().all(|size| *size > 0);
+        if !is_possible {
+            return None;
+        }
+        let place = Place::Contiguous(state.admin_submissions);
+        let submissions = SubmissionQueue::new(0, place, sizes[0] + 1, 0);
+        let place = Place::Contiguous(state.admin_completions);
+        let completions = CompletionQueue::new(place, sizes[1] + 1, 0, true);
+        let bar = &self.controller.bar;
+        bar.set_exists(Doorbell::Tail(0), true);
+        bar.set_exists(Doorbell::Head(0), true);
+        let page_shift = MIN_PAGE_SHIFT + cc::page_shift(configuration);
+        let is_weighted = cc::arbitration(configuration) == 1;
+        let features = self.controller.subsystem.saved.clone();
+        Some(Session::new(state.resets, page_shift, is_weighted, (submissions, completions), features))
+    }
+
+    fn end_session(&mut self) {
+        if self.controller.session.take().is_some() {
+            for queue in 0..PAIRS as u16 {
+                self.controller.bar.set_exists(Doorbell::Tail(queue), false);
+                self.controller.bar.set_exists(Doorbell::Head(queue), false);
+            }
+            self.controller.bar.forget_posted();
+        }
+    }
+
+    /// The controller works no more until it is reset.
+    fn fail(&mut self) {
+        self.seen.failed = true;
+        self.end_session();
+        self.controller.bar.answer(self.seen.resets, 0, csts::CFS);
+    }
+
+    /// Everything that was written is made to last.
+    fn shut_down(&mut self, resets: u64) {
+        self.controller.drain();
+        self.controller.write_completions().ok();
+        if self.controller.flush_all().is_err() {
+            return self.fail();
+        }
+        if let Some(session) = &mut self.controller.session {
+            session.is_shut_down = true;
+        }
+        self.controller.bar.answer(resets, csts::SHUTDOWN, csts::SHUTDOWN_DONE);
+    }
+
+    /// Takes what there is. Returns whether there was something.
+    fn round(&mut self) -> bool {
+        let is_serving = self.controller.session.as_ref().is_some_and(|session| !session.is_shut_down);
+        if !is_serving {
+            return self.controller.reap();
+        }
+        let mut busy = false;
+        match self.serve_all() {
+            Ok(any) => busy |= any,
+            Err(_) => {
+                self.fail();
+                return true;
+            }
+        }
+        busy |= self.controller.reap();
+        if self.seen.gone {
+            return true;
+        }
+        busy |= self.controller.sanitize_step();
+        if let Some(session) = &mut self.controller.session {
+            session.tell_events();
+        }
+        match self.controller.write_completions() {
+            Ok(any) => busy | any,
+            Err(_) => {
+                self.fail();
+                true
+            }
+        }
+    }
+
+    /// Serves the queues, as the host wants it.
+    fn serve_all(&mut self) -> Result<bool, Status> {
+        let mut busy = false;
+        let Some(session) = &mut self.controller.session else { return Ok(false) };
+        if self.controller.bar.take_stray() {
+            session.happen(Event::INVALID_DOORBELL);
+        }
+        let (is_weighted, burst) = (session.is_weighted, session.features.burst().min(BURST));
+        let mut turn = 0;
+        let mut urgent = false;
+        while let Some(id) = self.controller.session.as_ref().and_then(|session| session.served.get(turn).copied()) {
+            turn += 1;
+            let limit = match self.priority(id) {
+                _ if id == 0 => 1,
+                0 if is_weighted => BURST,
+                // Urgent queues come before all others.
+                _ if is_weighted && urgent => continue,
+                priority if is_weighted => self.weight(priority).min(BURST),
+                _ => burst,
+            };
+            let served = self.serve(id, limit)?;
+            urgent |= served && is_weighted && id != 0 && self.priority(id) == 0;
+            busy |= served;
+            if self.is_interrupted() {
+                return Ok(true);
+            }
+        }
+        Ok(busy)
+    }
+
+    fn priority(&self, id: u16) -> u8 {
+        let queue = self.controller.session.as_ref().and_then(|session| session.submissions[usize::from(id)].as_ref());
+        queue.map_or(3, |queue| queue.priority)
+    }
+
+    fn weight(&self, priority: u8) -> usize {
+        self.controller.session.as_ref().map_or(1, |session| session.features.weight(priority))
+    }
+
+    /// The registers ask for something else.
+    fn is_interrupted(&self) -> bool {
+        self.seen.failed || self.seen.gone || self.seen.orders != Some(self.controller.bar.orders())
+    }
+
+    /// Looks at the doorbell of a completion queue.
+    fn look_at_head(&mut self, id: u16) -> Result<(), Status> {
+        let Controller { bar, memory, session, .. } = &mut self.controller;
+        let Some(session) = session else { return Ok(()) };
+        let value = session.doorbell(Doorbell::Head(id), bar, memory)?;
+        let Some(queue) = session.completion_queue(id) else { return Ok(()) };
+        if value != queue.doorbell {
+            let is_place = queue.ring(value);
+            bar.set_waiting(id, queue.interrupts && queue.has_unread());
+            if !is_place {
+                session.happen(Event::INVALID_DOORBELL_VALUE);
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out up to `limit` commands of a queue. Returns whether there was one.
+    ///
+    /// # Errors
+    /// If the queue cannot be reached any more.
+    fn serve(&mut self, id: u16, limit: usize) -> Result<bool, Status> {
+        let Controller { bar, memory, session, .. } = &mut self.controller;
+        let Some(session) = session else { return Ok(false) };
+        let value = session.doorbell(Doorbell::Tail(id), bar, memory)?;
+        let Some(queue) = &mut session.submissions[usize::from(id)] else { return Ok(false) };
+        let completions = queue.completions;
+        if value != queue.doorbell && !queue.ring(value) {
+            session.events.happen(Event::INVALID_DOORBELL_VALUE);
+        }
+        let waiting = queue.waiting();
+        if session.wants_head(completions, waiting, bar) {
+            self.look_at_head(completions)?;
+        }
+        if waiting == 0 || !self.controller.has_room() {
+            return Ok(false);
+        }
+        let Controller { memory, session, .. } = &mut self.controller;
+        let Some(session) = session else { return Ok(false) };
+        let room = session.completion_queue(completions).map_or(0, |queue| queue.room());
+        if room == 0 {
+            return Ok(false);
+        }
+        let Some(mut queue) = session.submissions[usize::from(id)].take() else { return Ok(false) };
+        let mut commands = [Command::new_zeroed(); BURST];
+        let fetched = queue.fetch(memory, &mut commands[..limit.min(room)]);
+        let number = session.number;
+        let mut result = Ok(true);
+        match fetched {
+            Ok(commands) => {
+                for command in commands {
+                    queue.advance();
+                    if let Some(session) = &mut self.controller.session {
+                        session.heads[usize::from(id)] = queue.head();
+                    }
+                    self.take(id, completions, command);
+                    if self.is_interrupted() || !self.controller.has_room() {
+                        break;
+                    }
+                }
+            }
+            Err(status) => result = Err(status),
+        }
+        if let Some(session) = self.controller.session.as_mut().filter(|session| session.number == number) {
+            session.submissions[usize::from(id)] = Some(queue);
+        }
+        result
+    }
+
+    /// A command has come.
+    fn take(&mut self, id: u16, completions: u16, command: &Command) {
+        let misfortune = self.controller.plan.next(id == 0, command.opcode);
+        let Some(session) = &mut self.controller.session else { return };
+        let ticket = Ticket {
+            session: session.number,
+            queue: id,
+            completions,
+            identifier: command.identifier.get(),
+            namespace: command.namespace.get(),
+            misfortune,
+        };
+        match misfortune {
+            Some(Misfortune::Status(status)) => return self.controller.complete(ticket, status, 0),
+            Some(Misfortune::Timeout) => return session.complete(ticket, Status::SUCCESS, 0),
+            Some(Misfortune::Remove) => return self.vanish(),
+            _ => {}
+        }
+        let waits = session.fused.iter().position(|(queue, ..)| *queue == id);
+        let first = waits.map(|index| session.fused.remove(index));
+        let is_taken = self.controller.tasks.has(ticket.session, id, ticket.identifier)
+            || id == 0 && session.events.has(ticket.identifier);
+        if is_taken {
+            return self.controller.complete(ticket, Status::COMMAND_ID_CONFLICT, 0);
+        }
+        match (first, command.fuse()) {
+            (Some((_, other, first)), Fuse::Second) => {
+                let [one, two] = self.controller.execute_fused(&first, command);
+                self.controller.complete(other, one, 0);
+                self.controller.complete(ticket, two, 0);
+                return;
+            }
+            (Some((_, other, _)), _) => self.controller.complete(other, Status::ABORTED_FUSED_MISSING, 0),
+            (None, Fuse::Second) => {
+                return self.controller.complete(ticket, Status::ABORTED_FUSED_MISSING, 0);
+            }
+            (None, _) => {}
+        }
+        match command.fuse() {
+            Fuse::First if id != 0 && command.opcode == nvm::COMPARE => {
+                if let Some(session) = &mut self.controller.session {
+                    session.fused.push((id, ticket, *command));
+                }
+            }
+            Fuse::Normal => {
+                let executed = if id == 0 {
+                    self.controller.execute_admin(ticket, command)
+                } else {
+                    self.controller.execute_io(ticket, command)
+                };
+                match executed {
+                    Ok(Outcome::Done(result)) => self.controller.complete(ticket, Status::SUCCESS, result),
+                    Ok(Outcome::Pending) => {}
+                    Err(status) => self.controller.complete(ticket, status, 0),
+                }
+            }
+            _ => self.controller.complete(ticket, Status::INVALID_FIELD, 0),
+        }
+    }
+
+    /// The device is taken out of its slot.
+    fn vanish(&mut self) {
+        self.seen.gone = true;
+        self.end_session();
+        self.controller.bar.order(|state| state.is_gone = true);
+    }
+
+    /// Sleeps until there is something to do.
+    fn sleep(&mut self) {
+        let Controller { bar, session, .. } = &mut self.controller;
+        let mut longest = None;
+        if let Some(session) = session {
+            let alive = session.alive_until.map(|until| until.saturating_duration_since(Instant::now()));
+            if alive == Some(Duration::ZERO) {
+                return self.fail();
+            }
+            longest = session.send_due(bar).into_iter().chain(alive).min();
+            if bar.doorbell_memory().is_some() {
+                longest = Some(longest.map_or(self.pause, |longest| longest.min(self.pause)));
+                self.pause = (2 * self.pause).min(LONGEST_PAUSE);
+            }
+        }
+        if self.announce().is_err() {
+            return self.fail();
+        }
+        let seen = self.seen.orders;
+        let Controller { bar, session, memory, engine, .. } = &mut self.controller;
+        let files = if engine.under_way() > 0 { engine.readiness() } else { None };
+        bar.bell.sleep(files, longest, || {
+            seen != Some(bar.orders()) || session.as_ref().is_some_and(|session| session.is_rung(bar, memory))
+        });
+    }
+
+    /// Says in the event indexes which changes of doorbells in the host's memory the controller wants to be told.
+    fn announce(&mut self) -> Result<(), Status> {
+        let Controller { memory, session, bar, .. } = &mut self.controller;
+        session.as_mut().map_or(Ok(()), |session| session.announce(bar, memory))
+    }
+}

@@ -1,0 +1,4 @@
+//! The NVMe controller, driven as drivers drive it.
+
+mod basics;
+mod bench;
