@@ -83,8 +83,8 @@ const FEATURES: [Feature; 19] = [
     feature(id::SOFTWARE_PROGRESS, 0, 0xFF).saveable(),
     feature(id::HOST_IDENTIFIER, 0, 1),
     feature(id::RESERVATION_NOTIFICATION, 0, 0xE).per_namespace(),
-    feature(id::RESERVATION_PERSISTENCE, 0, 1).per_namespace().saveable(),
-    feature(id::WRITE_PROTECTION, 0, 7).per_namespace().saveable(),
+    feature(id::RESERVATION_PERSISTENCE, 0, 1).per_namespace(),
+    feature(id::WRITE_PROTECTION, 0, 7).per_namespace(),
 ];
 
 /// What there is to know of a feature.
