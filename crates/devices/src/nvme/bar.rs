@@ -204,10 +204,11 @@ impl Bar {
         if exists {
             // The upper half is reserved.
             let value = u32::from_le_bytes(value) & 0xFFFF;
-            values[doorbell.index()].store(value, Ordering::SeqCst);
+            // The worker, which looks at the value, has the last word on the line.
             if let Doorbell::Head(queue) = doorbell {
                 self.acknowledge(queue);
             }
+            values[doorbell.index()].store(value, Ordering::SeqCst);
         } else {
             self.stray.store(true, Ordering::SeqCst);
         }

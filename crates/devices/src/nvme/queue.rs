@@ -45,11 +45,13 @@ pub(super) struct SubmissionQueue {
     pub(super) priority: u8,
     /// What the event index holds, with doorbell buffers.
     pub(super) event: u32,
+    /// Commands that are its own before the next queue's.
+    pub(super) credit: usize,
 }
 
 impl SubmissionQueue {
     pub(super) fn new(completions: u16, place: Place, entries: u32, priority: u8) -> Self {
-        Self { completions, place, entries, head: 0, tail: 0, doorbell: 0, priority, event: 0 }
+        Self { completions, place, entries, head: 0, tail: 0, doorbell: 0, priority, event: 0, credit: 0 }
     }
 
     /// Takes what the doorbell holds. Returns whether that is a place in the queue.

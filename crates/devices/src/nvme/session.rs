@@ -8,7 +8,7 @@ use super::controller::Ticket;
 use super::fail::Misfortune;
 use super::features::{Features, id};
 use super::memory::Memory;
-use super::queue::{CompletionQueue, SubmissionQueue};
+use super::queue::{BURST, CompletionQueue, SubmissionQueue};
 use super::spec::command::Command;
 use super::spec::log::Event;
 use super::spec::status::Status;
@@ -89,8 +89,10 @@ pub(super) struct Session {
     pub(super) is_weighted: bool,
     pub(super) submissions: Vec<Option<SubmissionQueue>>,
     pub(super) completions: Vec<Option<CompletionQueue>>,
-    /// Queues that there are, in the order in which they are served.
+    /// I/O queues that there are, in the order in which they are served.
     pub(super) served: Vec<u16>,
+    /// Which of these is next.
+    pub(super) turn: usize,
     /// Heads of submission queues.
     pub(super) heads: [u16; PAIRS],
     /// Completion queues that have something to be written, or to be told.
@@ -126,7 +128,8 @@ impl Session {
             is_weighted,
             submissions: Vec::new(),
             completions: Vec::new(),
-            served: vec![0],
+            served: Vec::new(),
+            turn: 0,
             heads: [0; PAIRS],
             dirty: Vec::new(),
             shadow: None,
@@ -148,6 +151,23 @@ impl Session {
 
     pub(super) fn completion_queue(&mut self, id: u16) -> Option<&mut CompletionQueue> {
         self.completions.get_mut(usize::from(id))?.as_mut()
+    }
+
+    /// How many commands of a queue are next; `None` if it is not of those that are asked for.
+    pub(super) fn credit(&self, id: u16, urgent: bool) -> Option<usize> {
+        let queue = self.submissions[usize::from(id)].as_ref()?;
+        if urgent != (self.is_weighted && queue.priority == 0) {
+            return None;
+        }
+        let full = if self.is_weighted { self.features.weight(queue.priority) } else { self.features.burst() };
+        Some(if queue.credit > 0 { queue.credit } else { full.min(BURST) })
+    }
+
+    /// Some commands were served of those that were next. Returns whether the queue has more that are.
+    pub(super) fn spend(&mut self, id: u16, credit: usize, served: usize) -> bool {
+        let Some(queue) = &mut self.submissions[usize::from(id)] else { return false };
+        queue.credit = if queue.waiting() > 0 { credit - served } else { 0 };
+        queue.credit > 0
     }
 
     /// What the doorbell of a queue holds: in the host's memory if it has moved them there.
@@ -272,15 +292,18 @@ impl Session {
     }
 
     /// Whether the controller has to know how far the host has taken completions: there may be no room for those of
-    /// `waiting` commands, or the line depends on it.
+    /// `waiting` commands, or the line depends on it. Where looking costs nothing, a doorbell may be wrong.
     pub(super) fn wants_head(&self, id: u16, waiting: usize, bar: &Bar) -> bool {
         let Some(queue) = self.completions.get(usize::from(id)).and_then(Option::as_ref) else { return false };
-        queue.room() < waiting || queue.has_pending() || queue.interrupts && queue.has_unread() && !bar.sends_messages()
+        self.shadow.is_none()
+            || queue.room() < waiting
+            || queue.has_pending()
+            || queue.interrupts && queue.has_unread() && !bar.sends_messages()
     }
 
     /// Whether a doorbell has changed that nobody has looked at.
     pub(super) fn is_rung(&self, bar: &Bar, memory: &mut Memory) -> bool {
-        self.served.iter().any(|id| {
+        std::iter::once(&0).chain(&self.served).any(|id| {
             let Some(queue) = &self.submissions[usize::from(*id)] else { return false };
             let (completions, waiting) = (queue.completions, queue.waiting());
             // What cannot be read is found in the next round.
@@ -297,7 +320,7 @@ impl Session {
     pub(super) fn announce(&mut self, bar: &Bar, memory: &mut Memory) -> Result<(), Status> {
         let Some(shadow) = self.shadow else { return Ok(()) };
         let at = |doorbell: Doorbell| shadow.events + 4 * doorbell.index() as u64;
-        for id in self.served.iter().copied().filter(|id| *id != 0) {
+        for id in self.served.iter().copied() {
             let Some(queue) = &mut self.submissions[usize::from(id)] else { continue };
             let (completions, waiting) = (queue.completions, queue.waiting());
             if queue.event != queue.doorbell {

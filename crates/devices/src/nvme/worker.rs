@@ -213,43 +213,57 @@ impl Worker {
         }
     }
 
-    /// Serves the queues, as the host wants it.
+    /// Serves the admin queue, and then the others as the host wants it: urgent ones first, and in turn. A queue that
+    /// has more commands than there is room for completions keeps its turn.
     fn serve_all(&mut self) -> Result<bool, Status> {
-        let mut busy = false;
         let Some(session) = &mut self.controller.session else { return Ok(false) };
         if self.controller.bar.take_stray() {
             session.happen(Event::INVALID_DOORBELL);
         }
-        let (is_weighted, burst) = (session.is_weighted, session.features.burst().min(BURST));
-        let mut turn = 0;
-        let mut urgent = false;
-        while let Some(id) = self.controller.session.as_ref().and_then(|session| session.served.get(turn).copied()) {
-            turn += 1;
-            let limit = match self.priority(id) {
-                _ if id == 0 => 1,
-                0 if is_weighted => BURST,
-                // Urgent queues come before all others.
-                _ if is_weighted && urgent => continue,
-                priority if is_weighted => self.weight(priority).min(BURST),
-                _ => burst,
-            };
-            let served = self.serve(id, limit)?;
-            urgent |= served && is_weighted && id != 0 && self.priority(id) == 0;
-            busy |= served;
+        let mut busy = self.serve(0, 1)? > 0;
+        if self.is_interrupted() {
+            return Ok(true);
+        }
+        let mut full = Vec::new();
+        if self.serve_in_turn(true, &mut full)? {
+            // While something urgent is served, nothing else is.
+            return Ok(true);
+        }
+        busy |= self.serve_in_turn(false, &mut full)?;
+        Ok(busy)
+    }
+
+    /// Serves the urgent queues in turn, or the others. Where a queue waits for room in its completion queue, which is
+    /// `full` then, those after it wait, too.
+    fn serve_in_turn(&mut self, urgent: bool, full: &mut Vec<u16>) -> Result<bool, Status> {
+        let mut busy = false;
+        let Some(session) = &self.controller.session else { return Ok(false) };
+        let (count, start) = (session.served.len(), session.turn);
+        let mut next = None;
+        for step in 0..count {
+            let turn = (start + step) % count;
+            let Some(session) = &mut self.controller.session else { break };
+            let Some(id) = session.served.get(turn).copied() else { break };
+            let Some(credit) = session.credit(id, urgent) else { continue };
+            let completions = session.submissions[usize::from(id)].as_ref().map_or(0, |queue| queue.completions);
+            if full.contains(&completions) {
+                continue;
+            }
+            let served = self.serve(id, credit)?;
+            busy |= served > 0;
+            let session = self.controller.session.as_mut();
+            if session.is_some_and(|session| session.spend(id, credit, served)) {
+                next.get_or_insert(turn);
+                full.push(completions);
+            }
             if self.is_interrupted() {
                 return Ok(true);
             }
         }
+        if let Some(session) = self.controller.session.as_mut().filter(|_| busy) {
+            session.turn = next.unwrap_or(start + 1) % count;
+        }
         Ok(busy)
-    }
-
-    fn priority(&self, id: u16) -> u8 {
-        let queue = self.controller.session.as_ref().and_then(|session| session.submissions[usize::from(id)].as_ref());
-        queue.map_or(3, |queue| queue.priority)
-    }
-
-    fn weight(&self, priority: u8) -> usize {
-        self.controller.session.as_ref().map_or(1, |session| session.features.weight(priority))
     }
 
     /// The registers ask for something else.
@@ -273,15 +287,15 @@ impl Worker {
         Ok(())
     }
 
-    /// Carries out up to `limit` commands of a queue. Returns whether there was one.
+    /// Carries out up to `limit` commands of a queue. Returns how many.
     ///
     /// # Errors
     /// If the queue cannot be reached any more.
-    fn serve(&mut self, id: u16, limit: usize) -> Result<bool, Status> {
+    fn serve(&mut self, id: u16, limit: usize) -> Result<usize, Status> {
         let Controller { bar, memory, session, .. } = &mut self.controller;
-        let Some(session) = session else { return Ok(false) };
+        let Some(session) = session else { return Ok(0) };
         let value = session.doorbell(Doorbell::Tail(id), bar, memory)?;
-        let Some(queue) = &mut session.submissions[usize::from(id)] else { return Ok(false) };
+        let Some(queue) = &mut session.submissions[usize::from(id)] else { return Ok(0) };
         let completions = queue.completions;
         if value != queue.doorbell && !queue.ring(value) {
             session.events.happen(Event::INVALID_DOORBELL_VALUE);
@@ -291,23 +305,24 @@ impl Worker {
             self.look_at_head(completions)?;
         }
         if waiting == 0 || !self.controller.has_room() {
-            return Ok(false);
+            return Ok(0);
         }
         let Controller { memory, session, .. } = &mut self.controller;
-        let Some(session) = session else { return Ok(false) };
+        let Some(session) = session else { return Ok(0) };
         let room = session.completion_queue(completions).map_or(0, |queue| queue.room());
         if room == 0 {
-            return Ok(false);
+            return Ok(0);
         }
-        let Some(mut queue) = session.submissions[usize::from(id)].take() else { return Ok(false) };
+        let Some(mut queue) = session.submissions[usize::from(id)].take() else { return Ok(0) };
         let mut commands = [Command::new_zeroed(); BURST];
         let fetched = queue.fetch(memory, &mut commands[..limit.min(room)]);
         let number = session.number;
-        let mut result = Ok(true);
+        let mut result = Ok(0);
         match fetched {
             Ok(commands) => {
-                for command in commands {
+                for (done, command) in (1..).zip(commands) {
                     queue.advance();
+                    result = Ok(done);
                     if let Some(session) = &mut self.controller.session {
                         session.heads[usize::from(id)] = queue.head();
                     }
