@@ -3,5 +3,7 @@
 mod basics;
 mod behavior;
 mod bench;
+mod hostile;
+mod model;
 mod registers;
 mod rows;
