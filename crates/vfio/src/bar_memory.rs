@@ -59,6 +59,8 @@ pub struct BarMemory {
     /// Resets and other sessions leave it as it is.
     lasts: bool,
     current: RwLock<Arc<Mapped>>,
+    /// Counts changes of `current`.
+    generation: AtomicU64,
     waiting: Mutex<Waiting>,
     changed: Condvar,
 }
@@ -172,7 +174,14 @@ impl BarMemory {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let current = RwLock::new(Arc::new(Mapped::new(length)?));
-        Ok(Arc::new(Self { length, lasts, current, waiting: Mutex::default(), changed: Condvar::new() }))
+        Ok(Arc::new(Self {
+            length,
+            lasts,
+            current,
+            generation: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            changed: Condvar::new(),
+        }))
     }
 
     /// Bytes.
@@ -198,6 +207,12 @@ impl BarMemory {
             memory.store(at as usize, &data[range]);
         }
         self.wake();
+    }
+
+    /// A look at the memory of this session that costs no more than a load, for a model that looks often.
+    pub fn view(self: &Arc<Self>) -> BarView {
+        let generation = self.generation.load(Ordering::Acquire);
+        BarView { memory: self.clone(), mapped: self.current(), generation }
     }
 
     /// The memory of this session, for a program to map from offset 0; with `writable`, also for writing.
@@ -275,6 +290,7 @@ impl BarMemory {
         let new = Arc::new(Mapped::new(self.length)?);
         let former = std::mem::replace(&mut *self.current.write().unwrap_or_else(PoisonError::into_inner), new);
         drop(former);
+        self.generation.fetch_add(1, Ordering::Release);
         self.wake();
         Ok(())
     }
@@ -290,6 +306,29 @@ impl BarMemory {
     fn wake(&self) {
         lock(&self.waiting).news += 1;
         self.changed.notify_all();
+    }
+}
+
+/// A look at a [`BarMemory`]. Once that has other memory, a look takes longer and sees the other.
+#[derive(Debug)]
+pub struct BarView {
+    memory: Arc<BarMemory>,
+    mapped: Arc<Mapped>,
+    generation: u64,
+}
+
+impl BarView {
+    /// The word at `offset`, a multiple of 4; all ones beyond the end.
+    #[inline]
+    pub fn load(&self, offset: u64) -> u32 {
+        let mut word = [0xff; 4];
+        let is_current = self.memory.generation.load(Ordering::Acquire) == self.generation;
+        if is_current && offset.is_multiple_of(4) && offset < self.memory.length {
+            self.mapped.load(offset as usize, &mut word);
+        } else {
+            self.memory.read(offset, &mut word);
+        }
+        u32::from_le_bytes(word)
     }
 }
 
@@ -312,6 +351,18 @@ mod tests {
             mmap(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0).unwrap()
         };
         Mapped { file, identity: (0, 0), at: NonNull::new(at.cast()).unwrap(), length }
+    }
+
+    #[test]
+    fn a_view_sees_what_is_written_and_other_memory() {
+        let memory = BarMemory::new(4096).unwrap();
+        let view = memory.view();
+        memory.write(8, &7u32.to_le_bytes());
+        assert_eq!((view.load(8), view.load(4092), view.load(4096), view.load(u64::MAX)), (7, 0, u32::MAX, u32::MAX));
+        memory.renew().unwrap();
+        assert_eq!((view.load(8), memory.view().load(8)), (0, 0));
+        memory.write(8, &9u32.to_le_bytes());
+        assert_eq!((view.load(8), memory.view().load(8)), (9, 9));
     }
 
     #[test]

@@ -88,7 +88,7 @@ mod spec;
 #[cfg(test)]
 mod testing;
 
-pub use bar_memory::{BarMemory, BarPages};
+pub use bar_memory::{BarMemory, BarPages, BarView};
 pub use device::{Session, VfioDevice};
 pub use eventfd::EventFd;
 pub use model::{BusMaster, Model};

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use ioasid_vfio::BarView;
+
 use super::bar::{Bar, Doorbell, PAIRS};
 use super::controller::Ticket;
 use super::fail::Misfortune;
@@ -98,6 +100,8 @@ pub(super) struct Session {
     /// Completion queues that have something to be written, or to be told.
     dirty: Vec<u16>,
     pub(super) shadow: Option<Shadow>,
+    /// The page of doorbells, where that is memory.
+    page: Option<BarView>,
     pub(super) events: Events,
     pub(super) features: Features,
     /// The first of two fused commands, by queue.
@@ -121,6 +125,7 @@ impl Session {
         is_weighted: bool,
         admin: (SubmissionQueue, CompletionQueue),
         features: Features,
+        page: Option<BarView>,
     ) -> Self {
         let mut session = Self {
             number,
@@ -133,6 +138,7 @@ impl Session {
             heads: [0; PAIRS],
             dirty: Vec::new(),
             shadow: None,
+            page,
             events: Events::default(),
             features,
             fused: Vec::new(),
@@ -173,7 +179,10 @@ impl Session {
     /// What the doorbell of a queue holds: in the host's memory if it has moved them there.
     pub(super) fn doorbell(&self, doorbell: Doorbell, bar: &Bar, memory: &mut Memory) -> Result<u32, Status> {
         let is_admin = doorbell.index() < 2;
-        let Some(shadow) = self.shadow.filter(|_| !is_admin) else { return Ok(bar.doorbell(doorbell)) };
+        let Some(shadow) = self.shadow.filter(|_| !is_admin) else {
+            let offset = 4 * doorbell.index() as u64;
+            return Ok(self.page.as_ref().map_or_else(|| bar.doorbell(doorbell), |page| page.load(offset)));
+        };
         let mut value = [0; 4];
         memory.read(shadow.doorbells + 4 * doorbell.index() as u64, &mut value)?;
         Ok(u32::from_le_bytes(value))

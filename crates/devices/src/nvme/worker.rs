@@ -149,7 +149,8 @@ impl Worker {
         let page_shift = MIN_PAGE_SHIFT + cc::page_shift(configuration);
         let is_weighted = cc::arbitration(configuration) == 1;
         let features = self.controller.subsystem.saved.clone();
-        Some(Session::new(state.resets, page_shift, is_weighted, (submissions, completions), features))
+        let page = bar.doorbell_memory().map(|memory| memory.view());
+        Some(Session::new(state.resets, page_shift, is_weighted, (submissions, completions), features, page))
     }
 
     fn end_session(&mut self) {
