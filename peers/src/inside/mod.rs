@@ -1,11 +1,12 @@
 //! What runs under `ioasid run`: a program of its own, that happens to be in the same binary.
 //!
-//! It drives the device as any program would on Linux, with libc alone and none of the crates that it measures, and
+//! It drives the device as any program would on Linux, with none of the crates that it measures, and
 //! prints its samples as JSON on standard output, for [`crate::run`] to read.
 //!
 //! ```text
 //!  iommufd ── context, address space, mappings      uapi ── the structures of both
 //!  vfio ───── device, its registers                 ioat ── the engine behind them
+//!  nvme ───── reads by the driver of examples/nvme
 //!  copy, round_trip, requests, areas, shared_areas ── the measurements
 //! ```
 
@@ -13,6 +14,7 @@ mod areas;
 mod copy;
 mod ioat;
 mod iommufd;
+mod nvme;
 mod requests;
 mod round_trip;
 mod shared_areas;
@@ -24,6 +26,7 @@ use clap::ValueEnum;
 
 pub use areas::{COUNTS as AREA_COUNTS, Growth};
 pub use copy::LENGTH as COPY_LENGTH;
+pub use nvme::{DEPTHS as NVME_DEPTHS, Doorbells as NvmeDoorbells, Nvme};
 pub use requests::{REQUESTS, Requests};
 pub use shared_areas::{COUNTS as SHARED_AREA_COUNTS, SharedAreas};
 
@@ -48,12 +51,23 @@ pub enum Task {
     RegisterOnce,
     /// Stores to a BAR that is memory, and to memory.
     Doorbell,
+    /// Reads of NVMe blocks, with doorbells that are registers.
+    NvmeRegisters,
+    /// With doorbells that are a page of memory.
+    NvmePage,
+    /// With doorbells in buffers of the driver's.
+    NvmeBuffers,
 }
 
 impl Task {
     /// The device that it drives.
     pub fn device(self) -> &'static str {
-        if self == Self::Doorbell { "ivshmem" } else { "ioat" }
+        match self {
+            Self::Doorbell => "ivshmem",
+            Self::NvmeRegisters | Self::NvmeBuffers => "nvme,memory=64M,lba=4096",
+            Self::NvmePage => "nvme,memory=64M,lba=4096,doorbells=memory",
+            _ => "ioat",
+        }
     }
 
     /// Its name on the command line.
@@ -68,6 +82,9 @@ impl Task {
             Self::Register => "register",
             Self::RegisterOnce => "register-once",
             Self::Doorbell => "doorbell",
+            Self::NvmeRegisters => "nvme-registers",
+            Self::NvmePage => "nvme-page",
+            Self::NvmeBuffers => "nvme-buffers",
         }
     }
 }
@@ -87,6 +104,9 @@ pub fn perform(task: Task) -> Result<()> {
         Task::Register => serde_json::to_string(&round_trip::register_polled()?),
         Task::RegisterOnce => serde_json::to_string(&round_trip::register_once()?),
         Task::Doorbell => serde_json::to_string(&round_trip::doorbell()?),
+        Task::NvmeRegisters => serde_json::to_string(&nvme::measure(nvme::Doorbells::Registers)?),
+        Task::NvmePage => serde_json::to_string(&nvme::measure(nvme::Doorbells::Page)?),
+        Task::NvmeBuffers => serde_json::to_string(&nvme::measure(nvme::Doorbells::Buffers)?),
     }?;
     println!("{samples}");
     Ok(())

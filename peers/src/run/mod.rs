@@ -11,6 +11,7 @@ mod ioctl_round_trip;
 mod map_call;
 mod map_run;
 mod nested_hit;
+mod nvme;
 mod register;
 mod run_start;
 mod runner;
@@ -29,6 +30,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::cost;
+use crate::inside::{Nvme, NvmeDoorbells};
 use crate::table::{Costs, Row};
 pub use runner::Runner;
 
@@ -88,6 +90,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
 pub struct Bench {
     runner: OnceCell<Runner>,
     terabyte: OnceCell<terabyte::Small>,
+    nvme: [OnceCell<Vec<Nvme>>; 3],
 }
 
 impl Bench {
@@ -97,6 +100,14 @@ impl Bench {
     /// If there is no binary and none can be built.
     pub fn runner(&self) -> Result<&Runner> {
         made_once(&self.runner, Runner::find)
+    }
+
+    /// Reads of NVMe blocks, by depth.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    fn nvme(&self, doorbells: NvmeDoorbells) -> Result<&Vec<Nvme>> {
+        made_once(&self.nvme[doorbells as usize], || nvme::measure(self, doorbells))
     }
 
     /// 1 TiB in pages of 4 KiB, of which there is more than one thing to say.
@@ -134,7 +145,8 @@ pub fn benchmarks(names: &[String]) -> Result<Results> {
     if cfg!(debug_assertions) {
         bail!("the figures of a debug build say nothing: use `cargo run --release -p peers`");
     }
-    let known = || BENCHMARKS.iter().map(|benchmark| benchmark.name).chain(cost::TABLES.iter().map(|table| table.name));
+    let all = || BENCHMARKS.iter().chain(nvme::BENCHMARKS);
+    let known = || all().map(|benchmark| benchmark.name).chain(cost::TABLES.iter().map(|table| table.name));
     if let Some(unknown) = names.iter().find(|name| !known().any(|known| known.starts_with(name.as_str()))) {
         bail!("there is no benchmark `{unknown}`; there are {}", known().collect::<Vec<_>>().join(", "));
     }
@@ -147,7 +159,7 @@ pub fn benchmarks(names: &[String]) -> Result<Results> {
     };
     let bench = Bench::default();
     let mut results = Results { rows: Vec::new(), costs: Vec::new(), failed: Vec::new() };
-    for Benchmark { name, measure } in BENCHMARKS.iter().filter(|benchmark| is_wanted(benchmark.name)) {
+    for Benchmark { name, measure } in all().filter(|benchmark| is_wanted(benchmark.name)) {
         match measure(&bench) {
             Ok(row) => results.rows.push(row),
             Err(error) => results.failed.push((name, error)),
