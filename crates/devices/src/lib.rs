@@ -31,7 +31,7 @@ mod registers;
 pub mod registry;
 mod thread;
 
-pub use ioasid::DmaError;
+pub use ioasid::{DmaError, Work};
 pub use registers::{RegisterAccess, RegisterInfo};
 
 /// A device's way to memory, addressed as transactions on the bus are: by IOVA, with a PASID or without.
@@ -57,6 +57,11 @@ pub trait Dma: Send {
     /// # Errors
     /// The first address that was refused. [`DmaError::write`] tells source from destination.
     fn copy(&mut self, from: BusAddress, to: BusAddress, len: u64) -> Result<(), DmaError>;
+
+    /// Says what the accesses from now on are for, in the words that the driver knows.
+    fn set_work(&mut self, work: Option<Work>) {
+        let _ = work;
+    }
 }
 
 /// Where a device asks for pages (PCIe Base Specification 6.0, 10.4), if it can wait for them.
@@ -97,6 +102,10 @@ impl Dma for DmaPort {
 
     fn copy(&mut self, from: BusAddress, to: BusAddress, len: u64) -> Result<(), DmaError> {
         DmaPort::copy(self, from, to, len)
+    }
+
+    fn set_work(&mut self, work: Option<Work>) {
+        DmaPort::set_work(self, work);
     }
 }
 

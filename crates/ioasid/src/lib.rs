@@ -138,7 +138,7 @@ mod viommu;
 
 pub use attach::{AccessAttachError, AttachError, BindError, CopyError, Device, IoasAccess};
 pub use base::ids::ObjectId;
-pub use base::observe::{Fault, FaultReason, Leftover, Observer, Silent};
+pub use base::observe::{Fault, FaultReason, Leftover, Observer, Silent, Work};
 pub use base::ranges::Ranges;
 pub use base::types::{GroupId, Iova, IovaRange, ParseRidError, Pasid, Rid, WouldDeadlock};
 pub use bus::{Endpoint, EndpointError, EndpointOptions, Iommu, Machine, MediateError, PartPasids};

@@ -60,6 +60,7 @@ mod tests {
             reason: "not-mapped",
             count: 1,
             first: Seconds(0.5),
+            command: None,
         }
     }
 

@@ -65,6 +65,13 @@ pub struct Unmapped {
     pub at: Seconds,
 }
 
+/// A command of a queue, as the driver calls them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CommandOf {
+    pub queue: u16,
+    pub identifier: u16,
+}
+
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -79,6 +86,8 @@ pub enum Finding {
         /// Refused accesses to the same page, of the same kind.
         count: u64,
         first: Seconds,
+        /// What the first one was for, if the device says so.
+        command: Option<CommandOf>,
     },
     /// A DMA was refused at an address that had been mapped, and was unmapped before.
     UseAfterUnmap {
@@ -89,6 +98,7 @@ pub enum Finding {
         count: u64,
         first: Seconds,
         unmapped: Unmapped,
+        command: Option<CommandOf>,
     },
     /// A process unmapped, replaced or dropped memory while an IOVA led to it.
     MemoryLost {
@@ -144,6 +154,7 @@ struct FaultEntry {
     count: u64,
     first: Duration,
     unmapped: Option<(IovaRange, Duration)>,
+    command: Option<CommandOf>,
 }
 
 #[derive(Default)]
@@ -235,7 +246,8 @@ impl Observer for Collector {
                 })
                 .flatten()
                 .map(|&(_, range, when)| (range, when));
-            state.faults.insert(key, FaultEntry { iova, count: 1, first: now, unmapped });
+            let command = fault.work.map(|work| CommandOf { queue: work.queue, identifier: work.command });
+            state.faults.insert(key, FaultEntry { iova, count: 1, first: now, unmapped, command });
         }
     }
 
@@ -299,7 +311,7 @@ fn fault_finding(key: &FaultKey, entry: &FaultEntry) -> Finding {
         Some((range, when)) => {
             let at = Seconds(when.as_secs_f64());
             let unmapped = Unmapped { start: Hex(range.start()), last: Hex(range.last()), at };
-            Finding::UseAfterUnmap { device, pasid, iova, access, count, first, unmapped }
+            Finding::UseAfterUnmap { device, pasid, iova, access, count, first, unmapped, command: entry.command }
         }
         None => {
             let reason = match key.reason {
@@ -314,7 +326,7 @@ fn fault_finding(key: &FaultKey, entry: &FaultEntry) -> Finding {
                 FaultReason::Misaligned => "misaligned",
                 _ => "other",
             };
-            Finding::DmaFault { device, pasid, iova, access, reason, count, first }
+            Finding::DmaFault { device, pasid, iova, access, reason, count, first, command: entry.command }
         }
     }
 }
@@ -354,7 +366,7 @@ mod tests {
 
     fn fault(iova: u64, reason: FaultReason) -> Fault {
         let rid = "0000:00:01.0".parse().unwrap();
-        Fault { rid, pasid: None, iova: Iova(iova), write: true, reason, ioas: Some(5) }
+        Fault { rid, pasid: None, iova: Iova(iova), write: true, reason, ioas: Some(5), work: None }
     }
 
     fn findings(collector: &Collector) -> Vec<Finding> {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
-use super::{Ending, Finding, Report};
+use super::{CommandOf, Ending, Finding, Report};
 
 /// The most findings that are shown.
 const MOST_ROWS: usize = 20;
@@ -77,25 +77,30 @@ fn row(finding: &Finding) -> [String; 4] {
         Some(pasid) => format!("{device} PASID {pasid}"),
         None => device.to_owned(),
     };
+    let by = |command: Option<CommandOf>| match command {
+        Some(CommandOf { queue, identifier }) => format!(", by command {identifier} of queue {queue}"),
+        None => String::new(),
+    };
     let times = |count: u64| if count == 1 { "once".to_owned() } else { format!("{count} times") };
     match finding {
-        Finding::DmaFault { device: rid, pasid, iova, access, reason, count, first } => [
+        Finding::DmaFault { device: rid, pasid, iova, access, reason, count, first, command } => [
             "DMA fault".into(),
             device(rid, *pasid),
             format!("{access} at IOVA {:#x}", iova.0),
-            format!("{}: {}, first after {:.3} s", explain(reason), times(*count), first.0),
+            format!("{}: {}, first after {:.3} s{}", explain(reason), times(*count), first.0, by(*command)),
         ],
-        Finding::UseAfterUnmap { device: rid, pasid, iova, access, count, first, unmapped } => [
+        Finding::UseAfterUnmap { device: rid, pasid, iova, access, count, first, unmapped, command } => [
             "use after unmap".into(),
             device(rid, *pasid),
             format!("{access} at IOVA {:#x}", iova.0),
             format!(
-                "{:#x}..={:#x} was unmapped after {:.3} s: {}, first after {:.3} s",
+                "{:#x}..={:#x} was unmapped after {:.3} s: {}, first after {:.3} s{}",
                 unmapped.start.0,
                 unmapped.last.0,
                 unmapped.at.0,
                 times(*count),
-                first.0
+                first.0,
+                by(*command)
             ),
         ],
         Finding::MemoryLost { process, start, last, iova, at } => [

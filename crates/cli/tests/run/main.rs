@@ -11,6 +11,7 @@ mod driver;
 mod hostile;
 mod isolation;
 mod killed;
+mod nvme;
 mod process;
 mod program;
 mod requests;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         unprivileged::TESTS,
         sva::TESTS,
         hostile::TESTS,
+        nvme::TESTS,
     ];
     for group in groups {
         for &(name, test) in group {

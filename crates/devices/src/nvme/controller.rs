@@ -205,6 +205,7 @@ impl Controller {
         }
         let Some(task) = self.tasks.remove(done.token) else { return };
         let Task { ticket, next, mut status, .. } = task;
+        self.memory.set_command(Some((ticket.queue, ticket.identifier)));
         // What began before a reset reaches no memory any more.
         let session = self.session.as_mut().filter(|session| session.number == ticket.session);
         let is_current = session.is_some();
@@ -279,6 +280,7 @@ impl Controller {
     /// Writes completions, and interrupts. Returns whether there was something to write.
     pub(super) fn write_completions(&mut self) -> Result<bool, Status> {
         let Self { bar, memory, session, .. } = self;
+        memory.set_command(None);
         session.as_mut().map_or(Ok(false), |session| session.write_completions(bar, memory))
     }
 

@@ -7,7 +7,7 @@ use ioasid::Iova;
 use ioasid_vfio::BarMemory;
 
 use super::spec::status::Status;
-use crate::Dma;
+use crate::{Dma, Work};
 
 /// The controller's way to memory.
 pub(super) struct Memory {
@@ -26,6 +26,11 @@ impl Memory {
     pub(super) fn place_buffer(&mut self, base: Option<u64>) {
         let length = self.buffer.as_ref().map_or(0, |buffer| buffer.length());
         self.window = base.map_or(0..0, |base| base..base.saturating_add(length));
+    }
+
+    /// Says which command the accesses from now on are for: queue and identifier.
+    pub(super) fn set_command(&mut self, command: Option<(u16, u16)>) {
+        self.dma.set_work(command.map(|(queue, command)| Work { queue, command }));
     }
 
     /// Where in the buffer a range is that begins there. One that begins there and passes its end is refused.

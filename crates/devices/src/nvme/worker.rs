@@ -316,6 +316,7 @@ impl Worker {
         }
         let Some(mut queue) = session.submissions[usize::from(id)].take() else { return Ok(0) };
         let mut commands = [Command::new_zeroed(); BURST];
+        memory.set_command(None);
         let fetched = queue.fetch(memory, &mut commands[..limit.min(room)]);
         let number = session.number;
         let mut result = Ok(0);
@@ -344,6 +345,7 @@ impl Worker {
     /// A command has come.
     fn take(&mut self, id: u16, completions: u16, command: &Command) {
         let misfortune = self.controller.plan.next(id == 0, command.opcode);
+        self.controller.memory.set_command(Some((id, command.identifier.get())));
         let Some(session) = &mut self.controller.session else { return };
         let ticket = Ticket {
             session: session.number,

@@ -70,6 +70,17 @@ pub struct Fault {
     pub reason: FaultReason,
     /// The address space that was asked, by its serial number (see [`crate::Ioas::serial`]).
     pub ioas: Option<u64>,
+    /// What the device did it for, if its model says so.
+    pub work: Option<Work>,
+}
+
+/// What a device does a DMA for, in the words that its driver knows: a command of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Work {
+    /// The queue.
+    pub queue: u16,
+    /// The command, by the identifier that the driver has given it.
+    pub command: u16,
 }
 
 /// What was still there when its owner went.

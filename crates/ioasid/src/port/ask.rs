@@ -123,7 +123,7 @@ impl Endpoint {
     fn report(self: &Arc<Self>, request: PageRequest) {
         if self.recovery() == Recovery::PageRequests {
             let at = BusAddress { pasid: request.pasid, iova: Iova(request.iova) };
-            bus::tell(self, at, request.access.contains(RequestedAccess::WRITE), FaultReason::NotMapped);
+            bus::tell(self, at, request.access.contains(RequestedAccess::WRITE), FaultReason::NotMapped, None);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use iopt::Access;
 
 use crate::base::callback;
-use crate::base::observe::{Fault, FaultReason};
+use crate::base::observe::{Fault, FaultReason, Work};
 use crate::bus::Endpoint;
 use crate::gate::requester::Requester;
 use crate::shared::Shared;
@@ -18,6 +18,8 @@ pub(crate) struct Bus {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) shared: Arc<Shared>,
     pub(crate) requester: Arc<Requester>,
+    /// What the accesses are for.
+    pub(super) work: Option<Work>,
 }
 
 impl Bus {
@@ -33,16 +35,16 @@ impl Bus {
             FaultReason::Parked => self.endpoint.count_parked_fault(),
             // Its maker is told by the error.
             _ if self.endpoint.is_software() => {}
-            reason => tell(&self.endpoint, error.at, error.write, reason),
+            reason => tell(&self.endpoint, error.at, error.write, reason, self.work),
         }
         error
     }
 }
 
 /// Tells the observer of a transaction that was refused, in the names of its owner: a part, if the PASID is one of its.
-pub(super) fn tell(endpoint: &Arc<Endpoint>, at: BusAddress, write: bool, reason: FaultReason) {
+pub(super) fn tell(endpoint: &Arc<Endpoint>, at: BusAddress, write: bool, reason: FaultReason, work: Option<Work>) {
     let ioas = endpoint.with_attachment(at.pasid, |table| table.ioas().map(|ioas| ioas.serial())).flatten();
     let (owner, pasid) = endpoint.owner(at.pasid);
-    let fault = Fault { rid: owner.rid(), pasid, iova: at.iova, write, reason, ioas };
+    let fault = Fault { rid: owner.rid(), pasid, iova: at.iova, write, reason, ioas, work };
     callback::call(|| endpoint.shared().observer().fault(&fault));
 }

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use iopt::Access;
 use thiserror::Error;
 
-use crate::base::observe::FaultReason;
+use crate::base::observe::{FaultReason, Work};
 use crate::base::types::{Iova, Pasid};
 use crate::bus::Endpoint;
 use crate::gate::walker::Walker;
@@ -145,8 +145,13 @@ impl fmt::Debug for DmaPort {
 impl DmaPort {
     fn new(endpoint: Arc<Endpoint>) -> Self {
         let (shared, requester) = (endpoint.shared().clone(), endpoint.ports().open());
-        let bus = Bus { endpoint, shared, requester };
+        let bus = Bus { endpoint, shared, requester, work: None };
         Self { bus, translator: Translator::new(), bounce: Vec::new(), scratch: Scratch::default() }
+    }
+
+    /// Says what the accesses from now on are for, so that whoever is told of a fault can name it.
+    pub fn set_work(&mut self, work: Option<Work>) {
+        self.bus.work = work;
     }
 
     /// Reads `data.len()` bytes from `at`.

@@ -11,6 +11,7 @@ mod in_flight;
 mod life;
 mod misuse;
 mod modes;
+pub mod nvme;
 mod pinning;
 mod random;
 mod registers;
@@ -93,6 +94,8 @@ pub fn run(name: &str, arguments: &[String]) {
         "traced" => traced(argument, arguments),
         "isolation" => sharing::isolation(),
         "groups" => sharing::groups(),
+        "nvme-unmapped-list" => nvme::unmapped_list(),
+        "nvme-writer" => nvme::writer(argument, arguments[1].parse().unwrap()),
         "sva" => ioasid_example_dsa::run(64).unwrap(),
         "mode" => modes::client(argument),
         "groups-and-containers" => modes::life(),
