@@ -58,6 +58,12 @@ pub trait Model: Send + Sync {
         Vec::new()
     }
 
+    /// Whether the device is in its slot. One that was taken out without a word answers nothing: configuration space
+    /// and BARs read as ones, and ignore what is written.
+    fn is_present(&self) -> bool {
+        true
+    }
+
     /// Resets the device (PCIe Base Specification 6.0, 6.6.2). When it returns, no DMA is in flight, no interrupt
     /// can be raised on behalf of what came before, and registers have their power-on values.
     fn reset(&self);

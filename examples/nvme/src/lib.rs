@@ -33,8 +33,6 @@ const ACQ: usize = 0x30;
 const DOORBELLS: usize = 0x1000;
 /// CC: enabled, entries of 64 and of 16 bytes, pages of 4 KiB.
 const ENABLED: u32 = 1 | 6 << 16 | 4 << 20;
-/// CSTS: ready.
-const READY: u32 = 1;
 const PAGE: usize = 4096;
 const SUBMISSION: usize = 64;
 const COMPLETION: usize = 16;
@@ -67,7 +65,6 @@ impl Command {
 }
 
 /// A command's end.
-#[derive(Clone, Copy, Debug)]
 pub struct Completed {
     /// Which command: what [`Queue::submit`] returned.
     pub id: u16,
@@ -146,13 +143,18 @@ impl Controller {
         let admin = Queue::new(&device, 0, 32)?;
         let registers = &device.bar;
         registers.set(CC, 0u32);
-        wait("it is disabled", || (registers.get::<u32>(CSTS) & READY == 0).then_some(()))?;
+        wait("it is disabled", || (registers.get::<u32>(CSTS) & 1 == 0).then_some(()))?;
         registers.set(AQA, (admin.entries - 1) << 16 | (admin.entries - 1));
         registers.set(ASQ, admin.memory.iova);
         registers.set(ACQ, admin.memory.iova + admin.completions as u64);
         registers.set(CC, ENABLED);
-        wait("it is ready", || (registers.get::<u32>(CSTS) & READY != 0).then_some(()))?;
+        wait("it is ready", || (registers.get::<u32>(CSTS) & 1 != 0).then_some(()))?;
         Ok(Self { device, admin: Some(admin), stride, shadow: None, next_queue: 1 })
+    }
+
+    /// CSTS: all ones of a controller that is gone.
+    pub fn status(&self) -> u32 {
+        self.device.bar.get(CSTS)
     }
 
     /// Memory that the controller reaches.
@@ -203,10 +205,8 @@ impl Controller {
         self.ring(queue);
         let completed = wait("the command is done", || queue.poll())?;
         self.take(queue);
-        match completed.status {
-            0 => Ok(()),
-            status => Err(format!("the device refused a command with status {status:#x}").into()),
-        }
+        let refused = |status| Err(format!("the device refused a command with status {status:#x}").into());
+        if completed.status == 0 { Ok(()) } else { refused(completed.status) }
     }
 
     /// Tells the device of what was submitted.

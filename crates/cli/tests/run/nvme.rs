@@ -11,6 +11,9 @@ use crate::{Test, ioasid, ioasid_run, program_under, succeed};
 pub const TESTS: &[Test] = &[
     ("a_use_after_unmap_in_a_prp_list_is_named_with_its_command", unmapped_list),
     ("what_was_flushed_is_there_after_two_hundred_kills", two_hundred_kills),
+    ("a_controller_that_is_taken_out_reads_as_ones", || {
+        succeed(&mut program_under(&["--device", "nvme,memory=1M,fail=read:2:remove"], "nvme-removed", &[]));
+    }),
     ("a_bad_image_is_said_at_the_start", bad_images),
 ];
 

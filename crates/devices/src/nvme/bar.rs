@@ -134,6 +134,16 @@ impl Bar {
         result
     }
 
+    pub(super) fn is_gone(&self) -> bool {
+        self.lock().is_gone
+    }
+
+    /// Whether there was a reset after so many, or the end.
+    pub(super) fn is_reset_since(&self, resets: u64) -> bool {
+        let state = self.lock();
+        state.quits || state.resets != resets
+    }
+
     /// What the worker compares.
     pub(super) fn orders(&self) -> u64 {
         self.orders.load(Ordering::SeqCst)

@@ -180,6 +180,10 @@ impl Model for Nvme {
         doorbells.into_iter().chain(buffer).collect()
     }
 
+    fn is_present(&self) -> bool {
+        !self.bar.is_gone()
+    }
+
     fn reset(&self) {
         self.bar.reset();
     }

@@ -146,6 +146,10 @@ impl Function {
         let inside = data.len().min(super::config::SIZE.saturating_sub(offset.into()));
         let (data, beyond) = data.split_at_mut(inside);
         beyond.fill(0xff);
+        if !self.model.is_present() {
+            data.fill(0xff);
+            return;
+        }
         for (at, range) in pieces(offset, data.len()) {
             self.config_read_piece(at, &mut data[range]);
         }
@@ -155,6 +159,9 @@ impl Function {
     /// returns, a reset is complete, and DMA that was switched off is not in flight.
     pub fn config_write(&self, offset: u16, data: &[u8]) {
         let inside = data.len().min(super::config::SIZE.saturating_sub(offset.into()));
+        if !self.model.is_present() {
+            return;
+        }
         for (at, range) in pieces(offset, inside) {
             self.config_write_piece(at, &data[range], u32::MAX);
         }
@@ -322,6 +329,10 @@ impl Function {
     /// [`BarError`], if the BARs do not answer or the bytes are not within the BAR.
     pub fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), BarError> {
         self.check_bar(bar, offset, data.len())?;
+        if !self.model.is_present() {
+            data.fill(0xff);
+            return Ok(());
+        }
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
@@ -344,6 +355,9 @@ impl Function {
     /// As [`Function::bar_read`]; nothing is written then.
     pub fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), BarError> {
         self.check_bar(bar, offset, data.len())?;
+        if !self.model.is_present() {
+            return Ok(());
+        }
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;

@@ -94,6 +94,7 @@ pub fn run(name: &str, arguments: &[String]) {
         "traced" => traced(argument, arguments),
         "isolation" => sharing::isolation(),
         "groups" => sharing::groups(),
+        "nvme-removed" => nvme::removed(),
         "nvme-unmapped-list" => nvme::unmapped_list(),
         "nvme-writer" => nvme::writer(argument, arguments[1].parse().unwrap()),
         "sva" => ioasid_example_dsa::run(64).unwrap(),

@@ -82,3 +82,20 @@ pub fn writer(log: &str, first: u64) {
         }
     }
 }
+
+/// Drives a controller that is taken out with a command: the program sees ones, and nothing hangs.
+pub fn removed() {
+    let mut controller = Controller::open().unwrap();
+    let mut queue = controller.queue(64).unwrap();
+    let memory = controller.memory(4096).unwrap();
+    let read = Command::read(1, 0, 1, [memory.iova, 0]);
+    controller.run(&mut queue, read).unwrap();
+    queue.submit(read);
+    controller.ring(&mut queue);
+    while controller.status() != u32::MAX {
+        std::thread::yield_now();
+    }
+    assert!(queue.poll().is_none());
+    let config = std::fs::read("/sys/bus/pci/devices/0001:00:01.0/config").unwrap();
+    assert!(config.len() >= 64 && config.iter().all(|byte| *byte == 0xff), "configuration space answers");
+}

@@ -15,7 +15,7 @@ const CONTROLLER: u16 = 0;
 /// Most controllers of a list.
 const MOST_CONTROLLERS: u16 = 2047;
 /// Bytes that are made zero at once before the registers are looked at.
-const AT_ONCE: u64 = 1 << 30;
+const AT_ONCE: u64 = 64 << 20;
 
 impl Controller {
     pub(super) fn manage_namespace(&mut self, command: &Command) -> Executed {
@@ -63,6 +63,9 @@ impl Controller {
     fn erase(&mut self, extent: Extent) -> Result<(), Status> {
         let end = extent.offset + extent.length;
         for at in (extent.offset..end).step_by(AT_ONCE as usize) {
+            if self.session.as_ref().is_none_or(|session| self.bar.is_reset_since(session.number)) {
+                return Err(Status::ABORT_REQUESTED);
+            }
             let blocks = self.subsystem.pool.blocks_mut(extent);
             blocks.zero(at, AT_ONCE.min(end - at), true).map_err(|_| Status::INTERNAL_ERROR)?;
         }
