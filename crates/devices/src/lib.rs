@@ -22,6 +22,7 @@ use std::sync::Arc;
 use ioasid::{BusAddress, DmaPort, Endpoint, PageGroup};
 use ioasid_vfio::IrqIndex;
 
+mod dif;
 pub mod dsa;
 pub mod edu;
 pub mod ioat;

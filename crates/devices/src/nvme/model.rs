@@ -12,6 +12,7 @@ const MEMORY: &str = "memory";
 const SIZE: &str = "size";
 const LBA: &str = "lba";
 const READONLY: &str = "readonly";
+const PI: &str = "pi";
 const SERIAL: &str = "serial";
 const QUEUES: &str = "queues";
 const CMB: &str = "cmb";
@@ -37,6 +38,12 @@ pub const MODEL: ModelInfo = ModelInfo {
         OptionInfo::new(LBA, "after a namespace: bytes of a block (512)", OptionKind::Choice(&["512", "4096"]))
             .repeating(),
         OptionInfo::new(READONLY, "after a namespace: it cannot be written", OptionKind::Flag).repeating(),
+        OptionInfo::new(
+            PI,
+            "after a namespace: protection information of a type",
+            OptionKind::Choice(&["1", "2", "3"]),
+        )
+        .repeating(),
         OptionInfo::new(SERIAL, "serial number (made of the place)", OptionKind::Text("TEXT")),
         OptionInfo::new(QUEUES, "queue pairs for I/O (64)", OptionKind::Number { least: 1, most: MAX_QUEUES as u64 }),
         OptionInfo::new(
@@ -60,7 +67,7 @@ pub const MODEL: ModelInfo = ModelInfo {
 /// What the options come to. There is no serial number yet if none is given.
 fn parse(options: &Options) -> Result<NvmeOptions, BuildError> {
     let mut wanted = NvmeOptions { serial: String::new(), ..NvmeOptions::default() };
-    let begin = |backing| NamespaceOptions { backing, block_shift: 9, readonly: false };
+    let begin = |backing| NamespaceOptions { backing, block_shift: 9, readonly: false, protection: 0 };
     for (name, value) in options.iter() {
         match (name, value) {
             (IMAGE, OptionValue::Text(path)) => {
@@ -75,6 +82,9 @@ fn parse(options: &Options) -> Result<NvmeOptions, BuildError> {
                 last(&mut wanted, name)?.block_shift = if bytes == "4096" { 12 } else { 9 }
             }
             (READONLY, _) => last(&mut wanted, name)?.readonly = true,
+            (PI, OptionValue::Text(kind)) => {
+                last(&mut wanted, name)?.protection = kind.parse().unwrap_or_default();
+            }
             (SERIAL, OptionValue::Text(text)) => wanted.serial.clone_from(text),
             (QUEUES, OptionValue::Number(number)) => wanted.queues = *number as u16,
             (CMB, OptionValue::Number(bytes)) => wanted.cmb = *bytes,

@@ -7,8 +7,59 @@ use super::pool::Extent;
 use super::reservation::Reservation;
 use super::spec::status::Status;
 
-/// log2 of the bytes of a block, by number of the format.
-pub(super) const FORMATS: [u32; 2] = [9, 12];
+/// Bytes of a block's metadata, where there is some.
+pub(super) const METADATA: u64 = 8;
+/// Metadata begins with a page.
+const PAGE: u64 = 4096;
+
+/// What blocks are: a format of the controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Format {
+    /// log2 of the bytes of a block.
+    pub(super) shift: u32,
+    pub(super) has_metadata: bool,
+}
+
+impl Format {
+    const fn new(shift: u32, has_metadata: bool) -> Self {
+        Self { shift, has_metadata }
+    }
+
+    /// Bytes that so many blocks take; `None` if that is no number.
+    pub(super) fn bytes(self, count: u64) -> Option<u64> {
+        let data = count.checked_mul(1 << self.shift)?;
+        if !self.has_metadata {
+            return Some(data);
+        }
+        data.checked_next_multiple_of(PAGE)?.checked_add(count.checked_mul(METADATA)?)
+    }
+
+    /// How many blocks there are in so many bytes.
+    pub(super) fn blocks_in(self, length: u64) -> u64 {
+        let each = (1 << self.shift) + if self.has_metadata { METADATA } else { 0 };
+        let mut count = length / each;
+        // The page that metadata begins with may be missing.
+        while count > 0 && self.bytes(count).is_none_or(|bytes| bytes > length) {
+            count -= 1;
+        }
+        count
+    }
+}
+
+/// By number. Those with metadata are there if protection information was asked for.
+pub(super) const FORMATS: [Format; 4] =
+    [Format::new(9, false), Format::new(12, false), Format::new(9, true), Format::new(12, true)];
+/// How many there are without metadata.
+pub(super) const PLAIN_FORMATS: usize = 2;
+
+/// What metadata is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Metadata {
+    /// In the host's data, each block's follows it; otherwise all of it is somewhere else.
+    pub(super) extended: bool,
+    /// It is protection information of this type, 1 to 3; 0 if it is the host's alone.
+    pub(super) protection: u8,
+}
 
 /// A feature of it that forbids writing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +81,9 @@ impl WriteProtection {
 #[derive(Debug)]
 pub(super) struct Namespace {
     pub(super) extent: Extent,
-    pub(super) block_shift: u32,
+    pub(super) format: Format,
+    /// What its metadata is, if the format has some.
+    pub(super) metadata: Metadata,
     /// Blocks.
     pub(super) count: u64,
     /// What it is kept in cannot be written.
@@ -48,11 +101,12 @@ pub(super) struct Namespace {
 
 impl Namespace {
     /// As many blocks as there is room for, attached.
-    pub(super) fn new(extent: Extent, block_shift: u32, readonly: bool, number: u64) -> Self {
+    pub(super) fn new(extent: Extent, format: Format, metadata: Metadata, readonly: bool, number: u64) -> Self {
         Self {
             extent,
-            block_shift,
-            count: extent.length >> block_shift,
+            format,
+            metadata,
+            count: format.blocks_in(extent.length),
             readonly,
             attached: true,
             protection: WriteProtection::None,
@@ -64,12 +118,13 @@ impl Namespace {
     }
 
     pub(super) fn block(&self) -> u64 {
-        1 << self.block_shift
+        1 << self.format.shift
     }
 
-    /// The format's number.
-    pub(super) fn format(&self) -> u8 {
-        u8::from(self.block_shift == FORMATS[1])
+    /// The format's number, and in bit 4, whether metadata is in the host's data.
+    pub(super) fn format_number(&self) -> u8 {
+        let number = FORMATS.iter().position(|format| *format == self.format).unwrap_or_default();
+        number as u8 | u8::from(self.metadata.extended) << 4
     }
 
     /// Checks that blocks are there.
@@ -109,13 +164,19 @@ impl Namespace {
 
     /// Where a block is in what it is kept in, in bytes.
     pub(super) fn byte(&self, block: u64) -> u64 {
-        self.extent.offset + (block << self.block_shift)
+        self.extent.offset + (block << self.format.shift)
     }
 
-    /// Its blocks become longer or shorter. It has as many bytes as before, as far as they are whole blocks.
-    pub(super) fn reformat(&mut self, block_shift: u32) {
-        self.count = self.count << self.block_shift >> block_shift;
-        self.block_shift = block_shift;
+    /// Where the metadata of a block is, as [`Namespace::byte`].
+    pub(super) fn metadata_byte(&self, block: u64) -> u64 {
+        let data = (self.count << self.format.shift).next_multiple_of(PAGE);
+        self.extent.offset + data + block * METADATA
+    }
+
+    /// It has other blocks from now on, as many as there is room for.
+    pub(super) fn reformat(&mut self, format: Format, metadata: Metadata) {
+        (self.format, self.metadata) = (format, metadata);
+        self.count = format.blocks_in(self.extent.length);
     }
 }
 

@@ -36,6 +36,8 @@ pub struct NamespaceOptions {
     pub block_shift: u32,
     /// The host can read it only.
     pub readonly: bool,
+    /// Blocks have protection information of this type, 1 to 3, in a buffer of its own; 0 for none.
+    pub protection: u8,
 }
 
 /// A controller.
@@ -103,6 +105,8 @@ pub enum NvmeError {
     Queues(u16),
     #[error("a controller memory buffer of {0} bytes: a power of two from 4096 to {MAX_CMB} is possible")]
     Cmb(u64),
+    #[error("protection information is of type 1, 2 or 3, and not {0}")]
+    Protection(u8),
     #[error("a namespace of {0} bytes has no whole blocks of {1}")]
     NoBlocks(u64, u64),
     #[error("the controller could not be set up: {0}")]
@@ -125,6 +129,9 @@ impl NvmeOptions {
             return Err(NvmeError::Cmb(self.cmb));
         }
         for namespace in &self.namespaces {
+            if namespace.protection > 3 {
+                return Err(NvmeError::Protection(namespace.protection));
+            }
             if let Backing::Memory(bytes) = namespace.backing
                 && (bytes == 0 || !bytes.is_multiple_of(1 << namespace.block_shift))
             {

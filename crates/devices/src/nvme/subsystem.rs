@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use super::features::Features;
-use super::namespace::{Namespace, WriteProtection};
+use super::namespace::{FORMATS, Format, Metadata, Namespace, PLAIN_FORMATS, WriteProtection};
 use super::options::{Backing, ImageError, NvmeOptions};
 use super::pool::Pool;
 use super::spec::status::Status;
@@ -68,6 +68,8 @@ pub(super) struct Subsystem {
     pub(super) namespaces: BTreeMap<u32, Namespace>,
     /// What they are made of, and what others could be.
     pub(super) pool: Pool,
+    /// Which formats there are.
+    pub(super) formats: &'static [Format],
     /// Namespaces that there ever were.
     pub(super) made: u64,
     pub(super) saved: Features,
@@ -97,10 +99,21 @@ impl Subsystem {
                 }
             };
             let extent = pool.add(blocks, wanted.readonly);
-            namespaces.insert(id, Namespace::new(extent, wanted.block_shift, wanted.readonly, id.into()));
+            let has_metadata = wanted.protection > 0;
+            let format = FORMATS
+                .into_iter()
+                .find(|format| format.shift == wanted.block_shift && format.has_metadata == has_metadata);
+            let metadata = Metadata { extended: false, protection: wanted.protection };
+            let format = format.unwrap_or(FORMATS[0]);
+            namespaces.insert(id, Namespace::new(extent, format, metadata, wanted.readonly, id.into()));
         }
         Ok(Self {
             serial: options.serial.clone(),
+            formats: if options.namespaces.iter().any(|wanted| wanted.protection > 0) {
+                &FORMATS
+            } else {
+                &FORMATS[..PLAIN_FORMATS]
+            },
             made: namespaces.len() as u64,
             namespaces,
             pool,

@@ -270,7 +270,7 @@ pub struct Bench {
 
 /// Namespaces in memory, of `bytes` with blocks of `1 << shift`.
 pub fn in_memory(bytes: u64, shift: u32) -> NamespaceOptions {
-    NamespaceOptions { backing: Backing::Memory(bytes), block_shift: shift, readonly: false }
+    NamespaceOptions { backing: Backing::Memory(bytes), block_shift: shift, readonly: false, protection: 0 }
 }
 
 /// An image in a file of its own.
@@ -285,7 +285,7 @@ impl Image {
 
     pub fn namespace(&self, bytes: u64, shift: u32) -> NamespaceOptions {
         let backing = Backing::Image { path: self.0.clone(), size: Some(bytes) };
-        NamespaceOptions { backing, block_shift: shift, readonly: false }
+        NamespaceOptions { backing, block_shift: shift, readonly: false, protection: 0 }
     }
 }
 

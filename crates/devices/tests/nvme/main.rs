@@ -5,5 +5,6 @@ mod behavior;
 mod bench;
 mod hostile;
 mod model;
+mod protection;
 mod registers;
 mod rows;

@@ -294,6 +294,7 @@ fn what_is_no_controller_is_said() {
         backing: Backing::Image { path: path.into(), size },
         block_shift: 9,
         readonly: false,
+        protection: 0,
     };
     let of = |namespace| NvmeOptions { namespaces: vec![namespace], ..NvmeOptions::default() };
     let default = NvmeOptions::default();

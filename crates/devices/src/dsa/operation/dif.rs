@@ -10,33 +10,12 @@
 
 use super::transfer::completed;
 use super::{Fault, Memory, Run, place};
+use crate::dif::{self, FIELD, Field};
 use crate::dsa::spec::completion::{Record, Status};
 use crate::dsa::spec::descriptor::Descriptor;
 
-/// Bytes of a field.
-const FIELD: usize = 8;
 /// Bytes of the longest block.
 const LONGEST: usize = 4104;
-/// x^16 + x^15 + x^11 + x^9 + x^8 + x^7 + x^5 + x^4 + x^2 + x + 1, without x^16.
-const POLYNOMIAL: u16 = 0x8BB7;
-
-/// The remainder after each byte.
-const TABLE: [u16; 256] = {
-    let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut remainder = (byte as u16) << 8;
-        let mut bit = 0;
-        while bit < 8 {
-            remainder = remainder << 1 ^ if remainder & 0x8000 == 0 { 0 } else { POLYNOMIAL };
-            bit += 1;
-        }
-        table[byte] = remainder;
-        byte += 1;
-    }
-    table
-};
-
 /// Which operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::dsa) enum Kind {
@@ -88,30 +67,6 @@ impl Tags {
     /// As the completion record has them.
     fn word(&self) -> u64 {
         u64::from(self.reference) | u64::from(self.mask) << 32 | u64::from(self.application) << 48
-    }
-}
-
-/// A field.
-#[derive(Clone, Copy)]
-struct Field {
-    guard: u16,
-    application: u16,
-    reference: u32,
-}
-
-impl Field {
-    fn read(bytes: &[u8]) -> Self {
-        Self {
-            guard: u16::from_be_bytes([bytes[0], bytes[1]]),
-            application: u16::from_be_bytes([bytes[2], bytes[3]]),
-            reference: u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
-        }
-    }
-
-    fn write(self, bytes: &mut [u8]) {
-        bytes[..2].copy_from_slice(&self.guard.to_be_bytes());
-        bytes[2..4].copy_from_slice(&self.application.to_be_bytes());
-        bytes[4..8].copy_from_slice(&self.reference.to_be_bytes());
     }
 }
 
@@ -176,9 +131,7 @@ impl Dif {
     }
 
     fn guard(&self, data: &[u8]) -> u16 {
-        let remainder = data.iter().fold(self.guard_seed, |remainder, &byte| {
-            remainder << 8 ^ TABLE[usize::from((remainder >> 8) as u8 ^ byte)]
-        });
+        let remainder = dif::guard(self.guard_seed, data);
         if self.invert_guard { !remainder } else { remainder }
     }
 

@@ -3,7 +3,7 @@
 use super::super::controller::{Controller, Executed, MAX_TRANSFER_SHIFT, Outcome};
 use super::super::features::TEMPERATURE;
 use super::super::io::{MOST_OF_ALL, MOST_OF_ONE, MOST_RANGES};
-use super::super::namespace::{FORMATS, Namespace, WriteProtection};
+use super::super::namespace::{METADATA, Namespace, PLAIN_FORMATS, WriteProtection};
 use super::super::session::EVENT_REQUESTS;
 use super::super::spec::command::{ALL_NAMESPACES, Command};
 use super::super::spec::identify::{Structure, cns};
@@ -30,9 +30,13 @@ impl Controller {
         let set = command.word(11) >> 24;
         let subsystem = &self.subsystem;
         let structure = match command.word(10) & 0xFF {
-            cns::NAMESPACE if id == ALL_NAMESPACES => common_namespace(),
-            cns::NAMESPACE => find(subsystem, id, Which::Attached)?.map(namespace).unwrap_or_default(),
-            cns::ALLOCATED_NAMESPACE => find(subsystem, id, Which::Allocated)?.map(namespace).unwrap_or_default(),
+            cns::NAMESPACE if id == ALL_NAMESPACES => common_namespace(subsystem),
+            cns::NAMESPACE => {
+                find(subsystem, id, Which::Attached)?.map(|it| namespace(subsystem, it)).unwrap_or_default()
+            }
+            cns::ALLOCATED_NAMESPACE => {
+                find(subsystem, id, Which::Allocated)?.map(|it| namespace(subsystem, it)).unwrap_or_default()
+            }
             cns::CONTROLLER => self.identify_controller(),
             cns::ACTIVE_NAMESPACES => list(subsystem, id, Which::Attached)?,
             cns::ALLOCATED_NAMESPACES => list(subsystem, id, Which::Allocated)?,
@@ -149,9 +153,14 @@ fn list(subsystem: &Subsystem, id: u32, which: Which) -> Result<Structure, Statu
 }
 
 /// What all namespaces have in common.
-fn common_namespace() -> Structure {
+fn common_namespace(subsystem: &Subsystem) -> Structure {
     let mut it = Structure::default();
-    it.put_u8(25, FORMATS.len() as u8 - 1)
+    let formats = subsystem.formats;
+    if formats.len() > PLAIN_FORMATS {
+        // MC: metadata in the data, or in a buffer of its own. DPC: types 1 to 3, in the last bytes of metadata.
+        it.put_u8(27, 0b11).put_u8(28, 0b1_0111);
+    }
+    it.put_u8(25, formats.len() as u8 - 1)
         // RESCAP: all kinds, kept over a loss of power, and IEKEY as of revision 1.3.
         .put_u8(31, 0xFF)
         // DLFEAT: deallocated blocks read as zeroes, and Write Zeroes deallocates.
@@ -159,18 +168,21 @@ fn common_namespace() -> Structure {
         .put_u16(74, MOST_OF_ONE)
         .put_u32(76, MOST_OF_ALL)
         .put_u8(80, (MOST_RANGES - 1) as u8);
-    for (index, shift) in FORMATS.iter().enumerate() {
-        it.put_u8(128 + 4 * index + 2, *shift as u8);
+    for (index, format) in formats.iter().enumerate() {
+        let metadata = if format.has_metadata { METADATA as u16 } else { 0 };
+        it.put_u16(128 + 4 * index, metadata).put_u8(128 + 4 * index + 2, format.shift as u8);
     }
     it
 }
 
-fn namespace(namespace: &Namespace) -> Structure {
-    let mut it = common_namespace();
+fn namespace(subsystem: &Subsystem, namespace: &Namespace) -> Structure {
+    let mut it = common_namespace(subsystem);
     it.put_u64(0, namespace.count)
         .put_u64(8, namespace.count)
         .put_u64(16, namespace.count)
-        .put_u8(26, namespace.format())
+        .put_u8(26, namespace.format_number())
+        // DPS.
+        .put_u8(29, namespace.metadata.protection)
         .put_u64(48, namespace.extent.length)
         .put_u8(99, is_protected(namespace).into());
     it

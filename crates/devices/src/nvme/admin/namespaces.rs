@@ -1,7 +1,7 @@
 //! Namespaces are created, deleted, attached, detached and formatted.
 
 use super::super::controller::{Controller, Executed, Outcome};
-use super::super::namespace::{FORMATS, Namespace};
+use super::super::namespace::{Format, Metadata, Namespace};
 use super::super::pool::Extent;
 use super::super::spec::command::{ALL_NAMESPACES, Command};
 use super::super::spec::log::Event;
@@ -36,8 +36,9 @@ impl Controller {
         };
         let (size, capacity) = (number(0), number(8));
         let (format, protection, shared) = (data[26], data[29], data[30]);
-        let shift = *FORMATS.get(usize::from(format)).ok_or(Status::INVALID_FORMAT)?;
-        if size == 0 || protection != 0 || shared != 0 {
+        let extended = format & 0x10 != 0;
+        let (format, metadata) = self.format_of((format & 0xF).into(), extended, protection)?;
+        if size == 0 || shared != 0 {
             return Err(Status::INVALID_FIELD);
         }
         if capacity != size {
@@ -45,7 +46,7 @@ impl Controller {
         }
         let free = (1..=MOST_NAMESPACES).find(|id| !self.subsystem.namespaces.contains_key(id));
         let id = free.ok_or(Status::NAMESPACE_IDENTIFIER_UNAVAILABLE)?;
-        let bytes = size.checked_mul(1 << shift).ok_or(Status::NAMESPACE_INSUFFICIENT_CAPACITY)?;
+        let bytes = format.bytes(size).ok_or(Status::NAMESPACE_INSUFFICIENT_CAPACITY)?;
         let extent = self.subsystem.pool.take(bytes).ok_or(Status::NAMESPACE_INSUFFICIENT_CAPACITY)?;
         // What was there before is nobody's business.
         if let Err(status) = self.erase(extent) {
@@ -53,10 +54,19 @@ impl Controller {
             return Err(status);
         }
         self.subsystem.made += 1;
-        let mut namespace = Namespace::new(extent, shift, false, self.subsystem.made);
+        let mut namespace = Namespace::new(extent, format, metadata, false, self.subsystem.made);
         (namespace.count, namespace.attached) = (size, false);
         self.subsystem.namespaces.insert(id, namespace);
         Ok(Outcome::Done(id.into()))
+    }
+
+    /// A format by its number, with what metadata is in it: protection information of this type, or none.
+    fn format_of(&self, number: usize, extended: bool, protection: u8) -> Result<(Format, Metadata), Status> {
+        let format = *self.subsystem.formats.get(number).ok_or(Status::INVALID_FORMAT)?;
+        if !format.has_metadata && (extended || protection != 0) || protection > 3 {
+            return Err(Status::INVALID_FIELD);
+        }
+        Ok((format, Metadata { extended, protection }))
     }
 
     /// Makes every byte zero.
@@ -126,10 +136,10 @@ impl Controller {
     /// Every block of the namespace is zero then, or of all.
     pub(super) fn format(&mut self, command: &Command) -> Executed {
         let word = command.word(10);
-        let (format, has_metadata, protection, erase) = (word & 0xF, word & 0x10, word >> 5 & 7, word >> 9 & 7);
-        let shift = *FORMATS.get(format as usize).ok_or(Status::INVALID_FORMAT)?;
-        // There is no metadata and no protection information, and no key to be forgotten.
-        if has_metadata != 0 || protection != 0 || erase > 1 {
+        let (number, extended, protection, erase) = (word & 0xF, word & 0x10 != 0, word >> 5 & 7, word >> 9 & 7);
+        let (format, metadata) = self.format_of(number as usize, extended, protection as u8)?;
+        // There is no key to be forgotten.
+        if erase > 1 {
             return Err(Status::INVALID_FIELD);
         }
         let chosen: Vec<_> = match command.namespace.get() {
@@ -144,7 +154,7 @@ impl Controller {
             let namespace = self.subsystem.attached(*id)?;
             namespace.check_writable()?;
             namespace.reservation.check(&host, true)?;
-            if namespace.count << namespace.block_shift >> shift == 0 {
+            if format.blocks_in(namespace.extent.length) == 0 {
                 return Err(Status::INVALID_FORMAT);
             }
         }
@@ -154,8 +164,8 @@ impl Controller {
             self.erase(extent)?;
             let namespace = self.subsystem.attached(id)?;
             namespace.unmark_all();
-            if namespace.block_shift != shift {
-                namespace.reformat(shift);
+            if (namespace.format, namespace.metadata) != (format, metadata) {
+                namespace.reformat(format, metadata);
                 self.tell_changed(id);
             }
         }

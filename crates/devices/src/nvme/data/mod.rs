@@ -31,6 +31,11 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// Bytes in one piece.
+    pub(super) fn flat(address: u64, length: u64) -> Self {
+        Self { parts: vec![Part { address: Some(address), length }] }
+    }
+
     /// Adds a part, or lengthens the last one if it goes on there.
     fn push(&mut self, address: Option<u64>, length: u64) {
         if length == 0 {

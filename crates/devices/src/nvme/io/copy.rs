@@ -1,11 +1,12 @@
 //! Copy: blocks of a namespace to other places in it, without the host.
 
-use zerocopy::little_endian::{U16, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::super::controller::{Controller, Executed, Outcome};
 use super::super::spec::command::Command;
 use super::super::spec::status::Status;
+use super::protected::Wanted;
 
 /// Source ranges at the most.
 pub(in crate::nvme) const MOST_RANGES: usize = 128;
@@ -22,7 +23,10 @@ struct Source {
     first: U64,
     /// Less one.
     count: U16,
-    rest: [u8; 14],
+    rest: [u8; 6],
+    /// Tags that protection information is checked with.
+    tag: U32,
+    application: U32,
 }
 
 impl Controller {
@@ -47,12 +51,19 @@ impl Controller {
         }
         let destination = self.range_of(id, command.long(), total)?;
         let mut sources = Vec::new();
-        for source in given {
+        for source in &*given {
             let range = self.range_of(id, source.first.get(), u64::from(source.count.get()) + 1)?;
             self.check_read(range)?;
             sources.push(range);
         }
         self.check_write(id)?;
+        if let Some(metadata) = self.metadata_of(id) {
+            // PRINFOR is where PRINFO of a read would be, 14 bits below.
+            let info = command.word(12) << 14;
+            let checks = given.iter().map(|source| Wanted::new(info, source.tag.get(), source.application.get()));
+            let sources: Vec<_> = sources.into_iter().zip(checks).collect();
+            return self.copy_protected(command, &sources, destination, metadata);
+        }
         let durable = self.is_durable(command);
         let mut buffer = self.buffer(destination.length as usize);
         let mut rest = buffer.bytes_mut();

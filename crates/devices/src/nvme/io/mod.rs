@@ -6,6 +6,7 @@
 //! Each step has its status, and nothing is touched before the last.
 
 use super::controller::{Controller, Executed, MAX_TRANSFER, Outcome, Ticket};
+use super::namespace::METADATA;
 use super::spec::command::{ALL_NAMESPACES, Command, control, nvm};
 use super::spec::status::Status;
 use super::storage::{Blocks, Buffer, Job, Operation};
@@ -13,6 +14,7 @@ use super::subsystem::Sanitize;
 use super::task::Next;
 
 mod copy;
+mod protected;
 mod ranges;
 mod reservation;
 mod transfer;
@@ -71,8 +73,9 @@ impl Controller {
     /// [`Controller::range`], of a command that moves data.
     fn transfer(&mut self, command: &Command) -> Result<Range, Status> {
         let count = u64::from(command.word(12) & 0xFFFF) + 1;
-        let block = self.subsystem.attached(command.namespace.get())?.block();
-        if count * block > MAX_TRANSFER {
+        let namespace = self.subsystem.attached(command.namespace.get())?;
+        let between = if namespace.metadata.extended { METADATA } else { 0 };
+        if count * (namespace.block() + between) > MAX_TRANSFER {
             return Err(Status::INVALID_FIELD);
         }
         self.range(command)
@@ -81,7 +84,7 @@ impl Controller {
     fn range_of(&mut self, id: u32, first: u64, count: u64) -> Result<Range, Status> {
         let namespace = self.subsystem.attached(id)?;
         namespace.check_range(first, count)?;
-        let length = count << namespace.block_shift;
+        let length = count << namespace.format.shift;
         Ok(Range { namespace: id, first, count, offset: namespace.byte(first), length })
     }
 

@@ -9,6 +9,7 @@ use super::super::spec::status::Status;
 use super::super::storage::{Blocks, Buffer, Job, Operation};
 use super::super::task::Next;
 use super::Range;
+use super::protected::Wanted;
 
 /// CDW11 of Dataset Management: deallocate.
 const DEALLOCATE: u32 = 1 << 2;
@@ -34,12 +35,22 @@ impl Controller {
         } else {
             Next::Written { first: range.first, count: range.count }
         };
+        if let Some(metadata) = self.metadata_of(range.namespace) {
+            self.zero_protected(range, Some((metadata.protection, Wanted::of(command))))?;
+            if self.is_durable(command) {
+                self.flush_all()?;
+            }
+            return Ok(Outcome::Done(0));
+        }
         let job = self.zero(range, deallocate)?;
         Ok(self.begin_all(ticket, next, job.into_iter().collect()))
     }
 
     /// Makes blocks zero: at once, or by a job.
     fn zero(&mut self, range: Range, deallocate: bool) -> Result<Option<Job>, Status> {
+        if self.metadata_of(range.namespace).is_some() {
+            return self.zero_protected(range, None).map(|()| None);
+        }
         match self.blocks_mut(range.namespace)? {
             Blocks::Memory(blocks) => blocks.zero(range.offset, range.length),
             Blocks::Image(image) => {
@@ -86,6 +97,9 @@ impl Controller {
         let range = self.transfer(command)?;
         self.check_read(range)?;
         self.subsystem.health.note_read(range.length);
+        if let Some(metadata) = self.metadata_of(range.namespace) {
+            return self.verify_protected(command, range, metadata);
+        }
         let image = match self.blocks(range.namespace)? {
             Blocks::Memory(_) => return Ok(Outcome::Done(0)),
             Blocks::Image(image) => image.clone(),

@@ -13,6 +13,9 @@ impl Controller {
         let range = self.transfer(command)?;
         self.check_read(range)?;
         self.subsystem.health.note_read(range.length);
+        if let Some(metadata) = self.metadata_of(range.namespace) {
+            return self.read_protected(command, range, metadata);
+        }
         let layout = self.layout(command, range.length, Direction::ToHost)?;
         let extent = self.subsystem.attached(range.namespace)?.extent;
         let image = match self.subsystem.pool.blocks(extent) {
@@ -33,6 +36,9 @@ impl Controller {
         self.check_write(range.namespace)?;
         let durable = self.is_durable(command);
         self.subsystem.health.note_written(range.length);
+        if let Some(metadata) = self.metadata_of(range.namespace) {
+            return self.write_protected(command, range, metadata);
+        }
         let layout = self.layout(command, range.length, Direction::FromHost)?;
         let extent = self.subsystem.attached(range.namespace)?.extent;
         let image = match self.subsystem.pool.blocks_mut(extent) {
@@ -58,6 +64,9 @@ impl Controller {
         let range = self.transfer(command)?;
         self.check_read(range)?;
         self.subsystem.health.note_read(range.length);
+        if let Some(metadata) = self.metadata_of(range.namespace) {
+            return self.compare_protected(command, range, metadata);
+        }
         let layout = self.layout(command, range.length, Direction::FromHost)?;
         let mut buffer = self.buffer(range.length as usize);
         let image = match self.blocks(range.namespace)? {
@@ -108,6 +117,9 @@ impl Controller {
     }
 
     fn compare_now(&mut self, range: Range, command: &Command) -> Result<(), Status> {
+        if let Some(metadata) = self.metadata_of(range.namespace) {
+            return self.compare_protected(command, range, metadata).map(drop);
+        }
         let layout = self.layout(command, range.length, Direction::FromHost)?;
         let mut buffer = self.buffer(range.length as usize);
         let read = self.blocks(range.namespace)?.read(range.offset, buffer.bytes_mut());
@@ -121,6 +133,9 @@ impl Controller {
     }
 
     fn write_now(&mut self, range: Range, command: &Command) -> Result<(), Status> {
+        if let Some(metadata) = self.metadata_of(range.namespace) {
+            return self.write_protected(command, range, metadata).map(drop);
+        }
         let durable = self.is_durable(command);
         let mut buffer = self.buffer(range.length as usize);
         self.receive(command, buffer.bytes_mut())?;

@@ -194,7 +194,8 @@ fn readonly() -> Vec<Row> {
 }
 
 pub(super) fn groups() -> Vec<Group> {
-    let namespace = NamespaceOptions { backing: Backing::Memory(1 << 20), block_shift: 9, readonly: true };
+    let namespace =
+        NamespaceOptions { backing: Backing::Memory(1 << 20), block_shift: 9, readonly: true, protection: 0 };
     vec![
         Group::new("ranges", ranges()),
         Group::new("transfers", transfers()),
