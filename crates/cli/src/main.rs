@@ -21,7 +21,7 @@ use clap::{Args, Parser, Subcommand};
 use ioasid::IommuKind;
 use ioasid_serve::Options;
 
-use ioasid_devices::registry::MODELS;
+use ioasid_devices::registry::{MODELS, ModelInfo};
 use machine::DeviceOption;
 use run::{Plan, Reporting};
 
@@ -49,8 +49,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// List the device models
-    Devices,
+    /// List the device models, or tell of one: its options and its registers
+    Devices {
+        /// Which, as in `ioasid devices nvme`
+        #[arg(value_parser = model)]
+        model: Option<&'static ModelInfo>,
+    },
 }
 
 #[derive(Args)]
@@ -111,7 +115,7 @@ fn main() -> ExitCode {
         }
         Command::Demo => demo::command(),
         Command::DemoClient { arguments } => ioasid_example_rust_client::main_with(arguments.into_iter()),
-        Command::Devices => match std::io::stdout().write_all(devices().as_bytes()) {
+        Command::Devices { model } => match std::io::stdout().write_all(devices(model).as_bytes()) {
             Ok(()) => ExitCode::SUCCESS,
             // As `head` ends what it reads.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -123,16 +127,30 @@ fn main() -> ExitCode {
     }
 }
 
-/// The models with their options, and the kinds of IOMMU.
-fn devices() -> String {
+/// A model by its name.
+fn model(name: &str) -> Result<&'static ModelInfo, String> {
+    ModelInfo::find(name).ok_or_else(|| machine::DeviceError::UnknownModel(name.to_owned()).to_string())
+}
+
+/// The models with their options, and the kinds of IOMMU; or one model, with its registers.
+fn devices(only: Option<&ModelInfo>) -> String {
     let mut text = String::new();
-    for model in MODELS {
+    for model in MODELS.iter().filter(|model| only.is_none_or(|only| only.name == model.name)) {
         text += &format!("{:<8} {}\n", model.name, model.about);
         for option in model.options {
             text += &format!("{:<8}  {:<26} {}\n", "", option.form(), option.about);
         }
     }
     text.push('\n');
+    if let Some(model) = only {
+        for info in model.registers.iter().copied().flatten() {
+            let place = info.bar.map_or_else(|| "config".into(), |bar| format!("BAR {bar}"));
+            let several = if info.count > 1 { format!(" × {}", info.count) } else { String::new() };
+            let (offset, width, access) = (info.offset, info.width, info.access.short());
+            text += &format!("{place:<8}{offset:#06x}  {width} bytes{several:<6}  {access:<5}  {}\n", info.name);
+        }
+        return text;
+    }
     for kind in IommuKind::ALL {
         text += &format!("--iommu {:<8} {}\n", kind.name(), kind.about());
     }

@@ -17,24 +17,49 @@ pub enum RegisterAccess {
     ReadToClear,
 }
 
-/// A register of a device.
+impl RegisterAccess {
+    /// As specifications write it: `RO`, `RW1C` and the like.
+    #[must_use]
+    pub fn short(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "RO",
+            Self::WriteOnly => "WO",
+            Self::ReadWrite => "RW",
+            Self::WriteOneToSet => "RW1S",
+            Self::WriteOneToClear => "RW1C",
+            Self::ReadToClear => "RC",
+        }
+    }
+}
+
+/// A register of a device, or several of one kind in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegisterInfo {
     /// Its name in the specification.
     pub name: &'static str,
-    /// The BAR that it is in.
-    pub bar: u8,
-    /// Offset in bytes.
+    /// The BAR that it is in; `None` for configuration space.
+    pub bar: Option<u8>,
+    /// Offset in bytes, of the first.
     pub offset: u64,
     /// Width in bytes.
     pub width: u8,
+    /// How many there are.
+    pub count: u16,
     /// What a driver may do with it.
     pub access: RegisterAccess,
     /// What it holds after a reset, where that is the same for each device.
     pub reset: u64,
 }
 
-/// The registers of a BAR: an enumeration of them, and the table of what they are.
+impl RegisterInfo {
+    /// The first byte after it.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.offset + u64::from(self.width) * u64::from(self.count)
+    }
+}
+
+/// The registers of a BAR, or of configuration space: an enumeration of them, and the table of what they are.
 ///
 /// ```text
 /// registers! {
@@ -42,14 +67,22 @@ pub struct RegisterInfo {
 ///     pub enum Register in BAR 0 {
 ///         /// What it is.
 ///         Version = "VS" at 0x08, 4 bytes, ReadOnly, reset 0x2_0000;
+///         /// Four in a row.
+///         Error = "SWERR" at 0xC0, 8 bytes * 4, ReadWrite, reset 0;
 ///     }
 /// }
 /// ```
 macro_rules! registers {
-    ($(#[$about:meta])* $visibility:vis enum $Register:ident in BAR $bar:literal {
-        $($(#[$what:meta])* $Name:ident = $name:literal at $offset:literal, $width:literal bytes,
+    ($(#[$about:meta])* $visibility:vis enum $Register:ident in BAR $bar:literal { $($rest:tt)* }) => {
+        $crate::registers::registers!(@ $(#[$about])* $visibility $Register, Some($bar), $($rest)*);
+    };
+    ($(#[$about:meta])* $visibility:vis enum $Register:ident in configuration space { $($rest:tt)* }) => {
+        $crate::registers::registers!(@ $(#[$about])* $visibility $Register, None, $($rest)*);
+    };
+    (@ $(#[$about:meta])* $visibility:vis $Register:ident, $bar:expr,
+        $($(#[$what:meta])* $Name:ident = $name:literal at $offset:expr, $width:literal bytes $(* $count:literal)?,
             $access:ident, reset $reset:expr;)*
-    }) => {
+    ) => {
         $(#[$about])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         $visibility enum $Register {
@@ -65,6 +98,8 @@ macro_rules! registers {
                 bar: $bar,
                 offset: $offset,
                 width: $width,
+                // One, unless there are several.
+                count: 1 $(- 1 + $count)?,
                 access: $crate::RegisterAccess::$access,
                 reset: $reset,
             },)*];
@@ -74,8 +109,44 @@ macro_rules! registers {
             pub fn info(self) -> &'static $crate::RegisterInfo {
                 &Self::TABLE[self as usize]
             }
+
+            /// The register that a byte is in, and which of several it is.
+            #[must_use]
+            pub fn at(offset: u64) -> Option<(Self, usize)> {
+                let index = Self::TABLE.partition_point(|info| info.offset <= offset).checked_sub(1)?;
+                let info = &Self::TABLE[index];
+                let number = (offset - info.offset) / u64::from(info.width);
+                (offset < info.end()).then(|| (Self::ALL[index], number as usize))
+            }
         }
     };
 }
 
 pub(crate) use registers;
+
+#[cfg(test)]
+mod tests {
+    use crate::registry::MODELS;
+    use crate::{dsa, nvme};
+
+    #[test]
+    fn registers_ascend_and_do_not_overlap() {
+        for table in MODELS.iter().flat_map(|model| model.registers) {
+            for pair in table.windows(2) {
+                assert!(pair[0].end() <= pair[1].offset, "{} {}", pair[0].name, pair[1].name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_register_is_found_by_each_of_its_bytes() {
+        use nvme::spec::registers::Register;
+        for register in Register::ALL {
+            let info = register.info();
+            assert!((info.offset..info.end()).all(|at| Register::at(at) == Some((*register, 0))));
+        }
+        assert_eq!((Register::at(0x18), Register::at(u64::MAX)), (None, None));
+        use dsa::spec::registers::Register as Dsa;
+        assert_eq!([0xBF, 0xC0, 0xD9, 0xE0].map(Dsa::at), [None, Some((Dsa::Error, 0)), Some((Dsa::Error, 3)), None]);
+    }
+}

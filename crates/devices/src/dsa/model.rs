@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ioasid::{Endpoint, EndpointOptions, GroupId, Iommu, PartPasidTable, PartPasids, Pasid, PasidHold, Recovery, Rid};
 use ioasid_vfio::Interrupts;
 
-use super::spec::registers::QueueMode;
+use super::spec::registers::{QueueMode, Register};
 use super::{Dsa, DsaOptions, DsaSlice, MAX_WQS, PasidTranslation, SliceQueue, slice_spec, spec};
 use crate::Dma;
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, any};
@@ -31,7 +31,7 @@ pub const MODEL: ModelInfo = ModelInfo {
             OptionKind::Number { least: 1, most: MAX_WQS as u64 },
         ),
     ],
-    registers: &[],
+    registers: &[Register::TABLE],
     functions: |options| options.number(SLICES).unwrap_or(1) as usize,
     check: any,
     build,

@@ -10,10 +10,9 @@ use super::command::capability;
 use super::core::{Control, Core};
 use super::spec::descriptor::Operation;
 use super::spec::registers::{
-    BAR0_SIZE, CMD, CMDCAP, CMDSTS, DUMMY_PORTAL, DeviceState, ENGCAP, GENCAP, GENCFG, GENCTRL, GENSTS, GRPCAP, GRPCFG,
-    GRPCFG_SIZE, GeneralCapability, INTCAUSE, MAX_BATCH_SHIFT, MAX_TRANSFER_SHIFT, MSIXPERM, OFFSETS, OPCAP,
-    QueueCapability, QueueConfig, QueueMode, QueueState, SWERR, TABLE_OFFSETS, TOTAL_WQ_SIZE, USER_INTERRUPTS, VERSION,
-    VERSION_1_0, WQCAP, WQCFG, WQCFG_SIZE,
+    BAR0_SIZE, DUMMY_PORTAL, DeviceState, GRPCFG_SIZE, GeneralCapability, MAX_BATCH_SHIFT, MAX_TRANSFER_SHIFT,
+    QueueCapability, QueueConfig, QueueMode, QueueState, Register, TABLE_OFFSETS, TOTAL_WQ_SIZE, USER_INTERRUPTS,
+    VERSION_1_0, WQCFG_SIZE,
 };
 
 /// A load from BAR 0 of a face.
@@ -65,54 +64,67 @@ fn parts(offset: u64, len: usize) -> impl Iterator<Item = Part> {
 }
 
 fn read_word(core: &Core, unit: usize, offset: u64) -> u64 {
+    let Some((register, index)) = Register::at(offset) else { return 0 };
     let control = core.lock();
     let face = &control.units[unit];
-    match offset {
-        VERSION => VERSION_1_0,
-        GENCAP => {
+    match register {
+        Register::Version => VERSION_1_0,
+        Register::GeneralCapability => {
             let mut bits = GeneralCapability::all();
             bits.set(GeneralCapability::CONFIGURATION, !face.fixed);
             bits.set(GeneralCapability::BLOCK_ON_FAULT, core.options.page_requests);
             bits.register(MAX_TRANSFER_SHIFT, MAX_BATCH_SHIFT)
         }
-        WQCAP => queue_capability(&control, unit),
-        GRPCAP => {
+        Register::QueueCapability => queue_capability(&control, unit),
+        Register::GroupCapability => {
             if face.fixed {
                 1
             } else {
                 control.groups.len() as u64
             }
         }
-        ENGCAP => {
+        Register::EngineCapability => {
             if face.fixed {
                 1
             } else {
                 core.options.engines.into()
             }
         }
-        OPCAP => Operation::capability(),
-        OFFSETS => TABLE_OFFSETS,
-        GENCFG => control.general.into(),
-        GENCTRL => face.reports.control().into(),
-        GENSTS => face.state as u64,
-        INTCAUSE => face.reports.cause().into(),
-        CMDSTS => face.status().into(),
-        CMDCAP => capability(&core.options),
-        SWERR..0xE0 => face.reports.error_word(((offset - SWERR) / 8) as usize),
-        MSIXPERM..GRPCFG => face.reports.permission(((offset - MSIXPERM) / 8) as usize).into(),
-        GRPCFG..WQCFG => {
-            let (group, word) = place(offset - GRPCFG, GRPCFG_SIZE);
+        Register::Operations => {
+            if index == 0 {
+                Operation::capability()
+            } else {
+                0
+            }
+        }
+        Register::TableOffsets => {
+            if index == 0 {
+                TABLE_OFFSETS
+            } else {
+                0
+            }
+        }
+        Register::GeneralConfig => control.general.into(),
+        Register::GeneralControl => face.reports.control().into(),
+        Register::GeneralStatus => face.state as u64,
+        Register::InterruptCause => face.reports.cause().into(),
+        Register::CommandStatus => face.status().into(),
+        Register::CommandCapability => capability(&core.options),
+        Register::Error => face.reports.error_word(index),
+        Register::VectorPermission => face.reports.permission(index).into(),
+        Register::GroupConfig => {
+            let (group, word) = place(index, GRPCFG_SIZE);
             match (face.fixed, group, word) {
                 (true, 0, 0 | 4) => 1,
                 (true, ..) => 0,
                 (false, ..) => control.groups.get(group).map_or(0, |group| group.word(word)),
             }
         }
-        WQCFG..0x1000 => {
-            let (queue, word) = place(offset - WQCFG, WQCFG_SIZE);
+        Register::QueueConfig => {
+            let (queue, word) = place(index, WQCFG_SIZE);
             face.queues.clone().nth(queue).map_or(0, |queue| queue_word(&control, queue, word))
         }
-        _ => 0,
+        Register::Command => 0,
     }
 }
 
@@ -146,33 +158,31 @@ fn queue_word(control: &Control, queue: usize, word: usize) -> u64 {
 }
 
 fn write_word(core: &Core, unit: usize, offset: u64, value: u64, mask: u64) {
+    let Some((register, index)) = Register::at(offset) else { return };
     let mut control = core.lock();
     let face = &control.units[unit];
     let (fixed, disabled) = (face.fixed, face.state == DeviceState::Disabled);
     let low = mask as u32;
-    match offset {
-        GENCFG if disabled && !fixed => {
+    match register {
+        Register::GeneralConfig if disabled && !fixed => {
             control.general = (control.general & !low | value as u32 & low) & USER_INTERRUPTS;
         }
-        GENCTRL => face.reports.write_control(value as u32, low),
-        INTCAUSE => face.reports.clear_cause(value as u32),
-        CMD if low != 0 => {
+        Register::GeneralControl => face.reports.write_control(value as u32, low),
+        Register::InterruptCause => face.reports.clear_cause(value as u32),
+        Register::Command if low != 0 => {
             drop(control);
             core.command(unit, value as u32);
         }
-        SWERR => face.reports.clear_error(value),
-        MSIXPERM..GRPCFG => {
-            let vector = ((offset - MSIXPERM) / 8) as usize;
-            face.reports.write_permission(vector, value as u32, low);
-        }
-        GRPCFG..WQCFG if disabled && !fixed => {
-            let (group, word) = place(offset - GRPCFG, GRPCFG_SIZE);
+        Register::Error if index == 0 => face.reports.clear_error(value),
+        Register::VectorPermission => face.reports.write_permission(index, value as u32, low),
+        Register::GroupConfig if disabled && !fixed => {
+            let (group, word) = place(index, GRPCFG_SIZE);
             if let Some(group) = control.groups.get_mut(group) {
                 group.write_word(word, value, mask);
             }
         }
-        WQCFG..0x1000 => {
-            let (queue, word) = place(offset - WQCFG, WQCFG_SIZE);
+        Register::QueueConfig => {
+            let (queue, word) = place(index, WQCFG_SIZE);
             if let Some(queue) = face.queues.clone().nth(queue) {
                 for (half, shift) in [(2 * word, 0), (2 * word + 1, 32)] {
                     write_queue(&mut control, queue, half, (value >> shift) as u32, (mask >> shift) as u32);
@@ -200,7 +210,8 @@ fn write_queue(control: &mut Control, queue: usize, half: usize, value: u32, mas
     it.config.0[half] = it.config.0[half] & !mask | value & mask;
 }
 
-/// An offset in a table as the index of an entry and that of a word in it.
-fn place(offset: u64, entry: u64) -> (usize, usize) {
-    ((offset / entry) as usize, (offset % entry / 8) as usize)
+/// A word of a table as the index of an entry of so many bytes, and that of a word in it.
+fn place(index: usize, entry: u64) -> (usize, usize) {
+    let words = (entry / 8) as usize;
+    (index / words, index % words)
 }

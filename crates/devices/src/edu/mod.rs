@@ -96,7 +96,7 @@ pub const MODEL: ModelInfo = ModelInfo {
     name: "edu",
     about: "QEMU's educational device: factorials and DMA (1234:11e8)",
     options: &[],
-    registers: Register::TABLE,
+    registers: &[Register::TABLE],
     functions: one,
     check: any,
     build: |_, sites, context| {
@@ -143,11 +143,9 @@ impl Edu {
 
 /// The register that an access means: a whole one, in a width that it has.
 fn register(bar: u8, offset: u64, length: usize) -> Option<Register> {
-    let is_it = |register: &&Register| {
-        let info = register.info();
-        info.bar == bar && info.offset == offset && (length == 4 || length == usize::from(info.width))
-    };
-    Register::ALL.iter().find(is_it).copied()
+    let (register, _) = Register::at(offset).filter(|_| bar == 0)?;
+    let info = register.info();
+    (info.offset == offset && (length == 4 || length == usize::from(info.width))).then_some(register)
 }
 
 impl Model for Edu {

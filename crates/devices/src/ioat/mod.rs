@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use ioasid_vfio::{BarKind, BarSpec, Model, MsixSpec, PcieKind, Spec, TranslationSpec};
 
 use crate::registry::{ModelInfo, any, one};
-use crate::{Dma, Interrupts};
+use crate::{Dma, Interrupts, RegisterInfo};
 
 mod channel;
 mod interrupts;
@@ -39,8 +39,8 @@ mod worker;
 use channel::{Channel, Effect};
 use interrupts::InterruptLogic;
 use spec::registers::{
-    BAR0_SIZE, CAPABILITY, CHANNELS, COMPATIBILITY, CONFIG_MAP, ChannelControl, ConfigRegister, GENERAL_CONTROL_STORED,
-    MAP, Register, TRANSFER_CAPABILITY, VERSION,
+    BAR0_SIZE, CAPABILITY, CHANNELS, COMPATIBILITY, ChannelControl, ConfigRegister, GENERAL_CONTROL_STORED, Register,
+    TRANSFER_CAPABILITY, VERSION,
 };
 use worker::Worker;
 
@@ -49,7 +49,7 @@ pub const MODEL: ModelInfo = ModelInfo {
     name: "ioat",
     about: "Intel I/OAT DMA engine, CBDMA 3.2 (8086:2021)",
     options: &[],
-    registers: &[],
+    registers: &[Register::TABLE, ConfigRegister::TABLE],
     functions: one,
     check: any,
     build: |_, sites, context| {
@@ -110,7 +110,7 @@ impl Ioat {
         let (inside, outside) = data.split_at_mut(data.len().min(inside as usize));
         inside.fill(0);
         outside.fill(0xFF);
-        for access in overlaps(MAP, offset, inside.len()) {
+        for access in overlaps(Register::ALL, Register::TABLE, offset, inside.len()) {
             let value = self.read_register(access.register, access.mask()).to_le_bytes();
             inside[access.data].copy_from_slice(&value[access.bytes]);
         }
@@ -121,7 +121,7 @@ impl Ioat {
         if bar != 0 {
             return;
         }
-        for access in overlaps(MAP, offset, data.len()) {
+        for access in overlaps(Register::ALL, Register::TABLE, offset, data.len()) {
             let (value, mask) = (access.value(data), access.mask());
             self.write_register(access.register, value, mask);
         }
@@ -133,7 +133,7 @@ impl Ioat {
         if !is_config(offset, data.len()) {
             return false;
         }
-        for access in overlaps(CONFIG_MAP, offset.into(), data.len()) {
+        for access in overlaps(ConfigRegister::ALL, ConfigRegister::TABLE, offset.into(), data.len()) {
             let value = match access.register {
                 ConfigRegister::UncorrectableStatus => 0,
                 ConfigRegister::ChannelError => self.channel.read_config_errors(),
@@ -150,7 +150,7 @@ impl Ioat {
         if !is_config(offset, data.len()) {
             return false;
         }
-        for access in overlaps(CONFIG_MAP, offset.into(), data.len()) {
+        for access in overlaps(ConfigRegister::ALL, ConfigRegister::TABLE, offset.into(), data.len()) {
             let (value, mask) = (access.value(data) as u32, access.mask() as u32);
             match access.register {
                 ConfigRegister::UncorrectableStatus => {}
@@ -294,15 +294,19 @@ impl<R> Access<R> {
     }
 }
 
-/// The registers of `map` that an access of `len` bytes at `offset` falls on.
-fn overlaps<R: Copy>(map: &[(R, u16, u8)], offset: u64, len: usize) -> impl Iterator<Item = Access<R>> {
+/// The registers of a table that an access of `len` bytes at `offset` falls on.
+fn overlaps<R: Copy>(
+    registers: &'static [R],
+    table: &'static [RegisterInfo],
+    offset: u64,
+    len: usize,
+) -> impl Iterator<Item = Access<R>> {
     let end = offset.saturating_add(len as u64);
-    map.iter().filter_map(move |&(register, at, width)| {
-        let at = u64::from(at);
-        let (from, to) = (at.max(offset), (at + u64::from(width)).min(end));
+    registers.iter().zip(table).filter_map(move |(register, info)| {
+        let (from, to) = (info.offset.max(offset), info.end().min(end));
         (from < to).then(|| Access {
-            register,
-            bytes: (from - at) as usize..(to - at) as usize,
+            register: *register,
+            bytes: (from - info.offset) as usize..(to - info.offset) as usize,
             data: (from - offset) as usize..(to - offset) as usize,
         })
     })
@@ -310,6 +314,7 @@ fn overlaps<R: Copy>(map: &[(R, u16, u8)], offset: u64, len: usize) -> impl Iter
 
 /// Whether an access to configuration space is to nothing but the device's own registers.
 fn is_config(offset: u16, len: usize) -> bool {
-    let covered: usize = overlaps(CONFIG_MAP, offset.into(), len).map(|access| access.data.len()).sum();
+    let accesses = overlaps(ConfigRegister::ALL, ConfigRegister::TABLE, offset.into(), len);
+    let covered: usize = accesses.map(|access| access.data.len()).sum();
     len > 0 && covered == len
 }

@@ -318,11 +318,8 @@ impl Bar {
     }
 
     fn write_word(&self, offset: u64, word: u32) -> bool {
-        let found = Register::ALL
-            .iter()
-            .zip(Register::TABLE)
-            .find(|(_, info)| (info.offset..info.offset + u64::from(info.width)).contains(&offset));
-        let Some((register, info)) = found else { return false };
+        let Some((register, _)) = Register::at(offset) else { return false };
+        let info = register.info();
         let is_upper = offset != info.offset;
         let part = |value: u64| {
             let shift = if is_upper { 32 } else { 0 };

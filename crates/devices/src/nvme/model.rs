@@ -38,12 +38,8 @@ pub const MODEL: ModelInfo = ModelInfo {
         OptionInfo::new(LBA, "after a namespace: bytes of a block (512)", OptionKind::Choice(&["512", "4096"]))
             .repeating(),
         OptionInfo::new(READONLY, "after a namespace: it cannot be written", OptionKind::Flag).repeating(),
-        OptionInfo::new(
-            PI,
-            "after a namespace: protection information of a type",
-            OptionKind::Choice(&["1", "2", "3"]),
-        )
-        .repeating(),
+        OptionInfo::new(PI, "after a namespace: protection information", OptionKind::Choice(&["1", "2", "3"]))
+            .repeating(),
         OptionInfo::new(SERIAL, "serial number (made of the place)", OptionKind::Text("TEXT")),
         OptionInfo::new(QUEUES, "queue pairs for I/O (64)", OptionKind::Number { least: 1, most: MAX_QUEUES as u64 }),
         OptionInfo::new(
@@ -51,14 +47,10 @@ pub const MODEL: ModelInfo = ModelInfo {
             "controller memory buffer, a power of two",
             OptionKind::Size { least: 4096, most: MAX_CMB },
         ),
-        OptionInfo::new(
-            DOORBELLS,
-            "as registers (default), or memory to look at",
-            OptionKind::Choice(&["registers", "memory"]),
-        ),
+        OptionInfo::new(DOORBELLS, "as registers, or memory to look at", OptionKind::Choice(&["registers", "memory"])),
         OptionInfo::new(FAIL, "the Nth of a kind fails, as read:3:0x281", OptionKind::Text("KIND:N:WHAT")).repeating(),
     ],
-    registers: Register::TABLE,
+    registers: &[Register::TABLE],
     functions: one,
     check: |options| parse(options).map(drop),
     build,

@@ -26,8 +26,8 @@ pub struct ModelInfo {
     pub about: &'static str,
     /// Its options.
     pub options: &'static [OptionInfo],
-    /// Its registers.
-    pub registers: &'static [RegisterInfo],
+    /// Its registers: a table for each BAR that has some, and for configuration space.
+    pub registers: &'static [&'static [RegisterInfo]],
     /// How many functions on the bus it is with these options.
     pub(crate) functions: fn(&Options) -> usize,
     pub(crate) check: fn(&Options) -> Result<(), BuildError>,
@@ -183,8 +183,9 @@ mod tests {
         for (index, model) in MODELS.iter().enumerate() {
             assert!(MODELS[..index].iter().all(|other| other.name != model.name), "{}", model.name);
             assert!(std::ptr::eq(ModelInfo::find(model.name).unwrap(), model) || model.name.is_empty());
-            for (index, register) in model.registers.iter().enumerate() {
-                let others = &model.registers[..index];
+            let registers: Vec<_> = model.registers.iter().copied().flatten().collect();
+            for (index, register) in registers.iter().enumerate() {
+                let others = &registers[..index];
                 assert!(others.iter().all(|other| other.name != register.name), "{} {}", model.name, register.name);
             }
         }

@@ -23,6 +23,8 @@
 
 use bitflags::bitflags;
 
+use crate::registers::registers;
+
 /// Size of BAR 0 in bytes.
 pub const BAR0_SIZE: u64 = 0x1_0000;
 /// Size of a portal in bytes.
@@ -76,6 +78,48 @@ pub const WQCFG: u64 = 0x800;
 pub const WQCFG_SIZE: u64 = 32;
 /// The dummy portal, one page.
 pub const DUMMY_PORTAL: u64 = 0xF000;
+
+registers! {
+    /// A register in BAR 0, or several in a row.
+    pub enum Register in BAR 0 {
+        /// Version.
+        Version = "VERSION" at VERSION, 8 bytes, ReadOnly, reset VERSION_1_0;
+        /// What the device can do.
+        GeneralCapability = "GENCAP" at GENCAP, 8 bytes, ReadOnly, reset 0;
+        /// What work queues can do.
+        QueueCapability = "WQCAP" at WQCAP, 8 bytes, ReadOnly, reset 0;
+        /// How many groups there are.
+        GroupCapability = "GRPCAP" at GRPCAP, 8 bytes, ReadOnly, reset 0;
+        /// How many engines there are.
+        EngineCapability = "ENGCAP" at ENGCAP, 8 bytes, ReadOnly, reset 0;
+        /// Which operations there are.
+        Operations = "OPCAP" at OPCAP, 8 bytes * 4, ReadOnly, reset 0;
+        /// Where the tables are.
+        TableOffsets = "OFFSETS" at OFFSETS, 8 bytes * 2, ReadOnly, reset 0;
+        /// General configuration.
+        GeneralConfig = "GENCFG" at GENCFG, 8 bytes, ReadWrite, reset 0;
+        /// General control, see [`GeneralControl`].
+        GeneralControl = "GENCTRL" at GENCTRL, 8 bytes, ReadWrite, reset 0;
+        /// The state, see [`DeviceState`].
+        GeneralStatus = "GENSTS" at GENSTS, 8 bytes, ReadOnly, reset 0;
+        /// Why vector 0 was raised, see [`InterruptCause`].
+        InterruptCause = "INTCAUSE" at INTCAUSE, 8 bytes, WriteOneToClear, reset 0;
+        /// Commands.
+        Command = "CMD" at CMD, 8 bytes, WriteOnly, reset 0;
+        /// What became of the last command.
+        CommandStatus = "CMDSTS" at CMDSTS, 8 bytes, ReadOnly, reset 0;
+        /// Which commands there are.
+        CommandCapability = "CMDCAP" at CMDCAP, 8 bytes, ReadOnly, reset 0;
+        /// Errors of software.
+        Error = "SWERR" at SWERR, 8 bytes * 4, WriteOneToClear, reset 0;
+        /// For whom vectors are, see [`Permission`].
+        VectorPermission = "MSIXPERM" at MSIXPERM, 8 bytes * 64, ReadWrite, reset 0;
+        /// Groups: eight words each.
+        GroupConfig = "GRPCFG" at GRPCFG, 8 bytes * 64, ReadWrite, reset 0;
+        /// Work queues: four words each, see [`QueueConfig`].
+        QueueConfig = "WQCFG" at WQCFG, 8 bytes * 256, ReadWrite, reset 0;
+    }
+}
 
 /// VERSION: 1.0.
 pub const VERSION_1_0: u64 = 0x100;

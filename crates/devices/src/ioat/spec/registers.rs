@@ -26,6 +26,8 @@
 
 use bitflags::bitflags;
 
+use crate::registers::registers;
+
 /// Size of BAR 0 in bytes.
 pub const BAR0_SIZE: u64 = 0x4000;
 
@@ -42,86 +44,59 @@ pub const COMPATIBILITY: u16 = 0x6;
 /// Width of a bus address. A descriptor that names a higher one is in error.
 pub const ADDRESS_BITS: u32 = 48;
 
-/// A register in BAR 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Register {
-    /// CHANCNT.
-    ChannelCount,
-    /// XFERCAP.
-    TransferCapability,
-    /// GENCTRL.
-    GeneralControl,
-    /// INTRCTRL.
-    InterruptControl,
-    /// ATTNSTATUS.
-    AttentionStatus,
-    /// CBVER.
-    Version,
-    /// DMACAPABILITY.
-    Capability,
-    /// CHANCTRL.
-    ChannelControl,
-    /// DMA_COMP.
-    Compatibility,
-    /// CHANCMD.
-    Command,
-    /// DMACOUNT.
-    Count,
-    /// CHANSTS.
-    Status,
-    /// CHAINADDR.
-    ChainAddress,
-    /// CHANCMP.
-    CompletionAddress,
-    /// CDAR.
-    CurrentDescriptor,
-    /// CHANERR.
-    Error,
-    /// CHANERRMASK.
-    ErrorMask,
-    /// DCACTRL.
-    DcaControl,
+registers! {
+    /// A register in BAR 0.
+    pub enum Register in BAR 0 {
+        /// How many channels there are.
+        ChannelCount = "CHANCNT" at 0x00, 1 bytes, ReadOnly, reset CHANNELS as u64;
+        /// log2 of the longest transfer.
+        TransferCapability = "XFERCAP" at 0x01, 1 bytes, ReadOnly, reset TRANSFER_CAPABILITY as u64;
+        /// General control.
+        GeneralControl = "GENCTRL" at 0x02, 1 bytes, ReadWrite, reset 0;
+        /// Interrupts on, pending, by vectors.
+        InterruptControl = "INTRCTRL" at 0x03, 1 bytes, ReadToClear, reset 0;
+        /// Which channels interrupt.
+        AttentionStatus = "ATTNSTATUS" at 0x04, 4 bytes, ReadToClear, reset 0;
+        /// Version.
+        Version = "CBVER" at 0x08, 1 bytes, ReadOnly, reset VERSION as u64;
+        /// What it can do.
+        Capability = "DMACAP" at 0x10, 4 bytes, ReadOnly, reset 0;
+        /// Control of the channel.
+        ChannelControl = "CHANCTRL" at 0x80, 2 bytes, ReadWrite, reset 0;
+        /// With which versions it is compatible.
+        Compatibility = "DMA_COMP" at 0x82, 2 bytes, ReadOnly, reset COMPATIBILITY as u64;
+        /// Commands.
+        Command = "CHANCMD" at 0x84, 1 bytes, WriteOneToSet, reset 0;
+        /// The doorbell: descriptors so far.
+        Count = "DMACOUNT" at 0x86, 2 bytes, ReadWrite, reset 0;
+        /// State, and which descriptor was last.
+        Status = "CHANSTS" at 0x88, 8 bytes, ReadOnly, reset 0;
+        /// Where the chain begins; it arms the channel.
+        ChainAddress = "CHAINADDR" at 0x90, 8 bytes, ReadWrite, reset 0;
+        /// Where the status is written.
+        CompletionAddress = "CHANCMP" at 0x98, 8 bytes, ReadWrite, reset 0;
+        /// The descriptor that is being carried out.
+        CurrentDescriptor = "CDAR" at 0xA0, 8 bytes, ReadOnly, reset 0;
+        /// Errors.
+        Error = "CHANERR" at 0xA8, 4 bytes, WriteOneToClear, reset 0;
+        /// Which errors do not stop it.
+        ErrorMask = "CHANERRMASK" at 0xAC, 4 bytes, ReadWrite, reset 0;
+        /// Direct cache access.
+        DcaControl = "DCACTRL" at 0xB0, 4 bytes, ReadWrite, reset 0;
+    }
 }
 
-/// Every register with its offset in BAR 0 and its width in bytes, in ascending order.
-pub const MAP: &[(Register, u16, u8)] = &[
-    (Register::ChannelCount, 0x00, 1),
-    (Register::TransferCapability, 0x01, 1),
-    (Register::GeneralControl, 0x02, 1),
-    (Register::InterruptControl, 0x03, 1),
-    (Register::AttentionStatus, 0x04, 4),
-    (Register::Version, 0x08, 1),
-    (Register::Capability, 0x10, 4),
-    (Register::ChannelControl, 0x80, 2),
-    (Register::Compatibility, 0x82, 2),
-    (Register::Command, 0x84, 1),
-    (Register::Count, 0x86, 2),
-    (Register::Status, 0x88, 8),
-    (Register::ChainAddress, 0x90, 8),
-    (Register::CompletionAddress, 0x98, 8),
-    (Register::CurrentDescriptor, 0xA0, 8),
-    (Register::Error, 0xA8, 4),
-    (Register::ErrorMask, 0xAC, 4),
-    (Register::DcaControl, 0xB0, 4),
-];
-
-/// A register in configuration space that only this device has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConfigRegister {
-    /// DMAUNCERRSTS: parity errors inside the engine, of which a model has none.
-    UncorrectableStatus,
-    /// CHANERR_INT: a second record of CHANERR, cleared on its own.
-    ChannelError,
-    /// CHANERRMSK_INT: which errors of CHANERR_INT escalate. Stored; there is nothing to escalate to.
-    ChannelErrorMask,
+registers! {
+    /// A register in configuration space that only this device has.
+    pub enum ConfigRegister in configuration space {
+        /// Parity errors inside the engine, of which a model has none.
+        UncorrectableStatus = "DMAUNCERRSTS" at 0x148, 4 bytes, WriteOneToClear, reset 0;
+        /// A second record of CHANERR, cleared on its own.
+        ChannelError = "CHANERR_INT" at 0x180, 4 bytes, WriteOneToClear, reset 0;
+        /// Which errors of CHANERR_INT escalate. Stored; there is nothing to escalate to.
+        ChannelErrorMask = "CHANERRMSK_INT" at 0x184, 4 bytes, ReadWrite, reset 0;
+    }
 }
-
-/// The device's own registers in configuration space: offset and width in bytes, in ascending order.
-pub const CONFIG_MAP: &[(ConfigRegister, u16, u8)] = &[
-    (ConfigRegister::UncorrectableStatus, 0x148, 4),
-    (ConfigRegister::ChannelError, 0x180, 4),
-    (ConfigRegister::ChannelErrorMask, 0x184, 4),
-];
 
 bitflags! {
     /// INTRCTRL.

@@ -176,18 +176,3 @@ pub mod cmb {
     /// CMBSTS.CBAI: what CBA says would pass the end of the address space.
     pub const BASE_INVALID: u32 = 1;
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn registers_ascend_and_do_not_overlap() {
-        for pair in Register::TABLE.windows(2) {
-            assert!(pair[0].offset + u64::from(pair[0].width) <= pair[1].offset, "{} {}", pair[0].name, pair[1].name);
-        }
-        for (register, info) in Register::ALL.iter().zip(Register::TABLE) {
-            assert_eq!(register.info(), info);
-        }
-    }
-}
