@@ -220,7 +220,7 @@ fn a_well_behaved_queue_is_as_it_should_be_beside_a_hostile_driver() {
         let shared = &*shared;
         let mut admin = admin;
         std::thread::scope(|scope| {
-            scope.spawn(|| be_hostile(shared, seed * 0x9E37_79B9_7F4A_7C15, &ends, &pauses, &paused));
+            scope.spawn(|| be_hostile(shared, u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15), &ends, &pauses, &paused));
             for _ in 0..400 {
                 let first = numbers.below(2040);
                 let count = 1 + numbers.below(8);
