@@ -95,7 +95,9 @@ pub(super) struct Bar {
     buffer: Option<Arc<BarMemory>>,
     pub(super) bell: Bell,
     /// The worker runs: a reset waits for it.
-    pub(super) runs: AtomicBool,
+    runs: AtomicBool,
+    /// It has ended, and there will be no other.
+    has_ended: AtomicBool,
 }
 
 impl Bar {
@@ -117,6 +119,7 @@ impl Bar {
             buffer,
             bell,
             runs: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
         }
     }
 
@@ -419,6 +422,15 @@ impl Bar {
         self.settled.notify_all();
     }
 
+    /// The worker is about to run, if it does not. Returns whether there can be one.
+    pub(super) fn begin(&self) -> bool {
+        let state = self.lock();
+        let can = !self.has_ended.load(Ordering::SeqCst);
+        self.runs.store(can, Ordering::SeqCst);
+        drop(state);
+        can
+    }
+
     /// There is no worker, and will be none.
     pub(super) fn fail(&self) {
         self.lock().status |= csts::CFS;
@@ -426,8 +438,10 @@ impl Bar {
 
     /// The worker has ended.
     pub(super) fn end(&self) {
+        let state = self.lock();
+        self.has_ended.store(true, Ordering::SeqCst);
         self.runs.store(false, Ordering::SeqCst);
-        drop(self.lock());
+        drop(state);
         self.settled.notify_all();
     }
 

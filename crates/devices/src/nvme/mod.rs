@@ -26,7 +26,7 @@
 //! All state but the registers is the worker's: commands take no lock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
 use ioasid_vfio::{BarKind, BarMemory, BarPages, BarSpec, Model, MsixSpec, PcieKind, Spec, TranslationSpec};
 
@@ -150,8 +150,7 @@ impl Nvme {
     }
 
     fn ensure_running(&self) -> bool {
-        self.bar.runs.store(true, Ordering::SeqCst);
-        let runs = self.thread.ensure_running("nvme", Worker::run);
+        let runs = self.bar.begin() && self.thread.ensure_running("nvme", Worker::run);
         if !runs {
             self.bar.end();
         }
