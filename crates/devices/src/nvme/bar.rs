@@ -60,8 +60,6 @@ pub(super) struct State {
     pub(super) buffer_space: u64,
     /// Counts resets of any kind: a controller of before one takes no part any more.
     pub(super) resets: u64,
-    /// A reset of the subsystem: what is not saved is lost.
-    pub(super) subsystem_resets: u64,
     /// The device is gone.
     pub(super) is_gone: bool,
     pub(super) quits: bool,
@@ -203,6 +201,11 @@ impl Bar {
         self.stray.load(Ordering::Relaxed) && self.stray.swap(false, Ordering::SeqCst)
     }
 
+    /// Whether [`Bar::take_stray`] would find something.
+    pub(super) fn has_stray(&self) -> bool {
+        self.stray.load(Ordering::SeqCst)
+    }
+
     fn write_doorbell(&self, offset: u64, data: &[u8]) {
         let (Doorbells::Registers(values), Ok(value)) = (&self.doorbells, <[u8; 4]>::try_from(data)) else { return };
         if !offset.is_multiple_of(4) || self.lock().is_gone {
@@ -218,10 +221,13 @@ impl Bar {
             // The upper half is reserved.
             let value = u32::from_le_bytes(value) & 0xFFFF;
             // The worker, which looks at the value, has the last word on the line.
-            if let Doorbell::Head(queue) = doorbell {
+            let place = &values[doorbell.index()];
+            if let Doorbell::Head(queue) = doorbell
+                && place.load(Ordering::SeqCst) != value
+            {
                 self.acknowledge(queue);
             }
-            values[doorbell.index()].store(value, Ordering::SeqCst);
+            place.store(value, Ordering::SeqCst);
         } else {
             self.stray.store(true, Ordering::SeqCst);
         }
@@ -367,6 +373,9 @@ impl Bar {
             drop(state);
             self.drive();
         }
+        if register == Register::MaskClear {
+            self.send_masked(word);
+        }
         false
     }
 
@@ -394,26 +403,37 @@ impl Bar {
     fn reset_subsystem(&self) {
         self.order(|state| {
             state.resets += 1;
-            state.subsystem_resets += 1;
             (state.configuration, state.masked, state.buffer_space) = (0, 0, 0);
-            state.status = csts::NSSRO;
+            // It is ready until the worker has seen this, and touches no memory any more.
+            state.status = state.status & csts::RDY | csts::NSSRO;
         });
     }
 
     /// Back to power-on. Waits until nothing of before goes on.
     pub(super) fn reset(&self) {
+        self.order_and_wait(|state| {
+            let (resets, settled, quits, is_gone) = (state.resets, state.settled, state.quits, state.is_gone);
+            *state = State { resets, settled, quits, is_gone, ..State::default() };
+        });
+        self.forget_posted();
+    }
+
+    /// The device is gone. Waits until nothing goes on.
+    pub(super) fn remove(&self) {
+        self.order_and_wait(|state| state.is_gone = true);
+    }
+
+    /// Ends the session, and waits until the worker has seen it.
+    fn order_and_wait(&self, change: impl FnOnce(&mut State)) {
         let wanted = self.order(|state| {
-            let (resets, settled, quits) = (state.resets + 1, state.settled, state.quits);
-            let subsystem_resets = state.subsystem_resets + 1;
-            *state = State { resets, subsystem_resets, settled, quits, is_gone: state.is_gone, ..State::default() };
-            resets
+            change(state);
+            state.resets += 1;
+            state.resets
         });
         let mut state = self.lock();
         while self.runs.load(Ordering::SeqCst) && state.settled < wanted {
             state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        drop(state);
-        self.forget_posted();
     }
 
     /// The worker has seen `resets`.
@@ -475,6 +495,20 @@ impl Bar {
         }
         self.drive();
         if vector >= 32 || self.lock().masked & 1 << vector == 0 {
+            self.interrupts.raise(vector);
+        }
+    }
+
+    /// Vectors are not masked any more: what was not sent meanwhile is sent.
+    fn send_masked(&self, unmasked: u32) {
+        let vectors = {
+            let posted = self.posted();
+            let waiting = posted.waiting.iter().zip(posted.vectors).filter(|(waits, _)| **waits);
+            let vectors =
+                waiting.map(|(_, vector)| vector).filter(|vector| *vector < 32 && unmasked >> vector & 1 != 0);
+            vectors.collect::<std::collections::BTreeSet<_>>()
+        };
+        for vector in vectors {
             self.interrupts.raise(vector);
         }
     }

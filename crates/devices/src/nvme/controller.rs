@@ -268,12 +268,25 @@ impl Controller {
     }
 
     /// Waits until files have done all they were asked for.
-    pub(super) fn drain(&mut self) {
+    ///
+    /// # Errors
+    /// If there was a reset meanwhile: nobody waits for the command any more.
+    pub(super) fn drain(&mut self) -> Result<(), Status> {
         while self.engine.under_way() > 0 {
+            self.check_reset()?;
             if !self.reap() {
                 let bar = self.bar.clone();
                 bar.bell.sleep(self.engine.readiness(), Some(std::time::Duration::from_millis(10)), || false);
             }
+        }
+        Ok(())
+    }
+
+    /// Fails if there was a reset since the session began, or is none.
+    pub(super) fn check_reset(&self) -> Result<(), Status> {
+        match &self.session {
+            Some(session) if !self.bar.is_reset_since(session.number) => Ok(()),
+            _ => Err(Status::ABORT_REQUESTED),
         }
     }
 
@@ -286,7 +299,7 @@ impl Controller {
 
     /// Makes everything last that was written.
     pub(super) fn flush_all(&mut self) -> Result<(), Status> {
-        self.drain();
+        self.drain()?;
         self.subsystem.pool.flush().map_err(|_| Status::WRITE_FAULT)
     }
 

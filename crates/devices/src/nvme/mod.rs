@@ -143,10 +143,10 @@ impl Nvme {
         Ok(Arc::new(Self { bar, thread: LazyThread::new(Worker::new(controller)) }))
     }
 
-    /// Takes the controller out of its slot, without a word to the driver: registers read as ones, and there is no DMA
-    /// and no interrupt any more.
+    /// Takes the controller out of its slot, without a word to the driver: registers read as ones. When this returns,
+    /// there is no DMA and no interrupt any more. Not to be called from within [`Dma`] or [`Interrupts`].
     pub fn remove(&self) {
-        self.bar.order(|state| state.is_gone = true);
+        self.bar.remove();
     }
 
     fn ensure_running(&self) -> bool {

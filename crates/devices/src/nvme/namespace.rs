@@ -146,8 +146,15 @@ impl Namespace {
     }
 
     /// Blocks cannot be read from now on.
-    pub(super) fn mark(&mut self, first: u64, count: u64) {
+    ///
+    /// # Errors
+    /// If these would be more than can be kept in mind.
+    pub(super) fn mark(&mut self, first: u64, count: u64) -> Result<(), Status> {
+        if self.uncorrectable.total + count > MOST_UNCORRECTABLE {
+            return Err(Status::CAPACITY_EXCEEDED);
+        }
         self.uncorrectable.insert(first..first + count);
+        Ok(())
     }
 
     /// Blocks were written, and can be read.
@@ -180,45 +187,62 @@ impl Namespace {
     }
 }
 
+/// Blocks that can be uncorrectable at once: each could be a range of its own.
+const MOST_UNCORRECTABLE: u64 = 1 << 17;
+
 /// A set of numbers, as ranges that do not touch: first and end.
 #[derive(Debug, Default)]
-pub(super) struct RangeSet(BTreeMap<u64, u64>);
+struct RangeSet {
+    ranges: BTreeMap<u64, u64>,
+    /// How many numbers.
+    total: u64,
+}
 
 impl RangeSet {
     fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.ranges.is_empty()
+    }
+
+    fn put(&mut self, range: Range<u64>) {
+        self.total += range.end - range.start;
+        self.ranges.insert(range.start, range.end);
+    }
+
+    fn take(&mut self, range: &Range<u64>) {
+        self.total -= range.end - range.start;
+        self.ranges.remove(&range.start);
     }
 
     /// The ranges that overlap `range`, or with `touching`, that touch it.
     fn near(&self, range: &Range<u64>, touching: bool) -> Vec<Range<u64>> {
         let reach = u64::from(touching);
-        let below = self.0.range(..range.end + reach).rev();
+        let below = self.ranges.range(..range.end + reach).rev();
         let found = below.take_while(|(_, end)| **end + reach > range.start);
         found.map(|(start, end)| *start..*end).collect()
     }
 
     fn overlaps(&self, range: &Range<u64>) -> bool {
-        !self.0.is_empty() && !range.is_empty() && !self.near(range, false).is_empty()
+        !self.ranges.is_empty() && !range.is_empty() && !self.near(range, false).is_empty()
     }
 
     fn insert(&mut self, range: Range<u64>) {
         let mut all = range.clone();
         for near in self.near(&range, true) {
-            self.0.remove(&near.start);
+            self.take(&near);
             all = all.start.min(near.start)..all.end.max(near.end);
         }
         if !all.is_empty() {
-            self.0.insert(all.start, all.end);
+            self.put(all);
         }
     }
 
     fn remove(&mut self, range: &Range<u64>) {
         let near = if range.is_empty() { Vec::new() } else { self.near(range, false) };
         for near in near {
-            self.0.remove(&near.start);
+            self.take(&near);
             for rest in [near.start..range.start.min(near.end), range.end.max(near.start)..near.end] {
                 if !rest.is_empty() {
-                    self.0.insert(rest.start, rest.end);
+                    self.put(rest);
                 }
             }
         }
@@ -242,7 +266,8 @@ mod tests {
                 for at in 0..95 {
                     prop_assert_eq!(set.overlaps(&(at..at + 1)), naive[at as usize]);
                 }
-                let mut ranges = set.0.iter().peekable();
+                prop_assert_eq!(set.total, naive.iter().filter(|is_in| **is_in).count() as u64);
+                let mut ranges = set.ranges.iter().peekable();
                 while let Some((start, end)) = ranges.next() {
                     prop_assert!(start < end && ranges.peek().is_none_or(|(next, _)| end < *next));
                 }

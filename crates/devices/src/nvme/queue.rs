@@ -195,10 +195,10 @@ impl CompletionQueue {
             }
             let (first, rest) = batch.as_bytes().split_at(COMPLETION_SIZE);
             if !rest.is_empty() {
-                memory.write(address + COMPLETION_SIZE as u64, rest)?;
+                memory.write(address.wrapping_add(COMPLETION_SIZE as u64), rest)?;
             }
             memory.write(address, &first[..8])?;
-            memory.write(address + 8, &first[8..])?;
+            memory.write(address.wrapping_add(8), &first[8..])?;
             self.tail += count as u32;
             if self.tail == self.entries {
                 (self.tail, self.phase) = (0, !self.phase);

@@ -4,6 +4,9 @@
 
 use super::spec::status::Status;
 
+/// Hosts that can register.
+pub(super) const MOST_REGISTRANTS: usize = 64;
+
 /// A host's identifier, of 8 bytes or 16.
 pub(super) type HostId = [u8; 16];
 
@@ -62,7 +65,7 @@ pub(super) struct Reservation {
     pub(super) generation: u32,
     /// Of which of its changes the host is not told.
     pub(super) masked: u32,
-    /// It is kept over a loss of power.
+    /// It is kept over a loss of power, as the host wants it: there is none while the controller is there.
     pub(super) persists: bool,
 }
 
@@ -109,12 +112,12 @@ impl Reservation {
         match action {
             0 if known.is_some_and(|key| key != new) => return Err(CONFLICT),
             0 if known.is_some() => return Ok(()),
-            0 => self.registrants.push(Registrant { host: *host, key: new }),
+            0 => self.add(host, new)?,
             1 | 2 => {
                 let index = match (self.find(host), action) {
                     (Some(index), _) if ignores_key || self.registrants[index].key == current => index,
                     (None, 2) if ignores_key => {
-                        self.registrants.push(Registrant { host: *host, key: new });
+                        self.add(host, new)?;
                         self.registrants.len() - 1
                     }
                     _ => return Err(CONFLICT),
@@ -128,6 +131,14 @@ impl Reservation {
             _ => return Err(INVALID),
         }
         self.generation = self.generation.wrapping_add(1);
+        Ok(())
+    }
+
+    fn add(&mut self, host: &HostId, key: u64) -> Result<(), Status> {
+        if self.registrants.len() == MOST_REGISTRANTS {
+            return Err(Status::INTERNAL_ERROR);
+        }
+        self.registrants.push(Registrant { host: *host, key });
         Ok(())
     }
 
@@ -218,13 +229,6 @@ impl Reservation {
             _ => Err(INVALID),
         }
     }
-
-    /// The power was lost.
-    pub(super) fn lose_power(&mut self) {
-        if !self.persists {
-            *self = Self::default();
-        }
-    }
 }
 
 #[cfg(test)]
@@ -297,17 +301,18 @@ mod tests {
     }
 
     #[test]
-    fn clearing_and_a_loss_of_power_forget_all() {
+    fn clearing_forgets_all_and_there_is_room_for_so_many() {
         let mut reservation = two();
         reservation.acquire(&A, 0, 1, [0xA, 0]).unwrap();
         reservation.release(&B, 1, 0, 0xB).unwrap();
         assert!(reservation.registrants.is_empty() && reservation.kind().is_none());
-        let mut reservation = two();
-        reservation.persists = true;
-        reservation.lose_power();
-        assert_eq!(reservation.registrants.len(), 2);
-        reservation.persists = false;
-        reservation.lose_power();
-        assert!(reservation.registrants.is_empty());
+        for number in 0..MOST_REGISTRANTS as u8 {
+            reservation.register(&[number; 16], 0, false, [0, 1]).unwrap();
+        }
+        let refused = reservation.register(&[255; 16], 0, false, [0, 1]);
+        assert_eq!(refused, Err(Status::INTERNAL_ERROR));
+        assert_eq!(reservation.register(&[255; 16], 2, true, [0, 1]), Err(Status::INTERNAL_ERROR));
+        reservation.register(&[0; 16], 1, false, [1, 0]).unwrap();
+        reservation.register(&[255; 16], 0, false, [0, 1]).unwrap();
     }
 }

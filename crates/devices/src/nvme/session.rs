@@ -258,7 +258,7 @@ impl Session {
         let mut index = 0;
         while let Some(id) = self.dirty.get(index).copied() {
             let Some(queue) = self.completions[usize::from(id)].as_mut() else {
-                self.dirty.swap_remove(index);
+                self.dirty.remove(index);
                 continue;
             };
             let written = queue.write_pending(memory)?;
@@ -282,22 +282,32 @@ impl Session {
             if queue.has_pending() {
                 index += 1;
             } else {
-                self.dirty.swap_remove(index);
+                self.dirty.remove(index);
             }
         }
         Ok(any)
     }
 
-    /// Sends the coalesced interrupts that are due. Returns when the next are.
-    pub(super) fn send_due(&mut self, bar: &Bar) -> Option<Duration> {
-        let now = (!self.deadlines.is_empty()).then(Instant::now)?;
+    /// Sends the coalesced interrupts that are due, where the host has not taken what they are for.
+    pub(super) fn send_due(&mut self, bar: &Bar) {
+        if self.deadlines.is_empty() {
+            return;
+        }
+        let now = Instant::now();
         for (id, _) in self.deadlines.extract_if(.., |(_, due)| *due <= now) {
             if let Some(queue) = self.completions[usize::from(id)].as_mut() {
                 queue.untold = 0;
-                bar.post(id, queue.vector);
+                if queue.interrupts && queue.has_unread() {
+                    bar.post(id, queue.vector);
+                }
             }
         }
-        self.deadlines.iter().map(|(_, due)| due.saturating_duration_since(now)).min()
+    }
+
+    /// When there is something to do that no one tells of.
+    pub(super) fn due(&self) -> Option<Duration> {
+        let next = self.deadlines.iter().map(|(_, due)| *due).chain(self.alive_until).min()?;
+        Some(next.saturating_duration_since(Instant::now()))
     }
 
     /// Whether the controller has to know how far the host has taken completions: there may be no room for those of
@@ -346,7 +356,14 @@ impl Session {
         Ok(())
     }
 
-    /// A queue is there no more: neither are what it held back, and its interrupts.
+    /// A completion queue is there no more.
+    pub(super) fn forget_completions(&mut self, id: u16) {
+        self.completions[usize::from(id)] = None;
+        self.deadlines.retain(|(queue, _)| *queue != id);
+        self.dirty.retain(|queue| *queue != id);
+    }
+
+    /// A submission queue is there no more: neither are what it held back, and its interrupts.
     pub(super) fn forget_queue(&mut self, id: u16) {
         self.fused.retain(|(queue, ..)| *queue != id);
         self.late.retain(|(ticket, ..)| ticket.queue != id);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use super::features::Features;
-use super::namespace::{FORMATS, Format, Metadata, Namespace, PLAIN_FORMATS, WriteProtection};
+use super::namespace::{FORMATS, Format, Metadata, Namespace, PLAIN_FORMATS};
 use super::options::{Backing, ImageError, NvmeOptions};
 use super::pool::Pool;
 use super::spec::status::Status;
@@ -173,19 +173,5 @@ impl Subsystem {
         if !self.changed.contains(&id) {
             self.changed.push(id);
         }
-    }
-
-    /// A reset that is as if the power had gone.
-    pub(super) fn lose_power(&mut self) {
-        for namespace in self.namespaces.values_mut() {
-            namespace.reservation.lose_power();
-            namespace.error_recovery = 0;
-            if namespace.protection == WriteProtection::UntilPowerCycle {
-                namespace.protection = WriteProtection::None;
-            }
-        }
-        self.errors.clear();
-        self.changed.clear();
-        self.health.power_cycles += 1;
     }
 }

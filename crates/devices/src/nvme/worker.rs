@@ -32,10 +32,11 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 struct Seen {
     orders: Option<u64>,
     resets: u64,
-    subsystem_resets: u64,
     /// The controller has failed, and waits for a reset.
     failed: bool,
     gone: bool,
+    /// It is to be enabled when files have done what they were asked for before.
+    waits: bool,
 }
 
 /// The thread.
@@ -95,23 +96,23 @@ impl Worker {
         self.controller.memory.place_buffer(bar.buffer_base(&state));
         if state.resets != self.seen.resets {
             self.end_session();
-            if state.subsystem_resets != self.seen.subsystem_resets {
-                self.controller.subsystem.lose_power();
-            }
-            self.seen = Seen {
-                orders: self.seen.orders,
-                resets: state.resets,
-                subsystem_resets: state.subsystem_resets,
-                ..Seen::default()
-            };
+            self.controller.engine.give_up();
+            self.seen = Seen { orders: self.seen.orders, resets: state.resets, ..Seen::default() };
             bar.answer(state.resets, csts::RDY | csts::CFS | csts::SHUTDOWN, 0);
             bar.settle(state.resets);
         }
-        if state.is_gone || self.seen.failed {
+        self.seen.gone |= state.is_gone;
+        if self.seen.gone || self.seen.failed {
+            self.end_session();
             return true;
         }
         let is_enabled = state.configuration & cc::EN != 0;
         if is_enabled && self.controller.session.is_none() {
+            // What was written before the reset is not to come after what is written from now on.
+            self.seen.waits = self.controller.engine.under_way() > 0;
+            if self.seen.waits {
+                return true;
+            }
             match self.enable(&state) {
                 Some(session) => {
                     self.controller.session = Some(session);
@@ -128,8 +129,6 @@ impl Worker {
 
     /// What the host has asked for with CC.EN; `None` if that is not possible.
     fn enable(&mut self, state: &State) -> Option<Session> {
-        // What was written before the reset is not to come after what is written now.
-        self.controller.drain();
         let configuration = state.configuration;
         let sizes = [state.admin_sizes & 0xFFF, state.admin_sizes >> 16 & 0xFFF];
         let is_possible = cc::command_set(configuration) == 0
@@ -146,6 +145,7 @@ impl Worker {
         let bar = &self.controller.bar;
         bar.set_exists(Doorbell::Tail(0), true);
         bar.set_exists(Doorbell::Head(0), true);
+        bar.take_stray();
         let page_shift = MIN_PAGE_SHIFT + cc::page_shift(configuration);
         let is_weighted = cc::arbitration(configuration) == 1;
         let features = self.controller.subsystem.saved.clone();
@@ -172,10 +172,13 @@ impl Worker {
 
     /// Everything that was written is made to last.
     fn shut_down(&mut self, resets: u64) {
-        self.controller.drain();
-        self.controller.write_completions().ok();
-        if self.controller.flush_all().is_err() {
-            return self.fail();
+        let drained = self.controller.drain();
+        if drained.is_err() || self.controller.write_completions().is_err() || self.controller.flush_all().is_err() {
+            // Of a reset meanwhile, this knows already.
+            if self.controller.check_reset().is_ok() {
+                self.fail();
+            }
+            return;
         }
         if let Some(session) = &mut self.controller.session {
             session.is_shut_down = true;
@@ -187,9 +190,17 @@ impl Worker {
     fn round(&mut self) -> bool {
         let is_serving = self.controller.session.as_ref().is_some_and(|session| !session.is_shut_down);
         if !is_serving {
-            return self.controller.reap();
+            let busy = self.controller.reap();
+            if self.seen.waits && self.controller.engine.under_way() == 0 {
+                self.seen.orders = None;
+                return true;
+            }
+            return busy;
         }
         let mut busy = false;
+        if self.look_at_time() {
+            return true;
+        }
         match self.serve_all() {
             Ok(any) => busy |= any,
             Err(_) => {
@@ -305,7 +316,8 @@ impl Worker {
         if session.wants_head(completions, waiting, bar) {
             self.look_at_head(completions)?;
         }
-        if waiting == 0 || !self.controller.has_room() {
+        // Whatever files are busy with, there is room for what could end it.
+        if waiting == 0 || id != 0 && !self.controller.has_room() {
             return Ok(0);
         }
         let Controller { memory, session, .. } = &mut self.controller;
@@ -329,7 +341,7 @@ impl Worker {
                         session.heads[usize::from(id)] = queue.head();
                     }
                     self.take(id, completions, command);
-                    if self.is_interrupted() || !self.controller.has_room() {
+                    if self.is_interrupted() || id != 0 && !self.controller.has_room() {
                         break;
                     }
                 }
@@ -364,8 +376,12 @@ impl Worker {
         let waits = session.fused.iter().position(|(queue, ..)| *queue == id);
         let first = waits.map(|index| session.fused.remove(index));
         let is_taken = self.controller.tasks.has(ticket.session, id, ticket.identifier)
-            || id == 0 && session.events.has(ticket.identifier);
+            || id == 0 && session.events.has(ticket.identifier)
+            || first.is_some_and(|(_, other, _)| other.identifier == ticket.identifier);
         if is_taken {
+            if let Some((_, other, _)) = first {
+                self.controller.complete(other, Status::ABORTED_FUSED_MISSING, 0);
+            }
             return self.controller.complete(ticket, Status::COMMAND_ID_CONFLICT, 0);
         }
         match (first, command.fuse()) {
@@ -412,18 +428,19 @@ impl Worker {
 
     /// Sleeps until there is something to do.
     fn sleep(&mut self) {
-        let Controller { bar, session, .. } = &mut self.controller;
-        let mut longest = None;
-        if let Some(session) = session {
-            let alive = session.alive_until.map(|until| until.saturating_duration_since(Instant::now()));
-            if alive == Some(Duration::ZERO) {
-                return self.fail();
-            }
-            longest = session.send_due(bar).into_iter().chain(alive).min();
-            if bar.doorbell_memory().is_some() {
-                longest = Some(longest.map_or(self.pause, |longest| longest.min(self.pause)));
-                self.pause = (2 * self.pause).min(LONGEST_PAUSE);
-            }
+        if self.look_at_time() {
+            return;
+        }
+        let Controller { bar, session, engine, .. } = &mut self.controller;
+        let mut longest = session.as_ref().and_then(Session::due);
+        let mut at_most = |time| longest = Some(longest.map_or(time, |longest: Duration| longest.min(time)));
+        if session.is_some() && bar.doorbell_memory().is_some() {
+            at_most(self.pause);
+            self.pause = (2 * self.pause).min(LONGEST_PAUSE);
+        }
+        if engine.under_way() > 0 {
+            // What the kernel would not take may be taken later, and there may be nothing that tells.
+            at_most(LONGEST_PAUSE);
         }
         if self.announce().is_err() {
             return self.fail();
@@ -432,8 +449,22 @@ impl Worker {
         let Controller { bar, session, memory, engine, .. } = &mut self.controller;
         let files = if engine.under_way() > 0 { engine.readiness() } else { None };
         bar.bell.sleep(files, longest, || {
-            seen != Some(bar.orders()) || session.as_ref().is_some_and(|session| session.is_rung(bar, memory))
+            seen != Some(bar.orders())
+                || bar.has_stray()
+                || session.as_ref().is_some_and(|session| session.is_rung(bar, memory))
         });
+    }
+
+    /// Sends interrupts that are due, and looks whether the host is alive. Returns whether it is not.
+    fn look_at_time(&mut self) -> bool {
+        let Controller { bar, session, .. } = &mut self.controller;
+        let Some(session) = session else { return false };
+        session.send_due(bar);
+        let is_dead = session.alive_until.is_some_and(|until| until <= Instant::now());
+        if is_dead {
+            self.fail();
+        }
+        is_dead
     }
 
     /// Says in the event indexes which changes of doorbells in the host's memory the controller wants to be told.

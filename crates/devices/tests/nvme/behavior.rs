@@ -105,8 +105,9 @@ fn coalesced_interrupts_come_together_and_in_time() {
     assert!(bench.sink.messages(2) <= 2, "{}", bench.sink.messages(2));
     let sent = bench.sink.messages(2);
     let start = Instant::now();
-    assert_eq!(bench.status(&mut pair, read(0, 1)), Status::SUCCESS);
+    bench.submit(&mut pair, read(0, 1));
     bench.sink.wait_for_messages(2, sent + 1);
+    assert_eq!(status(&bench.wait(&mut pair)), Status::SUCCESS);
     assert!(start.elapsed() >= Duration::from_millis(20), "{:?}", start.elapsed());
     // A vector that is left out.
     set_feature(&mut bench, 9, 1 << 16 | 2);
@@ -609,4 +610,111 @@ fn deleting_a_queue_ends_what_is_under_way() {
         assert!(bench.poll(&mut pair).is_none(), "nothing comes after {done}");
         bench.done(command(admin::DELETE_COMPLETION_QUEUE, 0).word(10, 1));
     }
+}
+
+#[test]
+fn nothing_goes_on_after_a_removal() {
+    let image = Image::new("removal");
+    for namespace in [in_memory(1 << 20, 9), image.namespace(1 << 20, 9)] {
+        for _ in 0..50 {
+            let options = NvmeOptions { namespaces: vec![namespace.clone()], ..NvmeOptions::default() };
+            let mut bench = Bench::with(&options);
+            bench.enable(CONFIGURATION);
+            let mut pair = bench.pair(1, 64);
+            for _ in 0..60 {
+                bench.put(&mut pair, read(0, 8));
+            }
+            bench.ring_tail(&pair);
+            bench.device.remove();
+            let seen = (bench.memory.get(pair.completions, 1024), bench.sink.all_messages());
+            std::thread::sleep(Duration::from_millis(1));
+            assert!(seen == (bench.memory.get(pair.completions, 1024), bench.sink.all_messages()));
+            assert!(!bench.sink.line());
+        }
+    }
+}
+
+#[test]
+fn a_head_that_does_not_move_acknowledges_nothing() {
+    let mut bench = Bench::with(&options());
+    bench.sink.use_line();
+    bench.enable(CONFIGURATION);
+    let mut admin = std::mem::replace(&mut bench.admin, Pair::new(0, 32));
+    bench.submit(&mut admin, command(admin::KEEP_ALIVE, 0));
+    bench.sink.wait_for_line(true);
+    bench.w32(0x1004, 0);
+    std::thread::sleep(Duration::from_millis(5));
+    assert!(bench.sink.line());
+}
+
+#[test]
+fn coalesced_interrupts_come_in_time_beside_a_busy_queue() {
+    let mut bench = Bench::of(&[in_memory(1 << 20, 9)]);
+    // 256 at a time, or after 10 ms; the busy queue's vector is left out.
+    set_feature(&mut bench, 8, 100 << 8 | 255);
+    let (mut quiet, mut busy) = (bench.pair(1, 64), bench.pair(2, 64));
+    set_feature(&mut bench, 9, 1 << 16 | 2);
+    bench.submit(&mut quiet, read(0, 1));
+    let start = Instant::now();
+    while bench.sink.messages(1) == 0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "it is never sent");
+        bench.submit(&mut busy, read(0, 1));
+        bench.wait(&mut busy);
+    }
+    // And not for what the host has taken by then.
+    bench.wait(&mut quiet);
+    assert_eq!(bench.status(&mut quiet, read(0, 1)), Status::SUCCESS);
+    std::thread::sleep(Duration::from_millis(40));
+    assert_eq!(bench.sink.messages(1), 1);
+}
+
+#[test]
+fn messages_that_were_masked_are_sent_when_they_are_not() {
+    let mut bench = Bench::new();
+    let mut pair = bench.pair(3, 16);
+    bench.set(Register::MaskSet, 1 << 3);
+    bench.submit(&mut pair, read(0, 1));
+    wait_until("it is done", || bench.look(&pair).is_some());
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(bench.sink.messages(3), 0);
+    bench.set(Register::MaskClear, 1 << 3);
+    bench.sink.wait_for_messages(3, 1);
+}
+
+#[test]
+fn fused_commands_wait_for_a_sanitize_operation_as_others_do() {
+    let mut bench = Bench::of(&[in_memory(1 << 30, 9)]);
+    let mut pair = bench.pair(1, 16);
+    assert_eq!(bench.admin_status(command(admin::SANITIZE, 0).word(10, 3 | 15 << 4)), Status::SUCCESS);
+    let compare = Command { opcode: nvm::COMPARE, flags: 1, ..read(3, 1) };
+    let write = Command { opcode: nvm::WRITE, flags: 2, ..read(3, 1) };
+    let ids = [compare, write].map(|command| bench.submit(&mut pair, command));
+    let codes = ids.map(|id| status(&bench.wait_for(&mut pair, id)).code());
+    assert_eq!(codes, [Status::SANITIZE_IN_PROGRESS.code(); 2]);
+}
+
+#[test]
+fn a_first_command_is_completed_when_the_second_is_a_conflict() {
+    let mut bench = Bench::new();
+    let mut pair = bench.pair(1, 16);
+    bench.submit_as(&mut pair, Command { opcode: nvm::COMPARE, flags: 1, ..read(3, 1) }.id(5));
+    bench.submit_as(&mut pair, Command { opcode: nvm::WRITE, flags: 2, ..read(3, 1) }.id(5));
+    let mut codes = [(); 2].map(|()| status(&bench.wait(&mut pair)).code());
+    codes.sort_unstable();
+    let mut wanted = [Status::ABORTED_FUSED_MISSING, Status::COMMAND_ID_CONFLICT].map(Status::code);
+    wanted.sort_unstable();
+    assert_eq!(codes, wanted);
+}
+
+#[test]
+fn only_so_many_blocks_are_uncorrectable_at_once() {
+    let mut bench = Bench::of(&[in_memory(1 << 30, 9)]);
+    let mut pair = bench.pair(1, 16);
+    let mark = |first: u64| command(nvm::WRITE_UNCORRECTABLE, 1).long(first).word(12, 0xFFFF);
+    assert_eq!(bench.status(&mut pair, mark(0)), Status::SUCCESS);
+    assert_eq!(bench.status(&mut pair, mark(1 << 16)), Status::SUCCESS);
+    assert_eq!(bench.status(&mut pair, mark(1 << 17)).code(), Status::CAPACITY_EXCEEDED.code());
+    let zeroes = command(nvm::WRITE_ZEROES, 1).long(0).word(12, 0xFFFF);
+    assert_eq!(bench.status(&mut pair, zeroes), Status::SUCCESS);
+    assert_eq!(bench.status(&mut pair, mark(1 << 17)), Status::SUCCESS);
 }

@@ -1,7 +1,7 @@
 //! Namespaces are created, deleted, attached, detached and formatted.
 
 use super::super::controller::{Controller, Executed, Outcome};
-use super::super::namespace::{Format, Metadata, Namespace};
+use super::super::namespace::{Format, Metadata, Namespace, WriteProtection};
 use super::super::pool::Extent;
 use super::super::spec::command::{ALL_NAMESPACES, Command};
 use super::super::spec::log::Event;
@@ -71,13 +71,16 @@ impl Controller {
 
     /// Makes every byte zero.
     fn erase(&mut self, extent: Extent) -> Result<(), Status> {
-        let end = extent.offset + extent.length;
-        for at in (extent.offset..end).step_by(AT_ONCE as usize) {
-            if self.session.as_ref().is_none_or(|session| self.bar.is_reset_since(session.number)) {
-                return Err(Status::ABORT_REQUESTED);
-            }
+        self.zero_bytes(extent, extent.offset, extent.length)
+    }
+
+    /// Makes some bytes zero, as long as there is no reset.
+    pub(in crate::nvme) fn zero_bytes(&mut self, extent: Extent, from: u64, length: u64) -> Result<(), Status> {
+        let end = from + length;
+        for at in (from..end).step_by(AT_ONCE as usize) {
+            self.check_reset()?;
             let blocks = self.subsystem.pool.blocks_mut(extent);
-            blocks.zero(at, AT_ONCE.min(end - at), true).map_err(|_| Status::INTERNAL_ERROR)?;
+            blocks.zero(at, AT_ONCE.min(end - at), true).map_err(|_| Status::WRITE_FAULT)?;
         }
         Ok(())
     }
@@ -93,7 +96,13 @@ impl Controller {
 
     fn delete_namespaces(&mut self, id: u32) -> Executed {
         let chosen = self.chosen(id)?;
-        self.drain();
+        let is_protected = |id| {
+            self.subsystem.namespaces.get(id).is_some_and(|namespace| namespace.protection != WriteProtection::None)
+        };
+        if chosen.iter().any(is_protected) {
+            return Err(Status::NAMESPACE_WRITE_PROTECTED);
+        }
+        self.drain()?;
         for id in chosen {
             if let Some(namespace) = self.subsystem.namespaces.remove(&id) {
                 self.subsystem.pool.give(namespace.extent);
@@ -125,7 +134,7 @@ impl Controller {
             (false, false) => return Err(Status::NAMESPACE_NOT_ATTACHED),
             _ => {}
         }
-        self.drain();
+        self.drain()?;
         if let Some(namespace) = self.subsystem.namespaces.get_mut(&id) {
             namespace.attached = attaches;
         }
@@ -158,7 +167,7 @@ impl Controller {
                 return Err(Status::INVALID_FORMAT);
             }
         }
-        self.drain();
+        self.drain()?;
         for id in chosen {
             let extent = self.subsystem.attached(id)?.extent;
             self.erase(extent)?;

@@ -92,7 +92,7 @@ impl Controller {
         if self.session.as_ref().is_none_or(|session| session.submissions[usize::from(id)].is_none()) {
             return Err(Status::INVALID_QUEUE_IDENTIFIER);
         }
-        self.drain();
+        self.drain()?;
         self.bar.set_exists(Doorbell::Tail(id), false);
         if let Some(session) = &mut self.session {
             session.forget_queue(id);
@@ -110,7 +110,7 @@ impl Controller {
         match session.completion_queue(id) {
             None => return Err(Status::INVALID_QUEUE_IDENTIFIER),
             Some(queue) if queue.users > 0 => return Err(Status::INVALID_QUEUE_DELETION),
-            Some(_) => session.completions[usize::from(id)] = None,
+            Some(_) => session.forget_completions(id),
         }
         self.bar.set_exists(Doorbell::Head(id), false);
         self.bar.set_waiting(id, false);

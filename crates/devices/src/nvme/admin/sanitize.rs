@@ -85,7 +85,7 @@ impl Controller {
             0 => 16,
             passes => u64::from(passes),
         };
-        self.drain();
+        self.drain()?;
         self.subsystem.sanitize = Sanitize::UnderWay(word);
         self.erasure = Some(Erasure {
             total: extents.iter().map(|extent| extent.length).sum::<u64>() * passes,

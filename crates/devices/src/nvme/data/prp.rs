@@ -84,7 +84,7 @@ fn follow_list(
                 return Err(Status::PRP_OFFSET_INVALID);
             }
         } else {
-            at += wanted * 8;
+            at = at.wrapping_add(wanted * 8);
         }
     }
     Ok(())

@@ -41,11 +41,7 @@ impl Controller {
     /// # Errors
     /// Its status.
     pub(super) fn execute_io(&mut self, ticket: Ticket, command: &Command) -> Executed {
-        match self.subsystem.sanitize {
-            Sanitize::UnderWay(_) => return Err(Status::SANITIZE_IN_PROGRESS),
-            Sanitize::Failed(_) => return Err(Status::SANITIZE_FAILED),
-            Sanitize::Never | Sanitize::Done(_) => {}
-        }
+        self.check_sanitize()?;
         match command.opcode {
             nvm::FLUSH => self.flush(ticket, command),
             nvm::WRITE => self.write(ticket, command),
@@ -61,6 +57,15 @@ impl Controller {
             nvm::RESERVATION_RELEASE => self.release_reservation(command),
             nvm::COPY => self.copy(command),
             _ => Err(Status::INVALID_OPCODE),
+        }
+    }
+
+    /// Nothing is done while all is erased, or after that has failed.
+    fn check_sanitize(&self) -> Result<(), Status> {
+        match self.subsystem.sanitize {
+            Sanitize::UnderWay(_) => Err(Status::SANITIZE_IN_PROGRESS),
+            Sanitize::Failed(_) => Err(Status::SANITIZE_FAILED),
+            Sanitize::Never | Sanitize::Done(_) => Ok(()),
         }
     }
 

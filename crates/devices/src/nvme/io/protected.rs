@@ -256,11 +256,9 @@ impl Controller {
             content.protect(protection, wanted);
             return self.store(range, content, false);
         }
-        let at = self.metadata_at(range)?;
-        let blocks = self.blocks_mut(range.namespace)?;
-        let zeroed = blocks.zero(range.offset, range.length, true);
-        let zeroed = zeroed.and_then(|()| blocks.zero(at, range.count * METADATA, true));
-        zeroed.map_err(|_| Status::WRITE_FAULT)?;
+        let (extent, at) = (self.subsystem.attached(range.namespace)?.extent, self.metadata_at(range)?);
+        self.zero_bytes(extent, range.offset, range.length)?;
+        self.zero_bytes(extent, at, range.count * METADATA)?;
         self.unmark(range);
         Ok(())
     }

@@ -65,7 +65,7 @@ impl Controller {
     pub(super) fn write_uncorrectable(&mut self, command: &Command) -> Executed {
         let range = self.range(command)?;
         self.check_write(range.namespace)?;
-        self.subsystem.attached(range.namespace)?.mark(range.first, range.count);
+        self.subsystem.attached(range.namespace)?.mark(range.first, range.count)?;
         Ok(Outcome::Done(0))
     }
 

@@ -70,6 +70,7 @@ impl Controller {
             return Err(Status::INVALID_FIELD);
         }
         let reservation = &self.subsystem.attached(command.namespace.get())?.reservation;
+        // There are few registrants, so this is short.
         let mut data = vec![0; if is_extended { 64 } else { 24 }];
         data[..4].copy_from_slice(&reservation.generation.to_le_bytes());
         data[4] = reservation.kind().map_or(0, |kind| kind as u8);

@@ -91,7 +91,9 @@ impl Controller {
             Err(statuses) => return statuses,
         };
         // Nothing that began before is between the two.
-        self.drain();
+        if let Err(status) = self.drain() {
+            return [status; 2];
+        }
         if let Err(status) = self.compare_now(range, compare) {
             return [status, Status::ABORTED_FUSED_FAILED];
         }
@@ -102,6 +104,7 @@ impl Controller {
     }
 
     fn prepare_fused(&mut self, compare: &Command, write: &Command) -> Result<Range, [Status; 2]> {
+        self.check_sanitize().map_err(|status| [status; 2])?;
         let failed = Status::ABORTED_FUSED_FAILED;
         if write.opcode != nvm::WRITE {
             return Err([failed, Status::INVALID_FIELD]);

@@ -15,7 +15,7 @@ use super::super::options::ImageError;
 /// What everything has to be a multiple of where the page cache is passed by: no device wants more.
 const DIRECT_ALIGNMENT: u64 = 4096;
 /// Zeroes that are written at once where a file system cannot make them.
-static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+pub(super) static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 
 /// An open image.
 #[derive(Debug)]
@@ -56,22 +56,31 @@ impl Image {
         self.cached.sync_data()
     }
 
-    /// Makes bytes zero at once.
-    pub(in crate::nvme) fn zero(&self, offset: u64, length: u64, deallocate: bool) -> io::Result<()> {
+    /// Makes bytes zero: at once, or step by step as long as it `goes_on`.
+    pub(in crate::nvme) fn zero(
+        &self,
+        offset: u64,
+        length: u64,
+        deallocate: bool,
+        goes_on: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
         if length == 0 {
             return Ok(());
         }
         match fallocate(&self.cached, zero_mode(deallocate), offset, length) {
             Ok(()) => Ok(()),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => self.write_zeroes(offset, length),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => self.write_zeroes(offset, length, goes_on),
             Err(error) => Err(error.into()),
         }
     }
 
     /// For file systems that cannot make holes.
-    pub(super) fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, length: u64, goes_on: &dyn Fn() -> bool) -> io::Result<()> {
         let end = offset + length;
         for at in (offset..end).step_by(ZEROES.len()) {
+            if !goes_on() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             self.write(at, &ZEROES[..(end - at).min(ZEROES.len() as u64) as usize])?;
         }
         Ok(())

@@ -70,6 +70,8 @@ pub(super) trait Engine: Send {
     fn submit(&mut self, job: Job);
     /// Adds what has been done since.
     fn reap(&mut self, done: &mut Vec<Done>);
+    /// Ends what has not begun, and what goes on step by step, with an error: nobody waits for it any more.
+    fn give_up(&mut self);
     /// How many jobs are not done.
     fn under_way(&self) -> usize;
     /// Is readable when there is something to reap.
@@ -135,7 +137,7 @@ impl Blocks {
     pub(super) fn zero(&mut self, offset: u64, length: u64, deallocate: bool) -> io::Result<()> {
         match self {
             Self::Memory(memory) => memory.zero(offset, length),
-            Self::Image(image) => image.zero(offset, length, deallocate)?,
+            Self::Image(image) => image.zero(offset, length, deallocate, &|| true)?,
         }
         Ok(())
     }

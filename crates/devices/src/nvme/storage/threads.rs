@@ -19,6 +19,7 @@ const THREADS: usize = 4;
 pub(super) struct Threads {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    has_started: bool,
     under_way: usize,
 }
 
@@ -36,6 +37,8 @@ struct State {
     jobs: VecDeque<Job>,
     done: Vec<Done>,
     ends: bool,
+    /// Counts what was given up.
+    given_up: u64,
 }
 
 impl Shared {
@@ -53,8 +56,9 @@ impl Shared {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
+            let since = state.given_up;
             drop(state);
-            let result = carry_out(&mut job);
+            let result = carry_out(&mut job, &|| self.lock().given_up == since);
             state = self.lock();
             state.done.push(Done { token: job.token, result, buffer: job.buffer });
             if let Some(ready) = &self.ready {
@@ -65,7 +69,8 @@ impl Shared {
     }
 }
 
-fn carry_out(job: &mut Job) -> io::Result<()> {
+/// Carries out a job; what is done step by step, as long as it `goes_on`.
+fn carry_out(job: &mut Job, goes_on: &dyn Fn() -> bool) -> io::Result<()> {
     let length = job.buffer.bytes().len();
     let file = || job.image.file(job.offset, length).try_clone_to_owned().map(std::fs::File::from);
     match job.operation {
@@ -75,14 +80,15 @@ fn carry_out(job: &mut Job) -> io::Result<()> {
             if durable { job.image.flush() } else { Ok(()) }
         }
         Operation::Flush => job.image.flush(),
-        Operation::Zero { length, deallocate } => job.image.zero(job.offset, length, deallocate),
+        Operation::Zero { length, deallocate } => job.image.zero(job.offset, length, deallocate, goes_on),
     }
 }
 
 impl Engine for Threads {
     fn submit(&mut self, mut job: Job) {
         self.under_way += 1;
-        if self.threads.is_empty() {
+        if !self.has_started {
+            self.has_started = true;
             let ready = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok();
             self.shared = Arc::new(Shared { ready, ..Shared::default() });
             let threads = (0..THREADS).filter_map(|_| {
@@ -92,7 +98,7 @@ impl Engine for Threads {
             self.threads = threads.collect();
         }
         if self.threads.is_empty() {
-            let result = carry_out(&mut job);
+            let result = carry_out(&mut job, &|| true);
             self.shared.lock().done.push(Done { token: job.token, result, buffer: job.buffer });
         } else {
             self.shared.lock().jobs.push_back(job);
@@ -107,6 +113,15 @@ impl Engine for Threads {
         let mut state = self.shared.lock();
         self.under_way -= state.done.len();
         done.append(&mut state.done);
+    }
+
+    fn give_up(&mut self) {
+        let mut state = self.shared.lock();
+        state.given_up += 1;
+        while let Some(job) = state.jobs.pop_front() {
+            let result = Err(io::ErrorKind::Interrupted.into());
+            state.done.push(Done { token: job.token, result, buffer: job.buffer });
+        }
     }
 
     fn under_way(&self) -> usize {

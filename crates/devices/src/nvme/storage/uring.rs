@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 
-use super::image::zero_mode;
+use super::image::{ZEROES, zero_mode};
 use super::{Done, Engine, Job, Operation};
 
 /// Entries of the ring, and of what the kernel says in it: more jobs wait here.
@@ -23,13 +23,19 @@ pub(super) struct Uring {
     free: Vec<usize>,
     /// Places of jobs that the ring has no room for yet.
     queued: VecDeque<usize>,
+    /// Jobs that were given up before they began.
+    given_up: Vec<Done>,
     under_way: usize,
 }
 
 struct Flying {
     job: Job,
-    /// Bytes of the buffer that are read, or written.
-    done: usize,
+    /// Bytes that are read, or written.
+    done: u64,
+    /// Zeroes have to be written, as the file system cannot make them.
+    writes_zeroes: bool,
+    /// It is not continued.
+    given_up: bool,
 }
 
 impl Uring {
@@ -42,13 +48,25 @@ impl Uring {
         if !wanted.iter().all(|code| probe.is_supported(*code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(Self { ring, jobs: Vec::new(), free: Vec::new(), queued: VecDeque::new(), under_way: 0 })
+        Ok(Self {
+            ring,
+            jobs: Vec::new(),
+            free: Vec::new(),
+            queued: VecDeque::new(),
+            given_up: Vec::new(),
+            under_way: 0,
+        })
     }
 
     fn entry(slot: usize, flying: &mut Flying) -> squeue::Entry {
-        let Flying { job, done } = flying;
-        let at = job.offset + *done as u64;
-        let left = &mut job.buffer.bytes_mut()[*done..];
+        let Flying { job, done, writes_zeroes, .. } = flying;
+        let at = job.offset + *done;
+        if let (Operation::Zero { length, .. }, true) = (job.operation, *writes_zeroes) {
+            let step = (length - *done).min(ZEROES.len() as u64) as u32;
+            let file = Fd(job.image.cached().as_raw_fd());
+            return opcode::Write::new(file, ZEROES.as_ptr(), step).offset(at).build().user_data(slot as u64);
+        }
+        let left = job.buffer.bytes_mut().get_mut(*done as usize..).unwrap_or_default();
         let (start, length) = (left.as_mut_ptr(), left.len());
         let entry = match job.operation {
             Operation::Read => {
@@ -97,28 +115,34 @@ impl Uring {
     /// What the kernel said of a job. Returns it if it is done.
     fn finish(&mut self, slot: usize, result: i32) -> Option<Done> {
         let flying = self.jobs[slot].as_mut()?;
-        let length = flying.job.buffer.bytes().len();
-        let error = |code| Err(io::Error::from_raw_os_error(code));
+        let length = match flying.job.operation {
+            Operation::Read | Operation::Write { .. } => flying.job.buffer.bytes().len() as u64,
+            Operation::Zero { length, .. } if flying.writes_zeroes => length,
+            Operation::Zero { .. } | Operation::Flush => 0,
+        };
+        let cannot_zero = [-libc::EOPNOTSUPP, -libc::ENOSYS, -libc::ENODEV];
         let result = match (flying.job.operation, result) {
+            _ if flying.given_up => Err(io::ErrorKind::Interrupted.into()),
             (_, code) if code == -libc::EINTR || code == -libc::EAGAIN => {
                 self.queued.push_back(slot);
                 return None;
             }
-            (Operation::Zero { length, .. }, code) if code == -libc::EOPNOTSUPP => {
-                flying.job.image.write_zeroes(flying.job.offset, length)
+            (Operation::Zero { .. }, code) if !flying.writes_zeroes && cannot_zero.contains(&code) => {
+                flying.writes_zeroes = true;
+                self.queued.push_back(slot);
+                return None;
             }
-            (_, code) if code < 0 => error(-code),
+            (_, code) if code < 0 => Err(io::Error::from_raw_os_error(-code)),
             (Operation::Read, 0) if flying.done < length => Err(io::ErrorKind::UnexpectedEof.into()),
-            (Operation::Write { .. }, 0) if flying.done < length => Err(io::ErrorKind::WriteZero.into()),
-            (Operation::Read | Operation::Write { .. }, count) => {
-                flying.done += count as usize;
+            (_, 0) if flying.done < length => Err(io::ErrorKind::WriteZero.into()),
+            (_, count) => {
+                flying.done += if length > 0 { u64::from(count.cast_unsigned()) } else { 0 };
                 if flying.done < length {
                     self.queued.push_back(slot);
                     return None;
                 }
                 Ok(())
             }
-            _ => Ok(()),
         };
         let Flying { job, .. } = self.jobs[slot].take()?;
         self.free.push(slot);
@@ -133,12 +157,13 @@ impl Engine for Uring {
             self.jobs.push(None);
             self.jobs.len() - 1
         });
-        self.jobs[slot] = Some(Flying { job, done: 0 });
+        self.jobs[slot] = Some(Flying { job, done: 0, writes_zeroes: false, given_up: false });
         self.queued.push_back(slot);
         self.under_way += 1;
     }
 
     fn reap(&mut self, done: &mut Vec<Done>) {
+        done.append(&mut self.given_up);
         while let Some(completion) = { self.ring.completion().next() } {
             let finished = self.finish(completion.user_data() as usize, completion.result());
             done.extend(finished);
@@ -148,8 +173,20 @@ impl Engine for Uring {
         }
     }
 
+    fn give_up(&mut self) {
+        for slot in self.queued.drain(..) {
+            if let Some(Flying { job, .. }) = self.jobs[slot].take() {
+                self.free.push(slot);
+                self.under_way -= 1;
+                let result = Err(io::ErrorKind::Interrupted.into());
+                self.given_up.push(Done { token: job.token, result, buffer: job.buffer });
+            }
+        }
+        self.jobs.iter_mut().flatten().for_each(|flying| flying.given_up = true);
+    }
+
     fn under_way(&self) -> usize {
-        self.under_way
+        self.under_way + self.given_up.len()
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
