@@ -66,6 +66,17 @@ pub(super) fn seize_to_stop(tid: u32) -> io::Result<()> {
     }
 }
 
+/// Whether a thread that stopped has come further since, by a kill: it stops again where it ends, or has ended.
+pub(super) fn has_moved_on(tid: u32) -> bool {
+    let what = libc::WSTOPPED | libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: a structure of numbers, for which zeroes are values.
+    let mut info: libc::siginfo_t = unsafe { zeroed() };
+    // SAFETY: the kernel fills in the structure, which is there.
+    let looked = unsafe { libc::waitid(libc::P_PID, tid, &raw mut info, what) };
+    // SAFETY: the field is there for whatever waitid(2) has found, and zero for nothing.
+    looked != 0 || unsafe { info.si_pid() } != 0
+}
+
 /// Stops a thread that is traced, where it comes out of the system call that it is in.
 pub(super) fn interrupt(tid: u32) -> io::Result<()> {
     // SAFETY: takes no pointers.

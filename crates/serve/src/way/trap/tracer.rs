@@ -33,7 +33,7 @@ use super::vectors::LazyVectors;
 use super::{is_submission, tell_refused};
 use crate::program::memory::{ThreadMemory, share_memory};
 use crate::program::pidfd::pidfd_of;
-use crate::program::status::{Status, process_of};
+use crate::program::status::{Status, is_being_killed, process_of};
 use crate::server::Server;
 use crate::way::{CharDevice, Tracing};
 
@@ -298,6 +298,9 @@ impl Tracer {
                         }
                     }
                 }
+                // Its process ends, or another thread of it executes a program: there is nobody to have it. To trace
+                // the other threads would be to wait for that one, which waits for this.
+                None if is_being_killed(tid) || ptrace::has_moved_on(tid) => {}
                 // It cannot be had: every thread is traced.
                 None => {
                     ptrace::trace_on(tid);
