@@ -227,7 +227,7 @@ fn a_stopped_program_stops_the_runner() {
 
 fn bad_command_lines() {
     for (words, part) in [
-        (&["run", "--device", "nvme", "--", "true"][..], "ioat"),
+        (&["run", "--device", "floppy", "--", "true"][..], "ioat"),
         (&["run", "--device", "ioat,colour=red", "--", "true"], "bdf="),
         (&["run", "--device", "ioat,bdf=1:2", "--", "true"], "0000:00:01.0"),
         (&["run", "--device", "ioat,bdf=0:0:3.0", "--device", "ioat,bdf=0:0:3.0", "--", "true"], "bdf="),

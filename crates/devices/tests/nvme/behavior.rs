@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use ioasid_devices::nvme::NvmeOptions;
 use ioasid_devices::nvme::spec::command::{Command, admin, nvm};
 use ioasid_devices::nvme::spec::log::page;
 use ioasid_devices::nvme::spec::registers::{Register, csts};
 use ioasid_devices::nvme::spec::status::Status;
+use ioasid_devices::nvme::{Backing, NamespaceOptions, NvmeOptions};
 use ioasid_vfio::Model;
 
 use crate::bench::{
@@ -102,6 +102,8 @@ fn coalesced_interrupts_come_together_and_in_time() {
         bench.wait(&mut pair);
     }
     bench.sink.wait_for_messages(2, 1);
+    // What is held back is due in 25 ms.
+    std::thread::sleep(Duration::from_millis(100));
     assert!(bench.sink.messages(2) <= 2, "{}", bench.sink.messages(2));
     let sent = bench.sink.messages(2);
     let start = Instant::now();
@@ -717,4 +719,103 @@ fn only_so_many_blocks_are_uncorrectable_at_once() {
     let zeroes = command(nvm::WRITE_ZEROES, 1).long(0).word(12, 0xFFFF);
     assert_eq!(bench.status(&mut pair, zeroes), Status::SUCCESS);
     assert_eq!(bench.status(&mut pair, mark(1 << 17)), Status::SUCCESS);
+}
+
+/// An image in memory that can be made unwritable while it is used.
+fn sealable() -> (std::os::fd::OwnedFd, NamespaceOptions) {
+    let file = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::ALLOW_SEALING).expect("a file");
+    rustix::fs::ftruncate(&file, 1 << 20).expect("its length");
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    let backing = Backing::Image { path: path.into(), size: None };
+    (file, NamespaceOptions { backing, block_shift: 9, readonly: false, protection: 0 })
+}
+
+#[test]
+fn no_lost_write_is_reported_as_done() {
+    for protection in [0, 1] {
+        let (file, namespace) = sealable();
+        let mut bench = Bench::of(&[NamespaceOptions { protection, ..namespace }, in_memory(1 << 20, 9)]);
+        let mut pair = bench.pair(1, 16);
+        let info = if protection > 0 { 1 << 29 } else { 0 };
+        let on = |code: u8| {
+            let command = Command { opcode: code, ..write(0, 8) };
+            command.word(12, 7 | info)
+        };
+        assert_eq!(bench.status(&mut pair, on(nvm::WRITE)), Status::SUCCESS);
+        rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::WRITE).unwrap();
+        let fault = Status::WRITE_FAULT.code();
+        assert_eq!(bench.status(&mut pair, on(nvm::WRITE)).code(), fault);
+        assert_eq!(bench.status(&mut pair, on(nvm::WRITE_ZEROES)).code(), fault);
+        assert_eq!(bench.status(&mut pair, on(nvm::READ)), Status::SUCCESS);
+        let mut source = vec![0; 32];
+        source[8] = 3;
+        bench.memory.set(DATA, &source);
+        let copy = command(nvm::COPY, 1).long(100).data(DATA, 0);
+        assert_eq!(bench.status(&mut pair, copy).code(), fault);
+        bench.memory.set(DATA, &[[0; 4], 1u32.to_le_bytes(), [0; 4], [0; 4]].concat());
+        let discard = command(nvm::DATASET_MANAGEMENT, 1).word(11, 4).data(DATA, 0);
+        assert_eq!(bench.status(&mut pair, discard).code(), fault);
+        let ids = [(nvm::COMPARE, 1), (nvm::WRITE, 2)].map(|(code, flags)| {
+            bench.memory.set(DATA, &[0; 4096]);
+            let command = Command { opcode: code, flags, ..write(900, 1).word(12, info) };
+            bench.submit(&mut pair, command)
+        });
+        assert_eq!(ids.map(|id| status(&bench.wait_for(&mut pair, id)).code()), [0, fault]);
+        assert_eq!(bench.admin_status(command(admin::FORMAT_NVM, 1).word(10, 2 * u32::from(protection))).code(), fault);
+        assert_eq!(bench.status(&mut pair, Command { namespace: 2.into(), ..write(0, 8) }), Status::SUCCESS);
+        let log = bench.log(page::HEALTH, 512);
+        assert!(log[160] > 0, "errors of media");
+    }
+}
+
+#[test]
+fn after_a_sanitize_operation_that_failed_nothing_is_done_until_one_succeeds() {
+    let (file, namespace) = sealable();
+    let mut bench = Bench::of(&[namespace]);
+    let mut pair = bench.pair(1, 16);
+    rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::WRITE).unwrap();
+    let failed = Status::SANITIZE_FAILED.code();
+    for (flags, left) in [(0, failed), (1 << 3, 0)] {
+        assert_eq!(bench.admin_status(command(admin::SANITIZE, 0).word(10, 2 | flags)), Status::SUCCESS);
+        wait_until("it has failed", || bench.status(&mut pair, read(0, 1)).code() == failed);
+        assert_eq!(bench.admin_status(command(admin::FORMAT_NVM, 1)).code(), failed);
+        assert_eq!(bench.log(0x81, 8)[2], 3);
+        // The failure may be left if that was allowed.
+        assert_eq!(bench.admin_status(command(admin::SANITIZE, 0).word(10, 1)).code(), left);
+    }
+    assert_eq!(bench.status(&mut pair, read(0, 1)), Status::SUCCESS);
+}
+
+#[test]
+fn there_are_as_many_namespaces_as_there_are_identifiers() {
+    let mut bench = Bench::of(&[in_memory(1 << 20, 9)]);
+    bench.done(command(admin::NAMESPACE_MANAGEMENT, 1).word(10, 1));
+    let mut wanted = vec![0; 4096];
+    (wanted[0], wanted[8]) = (8, 8);
+    bench.memory.set(DATA, &wanted);
+    let create = command(admin::NAMESPACE_MANAGEMENT, 0).data(DATA, 0);
+    for id in 1..=32 {
+        assert_eq!(bench.done(create), id);
+    }
+    assert_eq!(bench.admin_status(create).code(), Status::NAMESPACE_IDENTIFIER_UNAVAILABLE.code());
+    bench.done(command(admin::NAMESPACE_MANAGEMENT, 7).word(10, 1));
+    assert_eq!(bench.done(create), 7);
+}
+
+#[test]
+fn so_many_hosts_can_register_and_no_more() {
+    let mut bench = Bench::new();
+    let mut pair = bench.pair(1, 16);
+    for host in 0..=64u8 {
+        bench.memory.set(DATA, &[host; 16]);
+        bench.done(command(admin::SET_FEATURES, 0).word(10, 0x81).word(11, 1).data(DATA, 0));
+        bench.memory.set(DATA, &[0; 16]);
+        let register = command(nvm::RESERVATION_REGISTER, 1).data(DATA, 0);
+        let expected = if host == 64 { Status::INTERNAL_ERROR.code() } else { 0 };
+        assert_eq!(bench.status(&mut pair, register).code(), expected, "{host}");
+    }
+    // All of them are in the report, as far as it is asked for.
+    let report = command(nvm::RESERVATION_REPORT, 1).word(10, 31).word(11, 1).data(DATA, 0);
+    assert_eq!(bench.status(&mut pair, report), Status::SUCCESS);
+    assert_eq!(bench.memory.get(DATA + 5, 2), [64, 0]);
 }

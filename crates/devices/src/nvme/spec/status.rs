@@ -48,8 +48,6 @@ statuses! {
     INTERNAL_ERROR = 0x006, retry;
     /// An Abort command stopped it.
     ABORT_REQUESTED = 0x007, retry;
-    /// Its queue was deleted.
-    ABORTED_QUEUE_DELETION = 0x008, retry;
     /// The other of two fused commands failed.
     ABORTED_FUSED_FAILED = 0x009, retry;
     /// The other of two fused commands is not there.
@@ -74,8 +72,6 @@ statuses! {
     PRP_OFFSET_INVALID = 0x013, final;
     /// A reservation key, or a host identifier, is not this host's.
     HOST_IDENTIFIER_INCONSISTENT = 0x018, final;
-    /// A timer is not one.
-    KEEP_ALIVE_INVALID = 0x01A, final;
     /// Sanitize failed, and nothing else happens before it succeeds.
     SANITIZE_FAILED = 0x01C, final;
     /// Sanitize is under way.
@@ -88,16 +84,12 @@ statuses! {
     CAPACITY_EXCEEDED = 0x081, final;
     /// Another host has reserved it.
     RESERVATION_CONFLICT = 0x083, final;
-    /// A format is under way.
-    FORMAT_IN_PROGRESS = 0x084, retry;
     /// There is no such completion queue.
     COMPLETION_QUEUE_INVALID = 0x100, final;
     /// The queue identifier is taken, or none.
     INVALID_QUEUE_IDENTIFIER = 0x101, final;
     /// No possible number of entries.
     INVALID_QUEUE_SIZE = 0x102, final;
-    /// Too many aborts at once.
-    ABORT_LIMIT_EXCEEDED = 0x103, retry;
     /// Too many event requests at once.
     ASYNC_EVENT_LIMIT_EXCEEDED = 0x105, retry;
     /// There is no such interrupt vector.
@@ -114,8 +106,6 @@ statuses! {
     FEATURE_NOT_CHANGEABLE = 0x10E, final;
     /// The feature is not of a namespace.
     FEATURE_NOT_NAMESPACE_SPECIFIC = 0x10F, final;
-    /// Ranges overlap.
-    OVERLAPPING_RANGE = 0x114, final;
     /// There is no such room.
     NAMESPACE_INSUFFICIENT_CAPACITY = 0x115, final;
     /// There are as many namespaces as there can be.
@@ -128,12 +118,8 @@ statuses! {
     THIN_PROVISIONING_NOT_SUPPORTED = 0x11B, final;
     /// The list of controllers is none.
     CONTROLLER_LIST_INVALID = 0x11C, final;
-    /// Attributes that do not go together.
-    CONFLICTING_ATTRIBUTES = 0x180, final;
     /// Protection information is asked for that there is not.
     INVALID_PROTECTION_INFORMATION = 0x181, final;
-    /// The range can only be read.
-    WRITE_TO_READ_ONLY_RANGE = 0x182, final;
     /// More, or longer, ranges than a command may have.
     COMMAND_SIZE_LIMIT_EXCEEDED = 0x183, final;
     /// The media could not be written.

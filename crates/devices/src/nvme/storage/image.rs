@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
 use rustix::io::Errno;
@@ -14,6 +15,8 @@ use super::super::options::ImageError;
 
 /// What everything has to be a multiple of where the page cache is passed by: no device wants more.
 const DIRECT_ALIGNMENT: u64 = 4096;
+/// How long an image may be in use by somebody else before that is an error.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Zeroes that are written at once where a file system cannot make them.
 pub(super) static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 
@@ -119,11 +122,13 @@ pub(in crate::nvme) fn open(
         Err(error) => return Err(failed("opened")(error)),
     };
     let lock = if readonly { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
-    match flock(&cached, lock) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Err(ImageError::InUse(path.into())),
-        // A file system without locks.
-        Err(_) => {}
+    let start = Instant::now();
+    // Of a program that was killed, the kernel may be busy with the file still.
+    while let Err(Errno::WOULDBLOCK) = flock(&cached, lock) {
+        if start.elapsed() > LOCK_PATIENCE {
+            return Err(ImageError::InUse(path.into()));
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
     if let Some(size) = size.filter(|_| creates) {
         cached.set_len(size).map_err(failed("made that long"))?;
