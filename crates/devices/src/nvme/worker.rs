@@ -181,15 +181,15 @@ impl Worker {
             return;
         }
         if let Some(session) = &mut self.controller.session {
-            session.is_shut_down = true;
+            // The host need not say any more that it is alive.
+            (session.is_shut_down, session.alive_until) = (true, None);
         }
         self.controller.bar.answer(resets, csts::SHUTDOWN, csts::SHUTDOWN_DONE);
     }
 
     /// Takes what there is. Returns whether there was something.
     fn round(&mut self) -> bool {
-        let is_serving = self.controller.session.as_ref().is_some_and(|session| !session.is_shut_down);
-        if !is_serving {
+        if !self.is_serving() {
             let busy = self.controller.reap();
             if self.seen.waits && self.controller.engine.under_way() == 0 {
                 self.seen.orders = None;
@@ -223,6 +223,11 @@ impl Worker {
                 true
             }
         }
+    }
+
+    /// Whether the controller takes commands, and so looks at doorbells.
+    fn is_serving(&self) -> bool {
+        self.controller.session.as_ref().is_some_and(|session| !session.is_shut_down)
     }
 
     /// Serves the admin queue, and then the others as the host wants it: urgent ones first, and in turn. A queue that
@@ -445,13 +450,14 @@ impl Worker {
         if self.announce().is_err() {
             return self.fail();
         }
-        let seen = self.seen.orders;
+        let (seen, is_serving) = (self.seen.orders, self.is_serving());
         let Controller { bar, session, memory, engine, .. } = &mut self.controller;
         let files = if engine.under_way() > 0 { engine.readiness() } else { None };
         bar.bell.sleep(files, longest, || {
-            seen != Some(bar.orders())
-                || bar.has_stray()
-                || session.as_ref().is_some_and(|session| session.is_rung(bar, memory))
+            // Doorbells that the worker does not serve would keep it awake.
+            let mut is_rung =
+                || session.as_ref().is_some_and(|session| bar.has_stray() || session.is_rung(bar, memory));
+            seen != Some(bar.orders()) || is_serving && is_rung()
         });
     }
 
