@@ -256,6 +256,13 @@ mod tests {
     }
 
     #[test]
+    fn a_comma_in_a_text_is_written_twice() {
+        let of = |text| parts(text).join("|");
+        assert_eq!(of("nvme,image=a,,b.img,lba=512"), "nvme|image=a,b.img|lba=512");
+        assert_eq!((of(""), of(","), of(",,"), of(",,,")), ("".into(), "|".into(), ",".into(), ",|".into()));
+    }
+
+    #[test]
     fn devices_get_slots_and_groups_of_their_own() {
         let two = machine(&["ioat", "ioat"]).unwrap();
         assert_eq!((&*two[0].0, &*two[1].0), ("0001:00:01.0", "0001:00:02.0"));

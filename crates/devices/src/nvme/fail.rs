@@ -9,6 +9,7 @@
 //!   any:20:remove    with the twentieth command, the controller is gone
 //! ```
 
+use std::num::NonZeroU64;
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -50,7 +51,7 @@ pub struct Failure {
     /// Of which commands.
     pub kind: CommandKind,
     /// Of these, which: 1 is the first after power-on.
-    pub number: u64,
+    pub number: NonZeroU64,
     /// What becomes of it.
     pub misfortune: Misfortune,
 }
@@ -98,7 +99,7 @@ impl FromStr for Failure {
                 return None;
             }
             let kind = KINDS.iter().find(|(known, _)| *known == name)?.1;
-            let number = number.parse().ok().filter(|number| *number != 0)?;
+            let number = number.parse().ok()?;
             let misfortune = match what {
                 "timeout" => Misfortune::Timeout,
                 "late" => Misfortune::Late,
@@ -124,13 +125,13 @@ impl Misfortune {
     }
 }
 
-/// The failures that have not happened yet.
+/// The failures that have not happened yet, with how many commands are left until they do.
 #[derive(Debug)]
-pub(super) struct Plan(Vec<Failure>);
+pub(super) struct Plan(Vec<(Failure, u64)>);
 
 impl Plan {
     pub(super) fn new(failures: &[Failure]) -> Self {
-        Self(failures.to_vec())
+        Self(failures.iter().map(|failure| (*failure, failure.number.get())).collect())
     }
 
     /// What becomes of a command that is about to be carried out.
@@ -139,19 +140,19 @@ impl Plan {
             return None;
         }
         let mut found = None;
-        self.0.retain_mut(|failure| {
+        self.0.retain_mut(|(failure, left)| {
             let counts = match failure.kind {
                 CommandKind::Any => true,
                 CommandKind::Admin => is_admin,
                 CommandKind::AdminOpcode(code) => is_admin && code == opcode,
                 CommandKind::IoOpcode(code) => !is_admin && code == opcode,
             };
-            failure.number -= u64::from(counts);
-            let happens = failure.number == 0 && found.is_none();
+            *left -= u64::from(counts);
+            let happens = *left == 0 && found.is_none();
             if happens {
                 found = Some(failure.misfortune);
             }
-            failure.number > 0
+            *left > 0
         });
         found
     }

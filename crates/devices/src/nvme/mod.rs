@@ -89,7 +89,7 @@ pub fn spec(options: &NvmeOptions) -> Spec {
         revision: 1,
         bars,
         msix: Some(MsixSpec {
-            vectors: options.queues + 1,
+            vectors: options.queues.saturating_add(1),
             table_bar: 0,
             table_offset: MSIX_TABLE,
             pba_bar: 0,

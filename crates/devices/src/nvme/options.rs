@@ -77,6 +77,8 @@ impl Default for NvmeOptions {
 pub enum ImageError {
     #[error("there is no image {}: to make one, give it a size=, as in size=1G", .0.display())]
     Missing(PathBuf),
+    #[error("image {} is no file and no block device", .0.display())]
+    NoImage(PathBuf),
     #[error("image {} cannot be written: change its permissions, or write readonly", .0.display())]
     ReadOnly(PathBuf),
     #[error("image {} is in use by another program", .0.display())]
@@ -105,6 +107,8 @@ pub enum NvmeError {
     Queues(u16),
     #[error("a controller memory buffer of {0} bytes: a power of two from 4096 to {MAX_CMB} is possible")]
     Cmb(u64),
+    #[error("a namespace has blocks of 512 or 4096 bytes (a shift of 9 or 12), and not of a shift of {0}")]
+    Block(u32),
     #[error("protection information is of type 1, 2 or 3, and not {0}")]
     Protection(u8),
     #[error("a namespace of {0} bytes has no whole blocks of {1}")]
@@ -129,6 +133,9 @@ impl NvmeOptions {
             return Err(NvmeError::Cmb(self.cmb));
         }
         for namespace in &self.namespaces {
+            if !matches!(namespace.block_shift, 9 | 12) {
+                return Err(NvmeError::Block(namespace.block_shift));
+            }
             if namespace.protection > 3 {
                 return Err(NvmeError::Protection(namespace.protection));
             }

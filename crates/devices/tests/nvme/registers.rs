@@ -300,6 +300,8 @@ fn what_is_no_controller_is_said() {
     };
     let of = |namespace| NvmeOptions { namespaces: vec![namespace], ..NvmeOptions::default() };
     let default = NvmeOptions::default();
+    let pipe = Image::new("errors-pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe.0).status().is_ok_and(|status| status.success()));
     let directory = std::env::temp_dir();
     for (options, part) in [
         (of(at(&image.0, None)), "1000 bytes, which are no whole blocks of 512"),
@@ -307,6 +309,12 @@ fn what_is_no_controller_is_said() {
         (of(at(&other.0, None)), "in use by another program"),
         (of(at(&other.0, Some(4096))), "in use by another program"),
         (of(at(&directory, None)), "could not be opened"),
+        (of(at(&pipe.0, None)), "no file and no block device"),
+        (of(NamespaceOptions { readonly: true, ..at(&pipe.0, None) }), "no file and no block device"),
+        (of(at("/dev/full".as_ref(), None)), "no file and no block device"),
+        (of(in_memory(1 << 20, 64)), "512 or 4096"),
+        (of(in_memory(1 << 20, 10)), "512 or 4096"),
+        (of(NamespaceOptions { protection: 4, ..in_memory(1 << 20, 9) }), "type 1, 2 or 3"),
         (of(in_memory(1000, 9)), "no whole blocks"),
         (of(in_memory(1 << 62, 12)), "no memory for a namespace"),
         (NvmeOptions { queues: 0, ..default.clone() }, "1 to 64 queue pairs"),

@@ -1,9 +1,9 @@
 //! An image: a file, or a block device, that holds the blocks of a namespace.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -107,6 +107,11 @@ pub(in crate::nvme) fn open(
     readonly: bool,
 ) -> Result<Arc<Image>, ImageError> {
     let failed = |what| move |error: io::Error| ImageError::Io { path: path.into(), what, error: error.to_string() };
+    // To open a pipe would be to wait for whoever is at its other end.
+    let kind = fs::metadata(path).map(|metadata| metadata.file_type());
+    if kind.is_ok_and(|kind| kind.is_fifo() || kind.is_char_device() || kind.is_socket()) {
+        return Err(ImageError::NoImage(path.into()));
+    }
     let mut options = OpenOptions::new();
     options.read(true).write(!readonly);
     let creates = size.is_some() && !readonly && !path.exists();
