@@ -1,5 +1,7 @@
 //! Registers as one table: the same that a model looks accesses up in, and that traces and reports take names from.
 
+use std::ops::Range;
+
 /// What a driver may do with a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegisterAccess {
@@ -57,6 +59,49 @@ impl RegisterInfo {
     pub fn end(&self) -> u64 {
         self.offset + u64::from(self.width) * u64::from(self.count)
     }
+}
+
+/// The part of an access that falls on one register.
+pub(crate) struct Access<R> {
+    pub(crate) register: R,
+    /// The bytes of the register.
+    pub(crate) bytes: Range<usize>,
+    /// The same, as bytes of the access.
+    pub(crate) data: Range<usize>,
+}
+
+impl<R> Access<R> {
+    /// The bits of the register that are accessed.
+    pub(crate) fn mask(&self) -> u64 {
+        let mut mask = [0; 8];
+        mask[self.bytes.clone()].fill(0xFF);
+        u64::from_le_bytes(mask)
+    }
+
+    /// The register's share of `data`, zero elsewhere.
+    pub(crate) fn value(&self, data: &[u8]) -> u64 {
+        let mut value = [0; 8];
+        value[self.bytes.clone()].copy_from_slice(&data[self.data.clone()]);
+        u64::from_le_bytes(value)
+    }
+}
+
+/// The registers of a table that an access of `len` bytes at `offset` falls on.
+pub(crate) fn overlaps<R: Copy>(
+    registers: &'static [R],
+    table: &'static [RegisterInfo],
+    offset: u64,
+    len: usize,
+) -> impl Iterator<Item = Access<R>> {
+    let end = offset.saturating_add(len as u64);
+    registers.iter().zip(table).filter_map(move |(register, info)| {
+        let (from, to) = (info.offset.max(offset), info.end().min(end));
+        (from < to).then(|| Access {
+            register: *register,
+            bytes: (from - info.offset) as usize..(to - info.offset) as usize,
+            data: (from - offset) as usize..(to - offset) as usize,
+        })
+    })
 }
 
 /// The registers of a BAR, or of configuration space: an enumeration of them, and the table of what they are.

@@ -22,14 +22,14 @@
 //! Accesses of any size at any offset have a meaning: each register sees exactly those of its bytes that are
 //! accessed, in ascending order of registers, and side effects belong to the byte that holds the bit.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use ioasid_vfio::{BarKind, BarSpec, Model, MsixSpec, PcieKind, Spec, TranslationSpec};
 
+use crate::registers::overlaps;
 use crate::registry::{ModelInfo, any, one};
-use crate::{Dma, Interrupts, RegisterInfo};
+use crate::{Dma, Interrupts};
 
 mod channel;
 mod interrupts;
@@ -267,49 +267,6 @@ impl Drop for Ioat {
         self.channel.quit();
         self.worker.join();
     }
-}
-
-/// The part of an access that falls on one register.
-struct Access<R> {
-    register: R,
-    /// The bytes of the register.
-    bytes: Range<usize>,
-    /// The same, as bytes of the access.
-    data: Range<usize>,
-}
-
-impl<R> Access<R> {
-    /// The bits of the register that are accessed.
-    fn mask(&self) -> u64 {
-        let mut mask = [0; 8];
-        mask[self.bytes.clone()].fill(0xFF);
-        u64::from_le_bytes(mask)
-    }
-
-    /// The register's share of `data`, zero elsewhere.
-    fn value(&self, data: &[u8]) -> u64 {
-        let mut value = [0; 8];
-        value[self.bytes.clone()].copy_from_slice(&data[self.data.clone()]);
-        u64::from_le_bytes(value)
-    }
-}
-
-/// The registers of a table that an access of `len` bytes at `offset` falls on.
-fn overlaps<R: Copy>(
-    registers: &'static [R],
-    table: &'static [RegisterInfo],
-    offset: u64,
-    len: usize,
-) -> impl Iterator<Item = Access<R>> {
-    let end = offset.saturating_add(len as u64);
-    registers.iter().zip(table).filter_map(move |(register, info)| {
-        let (from, to) = (info.offset.max(offset), info.end().min(end));
-        (from < to).then(|| Access {
-            register: *register,
-            bytes: (from - info.offset) as usize..(to - info.offset) as usize,
-            data: (from - offset) as usize..(to - offset) as usize,
-        })
-    })
 }
 
 /// Whether an access to configuration space is to nothing but the device's own registers.

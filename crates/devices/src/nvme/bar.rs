@@ -19,6 +19,7 @@ use super::spec::registers::{
     cc, cmb, csts,
 };
 use crate::Interrupts;
+use crate::registers::overlaps;
 
 /// Queue pairs with doorbells: the admin queues, and those for I/O.
 pub(super) const PAIRS: usize = super::options::MAX_QUEUES as usize + 1;
@@ -70,8 +71,9 @@ pub(super) struct State {
 /// What an interrupt is about.
 #[derive(Debug)]
 struct Posted {
-    /// Queues that interrupt and have something: what the line is about. One bit for each, by vector.
+    /// By queue: the vector that it interrupts by.
     vectors: [u16; PAIRS],
+    /// By queue: whether it has completions that the host has not taken, and interrupts: what the line is about.
     waiting: [bool; PAIRS],
     /// Counts changes.
     change: u64,
@@ -236,30 +238,21 @@ impl Bar {
     }
 
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
-        if self.lock().is_gone {
-            data.fill(0xFF);
+        let state = *self.lock();
+        data.fill(if state.is_gone { 0xFF } else { 0 });
+        if state.is_gone {
             return;
         }
-        data.fill(0);
-        if offset >= DOORBELLS {
-            return;
-        }
-        for (register, info) in Register::ALL.iter().zip(Register::TABLE) {
-            let value = self.register(*register).to_le_bytes();
-            for (at, byte) in (info.offset..).zip(&value[..usize::from(info.width)]) {
-                if let Some(there) = at.checked_sub(offset).and_then(|at| data.get_mut(at as usize)) {
-                    *there = *byte;
-                }
-            }
+        for access in overlaps(Register::ALL, Register::TABLE, offset, data.len()) {
+            let value = self.register(access.register, &state).to_le_bytes();
+            data[access.data].copy_from_slice(&value[access.bytes]);
         }
     }
 
-    fn register(&self, register: Register) -> u64 {
-        let state = self.lock();
-        let shows_buffer = state.buffer_space & cmb::REGISTERS_ENABLE != 0;
-        let buffer = self.buffer.as_ref().map(|buffer| buffer.length());
+    fn register(&self, register: Register, state: &State) -> u64 {
+        let buffer = self.buffer.as_ref().filter(|_| state.buffer_space & cmb::REGISTERS_ENABLE != 0);
         match register {
-            Register::Capabilities => capabilities(buffer.is_some()),
+            Register::Capabilities => capabilities(self.buffer.is_some()),
             Register::Version => VERSION.into(),
             Register::MaskSet | Register::MaskClear => state.masked.into(),
             Register::Configuration => state.configuration.into(),
@@ -267,22 +260,10 @@ impl Bar {
             Register::AdminQueueAttributes => state.admin_sizes.into(),
             Register::AdminSubmissionQueue => state.admin_submissions,
             Register::AdminCompletionQueue => state.admin_completions,
-            Register::CmbLocation => {
-                if shows_buffer {
-                    CMB_BAR.into()
-                } else {
-                    0
-                }
-            }
-            Register::CmbSize => {
-                if shows_buffer {
-                    buffer.map_or(0, cmb::size).into()
-                } else {
-                    0
-                }
-            }
+            Register::CmbLocation => buffer.map_or(0, |_| CMB_BAR.into()),
+            Register::CmbSize => buffer.map_or(0, |buffer| cmb::size(buffer.length()).into()),
             Register::CmbSpace => state.buffer_space,
-            Register::CmbStatus => self.buffer_status(&state).into(),
+            Register::CmbStatus => self.buffer_status(state).into(),
             Register::ReadyTimeouts => READY_TIMEOUT,
             Register::SubsystemReset | Register::CmbElasticity | Register::CmbThroughput => 0,
         }
@@ -485,7 +466,7 @@ impl Bar {
         self.posted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Completions were written: interrupts, with `message`, if the queue is not masked.
+    /// Completions of a queue were written: interrupts by its vector, unless that is masked.
     pub(super) fn post(&self, queue: u16, vector: u16) {
         {
             let mut posted = self.posted();
