@@ -67,8 +67,6 @@ pub(super) struct Controller {
     pub(super) plan: Plan,
     /// Queue pairs for I/O that there can be.
     pub(super) queues: u16,
-    /// MSI-X vectors.
-    pub(super) vectors: u16,
     /// What of a sanitize operation is left.
     pub(super) erasure: Option<Erasure>,
     spare: Vec<Buffer>,
@@ -94,12 +92,16 @@ impl Controller {
             tasks: Tasks::default(),
             plan,
             queues,
-            vectors: queues + 1,
             erasure: None,
             spare: Vec::new(),
             layout: Layout::default(),
             done: Vec::new(),
         }
+    }
+
+    /// MSI-X vectors: one for each queue pair, the admin queues', too.
+    pub(super) fn vectors(&self) -> u16 {
+        self.queues + 1
     }
 
     /// log2 of the host's page.

@@ -95,8 +95,6 @@ pub(super) struct Session {
     pub(super) served: Vec<u16>,
     /// Which of these is next.
     pub(super) turn: usize,
-    /// Heads of submission queues.
-    pub(super) heads: [u16; PAIRS],
     /// Completion queues that have something to be written, or to be told.
     dirty: Vec<u16>,
     pub(super) shadow: Option<Shadow>,
@@ -135,7 +133,6 @@ impl Session {
             completions: Vec::new(),
             served: Vec::new(),
             turn: 0,
-            heads: [0; PAIRS],
             dirty: Vec::new(),
             shadow: None,
             page,
@@ -212,7 +209,7 @@ impl Session {
     }
 
     fn push(&mut self, ticket: Ticket, status: Status, result: u64) {
-        let head = self.heads[usize::from(ticket.queue)];
+        let head = self.submissions[usize::from(ticket.queue)].as_ref().map_or(0, SubmissionQueue::head);
         let Some(queue) = self.completion_queue(ticket.completions) else { return };
         queue.push(ticket.queue, head, ticket.identifier, status, result);
         if !self.dirty.contains(&ticket.completions) {
@@ -363,7 +360,7 @@ impl Session {
         self.dirty.retain(|queue| *queue != id);
     }
 
-    /// A submission queue is there no more: neither are what it held back, and its interrupts.
+    /// A submission queue is there no more, and neither is what it held back.
     pub(super) fn forget_queue(&mut self, id: u16) {
         self.fused.retain(|(queue, ..)| *queue != id);
         self.late.retain(|(ticket, ..)| ticket.queue != id);

@@ -189,6 +189,9 @@ impl Worker {
 
     /// Takes what there is. Returns whether there was something.
     fn round(&mut self) -> bool {
+        if self.look_at_time() {
+            return true;
+        }
         if !self.is_serving() {
             let busy = self.controller.reap();
             if self.seen.waits && self.controller.engine.under_way() == 0 {
@@ -197,17 +200,10 @@ impl Worker {
             }
             return busy;
         }
-        let mut busy = false;
-        if self.look_at_time() {
+        let Ok(mut busy) = self.serve_all() else {
+            self.fail();
             return true;
-        }
-        match self.serve_all() {
-            Ok(any) => busy |= any,
-            Err(_) => {
-                self.fail();
-                return true;
-            }
-        }
+        };
         busy |= self.controller.reap();
         if self.seen.gone {
             return true;
@@ -242,7 +238,8 @@ impl Worker {
             return Ok(true);
         }
         let mut full = Vec::new();
-        if self.serve_in_turn(true, &mut full)? {
+        let is_weighted = self.controller.session.as_ref().is_some_and(|session| session.is_weighted);
+        if is_weighted && self.serve_in_turn(true, &mut full)? {
             // While something urgent is served, nothing else is.
             return Ok(true);
         }
@@ -328,35 +325,20 @@ impl Worker {
         let Controller { memory, session, .. } = &mut self.controller;
         let Some(session) = session else { return Ok(0) };
         let room = session.completion_queue(completions).map_or(0, |queue| queue.room());
-        if room == 0 {
-            return Ok(0);
-        }
-        let Some(mut queue) = session.submissions[usize::from(id)].take() else { return Ok(0) };
+        let Some(queue) = session.submissions[usize::from(id)].as_mut().filter(|_| room > 0) else { return Ok(0) };
         let mut commands = [Command::new_zeroed(); BURST];
         memory.set_command(None);
-        let fetched = queue.fetch(memory, &mut commands[..limit.min(room)]);
-        let number = session.number;
-        let mut result = Ok(0);
-        match fetched {
-            Ok(commands) => {
-                for (done, command) in (1..).zip(commands) {
-                    queue.advance();
-                    result = Ok(done);
-                    if let Some(session) = &mut self.controller.session {
-                        session.heads[usize::from(id)] = queue.head();
-                    }
-                    self.take(id, completions, command);
-                    if self.is_interrupted() || id != 0 && !self.controller.has_room() {
-                        break;
-                    }
-                }
+        let commands = queue.fetch(memory, &mut commands[..limit.min(room)])?;
+        for (done, command) in (1..).zip(commands) {
+            let session = self.controller.session.as_mut();
+            let Some(queue) = session.and_then(|session| session.submissions[usize::from(id)].as_mut()) else { break };
+            queue.advance();
+            self.take(id, completions, command);
+            if self.is_interrupted() || id != 0 && !self.controller.has_room() {
+                return Ok(done);
             }
-            Err(status) => result = Err(status),
         }
-        if let Some(session) = self.controller.session.as_mut().filter(|session| session.number == number) {
-            session.submissions[usize::from(id)] = Some(queue);
-        }
-        result
+        Ok(commands.len())
     }
 
     /// A command has come.
@@ -433,9 +415,6 @@ impl Worker {
 
     /// Sleeps until there is something to do.
     fn sleep(&mut self) {
-        if self.look_at_time() {
-            return;
-        }
         let Controller { bar, session, engine, .. } = &mut self.controller;
         let mut longest = session.as_ref().and_then(Session::due);
         let mut at_most = |time| longest = Some(longest.map_or(time, |longest: Duration| longest.min(time)));

@@ -120,7 +120,7 @@ impl Controller {
     /// CDW11 of Interrupt Vector Configuration.
     fn vector(&self, command: &Command) -> Result<u16, Status> {
         let vector = (command.word(11) & 0xFFFF) as u16;
-        if vector < self.vectors { Ok(vector) } else { Err(Status::INVALID_FIELD) }
+        if vector < self.vectors() { Ok(vector) } else { Err(Status::INVALID_FIELD) }
     }
 
     pub(super) fn set_features(&mut self, command: &Command) -> Executed {

@@ -48,7 +48,7 @@ impl Controller {
         let (entries, place) = self.queue_place(command, COMPLETION_SIZE, shift)?;
         let (vector, interrupts) = ((command.word(11) >> 16) as u16, command.word(11) & INTERRUPTS != 0);
         // There is one line, and no vector of it but 0.
-        if interrupts && (vector >= self.vectors || vector > 0 && !self.bar.sends_messages()) {
+        if interrupts && (vector >= self.vectors() || vector > 0 && !self.bar.sends_messages()) {
             return Err(Status::INVALID_INTERRUPT_VECTOR);
         }
         self.bar.set_exists(Doorbell::Head(id), true);
@@ -80,7 +80,6 @@ impl Controller {
                 queue.users += 1;
             }
             session.submissions[usize::from(id)] = Some(SubmissionQueue::new(completions, place, entries, priority));
-            session.heads[usize::from(id)] = 0;
             session.served.push(id);
         }
         Ok(Outcome::Done(0))
