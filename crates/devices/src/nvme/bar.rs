@@ -49,9 +49,9 @@ impl Doorbell {
     }
 }
 
-/// The registers.
+/// What a reset of the function puts back.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct State {
+pub(super) struct Registers {
     pub(super) configuration: u32,
     pub(super) status: u32,
     pub(super) masked: u32,
@@ -59,13 +59,31 @@ pub(super) struct State {
     pub(super) admin_submissions: u64,
     pub(super) admin_completions: u64,
     pub(super) buffer_space: u64,
+}
+
+/// Whether there is a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Life {
+    #[default]
+    NotYet,
+    /// A reset waits for it.
+    Runs,
+    /// There will be no other.
+    Ended,
+}
+
+/// The registers, and what the worker has to know of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct State {
+    pub(super) registers: Registers,
     /// Counts resets of any kind: a controller of before one takes no part any more.
     pub(super) resets: u64,
     /// The device is gone.
     pub(super) is_gone: bool,
     pub(super) quits: bool,
     /// The worker has seen so many resets: nothing of before them goes on.
-    pub(super) settled: u64,
+    settled: u64,
+    worker: Life,
 }
 
 /// What an interrupt is about.
@@ -94,10 +112,6 @@ pub(super) struct Bar {
     interrupts: Arc<dyn Interrupts>,
     buffer: Option<Arc<BarMemory>>,
     pub(super) bell: Bell,
-    /// The worker runs: a reset waits for it.
-    runs: AtomicBool,
-    /// It has ended, and there will be no other.
-    has_ended: AtomicBool,
 }
 
 impl Bar {
@@ -118,8 +132,6 @@ impl Bar {
             interrupts,
             buffer,
             bell,
-            runs: AtomicBool::new(false),
-            has_ended: AtomicBool::new(false),
         }
     }
 
@@ -250,19 +262,19 @@ impl Bar {
     }
 
     fn register(&self, register: Register, state: &State) -> u64 {
-        let buffer = self.buffer.as_ref().filter(|_| state.buffer_space & cmb::REGISTERS_ENABLE != 0);
+        let buffer = self.buffer.as_ref().filter(|_| state.registers.buffer_space & cmb::REGISTERS_ENABLE != 0);
         match register {
             Register::Capabilities => capabilities(self.buffer.is_some()),
             Register::Version => VERSION.into(),
-            Register::MaskSet | Register::MaskClear => state.masked.into(),
-            Register::Configuration => state.configuration.into(),
-            Register::Status => state.status.into(),
-            Register::AdminQueueAttributes => state.admin_sizes.into(),
-            Register::AdminSubmissionQueue => state.admin_submissions,
-            Register::AdminCompletionQueue => state.admin_completions,
+            Register::MaskSet | Register::MaskClear => state.registers.masked.into(),
+            Register::Configuration => state.registers.configuration.into(),
+            Register::Status => state.registers.status.into(),
+            Register::AdminQueueAttributes => state.registers.admin_sizes.into(),
+            Register::AdminSubmissionQueue => state.registers.admin_submissions,
+            Register::AdminCompletionQueue => state.registers.admin_completions,
             Register::CmbLocation => buffer.map_or(0, |_| CMB_BAR.into()),
             Register::CmbSize => buffer.map_or(0, |buffer| cmb::size(buffer.length()).into()),
-            Register::CmbSpace => state.buffer_space,
+            Register::CmbSpace => state.registers.buffer_space,
             Register::CmbStatus => self.buffer_status(state).into(),
             Register::ReadyTimeouts => READY_TIMEOUT,
             Register::SubsystemReset | Register::CmbElasticity | Register::CmbThroughput => 0,
@@ -271,16 +283,16 @@ impl Bar {
 
     fn buffer_status(&self, state: &State) -> u32 {
         let length = self.buffer.as_ref().map_or(0, |buffer| buffer.length());
-        let base = state.buffer_space & cmb::BASE;
-        let is_enabled = state.buffer_space & cmb::SPACE_ENABLE != 0;
+        let base = state.registers.buffer_space & cmb::BASE;
+        let is_enabled = state.registers.buffer_space & cmb::SPACE_ENABLE != 0;
         if is_enabled && base.checked_add(length).is_none() { cmb::BASE_INVALID } else { 0 }
     }
 
     /// Where the host sees the controller memory buffer.
     pub(super) fn buffer_base(&self, state: &State) -> Option<u64> {
-        let is_enabled = state.buffer_space & cmb::SPACE_ENABLE != 0;
+        let is_enabled = state.registers.buffer_space & cmb::SPACE_ENABLE != 0;
         (self.buffer.is_some() && is_enabled && self.buffer_status(state) == 0)
-            .then_some(state.buffer_space & cmb::BASE)
+            .then_some(state.registers.buffer_space & cmb::BASE)
     }
 
     /// A store: of 4 bytes, or of 8, which is two. Others are ignored. Returns whether the worker is needed.
@@ -319,31 +331,31 @@ impl Bar {
         if state.is_gone {
             return false;
         }
-        let is_enabled = state.configuration & cc::EN != 0;
+        let is_enabled = state.registers.configuration & cc::EN != 0;
         match register {
-            Register::MaskSet => state.masked |= word,
-            Register::MaskClear => state.masked &= !word,
+            Register::MaskSet => state.registers.masked |= word,
+            Register::MaskClear => state.registers.masked &= !word,
             Register::Configuration => {
                 drop(state);
                 return self.configure(word & cc::WRITABLE);
             }
-            Register::Status => state.status &= !(word & csts::NSSRO),
+            Register::Status => state.registers.status &= !(word & csts::NSSRO),
             Register::SubsystemReset if word == SUBSYSTEM_RESET => {
                 drop(state);
                 self.reset_subsystem();
                 return false;
             }
             // The admin queues cannot be changed while they are in use.
-            Register::AdminQueueAttributes if !is_enabled => state.admin_sizes = word & 0x0FFF_0FFF,
+            Register::AdminQueueAttributes if !is_enabled => state.registers.admin_sizes = word & 0x0FFF_0FFF,
             Register::AdminSubmissionQueue if !is_enabled => {
-                state.admin_submissions = part(state.admin_submissions) & !0xFFF;
+                state.registers.admin_submissions = part(state.registers.admin_submissions) & !0xFFF;
             }
             Register::AdminCompletionQueue if !is_enabled => {
-                state.admin_completions = part(state.admin_completions) & !0xFFF;
+                state.registers.admin_completions = part(state.registers.admin_completions) & !0xFFF;
             }
             Register::CmbSpace if self.buffer.is_some() => {
                 let all = cmb::BASE | cmb::SPACE_ENABLE | cmb::REGISTERS_ENABLE;
-                state.buffer_space = part(state.buffer_space) & all;
+                state.registers.buffer_space = part(state.registers.buffer_space) & all;
                 drop(state);
                 self.order(|_| ());
                 return false;
@@ -362,17 +374,17 @@ impl Bar {
 
     fn configure(&self, word: u32) -> bool {
         let mut state = self.lock();
-        let (was, is) = (state.configuration & cc::EN != 0, word & cc::EN != 0);
-        let shuts_down = cc::shutdown(word) != 0 && cc::shutdown(state.configuration) != cc::shutdown(word);
-        state.configuration = word;
+        let (was, is) = (state.registers.configuration & cc::EN != 0, word & cc::EN != 0);
+        let shuts_down = cc::shutdown(word) != 0 && cc::shutdown(state.registers.configuration) != cc::shutdown(word);
+        state.registers.configuration = word;
         if was && !is {
             state.resets += 1;
             // All but the admin queues' registers and the buffer's (base specification, 3.7.2).
-            state.masked = 0;
-            state.configuration = word & !cc::EN;
+            state.registers.masked = 0;
+            state.registers.configuration = word & !cc::EN;
         }
         if is && shuts_down {
-            state.status = state.status & !csts::SHUTDOWN | csts::SHUTDOWN_BEGUN;
+            state.registers.status = state.registers.status & !csts::SHUTDOWN | csts::SHUTDOWN_BEGUN;
         }
         drop(state);
         if was != is || shuts_down {
@@ -384,18 +396,15 @@ impl Bar {
     fn reset_subsystem(&self) {
         self.order(|state| {
             state.resets += 1;
-            (state.configuration, state.masked, state.buffer_space) = (0, 0, 0);
+            (state.registers.configuration, state.registers.masked, state.registers.buffer_space) = (0, 0, 0);
             // It is ready until the worker has seen this, and touches no memory any more.
-            state.status = state.status & csts::RDY | csts::NSSRO;
+            state.registers.status = state.registers.status & csts::RDY | csts::NSSRO;
         });
     }
 
     /// Back to power-on. Waits until nothing of before goes on.
     pub(super) fn reset(&self) {
-        self.order_and_wait(|state| {
-            let (resets, settled, quits, is_gone) = (state.resets, state.settled, state.quits, state.is_gone);
-            *state = State { resets, settled, quits, is_gone, ..State::default() };
-        });
+        self.order_and_wait(|state| state.registers = Registers::default());
         self.forget_posted();
     }
 
@@ -412,7 +421,7 @@ impl Bar {
             state.resets
         });
         let mut state = self.lock();
-        while self.runs.load(Ordering::SeqCst) && state.settled < wanted {
+        while state.worker == Life::Runs && state.settled < wanted {
             state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -425,24 +434,21 @@ impl Bar {
 
     /// The worker is about to run, if it does not. Returns whether there can be one.
     pub(super) fn begin(&self) -> bool {
-        let state = self.lock();
-        let can = !self.has_ended.load(Ordering::SeqCst);
-        self.runs.store(can, Ordering::SeqCst);
-        drop(state);
-        can
+        let mut state = self.lock();
+        if state.worker == Life::NotYet {
+            state.worker = Life::Runs;
+        }
+        state.worker == Life::Runs
     }
 
     /// There is no worker, and will be none.
     pub(super) fn fail(&self) {
-        self.lock().status |= csts::CFS;
+        self.lock().registers.status |= csts::CFS;
     }
 
     /// The worker has ended.
     pub(super) fn end(&self) {
-        let state = self.lock();
-        self.has_ended.store(true, Ordering::SeqCst);
-        self.runs.store(false, Ordering::SeqCst);
-        drop(state);
+        self.lock().worker = Life::Ended;
         self.settled.notify_all();
     }
 
@@ -450,7 +456,7 @@ impl Bar {
     pub(super) fn answer(&self, resets: u64, clear: u32, set: u32) {
         let mut state = self.lock();
         if state.resets == resets {
-            state.status = state.status & !clear | set;
+            state.registers.status = state.registers.status & !clear | set;
         }
     }
 }
@@ -475,7 +481,7 @@ impl Bar {
             posted.change += 1;
         }
         self.drive();
-        if vector >= 32 || self.lock().masked & 1 << vector == 0 {
+        if vector >= 32 || self.lock().registers.masked & 1 << vector == 0 {
             self.interrupts.raise(vector);
         }
     }
@@ -526,7 +532,7 @@ impl Bar {
     /// again.
     fn drive(&self) {
         loop {
-            let masked = self.lock().masked;
+            let masked = self.lock().registers.masked;
             let (asserted, change) = {
                 let posted = self.posted();
                 let mut waiting = posted.waiting.iter().zip(posted.vectors);
@@ -534,7 +540,7 @@ impl Bar {
                 (asserted, posted.change)
             };
             self.interrupts.set_intx(asserted);
-            if self.posted().change == change && self.lock().masked == masked {
+            if self.posted().change == change && self.lock().registers.masked == masked {
                 return;
             }
         }

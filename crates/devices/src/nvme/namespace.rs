@@ -86,8 +86,6 @@ pub(super) struct Namespace {
     pub(super) metadata: Metadata,
     /// Blocks.
     pub(super) count: u64,
-    /// What it is kept in cannot be written.
-    pub(super) readonly: bool,
     pub(super) attached: bool,
     pub(super) protection: WriteProtection,
     pub(super) reservation: Reservation,
@@ -101,13 +99,12 @@ pub(super) struct Namespace {
 
 impl Namespace {
     /// As many blocks as there is room for, attached.
-    pub(super) fn new(extent: Extent, format: Format, metadata: Metadata, readonly: bool, number: u64) -> Self {
+    pub(super) fn new(extent: Extent, format: Format, metadata: Metadata, number: u64) -> Self {
         Self {
             extent,
             format,
             metadata,
             count: format.blocks_in(extent.length),
-            readonly,
             attached: true,
             protection: WriteProtection::None,
             reservation: Reservation::default(),
@@ -137,12 +134,6 @@ impl Namespace {
     pub(super) fn check_readable(&self, first: u64, count: u64) -> Result<(), Status> {
         let is_marked = self.uncorrectable.overlaps(&(first..first + count));
         if is_marked { Err(Status::UNRECOVERED_READ_ERROR) } else { Ok(()) }
-    }
-
-    /// Checks that it can be written.
-    pub(super) fn check_writable(&self) -> Result<(), Status> {
-        let is_protected = self.readonly || self.protection != WriteProtection::None;
-        if is_protected { Err(Status::NAMESPACE_WRITE_PROTECTED) } else { Ok(()) }
     }
 
     /// Blocks cannot be read from now on.

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use super::features::Features;
-use super::namespace::{FORMATS, Format, Metadata, Namespace, PLAIN_FORMATS};
+use super::namespace::{FORMATS, Format, Metadata, Namespace, PLAIN_FORMATS, WriteProtection};
 use super::options::{Backing, ImageError, NvmeOptions};
 use super::pool::Pool;
+use super::reservation::HostId;
 use super::spec::status::Status;
 use super::storage::{self, Blocks, MemoryBlocks};
 
@@ -105,7 +106,7 @@ impl Subsystem {
                 .find(|format| format.shift == wanted.block_shift && format.has_metadata == has_metadata);
             let metadata = Metadata { extended: false, protection: wanted.protection };
             let format = format.unwrap_or(FORMATS[0]);
-            namespaces.insert(id, Namespace::new(extent, format, metadata, wanted.readonly, id.into()));
+            namespaces.insert(id, Namespace::new(extent, format, metadata, id.into()));
         }
         Ok(Self {
             serial: options.serial.clone(),
@@ -135,6 +136,20 @@ impl Subsystem {
             return Err(Status::INVALID_NAMESPACE);
         }
         self.namespaces.get_mut(&id).filter(|namespace| namespace.attached).ok_or(Status::INVALID_FIELD)
+    }
+
+    /// Whether a namespace cannot be written, or may not.
+    pub(super) fn is_protected(&self, namespace: &Namespace) -> bool {
+        namespace.protection != WriteProtection::None || self.pool.is_readonly(namespace.extent)
+    }
+
+    /// Checks that the namespace that a command is for can be written, and that `host` may.
+    pub(super) fn check_writable(&mut self, id: u32, host: &HostId) -> Result<(), Status> {
+        self.attached(id)?;
+        if self.namespaces.get(&id).is_some_and(|namespace| self.is_protected(namespace)) {
+            return Err(Status::NAMESPACE_WRITE_PROTECTED);
+        }
+        self.attached(id)?.reservation.check(host, true)
     }
 
     /// The identifiers of those that are attached.

@@ -106,7 +106,7 @@ impl Worker {
             self.end_session();
             return true;
         }
-        let is_enabled = state.configuration & cc::EN != 0;
+        let is_enabled = state.registers.configuration & cc::EN != 0;
         if is_enabled && self.controller.session.is_none() {
             // What was written before the reset is not to come after what is written from now on.
             self.seen.waits = self.controller.engine.under_way() > 0;
@@ -121,7 +121,7 @@ impl Worker {
                 None => self.fail(),
             }
         }
-        if state.status & csts::SHUTDOWN == csts::SHUTDOWN_BEGUN {
+        if state.registers.status & csts::SHUTDOWN == csts::SHUTDOWN_BEGUN {
             self.shut_down(state.resets);
         }
         true
@@ -129,8 +129,8 @@ impl Worker {
 
     /// What the host has asked for with CC.EN; `None` if that is not possible.
     fn enable(&mut self, state: &State) -> Option<Session> {
-        let configuration = state.configuration;
-        let sizes = [state.admin_sizes & 0xFFF, state.admin_sizes >> 16 & 0xFFF];
+        let configuration = state.registers.configuration;
+        let sizes = [state.registers.admin_sizes & 0xFFF, state.registers.admin_sizes >> 16 & 0xFFF];
         let is_possible = cc::command_set(configuration) == 0
             && cc::page_shift(configuration) <= MAX_MPS
             && cc::arbitration(configuration) <= 1
@@ -138,9 +138,9 @@ impl Worker {
         if !is_possible {
             return None;
         }
-        let place = Place::Contiguous(state.admin_submissions);
+        let place = Place::Contiguous(state.registers.admin_submissions);
         let submissions = SubmissionQueue::new(0, place, sizes[0] + 1, 0);
-        let place = Place::Contiguous(state.admin_completions);
+        let place = Place::Contiguous(state.registers.admin_completions);
         let completions = CompletionQueue::new(place, sizes[1] + 1, 0, true);
         let bar = &self.controller.bar;
         bar.set_exists(Doorbell::Tail(0), true);

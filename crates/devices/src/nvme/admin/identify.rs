@@ -3,7 +3,7 @@
 use super::super::controller::{Controller, Executed, MAX_TRANSFER_SHIFT, Outcome};
 use super::super::features::TEMPERATURE;
 use super::super::io::{MOST_OF_ALL, MOST_OF_ONE, MOST_RANGES};
-use super::super::namespace::{METADATA, Namespace, PLAIN_FORMATS, WriteProtection};
+use super::super::namespace::{METADATA, Namespace, PLAIN_FORMATS};
 use super::super::session::EVENT_REQUESTS;
 use super::super::spec::command::{ALL_NAMESPACES, Command};
 use super::super::spec::identify::{Structure, cns};
@@ -50,7 +50,9 @@ impl Controller {
             }
             cns::IO_CONTROLLER if set == 0 => io_controller(),
             cns::IO_ACTIVE_NAMESPACES if set == 0 => list(subsystem, id, Which::Attached)?,
-            cns::INDEPENDENT_NAMESPACE => find(subsystem, id, Which::Attached)?.map(independent).unwrap_or_default(),
+            cns::INDEPENDENT_NAMESPACE => {
+                find(subsystem, id, Which::Attached)?.map(|it| independent(subsystem, it)).unwrap_or_default()
+            }
             cns::ATTACHED_CONTROLLERS => {
                 let namespace = find(subsystem, id, Which::Allocated)?;
                 controllers(command, namespace.is_some_and(|namespace| namespace.attached))
@@ -184,18 +186,14 @@ fn namespace(subsystem: &Subsystem, namespace: &Namespace) -> Structure {
         // DPS.
         .put_u8(29, namespace.metadata.protection)
         .put_u64(48, namespace.extent.length)
-        .put_u8(99, is_protected(namespace).into());
+        .put_u8(99, subsystem.is_protected(namespace).into());
     it
 }
 
-fn is_protected(namespace: &Namespace) -> bool {
-    namespace.readonly || namespace.protection != WriteProtection::None
-}
-
-fn independent(namespace: &Namespace) -> Structure {
+fn independent(subsystem: &Subsystem, namespace: &Namespace) -> Structure {
     let mut it = Structure::default();
     // RESCAP; NSATTR; NSTAT: ready.
-    it.put_u8(2, 0xFF).put_u8(8, is_protected(namespace).into()).put_u8(14, 1);
+    it.put_u8(2, 0xFF).put_u8(8, subsystem.is_protected(namespace).into()).put_u8(14, 1);
     it
 }
 

@@ -54,7 +54,7 @@ impl Controller {
             return Err(status);
         }
         self.subsystem.made += 1;
-        let mut namespace = Namespace::new(extent, format, metadata, false, self.subsystem.made);
+        let mut namespace = Namespace::new(extent, format, metadata, self.subsystem.made);
         (namespace.count, namespace.attached) = (size, false);
         self.subsystem.namespaces.insert(id, namespace);
         Ok(Outcome::Done(id.into()))
@@ -160,9 +160,8 @@ impl Controller {
         };
         let host = self.host();
         for id in &chosen {
+            self.subsystem.check_writable(*id, &host)?;
             let namespace = self.subsystem.attached(*id)?;
-            namespace.check_writable()?;
-            namespace.reservation.check(&host, true)?;
             if format.blocks_in(namespace.extent.length) == 0 {
                 return Err(Status::INVALID_FORMAT);
             }

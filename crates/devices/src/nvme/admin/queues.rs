@@ -44,7 +44,7 @@ impl Controller {
         if self.session.as_mut().is_some_and(|session| session.completion_queue(id).is_some()) {
             return Err(Status::INVALID_QUEUE_IDENTIFIER);
         }
-        let shift = cc::completion_shift(self.bar.lock().configuration);
+        let shift = cc::completion_shift(self.bar.lock().registers.configuration);
         let (entries, place) = self.queue_place(command, COMPLETION_SIZE, shift)?;
         let (vector, interrupts) = ((command.word(11) >> 16) as u16, command.word(11) & INTERRUPTS != 0);
         // There is one line, and no vector of it but 0.
@@ -71,7 +71,7 @@ impl Controller {
         if session.completion_queue(completions).is_none() {
             return Err(Status::COMPLETION_QUEUE_INVALID);
         }
-        let shift = cc::submission_shift(self.bar.lock().configuration);
+        let shift = cc::submission_shift(self.bar.lock().registers.configuration);
         let (entries, place) = self.queue_place(command, COMMAND_SIZE, shift)?;
         let priority = (command.word(11) >> 1 & 3) as u8;
         self.bar.set_exists(Doorbell::Tail(id), true);

@@ -1,7 +1,6 @@
 //! Sanitize: everything is erased, while the host can ask how far that is.
 
 use super::super::controller::{Controller, Executed, Outcome};
-use super::super::namespace::WriteProtection;
 use super::super::pool::Extent;
 use super::super::spec::command::Command;
 use super::super::spec::log::Event;
@@ -74,7 +73,7 @@ impl Controller {
             return Err(Status::INVALID_FIELD);
         }
         let mut namespaces = self.subsystem.namespaces.values();
-        if namespaces.any(|namespace| namespace.readonly || namespace.protection != WriteProtection::None) {
+        if namespaces.any(|namespace| self.subsystem.is_protected(namespace)) {
             return Err(Status::NAMESPACE_WRITE_PROTECTED);
         }
         let extents = self.subsystem.pool.writable();

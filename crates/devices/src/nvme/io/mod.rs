@@ -104,9 +104,7 @@ impl Controller {
     /// Checks that the host may write to a namespace, and that it can be written.
     fn check_write(&mut self, id: u32) -> Result<(), Status> {
         let host = self.host();
-        let namespace = self.subsystem.attached(id)?;
-        namespace.check_writable()?;
-        namespace.reservation.check(&host, true)
+        self.subsystem.check_writable(id, &host)
     }
 
     /// The host's identifier.
