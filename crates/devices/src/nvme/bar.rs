@@ -95,6 +95,8 @@ struct Posted {
     waiting: [bool; PAIRS],
     /// Counts changes.
     change: u64,
+    /// By queue: how often the host has moved the head by a register.
+    moves: [u64; PAIRS],
 }
 
 /// BAR 0.
@@ -128,7 +130,7 @@ impl Bar {
             doorbells,
             exists: Default::default(),
             stray: AtomicBool::new(false),
-            posted: Mutex::new(Posted { vectors: [0; PAIRS], waiting: [false; PAIRS], change: 0 }),
+            posted: Mutex::new(Posted { vectors: [0; PAIRS], waiting: [false; PAIRS], change: 0, moves: [0; PAIRS] }),
             interrupts,
             buffer,
             bell,
@@ -234,14 +236,12 @@ impl Bar {
         if exists {
             // The upper half is reserved.
             let value = u32::from_le_bytes(value) & 0xFFFF;
-            // The worker, which looks at the value, has the last word on the line.
-            let place = &values[doorbell.index()];
+            let before = values[doorbell.index()].swap(value, Ordering::SeqCst);
             if let Doorbell::Head(queue) = doorbell
-                && place.load(Ordering::SeqCst) != value
+                && before != value
             {
                 self.acknowledge(queue);
             }
-            place.store(value, Ordering::SeqCst);
         } else {
             self.stray.store(true, Ordering::SeqCst);
         }
@@ -472,15 +472,9 @@ impl Bar {
         self.posted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Completions of a queue were written: interrupts by its vector, unless that is masked.
-    pub(super) fn post(&self, queue: u16, vector: u16) {
-        {
-            let mut posted = self.posted();
-            posted.vectors[usize::from(queue)] = vector;
-            posted.waiting[usize::from(queue)] = true;
-            posted.change += 1;
-        }
-        self.drive();
+    /// Sends the message of a queue that has completions for the host, unless its vector is masked.
+    pub(super) fn send(&self, queue: u16, vector: u16) {
+        self.set_waiting(queue, vector, true, None);
         if vector >= 32 || self.lock().registers.masked & 1 << vector == 0 {
             self.interrupts.raise(vector);
         }
@@ -500,24 +494,36 @@ impl Bar {
         }
     }
 
-    /// The host has moved a head: the worker says whether that is behind the last completion.
-    fn acknowledge(&self, queue: u16) {
-        let mut posted = self.posted();
-        if std::mem::take(&mut posted.waiting[usize::from(queue)]) {
-            posted.change += 1;
-            drop(posted);
-            self.drive();
-        }
+    /// How often the host has moved the head of a queue by a register.
+    pub(super) fn moves(&self, queue: u16) -> u64 {
+        self.posted().moves[usize::from(queue)]
     }
 
-    /// There are completions still that the host has not taken, or none.
-    pub(super) fn set_waiting(&self, queue: u16, waits: bool) {
+    /// The host has moved a head: the line goes down, and the worker says whether it comes up again.
+    fn acknowledge(&self, queue: u16) {
+        self.posted().moves[usize::from(queue)] += 1;
+        self.forget_waiting(queue);
+    }
+
+    /// There are completions of a queue that the host has not taken, or none. Returns whether that is so: not if the
+    /// head was moved since there were so many `moves`.
+    pub(super) fn set_waiting(&self, queue: u16, vector: u16, waits: bool, moves: Option<u64>) -> bool {
         let mut posted = self.posted();
+        if moves.is_some_and(|moves| moves != posted.moves[usize::from(queue)]) {
+            return false;
+        }
+        posted.vectors[usize::from(queue)] = vector;
         if std::mem::replace(&mut posted.waiting[usize::from(queue)], waits) != waits {
             posted.change += 1;
             drop(posted);
             self.drive();
         }
+        true
+    }
+
+    /// There is nothing more to interrupt for by a queue.
+    pub(super) fn forget_waiting(&self, queue: u16) {
+        self.set_waiting(queue, 0, false, None);
     }
 
     pub(super) fn forget_posted(&self) {

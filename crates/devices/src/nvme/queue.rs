@@ -111,14 +111,16 @@ pub(super) struct CompletionQueue {
     pub(super) doorbell: u32,
     /// See [`SubmissionQueue::event`].
     pub(super) event: u32,
+    /// How often the host had moved the head by a register when the controller last looked, if the line is about that.
+    pub(super) moves: u64,
     /// To be written.
     pending: Vec<Completion>,
     /// Commands that files are busy with, whose completions will come.
     pub(super) outstanding: usize,
     /// Submission queues that complete here.
     pub(super) users: usize,
-    /// Completions that were written since the last interrupt, and when the first of them was.
-    pub(super) untold: u32,
+    /// Where the controller wrote next when it last interrupted, or the host reads next if that is behind it.
+    told: u32,
 }
 
 impl CompletionQueue {
@@ -133,33 +135,55 @@ impl CompletionQueue {
             interrupts,
             doorbell: 0,
             event: 0,
+            moves: 0,
             pending: Vec::new(),
             outstanding: 0,
             users: 0,
-            untold: 0,
+            told: 0,
         }
     }
 
     /// Takes what the doorbell holds. Returns whether that is between the old head and what was written.
     pub(super) fn ring(&mut self, value: u32) -> bool {
         self.doorbell = value;
-        let distance = |to: u32| (to + self.entries - self.head) % self.entries;
-        let is_one = value < self.entries && distance(value) <= distance(self.tail);
+        let is_one = value < self.entries && self.behind(self.head, value) <= self.unread();
         if is_one {
             self.head = value;
+            if self.untold() > self.unread() {
+                self.told = value;
+            }
         }
         is_one
     }
 
     /// How many commands can begin that complete here.
     pub(super) fn room(&self) -> usize {
-        let used = (self.tail + self.entries - self.head) % self.entries;
-        ((self.entries - 1 - used) as usize).saturating_sub(self.pending.len() + self.outstanding)
+        ((self.entries - 1 - self.unread()) as usize).saturating_sub(self.pending.len() + self.outstanding)
     }
 
-    /// Whether the host has not taken all that was written.
-    pub(super) fn has_unread(&self) -> bool {
-        self.head != self.tail
+    /// How far one place is behind another.
+    fn behind(&self, place: u32, other: u32) -> u32 {
+        (other + self.entries - place) % self.entries
+    }
+
+    /// How many completions were written that the host has not taken.
+    pub(super) fn unread(&self) -> u32 {
+        self.behind(self.head, self.tail)
+    }
+
+    /// How many of them were written since the last interrupt.
+    pub(super) fn untold(&self) -> u32 {
+        self.behind(self.told, self.tail)
+    }
+
+    /// What was written is told by an interrupt.
+    pub(super) fn tell(&mut self) {
+        self.told = self.tail;
+    }
+
+    /// Whether there are completions that the host was told of by an interrupt and has not taken.
+    pub(super) fn calls(&self) -> bool {
+        self.interrupts && self.unread() > self.untold()
     }
 
     /// Whether there are completions to be written.
@@ -182,10 +206,9 @@ impl CompletionQueue {
     pub(super) fn write_pending(&mut self, memory: &mut Memory) -> Result<usize, Status> {
         let mut written = 0;
         while written < self.pending.len() {
-            let used = (self.tail + self.entries - self.head) % self.entries;
             let (address, there) = self.place.at(u64::from(self.tail) * COMPLETION_SIZE as u64);
             let whole = (there / COMPLETION_SIZE as u64).min(u64::from(self.entries - self.tail)) as usize;
-            let count = (self.pending.len() - written).min(whole).min((self.entries - 1 - used) as usize);
+            let count = (self.pending.len() - written).min(whole).min((self.entries - 1 - self.unread()) as usize);
             if count == 0 {
                 break;
             }

@@ -1,6 +1,7 @@
 //! What a controller has while it is enabled: queues, event requests, and features as they are now.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use ioasid_vfio::BarView;
@@ -249,6 +250,43 @@ impl Session {
         }
     }
 
+    /// Looks how far the host has taken completions of a queue, and drives the line by that. Where the host moves
+    /// heads in its own memory, it is asked to tell by a register of the next move before the line goes up: the line
+    /// goes down with that, and those who give the device to a guest may know the end of an interrupt by it.
+    pub(super) fn look_at_head(&mut self, id: u16, bar: &Bar, memory: &mut Memory) -> Result<(), Status> {
+        // A host that moves it each time has its reasons.
+        const TRIES: usize = 8;
+        let by_line = !bar.sends_messages();
+        for attempt in 1..=TRIES {
+            let is_last = attempt == TRIES;
+            let moves = by_line.then(|| bar.moves(id));
+            let value = self.doorbell(Doorbell::Head(id), bar, memory)?;
+            let asks = self.shadow.filter(|_| id != 0 && by_line);
+            let Some(queue) = self.completion_queue(id) else { return Ok(()) };
+            let is_moved = queue.doorbell != value;
+            let is_wrong = is_moved && !queue.ring(value);
+            queue.moves = moves.unwrap_or_default();
+            let (calls, vector) = (queue.calls(), queue.vector);
+            let asks = asks.filter(|_| calls && queue.event != value);
+            if asks.is_some() {
+                queue.event = value;
+            }
+            if is_wrong {
+                self.happen(Event::INVALID_DOORBELL_VALUE);
+            }
+            if let Some(shadow) = asks {
+                memory.write(shadow.events + 4 * Doorbell::Head(id).index() as u64, &value.to_le_bytes())?;
+                // The host stores its head first, and then looks; so one of the two sees the other.
+                fence(Ordering::SeqCst);
+            }
+            let is_so = asks.is_none() || is_last;
+            if is_so && (!by_line && !is_moved || bar.set_waiting(id, vector, calls, moves.filter(|_| !is_last))) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes completions, and interrupts. Returns whether there was something to write.
     pub(super) fn write_completions(&mut self, bar: &Bar, memory: &mut Memory) -> Result<bool, Status> {
         let mut any = false;
@@ -261,22 +299,19 @@ impl Session {
             let written = queue.write_pending(memory)?;
             any |= written > 0;
             if written > 0 && queue.interrupts {
-                queue.untold += written as u32;
-                let vector = queue.vector;
-                match self.features.coalescing(id, vector) {
-                    Some((threshold, time)) if queue.untold < threshold => {
+                match self.features.coalescing(id, queue.vector) {
+                    Some((threshold, time)) if queue.untold() < threshold => {
                         if !self.deadlines.iter().any(|(queue, _)| *queue == id) {
                             self.deadlines.push((id, Instant::now() + time));
                         }
                     }
                     _ => {
-                        queue.untold = 0;
                         self.deadlines.retain(|(queue, _)| *queue != id);
-                        bar.post(id, vector);
+                        self.interrupt(id, bar, memory)?;
                     }
                 }
             }
-            if queue.has_pending() {
+            if self.completion_queue(id).is_some_and(|queue| queue.has_pending()) {
                 index += 1;
             } else {
                 self.dirty.remove(index);
@@ -285,20 +320,32 @@ impl Session {
         Ok(any)
     }
 
+    /// Interrupts for what was written to a queue.
+    fn interrupt(&mut self, id: u16, bar: &Bar, memory: &mut Memory) -> Result<(), Status> {
+        let Some(queue) = self.completion_queue(id) else { return Ok(()) };
+        queue.tell();
+        if !bar.sends_messages() {
+            self.look_at_head(id, bar, memory)
+        } else {
+            if queue.calls() {
+                bar.send(id, queue.vector);
+            }
+            Ok(())
+        }
+    }
+
     /// Sends the coalesced interrupts that are due, where the host has not taken what they are for.
-    pub(super) fn send_due(&mut self, bar: &Bar) {
+    pub(super) fn send_due(&mut self, bar: &Bar, memory: &mut Memory) -> Result<(), Status> {
         if self.deadlines.is_empty() {
-            return;
+            return Ok(());
         }
         let now = Instant::now();
-        for (id, _) in self.deadlines.extract_if(.., |(_, due)| *due <= now) {
-            if let Some(queue) = self.completions[usize::from(id)].as_mut() {
-                queue.untold = 0;
-                if queue.interrupts && queue.has_unread() {
-                    bar.post(id, queue.vector);
-                }
-            }
+        let due: Vec<_> = self.deadlines.extract_if(.., |(_, due)| *due <= now).collect();
+        for (id, _) in due {
+            self.look_at_head(id, bar, memory)?;
+            self.interrupt(id, bar, memory)?;
         }
+        Ok(())
     }
 
     /// When there is something to do that no one tells of.
@@ -314,10 +361,10 @@ impl Session {
         self.shadow.is_none()
             || queue.room() < waiting
             || queue.has_pending()
-            || queue.interrupts && queue.has_unread() && !bar.sends_messages()
+            || !bar.sends_messages() && queue.interrupts && queue.unread() > 0
     }
 
-    /// Whether a doorbell has changed that nobody has looked at.
+    /// Whether a doorbell has changed since the controller looked at it.
     pub(super) fn is_rung(&self, bar: &Bar, memory: &mut Memory) -> bool {
         std::iter::once(&0).chain(&self.served).any(|id| {
             let Some(queue) = &self.submissions[usize::from(*id)] else { return false };
@@ -327,8 +374,9 @@ impl Session {
                 return true;
             }
             let Some(queue) = &self.completions[usize::from(completions)] else { return false };
+            let is_down = !bar.sends_messages() && bar.moves(completions) != queue.moves;
             self.wants_head(completions, waiting, bar)
-                && self.doorbell(Doorbell::Head(completions), bar, memory) != Ok(queue.doorbell)
+                && (is_down || self.doorbell(Doorbell::Head(completions), bar, memory) != Ok(queue.doorbell))
         })
     }
 

@@ -285,22 +285,6 @@ impl Worker {
         self.seen.failed || self.seen.gone || self.seen.orders != Some(self.controller.bar.orders())
     }
 
-    /// Looks at the doorbell of a completion queue.
-    fn look_at_head(&mut self, id: u16) -> Result<(), Status> {
-        let Controller { bar, memory, session, .. } = &mut self.controller;
-        let Some(session) = session else { return Ok(()) };
-        let value = session.doorbell(Doorbell::Head(id), bar, memory)?;
-        let Some(queue) = session.completion_queue(id) else { return Ok(()) };
-        if value != queue.doorbell {
-            let is_place = queue.ring(value);
-            bar.set_waiting(id, queue.interrupts && queue.has_unread());
-            if !is_place {
-                session.happen(Event::INVALID_DOORBELL_VALUE);
-            }
-        }
-        Ok(())
-    }
-
     /// Carries out up to `limit` commands of a queue. Returns how many.
     ///
     /// # Errors
@@ -316,7 +300,7 @@ impl Worker {
         }
         let waiting = queue.waiting();
         if session.wants_head(completions, waiting, bar) {
-            self.look_at_head(completions)?;
+            session.look_at_head(completions, bar, memory)?;
         }
         // Whatever files are busy with, there is room for what could end it.
         if waiting == 0 || id != 0 && !self.controller.has_room() {
@@ -440,12 +424,12 @@ impl Worker {
         });
     }
 
-    /// Sends interrupts that are due, and looks whether the host is alive. Returns whether it is not.
+    /// Sends interrupts that are due, and looks whether the host is alive. Returns whether it is not, or cannot be told.
     fn look_at_time(&mut self) -> bool {
-        let Controller { bar, session, .. } = &mut self.controller;
+        let Controller { bar, memory, session, .. } = &mut self.controller;
         let Some(session) = session else { return false };
-        session.send_due(bar);
-        let is_dead = session.alive_until.is_some_and(|until| until <= Instant::now());
+        let is_dead =
+            session.send_due(bar, memory).is_err() || session.alive_until.is_some_and(|until| until <= Instant::now());
         if is_dead {
             self.fail();
         }

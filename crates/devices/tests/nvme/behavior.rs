@@ -36,13 +36,14 @@ fn failing(failures: &[&str]) -> Bench {
 fn each_completion_interrupts_by_its_vector() {
     let mut bench = Bench::new();
     let mut pair = bench.pair(3, 16);
-    let before = bench.sink.messages(0);
+    // The two that made the pair: a completion can be seen before its interrupt.
+    bench.sink.wait_for_messages(0, 2);
     for count in 1..=5 {
         bench.submit(&mut pair, read(0, 1));
         bench.sink.wait_for_messages(3, count);
         assert!(bench.poll(&mut pair).is_some());
     }
-    assert_eq!(bench.sink.messages(0), before);
+    assert_eq!(bench.sink.messages(0), 2);
 }
 
 #[test]
@@ -96,17 +97,19 @@ fn coalesced_interrupts_come_together_and_in_time() {
     set_feature(&mut bench, 8, 1000 << 8 | 7);
     set_feature(&mut bench, 8, 250 << 8 | 7);
     let mut pair = bench.pair(2, 64);
+    let start = Instant::now();
     for _ in 0..16 {
         bench.submit(&mut pair, read(0, 1));
     }
     for _ in 0..16 {
         bench.wait(&mut pair);
     }
+    let took = start.elapsed();
     bench.sink.wait_for_messages(2, 1);
     // What is held back is due in 25 ms.
     std::thread::sleep(Duration::from_millis(100));
-    assert!(bench.sink.messages(2) <= 2, "{}", bench.sink.messages(2));
     let sent = bench.sink.messages(2);
+    assert!(sent <= 2 + took.as_millis() as u64 / 25, "{sent} in {took:?}");
     let start = Instant::now();
     bench.submit(&mut pair, read(0, 1));
     bench.sink.wait_for_messages(2, sent + 1);
@@ -685,11 +688,17 @@ fn coalesced_interrupts_come_in_time_beside_a_busy_queue() {
         bench.submit(&mut busy, read(0, 1));
         bench.wait(&mut busy);
     }
-    // And not for what the host has taken by then.
+    // And not for what the host has taken by then, as it has unless this machine was busy with something else.
     bench.wait(&mut quiet);
-    assert_eq!(bench.status(&mut quiet, read(0, 1)), Status::SUCCESS);
-    std::thread::sleep(Duration::from_millis(40));
-    assert_eq!(bench.sink.messages(1), 1);
+    wait_until("the host is in time", || {
+        let sent = bench.sink.messages(1);
+        let start = Instant::now();
+        assert_eq!(bench.status(&mut quiet, read(0, 1)), Status::SUCCESS);
+        let is_in_time = start.elapsed() < Duration::from_millis(10);
+        std::thread::sleep(Duration::from_millis(40));
+        assert!(!is_in_time || bench.sink.messages(1) == sent);
+        is_in_time
+    });
 }
 
 #[test]
@@ -840,4 +849,34 @@ fn so_many_hosts_can_register_and_no_more() {
     let report = command(nvm::RESERVATION_REPORT, 1).word(10, 31).word(11, 1).data(DATA, 0);
     assert_eq!(bench.status(&mut pair, report), Status::SUCCESS);
     assert_eq!(bench.memory.get(DATA + 5, 2), [64, 0]);
+}
+
+#[test]
+fn while_the_line_is_up_the_host_is_asked_to_tell_of_heads_by_a_register() {
+    let mut bench = Bench::with(&options());
+    bench.sink.use_line();
+    bench.enable(CONFIGURATION);
+    let (doorbells, events) = (LISTS, LISTS + PAGE);
+    let mut pair = Pair::new(1, 16);
+    bench.clear(&pair);
+    let entries = 15 << 16 | 1;
+    bench.done(command(admin::CREATE_COMPLETION_QUEUE, 0).word(10, entries).word(11, 3).data(pair.completions, 0));
+    bench.done(
+        command(admin::CREATE_SUBMISSION_QUEUE, 0).word(10, entries).word(11, 1 << 16 | 1).data(pair.submissions, 0),
+    );
+    bench.done(command(admin::DOORBELL_BUFFER_CONFIG, 0).data(doorbells, events));
+    pair.shadow = Some((doorbells, events));
+    for round in 0..300 {
+        for _ in 0..=round % 3 {
+            bench.submit(&mut pair, read(0, 1));
+        }
+        for _ in 0..=round % 3 {
+            wait_until("it is done", || bench.look(&pair).is_some());
+            bench.sink.wait_for_line(true);
+            // So this move of the head is told by a register, which takes the line down at once.
+            assert_eq!(bench.memory.get_u32(events + 12), pair.head, "round {round}");
+            bench.take(&mut pair);
+        }
+        bench.sink.wait_for_line(false);
+    }
 }

@@ -112,7 +112,7 @@ impl Controller {
             Some(_) => session.forget_completions(id),
         }
         self.bar.set_exists(Doorbell::Head(id), false);
-        self.bar.set_waiting(id, false);
+        self.bar.forget_waiting(id);
         Ok(Outcome::Done(0))
     }
 
