@@ -273,6 +273,11 @@ pub fn in_memory(bytes: u64, shift: u32) -> NamespaceOptions {
     NamespaceOptions { backing: Backing::Memory(bytes), block_shift: shift, readonly: false, protection: 0 }
 }
 
+/// A controller with one namespace, which is in memory.
+pub fn options() -> NvmeOptions {
+    NvmeOptions { namespaces: vec![in_memory(1 << 20, 9)], ..NvmeOptions::default() }
+}
+
 /// An image in a file of its own.
 pub struct Image(pub std::path::PathBuf);
 
@@ -492,6 +497,10 @@ impl Bench {
         let completion = self.admin(command);
         assert_eq!(status(&completion), Status::SUCCESS, "{command:?}");
         completion.result.get()
+    }
+
+    pub fn set_feature(&mut self, id: u32, value: u32) {
+        self.done(command(admin::SET_FEATURES, 0).word(10, id).word(11, value));
     }
 
     /// Identify; the structure.

@@ -3,7 +3,9 @@
 mod basics;
 mod behavior;
 mod bench;
+mod failures;
 mod hostile;
+mod interrupts;
 mod model;
 mod protection;
 mod registers;
