@@ -7,7 +7,7 @@
 //!   a queue's memory:  │ submissions, 64 bytes each │ completions, 16 bytes each │
 //!                         tail ▲ ours                   head ▲ ours, phase tells what is new
 //! ```
-//! Run it as `ioasid run --device nvme,memory=64M -- target/release/ioasid-example-nvme`; the command line is in `main`.
+//! Run: `ioasid run --device nvme,memory=64M -- target/release/ioasid-example-nvme`; `main` has the command line.
 //!
 //! Source: NVM Express Base Specification 2.0.
 
@@ -162,7 +162,7 @@ impl Controller {
         Ok(self.device.memory(length)?)
     }
 
-    /// Has doorbells in memory from now on, which need no trap: a store to a register only where the device asks for it.
+    /// Has doorbells in memory from now on, which need no trap: a register is stored to only where the device asks.
     pub fn use_doorbell_buffers(&mut self) -> Result<()> {
         let shadow = [self.device.memory(PAGE)?, self.device.memory(PAGE)?];
         self.run_admin(Command::new(0x7C, 0, [shadow[0].iova, shadow[1].iova], 0, 0))?;

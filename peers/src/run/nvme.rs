@@ -1,6 +1,6 @@
-//! `nvme-…`: 4 KiB random reads by the driver of `examples/nvme` from a namespace in memory, at depths 1, 32 and 256, with
-//! doorbells that are registers, a page of memory, or buffers of the driver's; theirs is pread(2) of a file in memory by
-//! one thread, or io_uring at the same depth.
+//! `nvme-…`: 4 KiB random reads by the driver of `examples/nvme` from a namespace in memory, at depths 1, 32 and 256,
+//! with doorbells that are registers, a page of memory, or buffers of the driver's; theirs is pread(2) of a file in
+//! memory by one thread, or io_uring at the same depth.
 
 use anyhow::{Context, Result};
 

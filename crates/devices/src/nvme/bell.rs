@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-/// A worker that sleeps says so first, and looks once more; who has something for it stores that first, and then looks
-/// whether it sleeps.
+/// The worker says that it sleeps, and looks once more; the other thread stores what it has for the worker, and then
+/// looks whether that sleeps.
 pub(super) struct Bell {
     sleeps: AtomicBool,
     wakes: OwnedFd,

@@ -272,7 +272,7 @@ impl Controller {
     /// Waits until files have done all they were asked for.
     ///
     /// # Errors
-    /// If there was a reset meanwhile: nobody waits for the command any more.
+    /// If there was a reset meanwhile: the host does not wait for the command any more.
     pub(super) fn drain(&mut self) -> Result<(), Status> {
         while self.engine.under_way() > 0 {
             self.check_reset()?;

@@ -58,7 +58,11 @@ pub struct Failure {
 
 /// Why a text is no [`Failure`].
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("`{0}` is no failure: write KIND:N:WHAT, as in read:3:0x281; KIND is {kinds}; WHAT is a status, timeout, late, twice or remove", kinds = kinds())]
+#[error(
+    "`{0}` is no failure: write KIND:N:WHAT, as in read:3:0x281; KIND is {kinds}; \
+     WHAT is a status, timeout, late, twice or remove",
+    kinds = kinds()
+)]
 pub struct ParseFailureError(String);
 
 const KINDS: &[(&str, CommandKind)] = &[

@@ -10,7 +10,7 @@ pub(super) const MOST_REGISTRANTS: usize = 64;
 /// A host's identifier, of 8 bytes or 16.
 pub(super) type HostId = [u8; 16];
 
-/// Who may do what while a namespace is reserved.
+/// What a reservation lets other hosts do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     WriteExclusive = 1,
@@ -189,7 +189,7 @@ impl Reservation {
             self.held.and_then(|(held, holder)| if held.is_of_all() { Some(0) } else { self.key_of(&holder) });
         let is_known = self.registrants.iter().any(|registrant| registrant.key == preempted);
         if holder_key == Some(preempted) {
-            // By a key of zero, all others are preempted who hold it together.
+            // A key of zero stands for all registrants, where they hold the reservation together.
             let of_all = preempted == 0;
             self.registrants.retain(|other| other.host == *host || !(of_all || other.key == preempted));
             self.held = Some((kind, *host));

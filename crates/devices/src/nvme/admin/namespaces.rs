@@ -48,7 +48,7 @@ impl Controller {
         let id = free.ok_or(Status::NAMESPACE_IDENTIFIER_UNAVAILABLE)?;
         let bytes = format.bytes(size).ok_or(Status::NAMESPACE_INSUFFICIENT_CAPACITY)?;
         let extent = self.subsystem.pool.take(bytes).ok_or(Status::NAMESPACE_INSUFFICIENT_CAPACITY)?;
-        // What was there before is nobody's business.
+        // The host does not see what a namespace before it held there.
         if let Err(status) = self.erase(extent) {
             self.subsystem.pool.give(extent);
             return Err(status);

@@ -19,7 +19,7 @@ pub(super) enum Direction {
 /// A part of a command's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Part {
-    /// `None` for bytes that nobody wants.
+    /// `None` for bytes that the host does not want (a bit bucket).
     address: Option<u64>,
     length: u64,
 }

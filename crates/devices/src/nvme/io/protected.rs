@@ -6,7 +6,7 @@
 //! ```
 //! Metadata is kept inverted: where nothing was ever written, it reads as ones, which are not checked.
 //!
-//! These commands wait for files. They are for those who test drivers by them, one at a time.
+//! The worker itself waits for the files of these commands: they are there to test drivers, not for speed.
 
 use super::super::controller::{Controller, Executed, Outcome};
 use super::super::data::{Direction, Layout};
