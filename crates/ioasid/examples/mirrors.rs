@@ -51,8 +51,9 @@ impl Mirror for Remote {
     }
 
     /// When it returns, the other side reaches nothing of this any more: here a real one waits for the answer.
-    fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>) {
+    fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError> {
         runs.for_each(|run| self.list().retain(|at, _| !(run.start()..=run.last()).contains(at)));
+        Ok(())
     }
 }
 

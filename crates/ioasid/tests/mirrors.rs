@@ -102,7 +102,7 @@ impl Mirror for List {
         Ok(())
     }
 
-    fn unmap(&self, unmapped: &mut dyn Iterator<Item = IovaRange>) {
+    fn unmap(&self, unmapped: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError> {
         for range in unmapped {
             let mut runs = self.runs.lock().unwrap();
             let starts: Vec<u64> = runs.range(range.start()..=range.last()).map(|(start, _)| *start).collect();
@@ -110,6 +110,7 @@ impl Mirror for List {
                 assert!(runs.remove(&start).unwrap().last <= range.last(), "{range} cuts a run");
             }
         }
+        Ok(())
     }
 
     fn split(&self, Iova(at): Iova) -> Result<(), MirrorError> {
@@ -508,7 +509,7 @@ impl Mirror for Breaks {
         Ok(())
     }
 
-    fn unmap(&self, _: &mut dyn Iterator<Item = IovaRange>) {
+    fn unmap(&self, _: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError> {
         panic!("on purpose");
     }
 }
@@ -549,8 +550,8 @@ impl Mirror for Stops {
         self.list.map(run)
     }
 
-    fn unmap(&self, unmapped: &mut dyn Iterator<Item = IovaRange>) {
-        self.list.unmap(unmapped);
+    fn unmap(&self, unmapped: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError> {
+        self.list.unmap(unmapped)
     }
 }
 

@@ -147,6 +147,7 @@ pub(crate) fn attach(
             }
         }
     };
+    device.requester().follow()?;
     let id = unconfirmed.table.id();
     if !callback::call(|| confirm(id)) {
         return Err(AttachError::NotConfirmed);
@@ -324,6 +325,9 @@ impl Drop for Unconfirmed<'_> {
             (None, Some(before)) => let_go(context, device.requester(), &before, &mut after),
             (_, None) => {}
         }
+        if !self.confirmed {
+            after.follow(device.requester());
+        }
     }
 }
 
@@ -406,6 +410,7 @@ impl Attachment<'_> {
     /// Ends an attachment that no transaction uses any more, and what it asked for.
     fn end(&self, table: &Table, after: &mut Afterwards) {
         dismiss(self.endpoint, self.pasid, table, &mut after.dismissed);
+        after.follow(self.endpoint);
         let_go(self.context, self.endpoint, table, after);
     }
 }

@@ -164,6 +164,7 @@ fn stop_all(table: &Table, after: &mut Afterwards) {
 fn stop(endpoint: &Arc<Endpoint>, pasid: Option<Pasid>, table: &Table, after: &mut Afterwards) -> bool {
     endpoint.attach(pasid, Table::Parked(table.id()));
     dismiss(endpoint, pasid, table, &mut after.dismissed);
+    after.follow(endpoint);
     let walker: Arc<dyn Walker> = endpoint.clone();
     table.disconnect(&walker, endpoint.reserved())
 }

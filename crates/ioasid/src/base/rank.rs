@@ -68,6 +68,8 @@ ranks! {
     bus::Named,
     /// What an endpoint is attached to. Ports take it, when they meet a PASID for the first time.
     bus::Attachments,
+    /// Which address space a device's own mirror follows.
+    bus::Follows leaf,
     /// What an endpoint has written. Ports take it.
     bus::WriteLog leaf,
     /// A page table is filled or emptied (shared), or looked at while it must not change (exclusive). A thread that

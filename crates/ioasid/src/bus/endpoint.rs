@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 use thiserror::Error;
 
+use super::follow::Follows;
 use super::group::Group;
 use super::iommu::Iommu;
 use super::part::{Part, Parts};
@@ -29,6 +30,7 @@ use crate::gate::walker::{Ports, Walker};
 use crate::gate::{check_may_wait, quiesce};
 use crate::hwpt::Table;
 use crate::kind::IommuKind;
+use crate::mirror::Mirror;
 use crate::pasid::PartPasidTable;
 use crate::shared::Shared;
 
@@ -49,13 +51,17 @@ pub struct EndpointOptions {
     pub dirty_tracking: bool,
     /// What it can do about a page that is not there.
     pub recovery: Recovery,
+    /// Where the device is elsewhere, what it has of the address space that it is attached to: a mirror that is added
+    /// to that as it is attached, and emptied and taken away as it is detached. It reaches by that what is mapped, and
+    /// by its ports besides.
+    pub mirror: Option<Arc<dyn Mirror>>,
 }
 
 impl Default for EndpointOptions {
     /// A PCI function with PASIDs of 20 bits, whose writes can be tracked and whose transactions can wait for a page.
     fn default() -> Self {
         let (reserved, recovery) = (Vec::new(), Recovery::Stall);
-        Self { iommu: None, reserved, pasid_bits: 20, dirty_tracking: true, recovery }
+        Self { iommu: None, reserved, pasid_bits: 20, dirty_tracking: true, recovery, mirror: None }
     }
 }
 
@@ -90,6 +96,12 @@ impl EndpointOptions {
     pub fn recovery(self, recovery: Recovery) -> Self {
         Self { recovery, ..self }
     }
+
+    /// What the device, which is elsewhere, has of the address space that it is attached to.
+    #[must_use]
+    pub fn mirrored(self, mirror: Arc<dyn Mirror>) -> Self {
+        Self { mirror: Some(mirror), ..self }
+    }
 }
 
 /// Why a requester was not put on the bus.
@@ -114,7 +126,7 @@ pub struct Endpoint {
     iommu: Arc<Iommu>,
     pub(crate) group: Arc<Group>,
     /// With all that is reserved.
-    options: EndpointOptions,
+    pub(super) options: EndpointOptions,
     bus_master: AtomicBool,
     /// The id of the [`crate::Device`] that has it in its context, [`BEING_BOUND`], or 0 if none has.
     pub(crate) bound: AtomicU32,
@@ -132,6 +144,7 @@ pub struct Endpoint {
     /// What it writes, while that is logged.
     pub(super) write_log: WriteLog,
     ports: Ports,
+    pub(super) follows: Follows,
     extension: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
@@ -173,6 +186,7 @@ impl Endpoint {
             attachments: RwLock::default(),
             write_log: WriteLog::default(),
             ports: Ports::default(),
+            follows: Follows::default(),
             extension: OnceLock::new(),
         }
     }
@@ -253,6 +267,11 @@ impl Endpoint {
     #[must_use]
     pub fn pasid_bits(&self) -> u32 {
         self.options.pasid_bits
+    }
+
+    /// Whether the device is elsewhere, and has a mirror of its own.
+    pub(crate) fn has_mirror(&self) -> bool {
+        self.options.mirror.is_some()
     }
 
     /// Whether its IOMMU can track what it writes.

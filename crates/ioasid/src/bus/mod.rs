@@ -1,6 +1,7 @@
 //! The bus: IOMMUs, the requesters behind them, their groups and parts, and what they are attached to.
 
 mod endpoint;
+mod follow;
 mod group;
 mod iommu;
 mod machine;

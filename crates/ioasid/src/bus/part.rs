@@ -252,6 +252,7 @@ impl Machine {
             pasid_bits: if pasids == PartPasids::None { 0 } else { parent.pasid_bits() },
             dirty_tracking: parent.tracks_dirty(),
             recovery: parent.recovery(),
+            mirror: None,
         };
         let (table, named) = (Arc::default(), Mutex::default());
         let part = Part { parent: parent.clone(), _share: share, pasids, table, owner: self.shared().serial(), named };

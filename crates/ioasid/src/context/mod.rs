@@ -89,6 +89,8 @@ pub(crate) struct Afterwards {
     /// nothing.
     first: Option<Arc<Ioas>>,
     more: Vec<Arc<Ioas>>,
+    /// Endpoints whose own mirrors have something else to follow, or nothing.
+    following: Vec<Arc<Endpoint>>,
 }
 
 impl Afterwards {
@@ -99,10 +101,21 @@ impl Afterwards {
             Some(_) => self.more.push(ioas.clone()),
         }
     }
+
+    /// Has the endpoint's own mirror follow what that is attached to now.
+    pub(crate) fn follow(&mut self, endpoint: &Arc<Endpoint>) {
+        if endpoint.has_mirror() && !self.following.iter().any(|other| Arc::ptr_eq(other, endpoint)) {
+            self.following.push(endpoint.clone());
+        }
+    }
 }
 
 impl Drop for Afterwards {
     fn drop(&mut self) {
+        for endpoint in &self.following {
+            // It follows nothing if it cannot follow that; who attaches has asked before.
+            let _ = endpoint.follow();
+        }
         self.first.iter().chain(&self.more).for_each(|ioas| ioas.unpin_unused());
     }
 }

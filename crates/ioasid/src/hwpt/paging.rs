@@ -266,7 +266,7 @@ impl Mirror for Hwpt {
         Ok(filled?)
     }
 
-    fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>) {
+    fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError> {
         let (mut empty, mut hull) = (EmptyTables::none(), None);
         for run in runs {
             hull = Some(hull.map_or(run, |hull: IovaRange| IovaRange { last: run.last, ..hull }));
@@ -277,6 +277,7 @@ impl Mirror for Hwpt {
             self.quiesce(hull);
             self.table.free(empty);
         }
+        Ok(())
     }
 
     fn split(&self, at: Iova) -> Result<(), MirrorError> {

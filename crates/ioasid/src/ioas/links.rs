@@ -194,13 +194,10 @@ impl Ioas {
         result
     }
 
-    /// Unmaps runs in a mirror. False if it panicked: then it is cut off, and what it could reach stays pinned for
+    /// Unmaps runs in a mirror. False if it broke its contract: then it is cut off, and what it could reach stays pinned for
     /// good.
     pub(super) fn unmap_in(&self, called: &Called<'_>, runs: &mut dyn Iterator<Item = IovaRange>) -> bool {
-        let result = guarded(|| {
-            called.mirror.unmap(runs);
-            Ok(())
-        });
+        let result = guarded(|| called.mirror.unmap(runs));
         if result.is_err() {
             self.cut_off(called.number);
         }
@@ -267,6 +264,35 @@ impl Ioas {
             state.links.links.retain(|link| !is_it(link));
             state.limits_changed();
         }
+        self.unpin_unused();
+        Ok(())
+    }
+
+    /// Takes a device's own mirror away, and what is in it. When this returns, the device reaches nothing of this
+    /// address space by it; what it may reach nevertheless, as the mirror has broken its contract, stays pinned.
+    pub(crate) fn expel_mirror(&self, mirror: &Arc<dyn Mirror>) -> Result<(), WouldDeadlock> {
+        check_may_wait()?;
+        let areas: Vec<_> = {
+            let mut state = self.lock();
+            let is_it = |link: &Link| Arc::ptr_eq(&link.mirror, mirror);
+            while state.links.links.iter().any(|link| is_it(link) && (link.calls > 0 || link.cursor.is_some()))
+                || state.areas.is_changing(IovaRange::ALL)
+            {
+                state = self.wait(state)?;
+            }
+            state.links.links.retain(|link| !is_it(link));
+            state.limits_changed();
+            // Nothing of this is unmapped before it is taken out of the mirror, which no other thread does any more.
+            let areas: Vec<_> = state.areas.all_in(IovaRange::ALL).map(|(range, ..)| range).collect();
+            areas.iter().for_each(|range| state.areas.set_busy(*range, true));
+            areas
+        };
+        let _busy: Vec<_> = areas.into_iter().map(|range| Busy { ioas: self, range }).collect();
+        if guarded(|| mirror.unmap(&mut std::iter::once(IovaRange::ALL))).is_err() {
+            let pins = self.lock().areas.pins();
+            std::mem::forget(pins);
+        }
+        drop(_busy);
         self.unpin_unused();
         Ok(())
     }

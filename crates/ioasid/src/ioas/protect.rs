@@ -68,7 +68,7 @@ impl Ioas {
         let Some(pin) = &backed.pin else { return Ok(()) };
         let run = MirrorRun { range, access, pin, offset: backed.offset, largest: called.largest };
         let result = guarded(|| called.mirror().protect(&run, before));
-        if let Err(MirrorError::Panicked) = result {
+        if let Err(MirrorError::Panicked | MirrorError::Reachable) = result {
             // What it lets through now is not known.
             self.cut_off(called.number);
         }

@@ -117,6 +117,9 @@ pub enum MirrorError {
     /// It did not work out.
     #[error("the mirror failed: {0}")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It cannot say that nothing reaches what it was to unmap.
+    #[error("the mirror cannot say that nothing reaches what it was to unmap")]
+    Reachable,
     /// It panicked, and was told to unmap what it was to map.
     #[error("the mirror panicked")]
     Panicked,
@@ -141,9 +144,13 @@ pub trait Mirror: Any + Send + Sync {
     /// It returns when nothing reaches them any more: **this is the completion guarantee**, and the memory is let go
     /// afterwards.
     ///
-    /// One that panics has broken it: the mirror is not asked for anything any more, what it could still reach stays
-    /// pinned, and the unmap fails ([`UnmapError::Mirror`](crate::UnmapError::Mirror)).
-    fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>);
+    /// When the mirror is taken away from a device's address space, `runs` is all there is ([`IovaRange::ALL`]).
+    ///
+    /// # Errors
+    /// [`MirrorError`], if it cannot say that nothing reaches them. As with a panic, the mirror is not asked for
+    /// anything any more then, what it could still reach stays pinned, and the unmap fails
+    /// ([`UnmapError::Mirror`](crate::UnmapError::Mirror)).
+    fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError>;
 
     /// Sees to it that what is mapped can be unmapped on either side of `at` by itself. What is mapped stays mapped
     /// meanwhile.
@@ -160,7 +167,7 @@ pub trait Mirror: Any + Send + Sync {
     /// # Errors
     /// [`MirrorError`]; then the run is as it was.
     fn protect(&self, run: &MirrorRun<'_>, before: Access) -> Result<(), MirrorError> {
-        self.unmap(&mut std::iter::once(run.range));
+        self.unmap(&mut std::iter::once(run.range)).map_err(|_| MirrorError::Reachable)?;
         self.map(run).inspect_err(|_| {
             // As it was just mapped like that, there is room for it.
             let before = MirrorRun { access: before, ..*run };
