@@ -5,7 +5,6 @@
 
 mod argument;
 mod bitmap;
-mod errno;
 pub mod file;
 pub mod given;
 mod hardware;
@@ -17,7 +16,7 @@ pub mod resource;
 mod selftest;
 pub mod vfio;
 
-pub use errno::ToErrno;
+pub use ioasid_errno::ToErrno;
 pub(crate) use selftest::{Failures, proc_file};
 
 use std::os::fd::OwnedFd;

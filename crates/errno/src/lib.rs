@@ -1,4 +1,4 @@
-//! The one table from what went wrong to Linux's errno for it.
+//! The one table from what went wrong to Linux's errno for it: what programs, and clients of sockets, are told.
 
 use ioasid::memory::{ImportError, PinError};
 use ioasid::{
