@@ -7,6 +7,7 @@ macro_rules! say {
 }
 
 mod demo;
+mod device;
 mod machine;
 mod report;
 mod run;
@@ -16,6 +17,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use ioasid::IommuKind;
@@ -41,6 +43,11 @@ enum Command {
     /// The exit status is the program's; 126 if it cannot be run, 127 if there is none, 125 if its surroundings
     /// cannot be made, 2 for a bad command line, 99 with --check if there is a finding.
     Run(RunArgs),
+    /// Put a device on a socket, for a VMM or another `ioasid run`, by the protocol vfio-user
+    ///
+    /// Clients have it one after the other; for each it is as after power-on. A signal ends it. The exit status is 0;
+    /// 125 if it cannot be served, 2 for a bad command line, 99 with --check if there is a finding.
+    Device(DeviceArgs),
     /// Show it: a program copies memory with a DMA engine, and a forbidden DMA is stopped
     Demo,
     /// The program that the demo runs: examples/rust, built in
@@ -89,6 +96,34 @@ struct RunArgs {
     program: Vec<OsString>,
 }
 
+#[derive(Args)]
+struct DeviceArgs {
+    /// The device, as `ioasid run --device` has it; `ioasid devices` lists the models and their options
+    #[arg(value_name = "MODEL[,key=value…]")]
+    device: String,
+    /// Where it is to be found
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// How long a client has to answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+    /// End when the first client goes
+    #[arg(long)]
+    once: bool,
+    /// Put it behind this IOMMU: vtd, vtd5, amd, smmuv3 or riscv, which limits what clients can map
+    #[arg(long, value_name = "KIND", default_value_t = IommuKind::VtdFiveLevels)]
+    iommu: IommuKind,
+    /// Exit with status 99 if there is a finding
+    #[arg(long)]
+    check: bool,
+    /// Write the report to FILE, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Say nothing but errors
+    #[arg(long)]
+    quiet: bool,
+}
+
 /// A number of bytes, or `unlimited`.
 fn memlock(text: &str) -> Result<u64, String> {
     match text {
@@ -112,6 +147,24 @@ fn main() -> ExitCode {
                 output: None,
             };
             run::command(plan, &Reporting { check: args.check, quiet: args.quiet, file: args.report })
+        }
+        Command::Device(args) => {
+            let device = match args.device.parse() {
+                Ok(device) => device,
+                Err(error) => {
+                    say!("error: {error}");
+                    return ExitCode::from(run::EXIT_USAGE);
+                }
+            };
+            let plan = device::Plan {
+                device,
+                text: args.device,
+                iommu: args.iommu,
+                socket: args.socket,
+                patience: Duration::from_secs(args.timeout),
+                once: args.once,
+            };
+            device::command(&plan, &Reporting { check: args.check, quiet: args.quiet, file: args.report })
         }
         Command::Demo => demo::command(),
         Command::DemoClient { arguments } => ioasid_example_rust_client::main_with(arguments.into_iter()),

@@ -38,6 +38,8 @@ use crate::report::{Collector, Ending, Report, Style, Traffic};
 use crate::terminal;
 use channel::Channel;
 
+pub use supervise::block_ends;
+
 /// The command line is wrong.
 pub const EXIT_USAGE: u8 = 2;
 /// A finding turns into this exit status under `--check`.
@@ -114,7 +116,8 @@ pub fn command(plan: Plan, reporting: &Reporting) -> ExitCode {
     }
 }
 
-fn finish(outcome: &Outcome, reporting: &Reporting) -> ExitCode {
+/// Reports, and gives the exit status, or ends as the program ended.
+pub fn finish(outcome: &Outcome, reporting: &Reporting) -> ExitCode {
     if !reporting.quiet {
         let text = outcome.report.text(Style::of(&std::io::stderr()));
         if !text.is_empty() {

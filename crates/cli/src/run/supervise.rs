@@ -9,7 +9,7 @@
 
 use std::io;
 use std::mem::{MaybeUninit, zeroed};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,16 @@ impl Signals {
         }
     }
 
+    /// What becomes readable when one comes.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
+    /// Takes what has come. Returns whether something has.
+    pub fn take(&self) -> bool {
+        std::iter::from_fn(|| self.next()).count() > 0
+    }
+
     fn next(&self) -> Option<libc::signalfd_siginfo> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::zeroed();
         let length = size_of::<libc::signalfd_siginfo>();
@@ -78,11 +88,20 @@ impl Signals {
 
 /// Takes signals by descriptor from now on. Threads inherit it, so that they are left alone.
 pub fn block_signals() -> io::Result<Signals> {
+    block(PASSED_ON.into_iter().chain([libc::SIGCHLD]))
+}
+
+/// As [`block_signals`], those by which people end a command.
+pub fn block_ends() -> io::Result<Signals> {
+    block(ENDS)
+}
+
+fn block(signals: impl IntoIterator<Item = i32>) -> io::Result<Signals> {
     // SAFETY: the masks are filled in before they are used, and every signal number is valid.
     unsafe {
         let (mut mask, mut before): (libc::sigset_t, libc::sigset_t) = (zeroed(), zeroed());
         libc::sigemptyset(&mut mask);
-        for signal in PASSED_ON.into_iter().chain([libc::SIGCHLD]) {
+        for signal in signals {
             libc::sigaddset(&mut mask, signal);
         }
         if libc::sigprocmask(libc::SIG_BLOCK, &mask, &mut before) != 0 {
@@ -164,7 +183,7 @@ pub fn wait(
             timeout = Some(Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) });
         }
         let mut polled = [
-            PollFd::from_borrowed_fd(signals.descriptor.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(tracer.wake(), PollFlags::IN),
             PollFd::from_borrowed_fd(program.events(), PollFlags::IN),
         ];
@@ -184,8 +203,11 @@ pub fn wait(
     }
 }
 
+/// By which people end a command.
+const ENDS: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
 fn ends_the_wait(signal: i32) -> bool {
-    matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)
+    ENDS.contains(&signal)
 }
 
 fn pass_on(program: &Program, info: &libc::signalfd_siginfo) {

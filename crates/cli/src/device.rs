@@ -1,0 +1,148 @@
+//! `ioasid device`: one of the models on a socket, for a VMM or another `ioasid run`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use ioasid::{IommuKind, Machine};
+use ioasid_remote::{ServeError, Server};
+use ioasid_serve::PciDevice;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::machine::{self, DeviceOption};
+use crate::report::{Collector, Ending, Traffic};
+use crate::run::{self, EXIT_SETUP, EXIT_USAGE, Outcome, Reporting};
+
+/// What to serve, and where.
+pub struct Plan {
+    pub device: DeviceOption,
+    /// As it was written.
+    pub text: String,
+    pub iommu: IommuKind,
+    pub socket: PathBuf,
+    pub patience: Duration,
+    /// Whether to end when the first client goes.
+    pub once: bool,
+}
+
+/// Serves clients, one at a time, until a signal comes. Gives the exit status.
+pub fn command(plan: &Plan, reporting: &Reporting) -> ExitCode {
+    let collector = Arc::new(Collector::new());
+    let machine = Machine::new(collector.clone());
+    let devices = match machine::build(&machine, plan.iommu, std::slice::from_ref(&plan.device)) {
+        Ok(devices) => devices,
+        Err(error) => {
+            say!("error: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let [device] = devices.as_slice() else {
+        say!("error: {} is {} devices, and a socket has one", plan.text, devices.len());
+        return ExitCode::from(EXIT_USAGE);
+    };
+    match serve(plan, &machine, device, reporting.quiet) {
+        Ok(()) => {
+            let (bytes_read, bytes_written) = device.endpoint.traffic();
+            let traffic = vec![Traffic { device: device.rid.to_string(), bytes_read, bytes_written }];
+            let program = vec!["device".to_owned(), plan.text.clone()];
+            let ending = Ending::Status(0);
+            run::finish(&Outcome { ending, report: collector.report(program, ending, traffic) }, reporting)
+        }
+        Err(error) => {
+            say!("ioasid: {error:#}");
+            ExitCode::from(EXIT_SETUP)
+        }
+    }
+}
+
+fn serve(plan: &Plan, machine: &Arc<Machine>, device: &PciDevice, quiet: bool) -> Result<()> {
+    let signals = run::block_ends().context("cannot take signals")?;
+    let listener = Listener::bind(&plan.socket)?;
+    let server = Server::new(machine, device.endpoint.clone(), device.vfio.clone(), plan.patience);
+    if !quiet {
+        say!("ioasid: {} waits for a client at {}", plan.text, plan.socket.display());
+    }
+    // A thread serves, so that a signal ends this at any time.
+    let (ours, theirs) = UnixStream::pair().context("no socket is to be had")?;
+    let once = plan.once;
+    let clients = listener.socket.try_clone().context("no descriptor is to be had")?;
+    std::thread::Builder::new()
+        .name("clients".to_owned())
+        .spawn(move || {
+            // Dropped as this ends, for whatever reason: that is seen at the other end.
+            let _end = theirs;
+            serve_clients(&clients, &server, once, quiet);
+        })
+        .context("no thread is to be had")?;
+    loop {
+        let fds = &mut [PollFd::new(&ours, PollFlags::IN), PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)];
+        match poll(fds, None) {
+            Ok(_) if !fds[0].revents().is_empty() || signals.take() => return Ok(()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+}
+
+fn serve_clients(listener: &UnixListener, server: &Server, once: bool, quiet: bool) {
+    for number in 1u64.. {
+        let socket = match listener.accept() {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                say!("ioasid: no client can be taken: {error}");
+                return;
+            }
+        };
+        let served = server.serve(OwnedFd::from(socket));
+        match served {
+            Ok(ended) if !quiet => say!("ioasid: client {number} has gone: {ended}"),
+            Err(ServeError::Ended(ended)) if !quiet => say!("ioasid: client {number} did not begin: {ended}"),
+            Err(error) => say!("ioasid: client {number} was refused: {error}"),
+            Ok(_) => {}
+        }
+        if once {
+            return;
+        }
+    }
+}
+
+/// A socket in the file system, which goes with this.
+struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Listener {
+    fn bind(path: &Path) -> Result<Self> {
+        let place = || format!("no socket can be made at {}", path.display());
+        // One that a server left, which was killed, is in the way and no more.
+        if path.symlink_metadata().is_ok_and(|there| there.file_type().is_socket()) {
+            match UnixStream::connect(path) {
+                Ok(_) => bail!("{}: a server listens there already", place()),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path).with_context(place)?;
+                }
+                Err(error) => return Err(error).with_context(place),
+            }
+        }
+        let socket = UnixListener::bind(path).with_context(place)?;
+        let inode = path.symlink_metadata().with_context(place)?.ino();
+        Ok(Self { socket, path: path.to_owned(), inode })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Unless another has taken its place.
+        if self.path.symlink_metadata().is_ok_and(|there| there.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! A connection: commands go out and come in, and replies find the thread that waits for them.
+//!
+//! Both sides may send commands, and several threads do. No thread is there to receive: whoever waits for something
+//! receives, one at a time, and hands on what is for others. So a reply that is waited for comes to the thread that
+//! waits, and costs no other a wake.
+//!
+//! ```text
+//!   thread 1: call(REGION_READ) ─ send ─ receives ──┬─ its own reply: done, and another waiting thread receives
+//!   thread 2: call(DMA_MAP) ───── send ─ waits ◄────┤ a reply for thread 2
+//!   thread 3: next() ────────────────── waits ◄─────┘ a command
+//! ```
+//!
+//! A peer that does not answer in time, breaks the protocol or goes ends the connection, for all threads and for good;
+//! the first reason stays.
+
+mod channel;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::wire::{CommandId, Header, Kind, MessageError};
+use channel::Channel;
+pub(crate) use channel::Message;
+
+/// Why a connection is over.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum Ended {
+    /// The peer closed it, or is gone.
+    #[error("the peer has closed the connection")]
+    Closed,
+    /// A message broke the protocol.
+    #[error("the peer broke the protocol: {0}")]
+    Message(#[from] MessageError),
+    /// A reply that no command is for.
+    #[error("the peer broke the protocol: a reply to no command")]
+    Unasked,
+    /// What it sent has other bytes than it has to have.
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(Arc<str>),
+    /// It sends commands and does not take replies.
+    #[error("the peer sends commands faster than they can be carried out, and waits for none")]
+    Flood,
+    /// A message begins and does not end, or is not taken.
+    #[error("the peer stopped in the middle of a message")]
+    Stalled,
+    /// It did not answer in time.
+    #[error("the peer did not answer {0} within {1:?}")]
+    Silent(CommandId, Duration),
+    /// This side has closed it.
+    #[error("the connection was closed here")]
+    Here,
+    /// The socket.
+    #[error("the connection failed: {0}")]
+    Socket(Arc<io::Error>),
+}
+
+impl Ended {
+    fn of(error: Errno) -> Self {
+        match error {
+            Errno::CONNRESET | Errno::PIPE => Self::Closed,
+            other => Self::Socket(Arc::new(other.into())),
+        }
+    }
+
+    /// The peer sent something else than it has to.
+    pub(crate) fn protocol(what: impl Into<Arc<str>>) -> Self {
+        Self::Protocol(what.into())
+    }
+}
+
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
+        Self::Socket(Arc::new(error))
+    }
+}
+
+/// Why a command was not carried out.
+#[derive(Clone, Debug, Error)]
+pub(crate) enum CallError {
+    /// The peer refuses it.
+    #[error("the peer refuses {0}: {1}")]
+    Refused(CommandId, Errno),
+    /// There is no peer any more.
+    #[error(transparent)]
+    Ended(#[from] Ended),
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    channel: Channel,
+    /// How long the peer has to answer.
+    patience: Duration,
+    sending: Mutex<()>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// A thread receives.
+    receiving: bool,
+    last: u16,
+    /// By the id of a command: its number, and the reply when it is there.
+    calls: HashMap<u16, (CommandId, Option<Message>)>,
+    commands: VecDeque<Message>,
+    /// Bytes of these.
+    waiting: usize,
+    ended: Option<Ended>,
+}
+
+/// The most bytes of commands that wait to be carried out.
+const MOST_WAITING: usize = 4 << 20;
+
+/// What a command that waits counts for: its bytes, and a KiB for itself and for each descriptor.
+fn cost(message: &Message) -> usize {
+    message.payload.len() + (1 + message.descriptors.len()) * 1024
+}
+
+impl Connection {
+    /// Over `socket`, with a peer that has so long to answer.
+    pub(crate) fn new(socket: OwnedFd, patience: Duration) -> Self {
+        let (sending, state, changed) = (Mutex::default(), Mutex::default(), Condvar::new());
+        Self { channel: Channel::new(socket), patience, sending, state, changed }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends it.
+    pub(crate) fn end(&self, why: Ended) -> Ended {
+        let first = self.state().ended.get_or_insert(why).clone();
+        self.channel.close();
+        self.changed.notify_all();
+        first
+    }
+
+    /// Sends a command, and waits for the reply to it: what is behind its header, and the descriptors beside it.
+    pub(crate) fn call(
+        &self,
+        command: CommandId,
+        parts: &[&[u8]],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Message, CallError> {
+        let deadline = Instant::now() + self.patience;
+        let id = {
+            let mut state = self.state();
+            if let Some(ended) = &state.ended {
+                return Err(ended.clone().into());
+            }
+            while state.calls.contains_key(&state.last) {
+                state.last = state.last.wrapping_add(1);
+            }
+            let id = state.last;
+            state.calls.insert(id, (command, None));
+            state.last = id.wrapping_add(1);
+            id
+        };
+        let length = parts.iter().map(|part| part.len()).sum();
+        let header = Header::command(id, command, length);
+        let reply = self.send(&header, parts, descriptors).and_then(|()| {
+            let wait = self.wait(Some(deadline), |state| state.calls.get_mut(&id).and_then(|call| call.1.take()));
+            wait?.ok_or_else(|| self.end(Ended::Silent(command, self.patience)))
+        });
+        self.state().calls.remove(&id);
+        let reply = reply?;
+        match reply.header.kind().map_err(|error| self.end(error.into()))? {
+            Kind::Reply { error: Some(errno) } => {
+                // 0 says nothing, and what is none has no name.
+                let errno = i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno));
+                Err(CallError::Refused(command, errno.map_or(Errno::IO, Errno::from_raw_os_error)))
+            }
+            _ => Ok(reply),
+        }
+    }
+
+    /// The next command.
+    pub(crate) fn next(&self) -> Result<Message, Ended> {
+        loop {
+            if let Some(message) = self.wait(None, State::take_command)? {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// The next command, if one comes in time.
+    pub(crate) fn next_by(&self, patience: Duration) -> Result<Option<Message>, Ended> {
+        self.wait(Some(Instant::now() + patience), State::take_command)
+    }
+
+    /// Answers a command, if that wants an answer.
+    pub(crate) fn reply(&self, to: &Header, parts: &[&[u8]], descriptors: &[BorrowedFd<'_>]) -> Result<(), Ended> {
+        self.answer(to, to.reply(parts.iter().map(|part| part.len()).sum()), parts, descriptors)
+    }
+
+    /// Refuses a command, if that wants an answer.
+    pub(crate) fn refuse(&self, to: &Header, errno: Errno) -> Result<(), Ended> {
+        self.answer(to, to.refusal(errno.raw_os_error() as u32), &[], &[])
+    }
+
+    fn answer(
+        &self,
+        to: &Header,
+        header: Header,
+        parts: &[&[u8]],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), Ended> {
+        if to.kind() == Ok(Kind::Command { wants_reply: false }) {
+            return Ok(());
+        }
+        self.send(&header, parts, descriptors)
+    }
+
+    fn send(&self, header: &Header, parts: &[&[u8]], descriptors: &[BorrowedFd<'_>]) -> Result<(), Ended> {
+        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = self.channel.send(header, parts, descriptors, Instant::now() + self.patience);
+        sent.map_err(|ended| self.end(ended))
+    }
+
+    /// Waits until `look` finds something, and receives meanwhile if no other thread does. `None` after `deadline`.
+    fn wait<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut look: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<Option<T>, Ended> {
+        let mut state = self.state();
+        loop {
+            if let Some(found) = look(&mut state) {
+                return Ok(Some(found));
+            }
+            if let Some(ended) = &state.ended {
+                return Err(ended.clone());
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Ok(None);
+            }
+            if state.receiving {
+                state = match deadline {
+                    Some(deadline) => {
+                        let waited = self.changed.wait_timeout(state, deadline - now);
+                        waited.unwrap_or_else(PoisonError::into_inner).0
+                    }
+                    None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                };
+                continue;
+            }
+            state.receiving = true;
+            drop(state);
+            let received = self.channel.receive(deadline, || Instant::now() + self.patience);
+            state = self.state();
+            state.receiving = false;
+            let sorted = received.and_then(|message| message.map_or(Ok(()), |message| state.sort(message)));
+            if let Err(ended) = sorted {
+                drop(state);
+                self.end(ended);
+                state = self.state();
+            }
+            // For one of them, or for one that receives from now on.
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl State {
+    /// Puts a message where it is waited for.
+    fn sort(&mut self, message: Message) -> Result<(), Ended> {
+        match message.header.kind()? {
+            Kind::Command { .. } => {
+                self.waiting += cost(&message);
+                if self.waiting > MOST_WAITING {
+                    return Err(Ended::Flood);
+                }
+                self.commands.push_back(message);
+                Ok(())
+            }
+            Kind::Reply { .. } => match self.calls.get_mut(&message.header.id.get()) {
+                Some((command, place @ None)) if *command as u16 == message.header.command.get() => {
+                    *place = Some(message);
+                    Ok(())
+                }
+                _ => Err(Ended::Unasked),
+            },
+        }
+    }
+
+    fn take_command(&mut self) -> Option<Message> {
+        let message = self.commands.pop_front()?;
+        self.waiting -= cost(&message);
+        Some(message)
+    }
+}

@@ -1,0 +1,67 @@
+//! What a client maps for DMA, and unmaps.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use ioasid::memory::{Pages, Segment};
+use ioasid::{Access, Iova, IovaRange, Placement, UnmapError};
+use ioasid_errno::ToErrno;
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
+
+use super::client::{Answer, Client};
+use crate::wire::{Capabilities, DmaFlags, DmaMap, DmaUnmap, UnmapFlags};
+
+impl Client {
+    pub(super) fn dma_map(&self, map: &DmaMap, flags: DmaFlags, file: Option<OwnedFd>) -> Answer {
+        if (map.argsz.get() as usize) < size_of::<DmaMap>() {
+            return Err(Errno::INVAL);
+        }
+        if self.ioas.area_count() as u64 >= Capabilities::ours().max_dma_maps {
+            return Err(Errno::NOSPC);
+        }
+        let (iova, offset, length) = (Iova(map.address.get()), map.offset.get(), map.size.get());
+        let access = access(flags);
+        let map =
+            |segment: Segment| self.ioas.map(Placement::Fixed(iova), length, access, || Ok(vec![segment])).map(drop);
+        // What is not mapped here is reached by messages.
+        let mapped = match file {
+            None => map(Segment::remote(self.memory.clone(), iova.0, length)),
+            // A file that may be read and written, and not mapped: it could be one that never answers.
+            Some(_) if flags.contains(DmaFlags::FILE_IO) && !flags.contains(DmaFlags::MMAP) => {
+                map(Segment::remote(self.memory.clone(), iova.0, length))
+            }
+            Some(file) => {
+                let pages = Pages::of_file(File::from(file), offset, length, access.contains(Access::WRITE));
+                self.ioas.map_pages(Some(iova), &pages, 0, length, access).map(drop)
+            }
+        };
+        mapped.map(|()| Vec::new()).map_err(|error| error.errno())
+    }
+
+    pub(super) fn dma_unmap(&self, unmap: &DmaUnmap, flags: UnmapFlags) -> Answer {
+        let (start, size) = (unmap.address.get(), unmap.size.get());
+        if (unmap.argsz.get() as usize) < size_of::<DmaUnmap>() {
+            return Err(Errno::INVAL);
+        }
+        let range = match flags.contains(UnmapFlags::ALL) {
+            true if (start, size) == (0, 0) => IovaRange::ALL,
+            true => return Err(Errno::INVAL),
+            false => IovaRange::new(start, size).ok_or(Errno::INVAL)?,
+        };
+        // The specification has clients unmap exactly what they mapped. QEMU, behind a virtual IOMMU, unmaps ranges with
+        // several mappings in them, or none, as Linux lets it.
+        match self.ioas.unmap(range) {
+            Ok(_) | Err(UnmapError::Empty(_)) => Ok(unmap.as_bytes().to_vec()),
+            Err(UnmapError::NotWhole(_)) => Err(Errno::INVAL),
+            Err(error) => Err(error.errno()),
+        }
+    }
+}
+
+fn access(flags: DmaFlags) -> Access {
+    let mut access = Access::empty();
+    access.set(Access::READ, flags.contains(DmaFlags::READ));
+    access.set(Access::WRITE, flags.contains(DmaFlags::WRITE));
+    access
+}
