@@ -35,6 +35,7 @@ mod memory;
 mod poller;
 mod ptrace;
 mod ring;
+mod seize;
 mod show;
 mod stat;
 mod tracer;

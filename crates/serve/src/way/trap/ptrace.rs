@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ioasid_mmio::Registers;
 
+use super::seize;
 use super::vectors::{Area, LARGEST_XSTATE};
 
 /// `NT_X86_XSTATE`: the register set in XSAVE's layout.
@@ -48,22 +49,21 @@ const OPTIONS: usize = (libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_EXITKILL) as usize;
 
 /// Traces a thread, with every thread and process that it starts.
+///
+/// # Errors
+/// See [`seize::seize`].
 pub(super) fn seize(tid: u32) -> io::Result<()> {
-    // SAFETY: takes no pointers.
-    match unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, OPTIONS) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
+    seize::seize(tid, OPTIONS)
 }
 
 /// Traces a thread, and stops it where it comes out of the system call that it is in; or where it ends before that, as
 /// its parent may have been told of the end and look for it in vain.
+///
+/// # Errors
+/// See [`seize::seize`].
 pub(super) fn seize_to_stop(tid: u32) -> io::Result<()> {
-    // SAFETY: takes no pointers.
-    match unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, libc::PTRACE_O_TRACEEXIT as usize) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => interrupt(tid),
-    }
+    seize::seize(tid, libc::PTRACE_O_TRACEEXIT as usize)?;
+    interrupt(tid)
 }
 
 /// Whether a thread that stopped has come further since, by a kill: it stops again where it ends, or has ended.

@@ -41,7 +41,12 @@ struct Request {
     tid: u32,
     wanted: Wanted,
     done: Sender<io::Result<()>>,
+    /// When it was made.
+    begun: Instant,
 }
+
+/// For so long it is tried to trace a thread whose process executes a program, or is traced by others.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is wanted of a process.
 enum Wanted {
@@ -90,7 +95,7 @@ impl TraceHandle {
     fn send(&self, tid: u32, wanted: Wanted) -> io::Result<Receiver<io::Result<()>>> {
         let (done, answer) = mpsc::channel();
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        requests.send(Request { tid, wanted, done }).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        requests.send(Request { tid, wanted, done, begun: Instant::now() }).map_err(|_| io::ErrorKind::BrokenPipe)?;
         drop(requests);
         rustix::io::write(&*self.wake, &1u64.to_ne_bytes())?;
         Ok(answer)
@@ -174,16 +179,17 @@ impl Tracer {
     /// Does what other threads have asked for.
     pub fn serve_requests(&mut self) {
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        let mut later = Vec::new();
         while let Ok(request) = self.requests.try_recv() {
-            let result = match request.wanted {
+            let result = match &request.wanted {
                 Wanted::Registers => self.prepare(request.tid),
-                Wanted::News(process) => self.prepare_to_follow(request.tid, process),
+                Wanted::News(process) => self.prepare_to_follow(request.tid, process.clone()),
                 Wanted::Show(_) if !self.threads.contains(&request.tid) => Err(io::ErrorKind::NotFound.into()),
-                Wanted::Show(device) => self.prepare_to_stop(request.tid, Task::Show(device)),
+                Wanted::Show(device) => self.prepare_to_stop(request.tid, Task::Show(*device)),
                 Wanted::GoOn(hold) => {
                     // Its number may be another's by now.
                     if let Some((held, with_process)) = self.held.get(&request.tid).copied()
-                        && held == hold
+                        && held == *hold
                     {
                         self.held.remove(&request.tid);
                         self.go_on(request.tid, with_process);
@@ -191,7 +197,18 @@ impl Tracer {
                     Ok(())
                 }
             };
-            let _ = request.done.send(result);
+            match result {
+                // What it would have had to wait for may wait for another thread that is traced here.
+                Err(error) if was_given_up(&error) && request.begun.elapsed() < PATIENCE => later.push(request),
+                result => drop(request.done.send(result)),
+            }
+        }
+        if !later.is_empty() {
+            let again = self.own.requests.lock().unwrap_or_else(PoisonError::into_inner);
+            // There is a receiver, which is this.
+            later.into_iter().for_each(|request| drop(again.send(request)));
+            drop(again);
+            let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
         }
     }
 
@@ -202,7 +219,7 @@ impl Tracer {
             return Ok(());
         }
         if needs_tracing(tid)? {
-            return self.trace_process(tid);
+            return self.trace_process(tid, None);
         }
         ptrace::seize_to_stop(tid)?;
         self.stopping.insert(tid, Task::Install);
@@ -293,7 +310,7 @@ impl Tracer {
             Task::Install => match Thread::take(tid).and_then(|mut thread| handler::install(&mut thread)) {
                 Some(base) => {
                     for other in others_in_memory_of(tid) {
-                        if when_looked(other, || ptrace::seize_to_stop(other)).is_ok() {
+                        if when_looked(other, Some(tid), || ptrace::seize_to_stop(other)).is_ok() {
                             self.stopping.insert(other, Task::Join(base));
                         }
                     }
@@ -305,7 +322,7 @@ impl Tracer {
                 None => {
                     ptrace::trace_on(tid);
                     self.threads.insert(tid);
-                    let _ = self.trace_process(tid);
+                    let _ = self.trace_process(tid, Some(tid));
                     return ptrace::go_on(tid, 0);
                 }
             },
@@ -323,8 +340,8 @@ impl Tracer {
         self.go_on(tid, with_process);
     }
 
-    /// Traces every thread of the process that `tid` belongs to.
-    fn trace_process(&mut self, tid: u32) -> io::Result<()> {
+    /// Traces every thread of the process that `tid` belongs to, while `held` is stopped.
+    fn trace_process(&mut self, tid: u32, held: Option<u32>) -> io::Result<()> {
         // Threads that traced ones start are traced by themselves, so this ends when a look finds none that is not.
         loop {
             let mut all_traced = true;
@@ -334,7 +351,7 @@ impl Tracer {
                 if self.threads.contains(&thread) {
                     continue;
                 }
-                match when_looked(thread, || ptrace::seize(thread)) {
+                match when_looked(thread, held, || ptrace::seize(thread)) {
                     Ok(()) => {
                         all_traced = false;
                         // A thread that vanished before it stopped left this to whichever has its number.
@@ -502,9 +519,9 @@ fn filters_of(status: &Status) -> u32 {
     status.number("Seccomp_filters:").unwrap_or(0)
 }
 
-/// Seizes a thread; again, if another thread of this process has it for a look at a device file, which soon ends.
-fn when_looked(tid: u32, seize: impl Fn() -> io::Result<()>) -> io::Result<()> {
-    const PATIENCE: Duration = Duration::from_millis(500);
+/// Seizes a thread; again, if another thread of this process has it for a look at a device file, which soon ends, or if
+/// it was given up, and not because `held` is stopped here.
+fn when_looked(tid: u32, held: Option<u32>, seize: impl Fn() -> io::Result<()>) -> io::Result<()> {
     const PAUSE: Duration = Duration::from_micros(100);
     let own = std::process::id();
     let is_looking = || {
@@ -519,9 +536,19 @@ fn when_looked(tid: u32, seize: impl Fn() -> io::Result<()>) -> io::Result<()> {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) && begun.elapsed() < PATIENCE && is_looking() => {
                 std::thread::sleep(PAUSE);
             }
+            // Unless the one that is stopped is waited for, or others may be.
+            Err(error)
+                if was_given_up(&error)
+                    && begun.elapsed() < PATIENCE
+                    && held.is_some_and(|held| !ptrace::has_moved_on(held)) => {}
             seized => return seized,
         }
     }
+}
+
+/// Whether a thread was not traced as that would have had to wait.
+fn was_given_up(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINTR)
 }
 
 /// How many filters a thread is under that has made none: the runner's, and those that the runner is under, too.
