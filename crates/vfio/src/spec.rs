@@ -60,17 +60,19 @@ pub struct PasidSpec {
 pub struct BarSpec {
     /// Index, 0 to 5. A 64-bit BAR takes the next index too.
     pub index: u8,
-    /// Size in bytes: a power of two, 16 or more.
+    /// Size in bytes: a power of two, 16 or more; 4 to 256 of ports.
     pub size: u64,
-    /// Width of the address.
+    /// Memory or ports.
     pub kind: BarKind,
     /// Whether reads have no side effects.
     pub prefetchable: bool,
 }
 
-/// Width of a memory BAR's address.
+/// What kind of BAR it is: memory, with the width of its address, or ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BarKind {
+    /// I/O ports, up to 256, which cannot be mapped.
+    Ports,
     /// Below 4 GiB.
     Memory32,
     /// Anywhere.
@@ -128,7 +130,9 @@ pub enum SpecError {
     #[error("BAR {0} is described twice")]
     BarTwice(u8),
     /// The size cannot be expressed in a BAR.
-    #[error("BAR {0} of {1:#x} bytes: a size is a power of two, 16 bytes or more (32-bit: up to 2 GiB)")]
+    #[error(
+        "BAR {0} of {1:#x} bytes: a size is a power of two, 16 bytes or more (32-bit: up to 2 GiB; ports: 4 to 256)"
+    )]
     BarSize(u8, u64),
     /// The BARs do not fit where they were to be placed.
     #[error("BAR {0} does not fit in the window at {1:#x}: it would wrap, or leave the low 4 GiB")]
@@ -194,10 +198,11 @@ impl Spec {
     fn check_bars(&self) -> Result<(), SpecError> {
         let mut taken = [false; 6];
         for bar in &self.bars {
-            let (registers, max) = match bar.kind {
-                BarKind::Memory32 => (1, 1 << 31),
+            let (registers, sizes) = match bar.kind {
+                BarKind::Ports => (1, 4..=256),
+                BarKind::Memory32 => (1, 16..=1 << 31),
                 // A region's file offset has 40 bits.
-                BarKind::Memory64 => (2, 1 << 39),
+                BarKind::Memory64 => (2, 16..=1 << 39),
             };
             let slots = usize::from(bar.index)..usize::from(bar.index) + registers;
             for slot in taken.get_mut(slots).ok_or(SpecError::BarIndex(bar.index))? {
@@ -205,7 +210,7 @@ impl Spec {
                     return Err(SpecError::BarTwice(bar.index));
                 }
             }
-            if !bar.size.is_power_of_two() || bar.size < 16 || bar.size > max {
+            if !bar.size.is_power_of_two() || !sizes.contains(&bar.size) {
                 return Err(SpecError::BarSize(bar.index, bar.size));
             }
         }
@@ -217,7 +222,8 @@ impl Spec {
             return Err(SpecError::MsixVectors(msix.vectors));
         }
         let fits = |index: u8, offset: u32, len: u64| {
-            self.bar(index).is_some_and(|bar| u64::from(offset) + len <= bar.size && offset.is_multiple_of(8))
+            let memory = self.bar(index).filter(|bar| bar.kind != BarKind::Ports);
+            memory.is_some_and(|bar| u64::from(offset) + len <= bar.size && offset.is_multiple_of(8))
         };
         if !fits(msix.table_bar, msix.table_offset, msix.table_len()) {
             return Err(SpecError::MsixPlacement("table"));
@@ -244,7 +250,7 @@ impl Spec {
         let mut taken: Vec<(u8, u64, u64)> = msix.collect();
         for pages in memory {
             let (bar, start, length) = (pages.bar, pages.offset, pages.memory.length());
-            let size = self.bar(bar).map_or(0, |bar| bar.size);
+            let size = self.bar(bar).filter(|bar| bar.kind != BarKind::Ports).map_or(0, |bar| bar.size);
             let end = start.checked_add(length).filter(|end| *end <= size && start.is_multiple_of(4096));
             let end = end.ok_or(SpecError::MemoryPlacement(bar, start))?;
             if taken.iter().any(|(other, at, len)| *other == bar && start < at + len && *at < end) {
@@ -286,6 +292,22 @@ mod tests {
         let mut spec = spec();
         spec.bars[0].size = 5000;
         assert_eq!(spec.check(), Err(SpecError::BarSize(0, 5000)));
+    }
+
+    #[test]
+    fn ports_are_few_and_hold_no_memory() {
+        let ports = |size| BarSpec { index: 2, size, kind: BarKind::Ports, prefetchable: false };
+        let check = |bar: BarSpec, msix| {
+            let mut spec = spec();
+            spec.bars.push(bar);
+            if let (true, Some(table)) = (msix, &mut spec.msix) {
+                (table.table_bar, table.table_offset) = (2, 0);
+            }
+            spec.check()
+        };
+        assert_eq!([4, 256].map(|size| check(ports(size), false)), [Ok(()), Ok(())]);
+        assert_eq!([2, 512].map(|size| check(ports(size), false).is_err()), [true, true]);
+        assert_eq!(check(ports(256), true), Err(SpecError::MsixPlacement("table")));
     }
 
     #[test]

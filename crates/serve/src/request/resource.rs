@@ -38,7 +38,7 @@ impl OpenFile for ResourceFile {
     fn check_mmap(&self, mapping: Mapping) -> Option<Result<(), Errno>> {
         let Mapping { offset, length, shared, .. } = mapping;
         let inside = offset.checked_add(length).is_some_and(|end| end <= self.size().next_multiple_of(PAGE_SIZE));
-        Some(if shared && length != 0 && inside && self.device.is_mappable() { Ok(()) } else { Err(Errno::INVAL) })
+        Some(if shared && length != 0 && inside && self.device.can_map(self.bar) { Ok(()) } else { Err(Errno::INVAL) })
     }
 
     /// Where nothing answers, there are ones.

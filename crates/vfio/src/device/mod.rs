@@ -34,6 +34,7 @@ use thiserror::Error;
 use crate::lock;
 use crate::pci::pm::PowerState;
 use crate::pci::{Function, IrqIndex, SavedState, pm};
+use crate::spec::BarKind;
 use watched::Watched;
 
 bitflags! {
@@ -73,7 +74,7 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct VfioDevice {
     function: Arc<Function>,
-    /// Whether programs can map its BARs.
+    /// Whether programs can map its BARs that are memory.
     mappable: bool,
     is_open: AtomicBool,
 }
@@ -90,9 +91,9 @@ impl VfioDevice {
         Arc::new(Self { function, mappable: false, is_open: AtomicBool::new(false) })
     }
 
-    /// Whether programs can map its BARs.
-    pub fn is_mappable(&self) -> bool {
-        self.mappable
+    /// Whether programs can map a BAR.
+    pub fn can_map(&self, bar: u8) -> bool {
+        self.mappable && self.function.spec().bar(bar).is_some_and(|bar| bar.kind != BarKind::Ports)
     }
 
     /// The function.
@@ -117,7 +118,7 @@ impl VfioDevice {
 
     /// Asks the program that has it open to let go of it, by the eventfd of the request index, if there is one.
     pub fn ask_back(&self) {
-        self.function.interrupts().loop_back(IrqIndex::Request, 0);
+        self.function.interrupts().ask_back();
     }
 }
 

@@ -165,7 +165,7 @@ impl Session {
         match index {
             0..=5 => match self.bar_size(index) {
                 0 => Ok(info(RegionFlags::empty(), 0)),
-                size if !self.device.mappable => Ok(info(read_write, size)),
+                size if !self.device.can_map(index as u8) => Ok(info(read_write, size)),
                 size => Ok(RegionInfo {
                     msix_mappable: self.function().spec().msix.is_some_and(|msix| u32::from(msix.table_bar) == index),
                     memory: self.memory(index).map(|(range, _)| range).collect(),

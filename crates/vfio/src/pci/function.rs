@@ -24,7 +24,7 @@ use super::{express, msi, msix, translation};
 use crate::bar_memory::{BarMemory, BarPages};
 use crate::lock;
 use crate::model::{BusMaster, Model};
-use crate::spec::{BarKind, MsixSpec, Spec, SpecError};
+use crate::spec::{BarKind, BarSpec, MsixSpec, Spec, SpecError};
 
 /// One PCI Express function.
 pub struct Function {
@@ -77,8 +77,9 @@ impl Controls {
         Self { command, power: PowerState::of(config) }
     }
 
-    fn bars_answer(self) -> bool {
-        self.command.contains(Command::MEMORY) && self.power == PowerState::D0
+    fn answers(self, kind: BarKind) -> bool {
+        let switch = if kind == BarKind::Ports { Command::PORTS } else { Command::MEMORY };
+        self.command.contains(switch) && self.power == PowerState::D0
     }
 
     fn may_dma(self) -> bool {
@@ -134,9 +135,9 @@ impl Function {
         &self.memory
     }
 
-    /// Whether the function's BARs answer now.
+    /// Whether the function's BARs that are memory answer now.
     pub fn bars_answer(&self) -> bool {
-        self.controls().bars_answer()
+        self.controls().answers(BarKind::Memory64)
     }
 
     /// Reads configuration space. An access of more than one register is cut into aligned pieces of up to 4 bytes.
@@ -280,7 +281,9 @@ impl Function {
         for bar in &self.spec.bars {
             header::set_bar_address(&mut config, bar, self.bar_addresses[usize::from(bar.index)]);
         }
-        config.set(header::COMMAND, 2, Command::MEMORY.bits().into());
+        let has_ports = self.spec.bars.iter().any(|bar| bar.kind == BarKind::Ports);
+        let switches = if has_ports { Command::MEMORY | Command::PORTS } else { Command::MEMORY };
+        config.set(header::COMMAND, 2, switches.bits().into());
         Ok(())
     }
 
@@ -391,14 +394,9 @@ impl Function {
     /// # Errors
     /// [`BarError`].
     pub fn check_bar(&self, bar: u8, offset: u64, len: usize) -> Result<(), BarError> {
-        let size = self.spec.bar(bar).map_or(0, |bar| bar.size);
-        if offset.checked_add(len as u64).is_none_or(|end| end > size) {
-            return Err(BarError::Outside { bar, offset, len });
-        }
-        if !self.bars_answer() {
-            return Err(BarError::Disabled);
-        }
-        Ok(())
+        let inside = |spec: &&BarSpec| offset.checked_add(len as u64).is_some_and(|end| end <= spec.size);
+        let spec = self.spec.bar(bar).filter(inside).ok_or(BarError::Outside { bar, offset, len })?;
+        if self.controls().answers(spec.kind) { Ok(()) } else { Err(BarError::Disabled) }
     }
 
     /// Whether some of these bytes of a BAR are the MSI-X table.
@@ -468,12 +466,22 @@ fn lay_out(spec: &Spec) -> ConfigSpace {
     config
 }
 
+/// Ports that are kept for each function: room for three BARs.
+const PORTS_OF_ONE: u64 = 3 * 256;
+
 fn place_bars(spec: &Spec, window: u64) -> Result<[u64; 6], SpecError> {
     let mut addresses = [0; 6];
     let mut free = window;
     let mut bars = spec.bars.clone();
     bars.sort_by_key(|bar| bar.index);
+    // There are 64 KiB of ports: some for each of 64 windows, as 16 MiB of memory are.
+    let mut free_ports = 0x1000 + (window >> 24 & 0x3f) * PORTS_OF_ONE;
     for bar in bars {
+        if bar.kind == BarKind::Ports {
+            addresses[usize::from(bar.index)] = free_ports;
+            free_ports += 256;
+            continue;
+        }
         let place = || {
             let start = free.checked_next_multiple_of(bar.size.max(4096))?;
             let last = start.checked_add(bar.size - 1)?;

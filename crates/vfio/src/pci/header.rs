@@ -16,6 +16,7 @@
 //!  0x38 │ reserved                                                  │
 //!  0x3c │ max latency  │ min grant    │ int. pin     │ int. line    │
 //!
+//!  ports:         31 … 2 address, 1 zero, 0 one
 //!  a memory BAR:  31 … 4 address, 3 prefetchable, 2:1 type (0: 32 bits, 2: 64 bits), 0 zero
 //! ```
 //!
@@ -54,7 +55,9 @@ bitflags! {
     /// Command register (7.5.1.1.3).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Command: u16 {
-        /// Memory Space Enable: the BARs answer.
+        /// I/O Space Enable: the BARs that are ports answer.
+        const PORTS = 1 << 0;
+        /// Memory Space Enable: the other BARs answer.
         const MEMORY = 1 << 1;
         /// Bus Master Enable: the function may send memory requests, which MSI and MSI-X messages are too.
         const BUS_MASTER = 1 << 2;
@@ -105,7 +108,9 @@ pub(crate) fn lay_out(config: &mut ConfigSpace, spec: &Spec, first_capability: u
     config.claim(0, LEN);
     config.define(0x00, 2, spec.vendor.into(), 0);
     config.define(0x02, 2, spec.device.into(), 0);
-    config.define(COMMAND, 2, 0, Command::all().bits().into());
+    let has_ports = spec.bars.iter().any(|bar| bar.kind == BarKind::Ports);
+    let switches = if has_ports { Command::all() } else { Command::all().difference(Command::PORTS) };
+    config.define(COMMAND, 2, 0, switches.bits().into());
     config.define(STATUS, 2, Status::CAPABILITIES.bits().into(), 0);
     config.define_write_1_to_clear(STATUS, 2, Status::ERRORS.bits().into());
     config.define(0x08, 4, spec.class << 8 | u32::from(spec.revision), 0);
@@ -124,7 +129,10 @@ fn lay_out_bar(config: &mut ConfigSpace, bar: &BarSpec) {
     let at = BAR_0 + 4 * u16::from(bar.index);
     let address_bits = !(bar.size - 1);
     let wide = bar.kind == BarKind::Memory64;
-    let kind = u32::from(bar.prefetchable) << 3 | u32::from(wide) << 2;
+    let kind = match bar.kind {
+        BarKind::Ports => 1,
+        _ => u32::from(bar.prefetchable) << 3 | u32::from(wide) << 2,
+    };
     config.define(at, 4, kind, address_bits as u32);
     if wide {
         config.define(at + 4, 4, 0, (address_bits >> 32) as u32);
@@ -134,7 +142,7 @@ fn lay_out_bar(config: &mut ConfigSpace, bar: &BarSpec) {
 /// Programs a BAR's address, as firmware does. `address` is a multiple of the size.
 pub(crate) fn set_bar_address(config: &mut ConfigSpace, bar: &BarSpec, address: u64) {
     let at = BAR_0 + 4 * u16::from(bar.index);
-    let kind = config.read(at, 4) & 0xf;
+    let kind = config.read(at, 4) & if bar.kind == BarKind::Ports { 0x3 } else { 0xf };
     config.set(at, 4, address as u32 | kind);
     if bar.kind == BarKind::Memory64 {
         config.set(at + 4, 4, (address >> 32) as u32);

@@ -26,9 +26,10 @@
 //! ```
 //!
 //! Lock protocol: one lock, innermost of all in this crate, and nothing is called with it held but writes of eventfds,
-//! which do not block. So when an eventfd was taken away, no signal on it is under way.
+//! which do not block; who listens for changes is told behind it. So when an eventfd was taken away, no signal on it is under way.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use super::config::Bits;
 use super::lines::Lines;
@@ -44,6 +45,17 @@ use crate::spec::Spec;
 pub struct Interrupts {
     counts: [u16; 5],
     state: Mutex<State>,
+    told: Told,
+}
+
+/// What is called after a change, if anything is.
+#[derive(Default)]
+struct Told(OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Told").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -91,6 +103,7 @@ impl Interrupts {
                 intx: Intx::default(),
                 may_send: false,
             }),
+            told: Told::default(),
         })
     }
 
@@ -118,6 +131,24 @@ impl Interrupts {
         let mut state = self.state();
         state.intx.asserted = asserted;
         state.deliver();
+    }
+
+    /// Has `told` called after an index was enabled or disabled, and after INTx was unmasked: for a model whose device is
+    /// elsewhere, and whose own interrupts follow. It is called from the thread that made the change, with no lock of
+    /// this held, and may ask for and raise interrupts. Only the first counts.
+    pub fn on_change(&self, told: impl Fn() + Send + Sync + 'static) {
+        let _ = self.told.0.set(Box::new(told));
+    }
+
+    fn tell(&self) {
+        if let Some(told) = self.told.0.get() {
+            told();
+        }
+    }
+
+    /// Asks the program to let go of the device (the request index).
+    pub fn ask_back(&self) {
+        self.loop_back(IrqIndex::Request, 0);
     }
 
     /// Which of INTx, MSI and MSI-X is enabled.
@@ -184,6 +215,8 @@ impl Interrupts {
             state.switch(IrqIndex::Msix, bits.value & msix::ENABLE != 0);
         }
         state.deliver();
+        drop(state);
+        self.tell();
     }
 
     /// The live bits of MSI message control.
@@ -202,6 +235,8 @@ impl Interrupts {
         if bits.mask & msi::ENABLE != 0 {
             state.switch(IrqIndex::Msi, bits.value & msi::ENABLE != 0);
         }
+        drop(state);
+        self.tell();
     }
 
     /// Follows the function's right to send memory requests.
@@ -224,6 +259,8 @@ impl Interrupts {
         } else {
             state.unmask_intx();
         }
+        drop(state);
+        self.tell();
     }
 
     /// Function level reset. Eventfds stay: they are the host's, not the function's.
@@ -236,6 +273,8 @@ impl Interrupts {
         if state.enabled != Some(IrqIndex::Intx) {
             state.enabled = None;
         }
+        drop(state);
+        self.tell();
     }
 
     pub(super) fn save(&self) -> SavedInterrupts {
@@ -259,6 +298,8 @@ impl Interrupts {
             state.follow_eventfd(vector);
         }
         state.deliver();
+        drop(state);
+        self.tell();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -277,6 +318,8 @@ impl Interrupts {
             IrqIndex::Msi => state.msi_in_use = vectors,
             _ => {}
         }
+        drop(state);
+        self.tell();
     }
 
     /// MSI vectors that can be given eventfds.
@@ -294,6 +337,8 @@ impl Interrupts {
             }
         }
         state.switch(index, false);
+        drop(state);
+        self.tell();
     }
 
     /// Gives the vectors from `start` on these eventfds.
@@ -330,6 +375,7 @@ impl Interrupts {
 
     pub(crate) fn unmask_intx(&self) {
         self.state().unmask_intx();
+        self.tell();
     }
 }
 

@@ -174,6 +174,7 @@ pub(super) fn bus_of(rid: Rid) -> String {
 
 /// `resource`: start, end and flags of six BARs, the ROM and six bridge windows, a line each.
 fn resources(function: &Function) -> String {
+    const PORTS: u64 = 0x100;
     const MEMORY: u64 = 0x200;
     const PREFETCH: u64 = 0x2000;
     const SIZE_ALIGNED: u64 = 0x4_0000;
@@ -183,12 +184,13 @@ fn resources(function: &Function) -> String {
         let (mut start, mut end, mut flags) = (0, 0, 0);
         if let (Some(bar), Some(address)) = (function.spec().bar(index), function.bar_address(index)) {
             (start, end) = (address, address + bar.size - 1);
-            flags = MEMORY | SIZE_ALIGNED | if bar.prefetchable { PREFETCH } else { 0 };
             // Bits 0 to 3 are those of the register itself.
-            flags |= if bar.prefetchable { 0x8 } else { 0 };
-            if bar.kind == BarKind::Memory64 {
-                flags |= MEMORY_64 | 0x4;
-            }
+            flags = match bar.kind {
+                BarKind::Ports => PORTS | SIZE_ALIGNED | 0x1,
+                BarKind::Memory32 => MEMORY | SIZE_ALIGNED,
+                BarKind::Memory64 => MEMORY | SIZE_ALIGNED | MEMORY_64 | 0x4,
+            };
+            flags |= if bar.prefetchable { PREFETCH | 0x8 } else { 0 };
         }
         let _ = writeln!(text, "0x{start:016x} 0x{end:016x} 0x{flags:016x}");
     }
