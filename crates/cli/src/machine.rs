@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ioasid::{Endpoint, GroupId, IommuKind, Machine, Rid};
-use ioasid_devices::registry::{BuildError, Built, Context, MODELS, ModelInfo, OptionError, Options, Shared, Site};
+use ioasid::{GroupId, IommuKind, Machine, Rid};
+use ioasid_devices::registry::{
+    BuildError, Built, Context, MODELS, ModelInfo, Notice, OptionError, Options, Shared, Site,
+};
 use ioasid_serve::{Bus, PciDevice};
-use ioasid_vfio::{BusMaster, Function, PcieKind, VfioDevice};
+use ioasid_vfio::{Function, PcieKind, VfioDevice};
 use thiserror::Error;
 
 /// One `--device`.
@@ -124,15 +126,6 @@ impl FromStr for DeviceOption {
     }
 }
 
-struct Switch(Arc<Endpoint>);
-
-impl BusMaster for Switch {
-    fn set_bus_master(&self, enabled: bool) {
-        // A thread that writes configuration space holds no slices, and nothing else can be in the way.
-        let _ = self.0.set_bus_master(enabled);
-    }
-}
-
 /// Where the first BAR of a machine lies; each device has its own 16 MiB from there on.
 const BAR_WINDOW: u64 = 0xc000_0000;
 const BAR_WINDOW_OF_ONE: u64 = 16 << 20;
@@ -167,17 +160,18 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
             Ok(Site { rid, group })
         });
         let sites = sites.collect::<Result<Vec<_>, DeviceError>>()?;
-        let context = Context { machine, iommu, number, shared: &mut shared };
+        let notice: Notice = Arc::new(|rid, text| say!("ioasid: {rid}: {text}"));
+        let context = Context { machine, iommu, number, shared: &mut shared, notice };
         let built = option.model.build(&option.options, &sites, context)?;
         let bus = option.bus.and_then(|bus| buses.get(&bus));
-        for (site, Built { endpoint, mut spec, interrupts, model }) in sites.iter().zip(built) {
+        for (site, Built { endpoint, mut spec, interrupts, model, bus_master }) in sites.iter().zip(built) {
             if bus.is_some() {
                 spec.pcie = LINK;
             }
             let window = BAR_WINDOW + devices.len() as u64 * BAR_WINDOW_OF_ONE;
             // The specifications of our own models are sound, so what does not fit is the window.
-            let function = Function::new(spec, window, interrupts, model, Arc::new(Switch(endpoint.clone())))
-                .map_err(|_| DeviceError::TooMany)?;
+            let function =
+                Function::new(spec, window, interrupts, model, bus_master).map_err(|_| DeviceError::TooMany)?;
             let offer = if option.unmapped { VfioDevice::not_mappable } else { VfioDevice::new };
             let device = PciDevice::new(site.rid, endpoint, offer(Arc::new(function)));
             devices.push(match bus {
@@ -296,7 +290,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (texts, part) in [
-            (&["floppy"][..], "there is: ioat, dsa, ivshmem, edu, nvme"),
+            (&["floppy"][..], "there is: ioat, dsa, ivshmem, edu, nvme, vfio-user"),
             (&["ivshmem,mib=3"], "power of two"),
             (&["ivshmem,mib=16"], "from 1 to 8"),
             (&["ivshmem,memory=1,mib=2", "ivshmem,memory=1"], "2 MiB and with 1"),

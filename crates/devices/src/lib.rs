@@ -31,6 +31,7 @@ pub mod nvme;
 mod registers;
 pub mod registry;
 mod thread;
+mod vfio_user;
 
 pub use ioasid::{DmaError, Work};
 pub use registers::{RegisterAccess, RegisterInfo};

@@ -12,9 +12,11 @@
 //! Every byte that comes is the other side's, and so is its timing: what is no message ends the connection or is
 //! refused, a peer that does not answer is given up after a stated time, and neither leaves anything behind.
 
+pub mod client;
 mod connection;
 pub mod server;
 pub mod wire;
 
+pub use client::{Attended, ClientOptions, ConnectError, Remote};
 pub use connection::Ended;
 pub use server::{ServeError, Server};

@@ -62,7 +62,7 @@ fn build_whole(wqs: Option<u64>, site: Site, context: &Context<'_>) -> Result<Ve
     let spec = spec(&options);
     let interrupts = Interrupts::new(&spec);
     let model = dsa(&endpoint, options, interrupts.clone());
-    Ok(vec![Built { endpoint, spec, interrupts, model }])
+    Ok(vec![Built::new(endpoint, spec, interrupts, model)])
 }
 
 /// What the owner of a slice calls its PASIDs, and what they are on the bus.
@@ -101,7 +101,7 @@ fn build_slices(sites: &[Site], context: &Context<'_>) -> Result<Vec<Built>, Bui
         let spec = slice_spec(&device);
         let interrupts = Interrupts::new(&spec);
         let model = DsaSlice::new(&device, number, translation, interrupts.clone()).ok_or(taken)?;
-        Ok(Built { endpoint, spec, interrupts, model })
+        Ok(Built::new(endpoint, spec, interrupts, model))
     });
     slices.collect()
 }

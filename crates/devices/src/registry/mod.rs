@@ -8,11 +8,11 @@
 use std::sync::Arc;
 
 use ioasid::{Endpoint, EndpointOptions, GroupId, Iommu, Machine, Rid};
-use ioasid_vfio::{Interrupts, Model, Spec};
+use ioasid_vfio::{BusMaster, Interrupts, Model, Spec};
 use thiserror::Error;
 
 use crate::nvme::{NvmeError, ParseFailureError};
-use crate::{RegisterInfo, dsa, edu, ioat, ivshmem, nvme};
+use crate::{RegisterInfo, dsa, edu, ioat, ivshmem, nvme, vfio_user};
 
 mod options;
 
@@ -38,7 +38,7 @@ pub struct ModelInfo {
 type Build = fn(&Options, &[Site], Context<'_>) -> Result<Vec<Built>, BuildError>;
 
 /// Every model there is.
-pub static MODELS: &[ModelInfo] = &[ioat::MODEL, dsa::MODEL, ivshmem::MODEL, edu::MODEL, nvme::MODEL];
+pub static MODELS: &[ModelInfo] = &[ioat::MODEL, dsa::MODEL, ivshmem::MODEL, edu::MODEL, nvme::MODEL, vfio_user::MODEL];
 
 /// A place on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,12 @@ pub struct Context<'a> {
     pub number: u8,
     /// What devices have together.
     pub shared: &'a mut Shared,
+    /// Is told what people should know of a device while it runs.
+    pub notice: Notice,
 }
+
+/// Takes a sentence about the device at a place.
+pub type Notice = Arc<dyn Fn(Rid, &str) + Send + Sync>;
 
 /// What devices of a machine have together.
 #[derive(Debug, Default)]
@@ -77,6 +82,25 @@ pub struct Built {
     pub interrupts: Arc<Interrupts>,
     /// What it does.
     pub model: Arc<dyn Model>,
+    /// What its Bus Master Enable switches.
+    pub bus_master: Arc<dyn BusMaster>,
+}
+
+impl Built {
+    /// A device whose DMA is the endpoint's, and can be switched there.
+    pub(crate) fn new(endpoint: Arc<Endpoint>, spec: Spec, interrupts: Arc<Interrupts>, model: Arc<dyn Model>) -> Self {
+        let bus_master = Arc::new(Switch(endpoint.clone()));
+        Self { endpoint, spec, interrupts, model, bus_master }
+    }
+}
+
+struct Switch(Arc<Endpoint>);
+
+impl BusMaster for Switch {
+    fn set_bus_master(&self, enabled: bool) {
+        // A thread that writes configuration space holds no slices, and nothing else can be in the way.
+        let _ = self.0.set_bus_master(enabled);
+    }
 }
 
 /// Why there is no such device.
@@ -99,6 +123,10 @@ pub enum BuildError {
     Failure(#[from] ParseFailureError),
     #[error("device {0}: {1}")]
     Nvme(Rid, NvmeError),
+    #[error("device {0}: {1}")]
+    Remote(Rid, String),
+    #[error("a device of another process is found by socket=PATH")]
+    NoSocket,
 }
 
 impl ModelInfo {
@@ -170,7 +198,7 @@ impl Context<'_> {
         let endpoint = self.endpoint(site, EndpointOptions::behind(self.iommu).pasid_bits(0))?;
         let interrupts = Interrupts::new(&spec);
         let model = make(&endpoint, interrupts.clone())?;
-        Ok(vec![Built { endpoint, spec, interrupts, model }])
+        Ok(vec![Built::new(endpoint, spec, interrupts, model)])
     }
 }
 

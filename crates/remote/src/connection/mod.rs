@@ -17,7 +17,7 @@ mod channel;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -135,12 +135,31 @@ impl Connection {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The socket, to wait for.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// Why it is over, if it is.
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        self.state().ended.clone()
+    }
+
     /// Ends it.
     pub(crate) fn end(&self, why: Ended) -> Ended {
         let first = self.state().ended.get_or_insert(why).clone();
         self.channel.close();
         self.changed.notify_all();
         first
+    }
+
+    /// Sends a command that wants no reply.
+    pub(crate) fn post(&self, command: CommandId, parts: &[&[u8]]) -> Result<(), CallError> {
+        if let Some(ended) = self.ended() {
+            return Err(ended.into());
+        }
+        let length = parts.iter().map(|part| part.len()).sum();
+        Ok(self.send(&Header::command(0, command, length).without_reply(), parts, &[])?)
     }
 
     /// Sends a command, and waits for the reply to it: what is behind its header, and the descriptors beside it.

@@ -14,7 +14,7 @@ use ioasid_remote::wire::{
     Capabilities, CommandId, DmaFlags, DmaMap, DmaUnmap, Header, IrqSet, Kind, RegionAccess, TwinSocket, Version,
 };
 use ioasid_remote::{Ended, ServeError, Server};
-use ioasid_vfio::{BusMaster, Function, VfioDevice};
+use ioasid_vfio::{Function, VfioDevice};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage};
 use rustix::net::{SendFlags, recvmsg, sendmsg};
 use zerocopy::native_endian::{U32, U64};
@@ -22,14 +22,6 @@ use zerocopy::{FromBytes, IntoBytes};
 
 /// How long the server waits for a client here.
 pub const PATIENCE: Duration = Duration::from_millis(300);
-
-struct Switch(Arc<ioasid::Endpoint>);
-
-impl BusMaster for Switch {
-    fn set_bus_master(&self, enabled: bool) {
-        let _ = self.0.set_bus_master(enabled);
-    }
-}
 
 /// A device that is served.
 pub fn server(model: &str, options: &[&str]) -> Arc<Server> {
@@ -39,10 +31,16 @@ pub fn server(model: &str, options: &[&str]) -> Arc<Server> {
     let mut parsed = Options::default();
     options.iter().for_each(|option| info.parse(option, &mut parsed).unwrap());
     let site = Site { rid: "0000:00:01.0".parse().unwrap(), group: GroupId(0) };
-    let context = Context { machine: &machine, iommu: &iommu, number: 0, shared: &mut Shared::default() };
-    let Built { endpoint, spec, interrupts, model } = info.build(&parsed, &[site], context).unwrap().remove(0);
-    let switch = Arc::new(Switch(endpoint.clone()));
-    let function = Function::new(spec, 0xC000_0000, interrupts, model, switch).unwrap();
+    let context = Context {
+        machine: &machine,
+        iommu: &iommu,
+        number: 0,
+        shared: &mut Shared::default(),
+        notice: Arc::new(|_, _| {}),
+    };
+    let built = info.build(&parsed, &[site], context).unwrap().remove(0);
+    let Built { endpoint, spec, interrupts, model, bus_master } = built;
+    let function = Function::new(spec, 0xC000_0000, interrupts, model, bus_master).unwrap();
     Arc::new(Server::new(&machine, endpoint, VfioDevice::new(Arc::new(function)), PATIENCE))
 }
 

@@ -1,0 +1,129 @@
+//! Connecting: what the two sides can do, and what the device is.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use ioasid_vfio::Spec;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with};
+use rustix::process::{PidfdFlags, pidfd_open};
+use zerocopy::native_endian::U32;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::spec::{Interrupts, read_spec};
+use super::{ClientOptions, ConnectError, Link};
+use crate::connection::{CallError, Connection, Ended};
+use crate::wire::{Capabilities, CommandId, DeviceInfo, IrqInfo, RegionInfo, TwinSocket, Version, VersionError};
+
+/// In DEVICE_GET_INFO: it can be reset, and it is a PCI device.
+const RESET: u32 = 1 << 0;
+const PCI: u32 = 1 << 1;
+
+/// In DEVICE_GET_IRQ_INFO: it masks itself.
+const AUTOMASKED: u32 = 1 << 2;
+
+impl From<CallError> for ConnectError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Ended(ended) => Self::Ended(ended),
+            refused @ CallError::Refused(..) => Self::Refused(refused.to_string()),
+        }
+    }
+}
+
+/// Connects, and learns what the device is.
+pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectError> {
+    let socket = open(&options.socket, options.patience)
+        .map_err(|error| ConnectError::Connect(options.socket.clone(), error.into()))?;
+    // Its process is looked for while it is there for certain.
+    let process = rustix::net::sockopt::socket_peercred(&socket)
+        .and_then(|credentials| pidfd_open(credentials.pid, PidfdFlags::empty()))
+        .ok();
+    let connection = Arc::new(Connection::new(socket, options.patience));
+    let (theirs, peer) = agree(&connection, options.patience)?;
+    let info = DeviceInfo { argsz: U32::new(size_of::<DeviceInfo>() as u32), ..DeviceInfo::default() };
+    let info: DeviceInfo = ask(&connection, CommandId::DeviceGetInfo, &info)?;
+    if info.flags.get() & PCI == 0 {
+        return Err(ConnectError::Device("it is no PCI device".to_owned()));
+    }
+    let mut regions = [0; 8];
+    for (index, size) in (0..info.regions.get()).zip(&mut regions) {
+        let argsz = U32::new(size_of::<RegionInfo>() as u32);
+        let info = RegionInfo { argsz, index: U32::new(index), ..RegionInfo::default() };
+        let info: RegionInfo = ask(&connection, CommandId::DeviceGetRegionInfo, &info)?;
+        *size = info.size.get();
+    }
+    let mut irqs = [(0, 0); 3];
+    for (index, irq) in (0..info.irqs.get()).zip(&mut irqs) {
+        let argsz = U32::new(size_of::<IrqInfo>() as u32);
+        let info = IrqInfo { argsz, index: U32::new(index), ..IrqInfo::default() };
+        let info: IrqInfo = ask(&connection, CommandId::DeviceGetIrqInfo, &info)?;
+        *irq = (info.count.get(), info.flags.get());
+    }
+    let link = Link {
+        peer: peer.unwrap_or_else(|| connection.clone()),
+        connection,
+        descriptors: theirs.descriptors(),
+        most_maps: theirs.max_dma_maps,
+        page_sizes: theirs.pgsizes,
+        resets: info.flags.get() & RESET != 0,
+        regions,
+        masks_line: irqs[0].1 & AUTOMASKED != 0,
+        process,
+        has_files: AtomicBool::new(false),
+        is_attended: AtomicBool::new(false),
+    };
+    let [line, messages, table] = irqs.map(|(count, _)| count);
+    let spec = read_spec(&link, &Interrupts { has_line: line > 0, messages, table })?;
+    Ok((link, spec))
+}
+
+/// A socket to the server; one whose queue of clients is full has some time.
+fn open(path: &Path, patience: Duration) -> Result<OwnedFd, Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let end = Instant::now() + patience;
+    loop {
+        match connect_socket(&socket, &address) {
+            Err(Errno::AGAIN) if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
+            Err(Errno::INTR) => {}
+            other => return other.map(|()| socket),
+        }
+    }
+}
+
+/// The first message, and the socket for the server's commands, if it makes one.
+fn agree(connection: &Connection, patience: Duration) -> Result<(Capabilities, Option<Arc<Connection>>), ConnectError> {
+    let twin_socket = Some(TwinSocket { supported: true, fd_index: None });
+    let ours = Version::with(Capabilities { twin_socket, ..Capabilities::ours() });
+    let mut reply = connection.call(CommandId::Version, &[&ours.encode()], &[])?;
+    let version = Version::decode(&reply.payload).inspect_err(|error| {
+        connection.end(Ended::protocol(error.to_string()));
+    })?;
+    let twin = version.capabilities.twin_socket.filter(|twin| twin.supported);
+    let peer = match twin.map(|twin| twin.fd_index.and_then(|index| usize::try_from(index).ok())) {
+        None => None,
+        Some(Some(index)) if index < reply.descriptors.len() => {
+            Some(Arc::new(Connection::new(reply.descriptors.swap_remove(index), patience)))
+        }
+        Some(_) => return Err(VersionError::NoTwin.into()),
+    };
+    Ok((version.capabilities, peer))
+}
+
+/// Asks for a structure.
+fn ask<T: FromBytes + IntoBytes + Immutable>(
+    connection: &Connection,
+    command: CommandId,
+    question: &T,
+) -> Result<T, ConnectError> {
+    let reply = connection.call(command, &[question.as_bytes()], &[])?;
+    match T::read_from_prefix(&reply.payload) {
+        Ok((answer, _)) => Ok(answer),
+        Err(_) => Err(connection.end(Ended::protocol(format!("a {command} reply is too short"))).into()),
+    }
+}

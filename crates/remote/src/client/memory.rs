@@ -1,0 +1,50 @@
+//! What the server reads and writes by messages: through a port, so each access is translated and checked.
+
+use std::sync::Arc;
+
+use ioasid::{DmaPort, Endpoint, Iova};
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
+
+use super::Link;
+use crate::connection::{Connection, Ended, Message};
+use crate::wire::{Command, DmaWritten};
+use zerocopy::native_endian::U32;
+
+/// Starts the thread that answers the server's commands, as long as the connection is there.
+pub(super) fn attend(link: &Arc<Link>, endpoint: &Arc<Endpoint>) -> std::io::Result<()> {
+    let (link, mut port) = (link.clone(), endpoint.port());
+    let thread = std::thread::Builder::new().name("remote-dma".to_owned());
+    thread.spawn(move || {
+        loop {
+            let done = link.peer.next().and_then(|message| answer(&link.peer, &mut port, &message));
+            if let Err(ended) = done {
+                // A server that has broken one of its sockets has no use for the other.
+                link.connection.end(ended);
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn answer(peer: &Connection, port: &mut DmaPort, message: &Message) -> Result<(), Ended> {
+    let header = &message.header;
+    match Command::decode(header.command.get(), &message.payload, message.descriptors.len()) {
+        Ok(Command::DmaRead(access)) => {
+            let mut data = vec![0; access.count.get() as usize];
+            match port.read(Iova(access.address.get()), &mut data) {
+                Ok(()) => peer.reply(header, &[access.as_bytes(), &data], &[]),
+                Err(_) => peer.refuse(header, Errno::FAULT),
+            }
+        }
+        Ok(Command::DmaWrite(access, data)) => match port.write(Iova(access.address.get()), data) {
+            Ok(()) => {
+                let written = DmaWritten { address: access.address, count: U32::new(data.len() as u32) };
+                peer.reply(header, &[written.as_bytes()], &[])
+            }
+            Err(_) => peer.refuse(header, Errno::FAULT),
+        },
+        Err(_) => peer.refuse(header, Errno::INVAL),
+    }
+}
