@@ -398,7 +398,7 @@ impl Filesystem for Tree {
                 Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
             });
         }
-        let rest = |bytes: &[u8]| bytes.get(offset as usize..).unwrap_or(&[]).iter().take(size).copied().collect();
+        let rest = move |bytes: &[u8]| bytes.get(offset as usize..).unwrap_or(&[]).iter().take(size).copied().collect();
         let bytes: Vec<u8> = match self.node(inode) {
             Some(Node::Text(text)) => rest(text.as_bytes()),
             Some(Node::Bytes(bytes)) => rest(bytes),
@@ -410,12 +410,21 @@ impl Filesystem for Tree {
                 Some(text) => rest(text.as_bytes()),
                 None => return reply.error(Errno::EIO),
             },
+            // A device may be asked for its own registers, which may be another process's.
             Some(Node::Config(number)) => {
-                let mut config = [0; 4096];
-                if let Some(device) = self.server.devices().get(*number) {
-                    device.vfio.function().config_read(0, &mut config);
-                }
-                rest(&config)
+                let number = *number;
+                let read = move |server: &Server| {
+                    let mut config = [0; 4096];
+                    if let Some(device) = server.devices().get(number) {
+                        device.vfio.function().config_read(0, &mut config);
+                    }
+                    let bytes: Vec<u8> = rest(&config);
+                    Ok(bytes)
+                };
+                return self.teller.answer_later(&self.server, read, |read: Result<_, rustix::io::Errno>| match read {
+                    Ok(bytes) => reply.data(&bytes),
+                    Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
+                });
             }
             Some(Node::Directory(_)) => return reply.error(Errno::EISDIR),
             _ => return reply.error(Errno::EINVAL),
