@@ -14,6 +14,7 @@ mod killed;
 mod nvme;
 mod process;
 mod program;
+mod remote;
 mod requests;
 mod sva;
 mod unprivileged;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         sva::TESTS,
         hostile::TESTS,
         nvme::TESTS,
+        remote::TESTS,
     ];
     for group in groups {
         for &(name, test) in group {

@@ -1,0 +1,177 @@
+//! `ioasid device`, and its devices as those of runs: whatever ends when, the other side goes on.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::{Test, eventually, finish, ioasid, program_under, succeed};
+
+pub const TESTS: &[Test] = &[
+    ("a_device_of_another_process_is_one_of_a_run", || {
+        let server = Server::start("ioat");
+        for memory in ["shared", "private", "memfd", "mixed"] {
+            for how in ["", ",untrusted"] {
+                succeed(&mut program_under(&["--check", "--device", &server.device(how)], "copy", &[memory]));
+            }
+        }
+        assert_eq!(server.stop(libc::SIGTERM), Some(0));
+    }),
+    ("a_socket_goes_with_its_server_and_one_that_was_left_is_no_hindrance", || {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            let server = Server::start("edu");
+            let path = server.path.clone();
+            assert_eq!(server.stop(signal), Some(0));
+            assert!(!path.exists());
+        }
+        let server = Server::start("edu");
+        let path = server.path.clone();
+        let (left, place) = (path.with_extension("left"), path.clone());
+        std::fs::rename(&path, &left).unwrap();
+        server.stop(libc::SIGKILL);
+        std::fs::rename(left, &path).unwrap();
+        drop(Server::at("edu", place));
+    }),
+    ("what_cannot_be_served_is_said", || {
+        let path = socket_path();
+        let listener = UnixListener::bind(&path).unwrap();
+        let at = path.to_str().unwrap();
+        for (arguments, status, part) in [
+            (&["edu", "--socket", at][..], 125, "listens there already"),
+            (&["edu", "--socket", "/nowhere/socket"], 125, "/nowhere/socket"),
+            (&["edu", "--socket", "/dev/null"], 125, "/dev/null"),
+            (&["floppy", "--socket", at], 2, "there is: ioat"),
+            (&["dsa,slices=2", "--socket", at], 2, "2 devices"),
+            (&["edu"], 2, "--socket"),
+            (&["edu", "--socket", at, "--timeout", "0"], 2, "1..=3600"),
+        ] {
+            let output = finish(Command::new(ioasid()).arg("device").args(arguments));
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(status), "{arguments:?}: {errors}");
+            assert!(errors.contains(part), "{arguments:?}: {errors}");
+        }
+        drop(listener);
+        std::fs::remove_file(&path).unwrap();
+    }),
+    ("a_server_that_is_not_there_is_said_at_the_start", || {
+        let output = finish(&mut program_under(&["--device", "vfio-user,socket=/nowhere"], "just-exits", &["0"]));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(errors.contains("no server can be reached at /nowhere"), "{errors}");
+        // One that listens, and says nothing.
+        let path = socket_path();
+        let _listener = UnixListener::bind(&path).unwrap();
+        let device = format!("vfio-user,socket={},timeout=1", path.display());
+        let output = finish(&mut program_under(&["--device", &device], "just-exits", &["0"]));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("did not answer VERSION within 1s"), "{errors}");
+        std::fs::remove_file(&path).unwrap();
+    }),
+    ("a_server_goes_on_when_runs_are_killed", || {
+        let server = Server::start("ioat");
+        for round in 0..rounds() {
+            let mut run = copying(&server.device(""));
+            std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 7 % 20)));
+            run.kill().unwrap();
+            run.wait().unwrap();
+        }
+        succeed(&mut program_under(&["--check", "--device", &server.device("")], "copy", &["shared"]));
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.child.id())).unwrap();
+        assert!(!maps.contains("memfd:ioasid") && maps.lines().count() < 300, "{maps}");
+        assert!(std::fs::read_dir(format!("/proc/{}/fd", server.child.id())).unwrap().count() < 30);
+        assert_eq!(server.stop(libc::SIGTERM), Some(0));
+    }),
+    ("a_run_goes_on_when_servers_are_killed", || {
+        for round in 0..rounds() {
+            let server = Server::start("ioat");
+            let mut run = copying(&server.device(""));
+            std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 7 % 20)));
+            server.stop(libc::SIGKILL);
+            let mut errors = BufReader::new(run.stderr.take().unwrap());
+            let mut line = String::new();
+            errors.read_line(&mut line).unwrap();
+            assert!(line.contains("0001:00:01.0: the device has gone"), "{line}");
+            // The program notices, or is ended: both end the run.
+            let pid = rustix::process::Pid::from_child(&run);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            eventually("the run ends", || run.try_wait().unwrap().is_some());
+            let _ = errors.read_to_string(&mut line);
+        }
+    }),
+];
+
+/// How often something is killed; more often for who asks for it.
+fn rounds() -> u32 {
+    std::env::var("IOASID_REMOTE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(10)
+}
+
+/// A run that copies until it is ended.
+fn copying(device: &str) -> Child {
+    let mut run = program_under(&["--quiet", "--device", device], "endless", &[])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(run.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "copying\n");
+    run
+}
+
+fn socket_path() -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("ioasid-test-{}-socket-{number}", std::process::id()))
+}
+
+/// `ioasid device`, which is killed when this is dropped.
+struct Server {
+    child: Child,
+    path: PathBuf,
+}
+
+impl Server {
+    fn start(model: &str) -> Self {
+        Self::at(model, socket_path())
+    }
+
+    fn at(model: &str, path: PathBuf) -> Self {
+        let mut child = Command::new(ioasid())
+            .args(["device", model, "--socket"])
+            .arg(&path)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It says so when it is ready.
+        let mut line = String::new();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        errors.read_line(&mut line).unwrap();
+        assert!(line.contains("waits for a client"), "{line}");
+        drop(UnixStream::connect(&path).unwrap());
+        // What else it says is for nobody.
+        std::thread::spawn(move || drop(std::io::copy(&mut errors, &mut std::io::sink())));
+        Self { child, path }
+    }
+
+    /// The device of a run that this has.
+    fn device(&self, more: &str) -> String {
+        format!("vfio-user,socket={}{more}", self.path.display())
+    }
+
+    /// Ends it by a signal; its status, if it has one.
+    fn stop(mut self, signal: i32) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::from_named_raw(signal).unwrap()).unwrap();
+        eventually("the server ends", || self.child.try_wait().unwrap().is_some());
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

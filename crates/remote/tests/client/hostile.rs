@@ -1,0 +1,277 @@
+//! Servers that lie, stall, flood, refuse and go: the device is gone then, the memory is as it was, and nobody waits
+//! longer than was said.
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ioasid::{Access, UnmapError};
+use ioasid_remote::wire::{
+    Capabilities, CommandId, DeviceInfo, DmaAccess, Header, IrqInfo, Kind, RegionAccess, RegionInfo, Version,
+};
+use ioasid_remote::{ConnectError, Remote};
+use zerocopy::native_endian::{U32, U64};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::bench::{Bench, Listening, PATIENCE, bytes, memory, options, wait_until};
+
+/// Answers a client as a server with a small device does, but for what `wrong` says: whether it has taken care of a
+/// message itself.
+fn serve(socket: OwnedFd, wrong: impl Fn(&UnixStream, &Header, &[u8]) -> bool) {
+    let mut socket = UnixStream::from(socket);
+    let mut header = [0; 16];
+    while socket.read_exact(&mut header).is_ok() {
+        let header = Header::read_from_bytes(&header).unwrap();
+        let mut payload = vec![0; header.payload().unwrap()];
+        if socket.read_exact(&mut payload).is_err() {
+            return;
+        }
+        if wrong(&socket, &header, &payload) || header.kind() == Ok(Kind::Command { wants_reply: false }) {
+            continue;
+        }
+        let reply = answer(&header, &payload);
+        if socket.write_all(&[header.reply(reply.len()).as_bytes(), &reply].concat()).is_err() {
+            return;
+        }
+    }
+}
+
+/// What a server with a device of one BAR of 4 KiB says.
+fn answer(header: &Header, payload: &[u8]) -> Vec<u8> {
+    match CommandId::from_number(header.command.get()).unwrap() {
+        CommandId::Version => Version::with(Capabilities { max_msg_fds: 8, ..Capabilities::default() }).encode(),
+        CommandId::DeviceGetInfo => {
+            let [argsz, flags, regions, irqs] = [16, 3, 9, 5].map(U32::new);
+            DeviceInfo { argsz, flags, regions, irqs }.as_bytes().to_vec()
+        }
+        CommandId::DeviceGetRegionInfo => {
+            let info = RegionInfo::read_from_bytes(payload).unwrap();
+            let size = [4096, 0, 0, 0, 0, 0, 0, 256][info.index.get() as usize];
+            RegionInfo { size: U64::new(size), ..info }.as_bytes().to_vec()
+        }
+        CommandId::DeviceGetIrqInfo => {
+            IrqInfo { count: U32::new(1), flags: U32::new(1), ..IrqInfo::read_from_bytes(payload).unwrap() }
+                .as_bytes()
+                .to_vec()
+        }
+        CommandId::RegionRead => {
+            let access = RegionAccess::read_from_bytes(payload).unwrap();
+            let mut data = vec![0; access.count.get() as usize];
+            if (access.region.get(), access.offset.get()) == (7, 0) {
+                data.copy_from_slice(&[0x34, 0x12, 0x78, 0x56]);
+            }
+            [access.as_bytes(), &data].concat()
+        }
+        CommandId::DmaUnmap => payload.to_vec(),
+        _ => Vec::new(),
+    }
+}
+
+fn is(header: &Header, command: CommandId) -> bool {
+    header.command.get() == command as u16
+}
+
+fn connect(server: &Listening) -> Result<Arc<Remote>, ConnectError> {
+    Remote::connect(options(server, true))
+}
+
+#[test]
+fn a_server_that_does_not_say_what_it_has_to_say_has_no_device() {
+    for command in [CommandId::Version, CommandId::DeviceGetInfo, CommandId::DeviceGetRegionInfo, CommandId::RegionRead]
+    {
+        // It refuses; gives too little; says nothing; goes; answers something else.
+        for how in 0..5 {
+            let server = Listening::with(move |socket| {
+                serve(socket, |mut socket, header, _| {
+                    if !is(header, command) {
+                        return false;
+                    }
+                    let message = match how {
+                        0 => header.refusal(22).as_bytes().to_vec(),
+                        1 => [header.reply(1).as_bytes(), &[0]].concat(),
+                        2 => Vec::new(),
+                        3 => {
+                            let _ = socket.shutdown(std::net::Shutdown::Both);
+                            Vec::new()
+                        }
+                        _ => Header { id: (header.id.get() ^ 1).into(), ..header.reply(0) }.as_bytes().to_vec(),
+                    };
+                    let _ = socket.write_all(&message);
+                    true
+                });
+            });
+            let start = Instant::now();
+            let error = connect(&server).unwrap_err();
+            assert!(start.elapsed() < PATIENCE * 10, "{command} {how}: {error}");
+            assert!(!error.to_string().is_empty());
+        }
+    }
+    let nobody = Listening::with(drop);
+    std::fs::remove_file(&nobody.path).unwrap();
+    assert!(matches!(connect(&nobody), Err(ConnectError::Connect(..))));
+}
+
+/// A server that is right until a command comes, and then does something else.
+fn wrong_at(command: CommandId, what: impl Fn(&UnixStream, &Header, &[u8]) + Send + Sync + 'static) -> Listening {
+    let what = Arc::new(what);
+    Listening::with(move |socket| {
+        let what = what.clone();
+        std::thread::spawn(move || {
+            serve(socket, |socket, header, payload| {
+                let is_it = is(header, command);
+                if is_it {
+                    what(socket, header, payload);
+                }
+                is_it
+            });
+        });
+    })
+}
+
+#[test]
+fn a_server_that_goes_takes_its_device_out() {
+    let server = wrong_at(CommandId::DeviceSetIrqs, |socket, _, _| {
+        let _ = socket.shutdown(std::net::Shutdown::Both);
+    });
+    let bench = Bench::new(options(&server, true));
+    let file = memory(0x1000, 1);
+    bench.map_file(0x1000, &file, Access::all()).unwrap();
+    bench.set_irqs(0, ioasid_vfio::device::irq::IrqActions::TRIGGER, Some(&crate::bench::counter()));
+    wait_until("it is gone", || {
+        bench.read(0);
+        bench.is_gone()
+    });
+    wait_until("it is said", || !bench.ended.lock().unwrap().is_empty());
+    assert!(bench.ended.lock().unwrap()[0].contains("closed"));
+    // This process is the server's, and lives: what it was passed it may reach still, which is said.
+    let start = Instant::now();
+    assert!(matches!(bench.unmap(0x1000, 0x1000), Err(UnmapError::Mirror(_))));
+    assert!(start.elapsed() >= PATIENCE && start.elapsed() < PATIENCE * 10);
+    bench.map_file(0x8000, &file, Access::all()).unwrap();
+    bench.unmap(0x8000, 0x1000).unwrap();
+    assert_eq!(bytes(&file, 0, 4), [1; 4]);
+}
+
+#[test]
+fn a_server_that_was_passed_no_files_can_be_unmapped_whatever_it_does() {
+    for how in 0..3 {
+        let server = wrong_at(CommandId::DmaUnmap, move |mut socket, header, _| {
+            let _ = match how {
+                0 => socket.write_all(header.refusal(16).as_bytes()),
+                1 => socket.shutdown(std::net::Shutdown::Both),
+                // It says nothing.
+                _ => Ok(()),
+            };
+        });
+        let bench = Bench::new(options(&server, false));
+        let file = memory(0x1000, 1);
+        bench.map_file(0x1000, &file, Access::all()).unwrap();
+        let start = Instant::now();
+        bench.unmap(0x1000, 0x1000).unwrap();
+        assert!(start.elapsed() < PATIENCE * 10);
+        wait_until("it is gone", || {
+            bench.read(0);
+            bench.is_gone()
+        });
+        bench.device.detach(None).unwrap();
+    }
+}
+
+#[test]
+fn a_server_that_refuses_a_mapping_refuses_it_for_the_address_space() {
+    let server = wrong_at(CommandId::DmaMap, |mut socket, header, _| {
+        let _ = socket.write_all(header.refusal(28).as_bytes());
+    });
+    let bench = Bench::new(options(&server, true));
+    assert!(bench.map_file(0x1000, &memory(0x1000, 1), Access::all()).is_err());
+    assert!(bench.ioas.areas().is_empty());
+    assert_eq!(bench.read(0), 0);
+}
+
+#[test]
+fn what_a_server_asks_for_is_checked_as_any_dma() {
+    let done = Arc::new(AtomicBool::new(false));
+    let seen = done.clone();
+    // At a register write, it reads and writes what it likes, and takes the replies as they come.
+    let server = wrong_at(CommandId::RegionWrite, move |mut socket, header, payload| {
+        if payload[8] == 7 {
+            let _ = socket.write_all(&[header.reply(16).as_bytes(), &payload[..16]].concat());
+            return;
+        }
+        let mut ask = |command, address, count: u64, data: &[u8]| {
+            let access = DmaAccess { address: U64::new(address), count: U64::new(count) };
+            let header = Header::command(9, command, 16 + data.len());
+            let _ = socket.write_all(&[header.as_bytes(), access.as_bytes(), data].concat());
+            let mut reply = [0; 16];
+            socket.read_exact(&mut reply).unwrap();
+            let reply = Header::read_from_bytes(&reply).unwrap();
+            let mut rest = vec![0; reply.payload().unwrap()];
+            socket.read_exact(&mut rest).unwrap();
+            (reply.kind().unwrap(), rest)
+        };
+        let refused = |errno| Kind::Reply { error: Some(errno) };
+        assert_eq!(ask(CommandId::DmaRead, 0x1000, 4, &[]).1[16..], [1; 4]);
+        assert_eq!(ask(CommandId::DmaRead, 0x1ffe, 4, &[]).0, refused(14));
+        assert_eq!(ask(CommandId::DmaRead, u64::MAX, 4, &[]).0, refused(14));
+        assert_eq!(ask(CommandId::DmaWrite, 0x1000, 4, &[7; 4]).0, refused(14));
+        assert_eq!(ask(CommandId::DmaRead, 0x1000, u64::MAX, &[]).0, refused(22));
+        assert_eq!(ask(CommandId::DmaWrite, 0x1000, 4, &[7; 3]).0, refused(22));
+        assert_eq!(ask(CommandId::DeviceReset, 0, 0, &[]).0, refused(22));
+        seen.store(true, Ordering::SeqCst);
+    });
+    let bench = Bench::new(options(&server, true));
+    let file = memory(0x1000, 1);
+    bench.map_file(0x1000, &file, Access::READ).unwrap();
+    bench.write(0, 1);
+    wait_until("it has asked", || done.load(Ordering::SeqCst));
+    assert_eq!(bytes(&file, 0, 4), [1; 4]);
+}
+
+#[test]
+fn a_server_that_floods_is_cut_off() {
+    let server = wrong_at(CommandId::RegionRead, |mut socket, header, payload| {
+        // Configuration space is there; a register is answered by noise.
+        if payload[8] == 7 {
+            let reply = answer(header, payload);
+            let _ = socket.write_all(&[header.reply(reply.len()).as_bytes(), &reply].concat());
+            return;
+        }
+        let access = DmaAccess { address: U64::new(0x1000), count: U64::new(1 << 20) };
+        let message = [Header::command(1, CommandId::DmaRead, 16).as_bytes(), access.as_bytes()].concat();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(10) && socket.write_all(&message).is_ok() {}
+    });
+    let bench = Bench::new(options(&server, true));
+    let start = Instant::now();
+    wait_until("it is gone", || {
+        bench.read(0);
+        bench.is_gone()
+    });
+    assert!(start.elapsed() < PATIENCE * 20);
+}
+
+#[test]
+fn a_server_that_went_is_looked_for_when_the_device_is_closed_and_opened() {
+    let server = wrong_at(CommandId::DeviceSetIrqs, |socket, _, _| {
+        let _ = socket.shutdown(std::net::Shutdown::Both);
+    });
+    let mut bench = Bench::new(options(&server, true));
+    bench.map_file(0x1000, &memory(0x1000, 1), Access::all()).unwrap();
+    bench.set_irqs(0, ioasid_vfio::device::irq::IrqActions::TRIGGER, Some(&crate::bench::counter()));
+    wait_until("it is gone", || bench.is_gone());
+    // Not while something is mapped for the one that went.
+    bench.session().reset();
+    assert!(bench.is_gone());
+    bench.device.detach(None).unwrap();
+    drop(bench.session.take());
+    bench.session = Some(bench.vfio.open().unwrap());
+    bench.enable();
+    assert!(!bench.is_gone());
+    assert_eq!(bench.read(0), 0);
+    assert!(server.served.load(Ordering::SeqCst) >= 2);
+    bench.device.attach(None, &bench.ioas).unwrap();
+    bench.unmap(0x1000, 0x1000).unwrap();
+}
