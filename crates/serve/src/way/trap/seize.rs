@@ -131,40 +131,57 @@ mod tests {
 
     use super::*;
 
-    /// A process whose threads but one are gone, as that execs; the one that is traced ends when its tracer looks.
+    /// What the process of the test is told by.
+    const PROGRAM: &str = "IOASID_TEST_EXECS";
+
+    /// Two threads sleep, and say which they are; then another executes a program.
+    fn execs() {
+        for _ in 0..2 {
+            std::thread::spawn(|| {
+                println!("\nthread {}", rustix::thread::gettid());
+                std::thread::sleep(Duration::from_secs(1000));
+            });
+        }
+        let _ = io::stdin().read_line(&mut String::new());
+        let error = std::os::unix::process::CommandExt::exec(&mut Command::new("true"));
+        panic!("{error}");
+    }
+
+    /// A thread of a process is seized, and another executes a program: that waits for the first, and whoever would
+    /// seize more of the process for that.
     #[test]
     fn a_seizure_that_would_wait_for_itself_is_given_up() {
-        // Python's threads are the kernel's. The main thread execs while another sleeps, which the test has seized.
-        let program = "
-import os, sys, threading, time
-def sleeps():
-    print(threading.get_native_id(), flush=True)
-    time.sleep(1000)
-for _ in range(2):
-    threading.Thread(target=sleeps, daemon=True).start()
-sys.stdin.readline()
-os.execv('/bin/true', ['true'])
-";
-        let Ok(mut child) =
-            Command::new("python3").args(["-c", program]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
-        else {
-            panic!("the test needs python3");
-        };
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let threads: Vec<u32> = (0..2).map(|_| lines.next().unwrap().unwrap().parse().unwrap()).collect();
+        if std::env::var_os(PROGRAM).is_some() {
+            execs();
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "--nocapture",
+                "way::trap::seize::tests::a_seizure_that_would_wait_for_itself_is_given_up",
+            ])
+            .env(PROGRAM, "")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut threads = lines.filter_map(|line| line.unwrap().strip_prefix("thread ")?.parse::<u32>().ok());
+        let first = threads.next().unwrap();
+        threads.next().unwrap();
         let (done, is_done) = mpsc::channel();
         let process = child.id();
         std::thread::spawn(move || {
-            seize(threads[0], libc::PTRACE_O_TRACEEXIT as usize).unwrap();
+            seize(first, libc::PTRACE_O_TRACEEXIT as usize).unwrap();
             child.stdin.take().unwrap().write_all(b"\n").unwrap();
             // The exec has begun when the traced thread stops where it ends.
             let mut status = 0;
             // SAFETY: `status` is written.
-            let stopped = unsafe { libc::waitpid(threads[0] as i32, &mut status, libc::__WALL) };
-            assert_eq!((stopped, status >> 16), (threads[0] as i32, libc::PTRACE_EVENT_EXIT));
+            let stopped = unsafe { libc::waitpid(first as i32, &mut status, libc::__WALL) };
+            assert_eq!((stopped, status >> 16), (first as i32, libc::PTRACE_EVENT_EXIT));
             let given_up = seize(process, 0).unwrap_err();
             // SAFETY: takes no pointers.
-            unsafe { libc::ptrace(libc::PTRACE_DETACH, threads[0], 0usize, 0usize) };
+            unsafe { libc::ptrace(libc::PTRACE_DETACH, first, 0usize, 0usize) };
             done.send((given_up.raw_os_error(), child.wait().unwrap().success())).unwrap();
         });
         let result = is_done.recv_timeout(Duration::from_secs(20));
