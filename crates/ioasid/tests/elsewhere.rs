@@ -142,21 +142,33 @@ fn what_it_cannot_have_is_not_attached() {
 
 #[test]
 fn what_it_may_still_reach_stays_and_is_said() {
-    let bench = Bench::new();
-    let ioas = bench.ioas(&[1, 2]);
-    let device = bench.context.bind(&bench.endpoint).unwrap();
-    device.attach(None, &ioas).unwrap();
-    bench.elsewhere.is_lost.store(true, Ordering::SeqCst);
-    assert!(matches!(ioas.unmap(page(1)), Err(UnmapError::Mirror(_))));
-    // It is asked for nothing any more: the address space goes on without it.
-    bench.map(&ioas, 3);
-    ioas.unmap(page(3)).unwrap();
-    device.detach(None).unwrap();
-    bench.elsewhere.is_lost.store(false, Ordering::SeqCst);
-    device.attach(None, &ioas).unwrap();
-    assert_eq!(bench.elsewhere.pages(), [2]);
-    drop(device);
-    let _ = &bench.machine;
+    for detaches_first in [false, true] {
+        let bench = Bench::new();
+        let ioas = bench.ioas(&[1, 2]);
+        let device = bench.context.bind(&bench.endpoint).unwrap();
+        device.attach(None, &ioas).unwrap();
+        bench.elsewhere.is_lost.store(true, Ordering::SeqCst);
+        if detaches_first {
+            device.detach(None).unwrap();
+        }
+        // Of all that it may reach: it is not asked a second time.
+        for number in [1, 2] {
+            assert!(matches!(ioas.unmap(page(number)), Err(UnmapError::Mirror(_))), "page {number}");
+        }
+        // The address space goes on without it.
+        for number in [1, 3] {
+            bench.map(&ioas, number);
+            ioas.unmap(page(number)).unwrap();
+        }
+        // It is added again when it is attached anew, and has what there is.
+        bench.map(&ioas, 4);
+        bench.elsewhere.is_lost.store(false, Ordering::SeqCst);
+        bench.elsewhere.mapped.lock().unwrap().clear();
+        device.attach(None, &ioas).unwrap();
+        assert_eq!(bench.elsewhere.pages(), [4]);
+        drop(device);
+        let _ = &bench.machine;
+    }
 }
 
 /// Threads that attach, detach, map and unmap: whenever one has detached or unmapped, the device has nothing of it.

@@ -41,7 +41,7 @@ impl Endpoint {
         loop {
             let (wanted, possible) = self.attached_space();
             match (&turn.now, wanted) {
-                (Some(now), Some(wanted)) if Arc::ptr_eq(now, &wanted) => return Ok(()),
+                (Some(now), Some(wanted)) if Arc::ptr_eq(now, &wanted) && now.has_mirror(mirror) => return Ok(()),
                 (None, None) if possible => return Ok(()),
                 (None, None) => return Err(MirrorError::Unsupported("follow a table that is not of mappings").into()),
                 (Some(now), _) => {

@@ -20,6 +20,8 @@ pub(super) struct Area {
     holds: Holds,
     /// Mirrors are being changed because of it, and it stays as it is meanwhile.
     busy: bool,
+    /// A mirror that broke its contract may still reach it.
+    pub(super) exposed: bool,
 }
 
 impl Area {
@@ -201,6 +203,12 @@ impl Areas {
             State::Mapped(backed) => backed.pin.take().map(|pin| (area.last.checked_add(1), pin)),
             State::Coming | State::Absent(_) | State::Leaving(_) => None,
         })
+    }
+
+    /// A mirror that broke its contract may reach all that is mapped now, for as long as it is mapped.
+    pub(super) fn expose(&mut self) {
+        let has_been_mapped = |area: &&mut Area| matches!(area.state, State::Mapped(_) | State::Leaving(_));
+        self.areas.values_mut().filter(has_been_mapped).for_each(|area| area.exposed = true);
     }
 
     /// One pin more of all that is pinned.
@@ -399,7 +407,10 @@ impl Areas {
     }
 
     fn insert(&mut self, range: IovaRange, access: Access, state: State) {
-        self.areas.insert(range.start, Area { last: range.last, access, state, holds: Holds::default(), busy: false });
+        self.areas.insert(
+            range.start,
+            Area { last: range.last, access, state, holds: Holds::default(), busy: false, exposed: false },
+        );
     }
 
     /// What lies in `range`, which has to be mapped as a whole, for `access` by software; with `hold`, so that it

@@ -210,6 +210,7 @@ impl Ioas {
             let mut state = self.lock();
             state.links.links.retain(|link| link.number != number);
             state.limits_changed();
+            state.areas.expose();
             state.areas.pins()
         };
         std::mem::forget(pins);
@@ -269,7 +270,8 @@ impl Ioas {
     }
 
     /// Takes a device's own mirror away, and what is in it. When this returns, the device reaches nothing of this
-    /// address space by it; what it may reach nevertheless, as the mirror has broken its contract, stays pinned.
+    /// address space by it; what it may reach nevertheless, as the mirror has broken its contract, stays pinned, and to
+    /// unmap it is an error.
     pub(crate) fn expel_mirror(&self, mirror: &Arc<dyn Mirror>) -> Result<(), WouldDeadlock> {
         check_may_wait()?;
         let areas: Vec<_> = {
@@ -287,14 +289,23 @@ impl Ioas {
             areas.iter().for_each(|range| state.areas.set_busy(*range, true));
             areas
         };
-        let _busy: Vec<_> = areas.into_iter().map(|range| Busy { ioas: self, range }).collect();
+        let busy: Vec<_> = areas.into_iter().map(|range| Busy { ioas: self, range }).collect();
         if guarded(|| mirror.unmap(&mut std::iter::once(IovaRange::ALL))).is_err() {
-            let pins = self.lock().areas.pins();
+            let pins = {
+                let mut state = self.lock();
+                state.areas.expose();
+                state.areas.pins()
+            };
             std::mem::forget(pins);
         }
-        drop(_busy);
+        drop(busy);
         self.unpin_unused();
         Ok(())
+    }
+
+    /// Whether this mirror follows it.
+    pub(crate) fn has_mirror(&self, mirror: &Arc<dyn Mirror>) -> bool {
+        self.lock().links.links.iter().any(|link| Arc::ptr_eq(&link.mirror, mirror))
     }
 
     /// [`Ioas::remove_mirror`] of a page table that no device is attached to; its memory is let go by
