@@ -85,6 +85,11 @@ impl Alarm {
         handle()?;
         // SAFETY: structures of numbers, for which zeroes are values, and which the calls read and write.
         unsafe {
+            // It may have been blocked for whoever started this process.
+            let mut mask: libc::sigset_t = zeroed();
+            libc::sigemptyset(&mut mask);
+            libc::sigaddset(&mut mask, signal());
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &mask, ptr::null_mut());
             let mut event: libc::sigevent = zeroed();
             event.sigev_notify = libc::SIGEV_THREAD_ID;
             event.sigev_signo = signal();

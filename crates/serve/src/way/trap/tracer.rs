@@ -43,6 +43,8 @@ struct Request {
     done: Sender<io::Result<()>>,
     /// When it was made.
     begun: Instant,
+    /// It was tried before, and given up.
+    again: bool,
 }
 
 /// For so long it is tried to trace a thread whose process executes a program, or is traced by others.
@@ -95,7 +97,9 @@ impl TraceHandle {
     fn send(&self, tid: u32, wanted: Wanted) -> io::Result<Receiver<io::Result<()>>> {
         let (done, answer) = mpsc::channel();
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        requests.send(Request { tid, wanted, done, begun: Instant::now() }).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        requests
+            .send(Request { tid, wanted, done, begun: Instant::now(), again: false })
+            .map_err(|_| io::ErrorKind::BrokenPipe)?;
         drop(requests);
         rustix::io::write(&*self.wake, &1u64.to_ne_bytes())?;
         Ok(answer)
@@ -182,7 +186,7 @@ impl Tracer {
         let mut later = Vec::new();
         while let Ok(request) = self.requests.try_recv() {
             let result = match &request.wanted {
-                Wanted::Registers => self.prepare(request.tid),
+                Wanted::Registers => self.prepare(request.tid, request.again),
                 Wanted::News(process) => self.prepare_to_follow(request.tid, process.clone()),
                 Wanted::Show(_) if !self.threads.contains(&request.tid) => Err(io::ErrorKind::NotFound.into()),
                 Wanted::Show(device) => self.prepare_to_stop(request.tid, Task::Show(*device)),
@@ -199,7 +203,9 @@ impl Tracer {
             };
             match result {
                 // What it would have had to wait for may wait for another thread that is traced here.
-                Err(error) if was_given_up(&error) && request.begun.elapsed() < PATIENCE => later.push(request),
+                Err(error) if was_given_up(&error) && request.begun.elapsed() < PATIENCE => {
+                    later.push(Request { again: true, ..request });
+                }
                 result => drop(request.done.send(result)),
             }
         }
@@ -214,8 +220,9 @@ impl Tracer {
 
     /// Sees to it that the register accesses of the process that `tid` belongs to are performed, when the system call
     /// that it is in has returned.
-    fn prepare(&mut self, tid: u32) -> io::Result<()> {
-        if handler::base_in(ThreadMemory::stopped(tid)).is_some() || self.threads.contains(&tid) {
+    fn prepare(&mut self, tid: u32, again: bool) -> io::Result<()> {
+        // The first time it may have got as far as this thread.
+        if handler::base_in(ThreadMemory::stopped(tid)).is_some() || self.threads.contains(&tid) && !again {
             return Ok(());
         }
         if needs_tracing(tid)? {
