@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 use ioasid_vfio::Spec;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with};
-use rustix::process::{PidfdFlags, pidfd_open};
 use zerocopy::native_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::spec::{Interrupts, read_spec};
-use super::{ClientOptions, ConnectError, Link};
+use super::{ClientOptions, ConnectError, Link, peer};
 use crate::connection::{CallError, Connection, Ended};
 use crate::wire::{Capabilities, CommandId, DeviceInfo, IrqInfo, RegionInfo, TwinSocket, Version, VersionError};
 
@@ -38,10 +37,7 @@ impl From<CallError> for ConnectError {
 pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectError> {
     let socket = open(&options.socket, options.patience)
         .map_err(|error| ConnectError::Connect(options.socket.clone(), error.into()))?;
-    // Its process is looked for while it is there for certain.
-    let process = rustix::net::sockopt::socket_peercred(&socket)
-        .and_then(|credentials| pidfd_open(credentials.pid, PidfdFlags::empty()))
-        .ok();
+    let process = peer::process(&socket);
     let connection = Arc::new(Connection::new(socket, options.patience));
     let (theirs, peer) = agree(&connection, options.patience)?;
     let info = DeviceInfo { argsz: U32::new(size_of::<DeviceInfo>() as u32), ..DeviceInfo::default() };
@@ -50,7 +46,14 @@ pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectEr
         return Err(ConnectError::Device("it is no PCI device".to_owned()));
     }
     let mut regions = [0; 8];
+    // One that takes its time for each answer has no more of it than for all.
+    let end = Instant::now() + options.patience.saturating_mul(4);
+    let in_time = || match Instant::now() < end {
+        true => Ok(()),
+        false => Err(connection.end(Ended::Silent(CommandId::DeviceGetInfo, options.patience))),
+    };
     for (index, size) in (0..info.regions.get()).zip(&mut regions) {
+        in_time()?;
         let argsz = U32::new(size_of::<RegionInfo>() as u32);
         let info = RegionInfo { argsz, index: U32::new(index), ..RegionInfo::default() };
         let info: RegionInfo = ask(&connection, CommandId::DeviceGetRegionInfo, &info)?;
@@ -105,13 +108,19 @@ fn agree(connection: &Connection, patience: Duration) -> Result<(Capabilities, O
         connection.end(Ended::protocol(error.to_string()));
     })?;
     let twin = version.capabilities.twin_socket.filter(|twin| twin.supported);
-    let peer = match twin.map(|twin| twin.fd_index.and_then(|index| usize::try_from(index).ok())) {
+    let peer = match twin {
         None => None,
-        Some(Some(index)) if index < reply.descriptors.len() => {
-            Some(Arc::new(Connection::new(reply.descriptors.swap_remove(index), patience)))
+        Some(twin) => {
+            let index = twin.fd_index.and_then(|index| usize::try_from(index).ok()).ok_or(VersionError::NoTwin)?;
+            let socket = reply.descriptors.take_socket(index).ok_or(VersionError::NoTwin)?;
+            let peer = Arc::new(Connection::new(socket, patience));
+            connection.refuse_commands();
+            Some(peer)
         }
-        Some(_) => return Err(VersionError::NoTwin.into()),
     };
+    // A server passes nothing else that this side has a use for.
+    connection.refuse_descriptors();
+    peer.iter().for_each(|peer| peer.refuse_descriptors());
     Ok((version.capabilities, peer))
 }
 

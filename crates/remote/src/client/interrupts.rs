@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use ioasid_vfio::IrqIndex;
@@ -27,8 +27,8 @@ pub(super) struct Wires {
     eventfds: Vec<OwnedFd>,
     /// What the thread waits for.
     waits: Option<Arc<OwnedFd>>,
-    /// The line has signalled, and was not unmasked since.
-    line_signalled: Arc<AtomicBool>,
+    /// How often the line has signalled since it was unmasked.
+    line_signals: Arc<AtomicU32>,
 }
 
 impl Wires {
@@ -49,7 +49,7 @@ pub(super) fn attend(remote: &Arc<Remote>, link: &Arc<Link>) -> io::Result<()> {
     let line = {
         let mut wires = lock(&remote.wires);
         wires.waits = Some(waits.clone());
-        wires.line_signalled.clone()
+        wires.line_signals.clone()
     };
     let (remote, link) = (Arc::downgrade(remote), link.clone());
     let thread = std::thread::Builder::new().name("remote-irq".to_owned());
@@ -65,7 +65,7 @@ pub(super) fn attend(remote: &Arc<Remote>, link: &Arc<Link>) -> io::Result<()> {
 }
 
 /// Passes interrupts on until the connection ends.
-fn listen(remote: &Weak<Remote>, link: &Link, waits: &OwnedFd, line: &AtomicBool) -> Ended {
+fn listen(remote: &Weak<Remote>, link: &Link, waits: &OwnedFd, line: &AtomicU32) -> Ended {
     let mut events = Vec::with_capacity(64);
     loop {
         events.clear();
@@ -91,16 +91,17 @@ fn token(index: IrqIndex, vector: usize) -> u64 {
 }
 
 impl Remote {
-    fn pass_on(&self, token: u64, line: &AtomicBool) {
+    fn pass_on(&self, token: u64, line: &AtomicU32) {
         let Some(local) = self.local.get() else { return };
         match IrqIndex::from_number((token >> 32) as u32) {
             Some(IrqIndex::Intx) => {
-                line.store(true, Ordering::SeqCst);
+                line.fetch_add(1, Ordering::SeqCst);
                 local.interrupts.set_intx(true);
                 local.interrupts.set_intx(false);
             }
-            Some(_) => local.interrupts.raise(token as u16),
-            None => {}
+            // One of an index that is not enabled any more is too late.
+            Some(index) if local.interrupts.enabled() == Some(index) => local.interrupts.raise(token as u16),
+            _ => {}
         }
     }
 
@@ -110,19 +111,32 @@ impl Remote {
         let mut wires = lock(&self.wires);
         let wanted = local.interrupts.enabled();
         let link = self.link();
-        // A server that refuses, or is gone, does not interrupt.
-        let _ = if wires.enabled == wanted {
-            let signalled = wanted == Some(IrqIndex::Intx) && wires.line_signalled.swap(false, Ordering::SeqCst);
-            if signalled && link.masks_line { unmask(&link) } else { Ok(()) }
-        } else {
-            self.rewire(&link, &mut wires, wanted)
-        };
+        if wires.enabled != wanted {
+            if let Err(CallError::Ended(ended)) = self.rewire(&link, &mut wires, wanted) {
+                link.connection.end(ended);
+            }
+            return;
+        }
+        let signals = if wanted == Some(IrqIndex::Intx) { wires.line_signals.swap(0, Ordering::SeqCst) } else { 0 };
+        drop(wires);
+        match signals {
+            1.. if link.masks_line => drop(unmask(&link)),
+            // One that does not mask itself may have signalled while the program's was masked.
+            2.. => {
+                local.interrupts.set_intx(true);
+                local.interrupts.set_intx(false);
+            }
+            _ => {}
+        }
     }
 
     fn rewire(&self, link: &Link, wires: &mut Wires, wanted: Option<IrqIndex>) -> Result<(), CallError> {
         if let Some(index) = wires.enabled.take() {
-            wires.eventfds.clear();
-            wires.line_signalled.store(false, Ordering::SeqCst);
+            for eventfd in wires.eventfds.drain(..) {
+                // The server has it, too, so it would stay.
+                let _ = wires.waits.as_ref().map(|waits| epoll::delete(&**waits, &eventfd));
+            }
+            wires.line_signals.store(0, Ordering::SeqCst);
             set(link, index, 0, 0, IrqSetFlags::NONE | IrqSetFlags::TRIGGER, &[])?;
         }
         let (Some(index), Some(local), Some(waits)) = (wanted, self.local.get(), wires.waits.clone()) else {

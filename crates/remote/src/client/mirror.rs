@@ -1,10 +1,12 @@
 //! What the server is told of the address space that the device is attached to.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use ioasid::memory::{FileRange, MemoryChunk};
 use ioasid::{Access, IovaRange, Mirror, MirrorCapabilities, MirrorError, MirrorRun};
@@ -38,11 +40,17 @@ impl Mirror for Remote {
             let start = run.range.start() + piece.offset;
             match self.map_piece(&link, start, &piece, run.access) {
                 Ok(()) => done.push(start),
-                // It is gone, and reaches nothing.
-                Err(MapPieceError::Call(CallError::Ended(_))) => return Ok(()),
+                // It is gone, and has what it has: the unmap says how it is with that.
+                Err(MapPieceError::Call(CallError::Ended(_))) => done.push(start),
                 Err(error) => {
                     done.into_iter().for_each(|start| self.unmap_one(&link, start));
-                    return Err(MirrorError::Failed(error.into()));
+                    // What it does not let go of, it may reach.
+                    let is_out_of_reach = self.is_out_of_reach(&link);
+                    return Err(if is_out_of_reach {
+                        MirrorError::Failed(error.into())
+                    } else {
+                        MirrorError::Panicked
+                    });
                 }
             }
         }
@@ -51,15 +59,19 @@ impl Mirror for Remote {
 
     fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError> {
         let link = self.link();
+        // One that takes its time for each answer has no more of it than for all.
+        let end = Instant::now() + self.options.patience.saturating_mul(4);
         for run in runs {
             let starts: Vec<u64> =
                 lock(&self.mapped).range(run.start()..=run.last()).map(|(start, _)| *start).collect();
-            starts.into_iter().for_each(|start| self.unmap_one(&link, start));
+            for start in starts {
+                if Instant::now() > end {
+                    link.connection.end(Ended::Silent(CommandId::DmaUnmap, self.options.patience));
+                }
+                self.unmap_one(&link, start);
+            }
         }
-        // What it reaches by messages, the port refuses. What it has mapped, it may still reach if it did not say
-        // otherwise, as long as it is there.
-        let is_out_of_reach = || link.connection.ended().is_none() || !link.has_files.load(Ordering::SeqCst);
-        if is_out_of_reach() || self.has_exited(&link) { Ok(()) } else { Err(MirrorError::Reachable) }
+        if self.is_out_of_reach(&link) { Ok(()) } else { Err(MirrorError::Reachable) }
     }
 }
 
@@ -79,6 +91,8 @@ impl From<MemoryChunk> for Piece {
 /// Why the server does not map something.
 #[derive(Debug, thiserror::Error)]
 enum MapPieceError {
+    #[error("the device has something else there: it follows another address space")]
+    Elsewhere,
     #[error("the server has room for {0} mappings")]
     Full(u64),
     #[error(transparent)]
@@ -104,13 +118,23 @@ impl Remote {
         };
         let descriptors: Vec<_> = file.iter().map(|(file, _)| file.as_fd()).collect();
         link.has_files.fetch_or(!descriptors.is_empty(), Ordering::SeqCst);
-        // From now on it is to be unmapped.
-        lock(&self.mapped).insert(start, piece.length);
+        // From now on it is to be unmapped, unless the server says that it has not mapped it.
+        match lock(&self.mapped).entry(start) {
+            Entry::Occupied(_) => return Err(MapPieceError::Elsewhere),
+            Entry::Vacant(place) => place.insert(piece.length),
+        };
         let mapped = link.connection.call(CommandId::DmaMap, &[map.as_bytes()], &descriptors);
-        if mapped.is_err() {
+        if let Err(CallError::Refused(..)) = mapped {
             lock(&self.mapped).remove(&start);
         }
         Ok(mapped.map(drop)?)
+    }
+
+    /// Whether the server reaches nothing that it was to unmap. What it reaches by messages, the port refuses. What it
+    /// has mapped, it may still reach if it did not say otherwise, as long as it is there.
+    fn is_out_of_reach(&self, link: &Link) -> bool {
+        let may_have_files = link.connection.ended().is_some() && link.has_files.load(Ordering::SeqCst);
+        !may_have_files || self.has_exited(link, self.options.patience)
     }
 
     /// Has the server let go of a mapping. One that does not is cut off.
@@ -124,9 +148,9 @@ impl Remote {
     }
 
     /// Whether the server's process ends in time, with all that it has mapped.
-    fn has_exited(&self, link: &Link) -> bool {
+    pub(super) fn has_exited(&self, link: &Link, patience: Duration) -> bool {
         let Some(process) = &link.process else { return false };
-        let patience = Timespec::try_from(self.options.patience).ok();
+        let patience = Timespec::try_from(patience).ok();
         poll(&mut [PollFd::new(process, PollFlags::IN)], patience.as_ref()).is_ok_and(|ready| ready > 0)
     }
 }

@@ -19,6 +19,7 @@ mod handshake;
 mod interrupts;
 mod memory;
 mod mirror;
+mod peer;
 mod spec;
 
 use std::fmt;
@@ -194,8 +195,12 @@ impl Remote {
             return Ok(());
         }
         lock(&self.wires).forget();
-        memory::attend(link, &endpoint)?;
-        interrupts::attend(self, link)?;
+        let attended = memory::attend(link, &endpoint).and_then(|()| interrupts::attend(self, link));
+        // Without its threads it would be a device that never interrupts.
+        attended.inspect_err(|error| {
+            link.connection.end(Ended::Socket(Arc::new(std::io::Error::from(error.kind()))));
+            link.peer.end(Ended::Here);
+        })?;
         Ok(())
     }
 
@@ -218,9 +223,14 @@ impl Remote {
             Ok(())
         };
         self.command.store(ANSWERS, Ordering::SeqCst);
-        match reset(&self.link()) {
+        let before = self.link();
+        match reset(&before) {
             Err(ConnectError::Ended(_)) if lock(&self.mapped).is_empty() => {}
             done => return done,
+        }
+        // What one that is cut off has mapped must not be forgotten for the next.
+        if before.has_files.load(Ordering::SeqCst) && !self.has_exited(&before, Duration::ZERO) {
+            return Err(ConnectError::Ended(before.connection.end(Ended::Here)));
         }
         let (link, spec) = handshake::connect(&self.options)?;
         if spec != self.spec {

@@ -3,10 +3,13 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
@@ -14,6 +17,7 @@ use rustix::net::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Ended;
+use super::descriptors::Passed;
 use crate::wire::{HEADER_SIZE, Header, MAX_DESCRIPTORS};
 
 /// A message as it came.
@@ -21,22 +25,44 @@ use crate::wire::{HEADER_SIZE, Header, MAX_DESCRIPTORS};
 pub(crate) struct Message {
     pub(crate) header: Header,
     pub(crate) payload: Vec<u8>,
-    pub(crate) descriptors: Vec<OwnedFd>,
+    pub(crate) descriptors: Passed,
 }
 
 /// One end of a connection. One thread at a time sends, and one receives.
 #[derive(Debug)]
-pub(super) struct Channel(OwnedFd);
+pub(super) struct Channel {
+    socket: OwnedFd,
+    takes_descriptors: AtomicBool,
+    /// What was read beyond a message. The thread that receives holds it.
+    rest: Mutex<Vec<u8>>,
+}
+
+/// How much is read at once of messages that have no descriptors.
+const AHEAD: usize = 1024;
 
 impl Channel {
-    pub(super) fn new(socket: OwnedFd) -> Self {
-        Self(socket)
+    /// Over `socket`, with a peer that is waited for so long at once.
+    pub(super) fn new(socket: OwnedFd, patience: Duration) -> Self {
+        // Every socket has both.
+        let _ = ioctl_fionbio(&socket, false);
+        let _ = set_socket_timeout(&socket, Timeout::Recv, Some(patience));
+        Self { socket, takes_descriptors: AtomicBool::new(true), rest: Mutex::default() }
+    }
+
+    /// From now on the kernel lets go of descriptors beside messages, without asking those that made the files.
+    pub(super) fn refuse_descriptors(&self) {
+        self.takes_descriptors.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether something has come that was not received, or the end.
+    pub(super) fn has_something(&self) -> bool {
+        self.wait(PollFlags::IN, Some(Instant::now())).unwrap_or(true)
     }
 
     /// Whatever waits for it waits no more, here and at the other end.
     pub(super) fn close(&self) {
         // One that is closed already is what is wanted.
-        let _ = shutdown(&self.0, Shutdown::Both);
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 
     /// Sends a message; `parts` are what follows its header. A peer that takes nothing until `deadline` is given up.
@@ -63,7 +89,7 @@ impl Channel {
             {
                 return Err(Ended::of(Errno::TOOMANYREFS));
             }
-            match sendmsg(&self.0, &slices, &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            match sendmsg(&self.socket, &slices, &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
                 Ok(mut sent) => {
                     descriptors = None;
                     for part in &mut left {
@@ -83,47 +109,53 @@ impl Channel {
         }
     }
 
-    /// Receives a message: `None` if none has begun by `start`. One that has begun has to be whole by what `end` then
-    /// gives.
+    /// Receives a message: `None` if none has begun by `start`, or as long after it as the peer is waited for. One that
+    /// has begun has to be whole by what `end` then gives.
     pub(super) fn receive(
         &self,
         start: Option<Instant>,
         end: impl FnOnce() -> Instant,
     ) -> Result<Option<Message>, Ended> {
-        let mut first = [0; HEADER_SIZE];
-        let mut descriptors = Vec::new();
-        let begun = match self.read(&mut first, &mut descriptors) {
-            Ok(0) => return Err(Ended::Closed),
-            Ok(bytes) => bytes,
-            Err(Errno::AGAIN) => {
-                if !self.wait(PollFlags::IN, start)? {
-                    return Ok(None);
-                }
-                match self.read(&mut first, &mut descriptors) {
-                    Ok(0) => return Err(Ended::Closed),
-                    Ok(bytes) => bytes,
-                    Err(Errno::AGAIN) => return Ok(None),
-                    Err(error) => return Err(Ended::of(error)),
-                }
-            }
-            Err(error) => return Err(Ended::of(error)),
-        };
         let mut end = Deadline(Some(end), None);
-        self.fill(&mut first[begun..], &mut descriptors, &mut end)?;
-        let header = Header::read_from_bytes(&first).map_err(|_| Ended::Closed)?;
+        let mut descriptors = Passed::default();
+        // What is read beyond a message is of the next, and whose a descriptor is could not be told then.
+        let ahead = if self.takes_descriptors.load(Ordering::SeqCst) { HEADER_SIZE } else { AHEAD };
+        let mut space = [0; AHEAD];
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut has = rest.len();
+        space[..has].copy_from_slice(&rest);
+        rest.clear();
+        while has == 0 {
+            // It waits for as long as the socket lets it: a look before would be one system call more for each message.
+            match self.read(&mut space[..ahead], &mut descriptors, RecvFlags::empty()) {
+                Ok(0) => return Err(Ended::Closed),
+                Ok(bytes) => has = bytes,
+                Err(Errno::AGAIN) if start.is_some_and(|start| start <= Instant::now()) => return Ok(None),
+                Err(Errno::AGAIN) => {}
+                Err(error) => return Err(Ended::of(error)),
+            }
+        }
+        if has < HEADER_SIZE {
+            self.fill(&mut space[has..HEADER_SIZE], &mut descriptors, &mut end)?;
+            has = HEADER_SIZE;
+        }
+        let header = Header::read_from_bytes(&space[..HEADER_SIZE]).map_err(|_| Ended::Closed)?;
         let mut payload = vec![0; header.payload()?];
-        self.fill(&mut payload, &mut descriptors, &mut end)?;
+        let here = payload.len().min(has - HEADER_SIZE);
+        payload[..here].copy_from_slice(&space[HEADER_SIZE..HEADER_SIZE + here]);
+        rest.extend_from_slice(&space[HEADER_SIZE + here..has]);
+        self.fill(&mut payload[here..], &mut descriptors, &mut end)?;
         Ok(Some(Message { header, payload, descriptors }))
     }
 
     fn fill<F: FnOnce() -> Instant>(
         &self,
         mut data: &mut [u8],
-        descriptors: &mut Vec<OwnedFd>,
+        descriptors: &mut Passed,
         end: &mut Deadline<F>,
     ) -> Result<(), Ended> {
         while !data.is_empty() {
-            match self.read(data, descriptors) {
+            match self.read(data, descriptors, RecvFlags::DONTWAIT) {
                 Ok(0) => return Err(Ended::Closed),
                 Ok(bytes) => data = &mut data[bytes..],
                 Err(Errno::AGAIN) => {
@@ -138,12 +170,13 @@ impl Channel {
     }
 
     /// Reads what there is, and takes the descriptors beside it.
-    fn read(&self, data: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> Result<usize, Errno> {
+    fn read(&self, data: &mut [u8], descriptors: &mut Passed, how: RecvFlags) -> Result<usize, Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let takes_descriptors = self.takes_descriptors.load(Ordering::SeqCst);
+        let mut ancillary = RecvAncillaryBuffer::new(if takes_descriptors { &mut space } else { &mut [] });
+        let flags = RecvFlags::CMSG_CLOEXEC | how;
         let message = loop {
-            match recvmsg(&self.0, &mut [IoSliceMut::new(data)], &mut ancillary, flags) {
+            match recvmsg(&self.socket, &mut [IoSliceMut::new(data)], &mut ancillary, flags) {
                 Err(Errno::INTR) => {}
                 other => break other?,
             }
@@ -154,7 +187,8 @@ impl Channel {
             }
         }
         // Some were dropped on the way: by this process's limit, as there are no more beside a message.
-        if message.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > MAX_DESCRIPTORS {
+        let are_lost = takes_descriptors && message.flags.contains(ReturnFlags::CTRUNC);
+        if are_lost || descriptors.len() > MAX_DESCRIPTORS {
             return Err(Errno::MFILE);
         }
         Ok(message.bytes)
@@ -165,7 +199,7 @@ impl Channel {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let left = left.and_then(|left| Timespec::try_from(left).ok());
-            match poll(&mut [PollFd::new(&self.0, what)], left.as_ref()) {
+            match poll(&mut [PollFd::new(&self.socket, what)], left.as_ref()) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(Ended::of(error)),
@@ -176,7 +210,7 @@ impl Channel {
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 

@@ -14,10 +14,12 @@
 //! the first reason stays.
 
 mod channel;
+mod descriptors;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,7 @@ use thiserror::Error;
 use crate::wire::{CommandId, Header, Kind, MessageError};
 use channel::Channel;
 pub(crate) use channel::Message;
+pub(crate) use descriptors::Passed;
 
 /// Why a connection is over.
 #[derive(Clone, Debug, Error)]
@@ -41,6 +44,9 @@ pub enum Ended {
     /// A reply that no command is for.
     #[error("the peer broke the protocol: a reply to no command")]
     Unasked,
+    /// A command on a socket for replies.
+    #[error("the peer broke the protocol: a command where it sends replies only")]
+    Command,
     /// What it sent has other bytes than it has to have.
     #[error("the peer broke the protocol: {0}")]
     Protocol(Arc<str>),
@@ -98,6 +104,8 @@ pub(crate) struct Connection {
     channel: Channel,
     /// How long the peer has to answer.
     patience: Duration,
+    /// Whether the peer sends commands by it.
+    takes_commands: AtomicBool,
     sending: Mutex<()>,
     state: Mutex<State>,
     changed: Condvar,
@@ -116,6 +124,13 @@ struct State {
     ended: Option<Ended>,
 }
 
+/// The least and the most that a peer has to answer.
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// How long what has come in time may take to be received.
+const GRACE: Duration = Duration::from_millis(200);
+
 /// The most bytes of commands that wait to be carried out.
 const MOST_WAITING: usize = 4 << 20;
 
@@ -128,7 +143,19 @@ impl Connection {
     /// Over `socket`, with a peer that has so long to answer.
     pub(crate) fn new(socket: OwnedFd, patience: Duration) -> Self {
         let (sending, state, changed) = (Mutex::default(), Mutex::default(), Condvar::new());
-        Self { channel: Channel::new(socket), patience, sending, state, changed }
+        let patience = patience.clamp(SHORTEST, LONGEST);
+        let channel = Channel::new(socket, patience);
+        Self { channel, patience, takes_commands: AtomicBool::new(true), sending, state, changed }
+    }
+
+    /// From now on, descriptors beside messages are not taken.
+    pub(crate) fn refuse_descriptors(&self) {
+        self.channel.refuse_descriptors();
+    }
+
+    /// From now on, the peer sends replies only.
+    pub(crate) fn refuse_commands(&self) {
+        self.takes_commands.store(false, Ordering::SeqCst);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -147,7 +174,12 @@ impl Connection {
 
     /// Ends it.
     pub(crate) fn end(&self, why: Ended) -> Ended {
-        let first = self.state().ended.get_or_insert(why).clone();
+        let mut state = self.state();
+        // What came and was not taken is let go of.
+        let left = std::mem::take(&mut state.commands);
+        let first = state.ended.get_or_insert(why).clone();
+        drop(state);
+        drop(left);
         self.channel.close();
         self.changed.notify_all();
         first
@@ -247,9 +279,10 @@ impl Connection {
     /// Waits until `look` finds something, and receives meanwhile if no other thread does. `None` after `deadline`.
     fn wait<T>(
         &self,
-        deadline: Option<Instant>,
+        mut deadline: Option<Instant>,
         mut look: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<Option<T>, Ended> {
+        let mut is_late = false;
         let mut state = self.state();
         loop {
             if let Some(found) = look(&mut state) {
@@ -260,6 +293,11 @@ impl Connection {
             }
             let now = Instant::now();
             if deadline.is_some_and(|deadline| deadline <= now) {
+                // What has come in time may wait for the thread that receives, if both were stopped.
+                if state.receiving && !is_late && self.channel.has_something() {
+                    (is_late, deadline) = (true, Some(now + GRACE));
+                    continue;
+                }
                 return Ok(None);
             }
             if state.receiving {
@@ -277,7 +315,9 @@ impl Connection {
             let received = self.channel.receive(deadline, || Instant::now() + self.patience);
             state = self.state();
             state.receiving = false;
-            let sorted = received.and_then(|message| message.map_or(Ok(()), |message| state.sort(message)));
+            let takes_commands = self.takes_commands.load(Ordering::SeqCst);
+            let sorted =
+                received.and_then(|message| message.map_or(Ok(()), |message| state.sort(message, takes_commands)));
             if let Err(ended) = sorted {
                 drop(state);
                 self.end(ended);
@@ -291,8 +331,10 @@ impl Connection {
 
 impl State {
     /// Puts a message where it is waited for.
-    fn sort(&mut self, message: Message) -> Result<(), Ended> {
+    fn sort(&mut self, message: Message, takes_commands: bool) -> Result<(), Ended> {
         match message.header.kind()? {
+            Kind::Command { .. } if !takes_commands => Err(Ended::Command),
+            Kind::Command { .. } if self.ended.is_some() => Ok(()),
             Kind::Command { .. } => {
                 self.waiting += cost(&message);
                 if self.waiting > MOST_WAITING {

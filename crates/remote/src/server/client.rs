@@ -1,7 +1,6 @@
 //! One client, from its first command after VERSION to its end.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ioasid::{Context, Device, Endpoint, Ioas, Machine};
@@ -13,8 +12,9 @@ use zerocopy::IntoBytes;
 use zerocopy::native_endian::{U32, U64};
 
 use super::ServeError;
+use super::files::Files;
 use super::memory::PeerMemory;
-use crate::connection::{Connection, Ended, Message};
+use crate::connection::{Connection, Ended, Message, Passed};
 use crate::wire::{
     Capabilities, DeviceInfo, IrqInfo, IrqSet, IrqSetFlags, MAX_DESCRIPTORS, MigrationData, MostBytes, Request,
 };
@@ -23,6 +23,7 @@ use crate::wire::{
 pub(super) struct Client {
     pub(super) connection: Arc<Connection>,
     pub(super) memory: Arc<PeerMemory>,
+    pub(super) files: Files,
     pub(super) session: Session,
     device: Option<Device>,
     pub(super) ioas: Arc<Ioas>,
@@ -48,7 +49,7 @@ impl Client {
         let bound = context.bind(endpoint)?;
         bound.attach(None, &ioas)?;
         let memory = Arc::new(PeerMemory::new(peer, capabilities.transfer()));
-        Ok(Self { connection, memory, session, device: Some(bound), ioas, context })
+        Ok(Self { connection, memory, files: Files::default(), session, device: Some(bound), ioas, context })
     }
 
     /// Carries out commands until the client goes.
@@ -70,11 +71,11 @@ impl Client {
         }
     }
 
-    fn carry_out(&self, request: Request<'_>, descriptors: Vec<OwnedFd>) -> Answer {
+    fn carry_out(&self, request: Request<'_>, descriptors: Passed) -> Answer {
         match request {
             // It was said.
             Request::Version(_) => Err(Errno::INVAL),
-            Request::DmaMap(map, flags) => self.dma_map(&map, flags, descriptors.into_iter().next()),
+            Request::DmaMap(map, flags) => self.dma_map(&map, flags, descriptors),
             Request::DmaUnmap(unmap, flags) => self.dma_unmap(&unmap, flags),
             Request::DeviceGetInfo(most) => {
                 let info = self.session.info();
@@ -98,7 +99,7 @@ impl Client {
                 };
                 Ok(info.as_bytes().to_vec())
             }
-            Request::DeviceSetIrqs(set, flags, bools) => self.set_irqs(&set, flags, bools, descriptors),
+            Request::DeviceSetIrqs(set, flags, bools) => self.set_irqs(&set, flags, bools, &descriptors),
             Request::RegionRead(access) => self.region_read(access),
             Request::RegionWrite(access, data) => self.region_write(access, data),
             Request::DeviceReset => {
@@ -118,17 +119,14 @@ impl Client {
         }
     }
 
-    fn set_irqs(&self, set: &IrqSet, flags: IrqSetFlags, bools: &[u8], descriptors: Vec<OwnedFd>) -> Answer {
+    fn set_irqs(&self, set: &IrqSet, flags: IrqSetFlags, bools: &[u8], descriptors: &Passed) -> Answer {
         let (index, start, count) = (set.index.get(), set.start.get(), set.count.get());
         self.session.check_irq_range(index, start, count).map_err(|error| error.errno())?;
         // Descriptors by their place in the message; without any, those that there are are taken away.
         let has_any = !descriptors.is_empty();
         let places: Vec<i32> = (0..count as i32).map(|place| if has_any { place } else { -1 }).collect();
-        let mut descriptors: Vec<_> = descriptors.into_iter().map(Some).collect();
-        let mut fetch = |place: i32| {
-            let descriptor = descriptors.get_mut(place as usize).and_then(Option::take);
-            descriptor.ok_or_else(|| io::Error::from(Errno::BADF))
-        };
+        let mut fetch =
+            |place: i32| descriptors.clone_eventfd(place as usize).ok_or_else(|| io::Error::from(Errno::INVAL));
         let data = if flags.contains(IrqSetFlags::EVENTFD) {
             IrqData::Eventfds(&places)
         } else if flags.contains(IrqSetFlags::BOOL) {

@@ -1,8 +1,5 @@
 //! What a client maps for DMA, and unmaps.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
-
 use ioasid::memory::{Pages, Segment};
 use ioasid::{Access, Iova, IovaRange, Placement, UnmapError};
 use ioasid_errno::ToErrno;
@@ -10,10 +7,11 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use super::client::{Answer, Client};
+use crate::connection::Passed;
 use crate::wire::{Capabilities, DmaFlags, DmaMap, DmaUnmap, UnmapFlags};
 
 impl Client {
-    pub(super) fn dma_map(&self, map: &DmaMap, flags: DmaFlags, file: Option<OwnedFd>) -> Answer {
+    pub(super) fn dma_map(&self, map: &DmaMap, flags: DmaFlags, mut files: Passed) -> Answer {
         if (map.argsz.get() as usize) < size_of::<DmaMap>() {
             return Err(Errno::INVAL);
         }
@@ -25,6 +23,8 @@ impl Client {
         let map =
             |segment: Segment| self.ioas.map(Placement::Fixed(iova), length, access, || Ok(vec![segment])).map(drop);
         // What is not mapped here is reached by messages.
+        // Of other files than memory, a page could be slow to come.
+        let file = if files.is_empty() { None } else { Some(files.take_memory(0).ok_or(Errno::INVAL)?) };
         let mapped = match file {
             None => map(Segment::remote(self.memory.clone(), iova.0, length)),
             // A file that may be read and written, and not mapped: it could be one that never answers.
@@ -32,7 +32,9 @@ impl Client {
                 map(Segment::remote(self.memory.clone(), iova.0, length))
             }
             Some(file) => {
-                let pages = Pages::of_file(File::from(file), offset, length, access.contains(Access::WRITE));
+                let file = self.files.share(file);
+                let file = file.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
+                let pages = Pages::of_file(file, offset, length, access.contains(Access::WRITE));
                 self.ioas.map_pages(Some(iova), &pages, 0, length, access).map(drop)
             }
         };

@@ -11,6 +11,7 @@
 
 mod client;
 mod dma;
+mod files;
 mod memory;
 mod regions;
 

@@ -15,6 +15,9 @@ pub const MINOR: u16 = 1;
 /// How many descriptors beside a message are asked for: QEMU 11 speaks to nobody who takes more.
 const SAID_DESCRIPTORS: u64 = 16;
 
+/// Who takes less at once takes a page all the same, as each would be a message otherwise.
+const LEAST_TRANSFER: u64 = 4096;
+
 /// What VERSION says, in both directions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Version {
@@ -85,7 +88,7 @@ impl Capabilities {
     /// How many bytes a message to whoever has these moves at most.
     #[must_use]
     pub fn transfer(&self) -> usize {
-        self.max_data_xfer_size.clamp(1, MAX_TRANSFER) as usize
+        self.max_data_xfer_size.clamp(LEAST_TRANSFER, MAX_TRANSFER) as usize
     }
 
     /// How many descriptors a message to whoever has these has at most.

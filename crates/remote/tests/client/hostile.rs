@@ -255,23 +255,109 @@ fn a_server_that_floods_is_cut_off() {
 
 #[test]
 fn a_server_that_went_is_looked_for_when_the_device_is_closed_and_opened() {
-    let server = wrong_at(CommandId::DeviceSetIrqs, |socket, _, _| {
-        let _ = socket.shutdown(std::net::Shutdown::Both);
-    });
-    let mut bench = Bench::new(options(&server, true));
-    bench.map_file(0x1000, &memory(0x1000, 1), Access::all()).unwrap();
-    bench.set_irqs(0, ioasid_vfio::device::irq::IrqActions::TRIGGER, Some(&crate::bench::counter()));
-    wait_until("it is gone", || bench.is_gone());
-    // Not while something is mapped for the one that went.
-    bench.session().reset();
-    assert!(bench.is_gone());
-    bench.device.detach(None).unwrap();
-    drop(bench.session.take());
-    bench.session = Some(bench.vfio.open().unwrap());
-    bench.enable();
-    assert!(!bench.is_gone());
-    assert_eq!(bench.read(0), 0);
-    assert!(server.served.load(Ordering::SeqCst) >= 2);
-    bench.device.attach(None, &bench.ioas).unwrap();
-    bench.unmap(0x1000, 0x1000).unwrap();
+    for passes_files in [false, true] {
+        let server = wrong_at(CommandId::DeviceSetIrqs, |socket, _, _| {
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        });
+        let mut bench = Bench::new(options(&server, passes_files));
+        bench.map_file(0x1000, &memory(0x1000, 1), Access::all()).unwrap();
+        bench.set_irqs(0, ioasid_vfio::device::irq::IrqActions::TRIGGER, Some(&crate::bench::counter()));
+        wait_until("it is gone", || bench.is_gone());
+        // Not while something is mapped for the one that went.
+        bench.session().reset();
+        assert!(bench.is_gone());
+        bench.device.detach(None).unwrap();
+        drop(bench.session.take());
+        bench.session = Some(bench.vfio.open().unwrap());
+        bench.enable();
+        // Nor while it may reach what it was passed, as its process is this one.
+        assert_eq!(bench.is_gone(), passes_files);
+        if !passes_files {
+            assert_eq!(bench.read(0), 0);
+            assert!(server.served.load(Ordering::SeqCst) >= 2);
+        }
+        let _ = bench.device.attach(None, &bench.ioas);
+        assert_eq!(bench.unmap(0x1000, 0x1000).is_err(), passes_files);
+    }
+}
+
+/// A server that signals its line as it is given an eventfd, and whose line does not mask itself.
+#[test]
+fn an_interrupt_of_the_moment_is_not_lost() {
+    for automasked in [true, false] {
+        let server = Listening::with(move |socket| {
+            let socket = UnixStream::from(socket);
+            let (fds, twice) = (std::cell::RefCell::new(None), std::cell::Cell::new(0));
+            serve_with_descriptors(socket, |mut socket, header, payload, descriptors| {
+                if is(header, CommandId::DeviceGetIrqInfo) {
+                    let info = IrqInfo::read_from_bytes(payload).unwrap();
+                    let flags = U32::new(if automasked { 7 } else { 1 });
+                    let info = IrqInfo { count: U32::new(1), flags, ..info };
+                    let _ = socket.write_all(&[header.reply(16).as_bytes(), info.as_bytes()].concat());
+                    return true;
+                }
+                if let Some(fd) = descriptors.pop() {
+                    let one = 1u64.to_ne_bytes();
+                    rustix::io::write(&fd, &one).unwrap();
+                    if !automasked {
+                        std::thread::sleep(Duration::from_millis(20));
+                        rustix::io::write(&fd, &one).unwrap();
+                    }
+                    *fds.borrow_mut() = Some(fd);
+                } else if is(header, CommandId::DeviceSetIrqs) && payload[4] & 0x10 != 0 && twice.get() < 3 {
+                    // It is up still.
+                    twice.set(twice.get() + 1);
+                    rustix::io::write(fds.borrow().as_ref().unwrap(), &1u64.to_ne_bytes()).unwrap();
+                }
+                false
+            });
+        });
+        let bench = Bench::new(options(&server, true));
+        let line = crate::bench::counter();
+        bench.set_irqs(0, ioasid_vfio::device::irq::IrqActions::TRIGGER, Some(&line));
+        wait_until("the line has signalled", || crate::bench::signals(&line) == 1);
+        if !automasked {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        bench.set_irqs(0, ioasid_vfio::device::irq::IrqActions::UNMASK, None);
+        wait_until("the line has signalled again", || crate::bench::signals(&line) == 1);
+    }
+}
+
+/// As [`serve`], with the descriptors beside each message.
+fn serve_with_descriptors(
+    mut socket: UnixStream,
+    wrong: impl Fn(&UnixStream, &Header, &[u8], &mut Vec<OwnedFd>) -> bool,
+) {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    loop {
+        let mut header = [0; 16];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
+        let received = recvmsg(&socket, &mut [std::io::IoSliceMut::new(&mut header)], &mut ancillary, flags);
+        if !received.is_ok_and(|received| received.bytes == 16) {
+            return;
+        }
+        let mut descriptors = Vec::new();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+        let header = Header::read_from_bytes(&header).unwrap();
+        let mut payload = vec![0; header.payload().unwrap()];
+        if socket.read_exact(&mut payload).is_err() {
+            return;
+        }
+        if wrong(&socket, &header, &payload, &mut descriptors)
+            || header.kind() == Ok(Kind::Command { wants_reply: false })
+        {
+            continue;
+        }
+        let reply = answer(&header, &payload);
+        if socket.write_all(&[header.reply(reply.len()).as_bytes(), &reply].concat()).is_err() {
+            return;
+        }
+    }
 }

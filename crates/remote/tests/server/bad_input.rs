@@ -143,3 +143,17 @@ fn what_a_client_passes_is_closed() {
     drop((peer, file));
     wait_until("descriptors are closed", || count() < before + 200);
 }
+
+#[test]
+fn thousands_of_mappings_of_a_file_take_one_descriptor() {
+    let server = server("edu", &[]);
+    let mut peer = Peer::new(&server, true);
+    let file = memfd(0x1000, 0);
+    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = count();
+    for page in 0..3000 {
+        peer.map(page * 0x2000, 0x1000, DmaFlags::READ, Some((&file, 0))).unwrap();
+    }
+    assert!(count() < before + 1000, "{before} before, {} now", count());
+    peer.unmap(0, 0, 2).unwrap();
+}

@@ -309,7 +309,8 @@ impl Interrupts {
 
 /// For SET_IRQS. Vectors are within the index's count.
 impl Interrupts {
-    /// Enables an index, with MSI for `vectors` of them.
+    /// Enables an index, with MSI for `vectors` of them. Who listens for changes is told when they are given eventfds,
+    /// before which nothing could be signalled.
     pub(crate) fn enable(&self, index: IrqIndex, vectors: u16) {
         let mut state = self.state();
         state.enabled = Some(index);
@@ -318,8 +319,6 @@ impl Interrupts {
             IrqIndex::Msi => state.msi_in_use = vectors,
             _ => {}
         }
-        drop(state);
-        self.tell();
     }
 
     /// MSI vectors that can be given eventfds.
@@ -351,6 +350,8 @@ impl Interrupts {
             }
         }
         state.deliver();
+        drop(state);
+        self.tell();
     }
 
     /// Whether a vector has an eventfd.
