@@ -1,6 +1,6 @@
 //! `ioasid device`: one of the models on a socket, for a VMM or another `ioasid run`.
 
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -63,6 +63,7 @@ pub fn command(plan: &Plan, reporting: &Reporting) -> ExitCode {
 
 fn serve(plan: &Plan, machine: &Arc<Machine>, device: &PciDevice, quiet: bool) -> Result<()> {
     let signals = run::block_ends().context("cannot take signals")?;
+    run::raise_descriptor_limit();
     let listener = Listener::bind(&plan.socket)?;
     let server = Server::new(machine, device.endpoint.clone(), device.vfio.clone(), plan.patience);
     if !quiet {
@@ -76,40 +77,62 @@ fn serve(plan: &Plan, machine: &Arc<Machine>, device: &PciDevice, quiet: bool) -
         .name("clients".to_owned())
         .spawn(move || {
             // Dropped as this ends, for whatever reason: that is seen at the other end.
-            let _end = theirs;
-            serve_clients(&clients, &server, once, quiet);
+            let mut end = theirs;
+            if serve_clients(&clients, &server, once, quiet) {
+                let _ = end.write_all(&[DONE]);
+            }
         })
         .context("no thread is to be had")?;
     loop {
         let fds = &mut [PollFd::new(&ours, PollFlags::IN), PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)];
         match poll(fds, None) {
-            Ok(_) if !fds[0].revents().is_empty() || signals.take() => return Ok(()),
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) if !fds[0].revents().is_empty() => {
+                let mut said = Vec::new();
+                let _ = (&ours).read_to_end(&mut said);
+                return if said == [DONE] { Ok(()) } else { bail!("no more clients can be served") };
+            }
+            Ok(_) if signals.take() => return Ok(()),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(io::Error::from(error).into()),
         }
     }
 }
 
-fn serve_clients(listener: &UnixListener, server: &Server, once: bool, quiet: bool) {
+/// What the thread that serves says when it has nothing more to do.
+const DONE: u8 = b'd';
+
+/// How long to wait until a client is taken after all, where there was no descriptor for it.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves clients; whether all was well, until the one for which this was, or for ever.
+fn serve_clients(listener: &UnixListener, server: &Server, once: bool, quiet: bool) -> bool {
     for number in 1u64.. {
         let socket = match listener.accept() {
             Ok((socket, _)) => socket,
             Err(error) => {
                 say!("ioasid: no client can be taken: {error}");
-                return;
+                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR)) {
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
+                return false;
             }
         };
         let served = server.serve(OwnedFd::from(socket));
+        let had_it = served.is_ok();
         match served {
             Ok(ended) if !quiet => say!("ioasid: client {number} has gone: {ended}"),
             Err(ServeError::Ended(ended)) if !quiet => say!("ioasid: client {number} did not begin: {ended}"),
             Err(error) => say!("ioasid: client {number} was refused: {error}"),
             Ok(_) => {}
         }
-        if once {
-            return;
+        // Who only looks whether somebody listens is none.
+        if once && had_it {
+            break;
         }
     }
+    true
 }
 
 /// A socket in the file system, which goes with this.

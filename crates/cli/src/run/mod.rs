@@ -250,7 +250,7 @@ fn warn_if_out_of_reach(number: u32) {
 }
 
 /// Lets this process, not the program, have as many descriptors as it may: mappings of private memory take one each.
-fn raise_descriptor_limit() {
+pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
