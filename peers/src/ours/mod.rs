@@ -5,10 +5,12 @@
 //! - [`Tracked`]: a table that knows what was written.
 //! - [`Faulting`]: memory that a device has to ask for.
 //! - [`Stages`]: a device's pages in one stage or in two.
+//! - [`remote`]: a device behind a socket.
 #![allow(unsafe_code, reason = "memory of this process is given to a device")]
 
 mod faulting;
 mod nested;
+pub mod remote;
 
 use std::any::Any;
 use std::hint::black_box;

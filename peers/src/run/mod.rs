@@ -13,6 +13,7 @@ mod map_run;
 mod nested_hit;
 mod nvme;
 mod register;
+mod remote;
 mod run_start;
 mod runner;
 mod stat;
@@ -53,6 +54,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
     register::POLLED,
     register::ONCE,
     register::DOORBELL,
+    remote::READ,
     translate_hit::PAGES_1K,
     translate_hit::PAGES_64K,
     translate_hit::PAGES_1M,
