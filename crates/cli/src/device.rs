@@ -127,7 +127,7 @@ fn serve_clients(listener: &UnixListener, server: &Server, once: bool, quiet: bo
             Err(error) => say!("ioasid: client {number} was refused: {error}"),
             Ok(_) => {}
         }
-        // Who only looks whether somebody listens is none.
+        // A process that connects and closes, to see whether the server listens, is no client.
         if once && had_it {
             break;
         }

@@ -101,7 +101,7 @@ pub const TESTS: &[Test] = &[
     }),
 ];
 
-/// How often something is killed; more often for who asks for it.
+/// How often a test kills a process: ten times, or as often as IOASID_REMOTE_KILLS says.
 fn rounds() -> u32 {
     std::env::var("IOASID_REMOTE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(10)
 }
@@ -149,7 +149,7 @@ impl Server {
         errors.read_line(&mut line).unwrap();
         assert!(line.contains("waits for a client"), "{line}");
         drop(UnixStream::connect(&path).unwrap());
-        // What else it says is for nobody.
+        // The test needs nothing else that the server says, but the pipe must not fill.
         std::thread::spawn(move || drop(std::io::copy(&mut errors, &mut std::io::sink())));
         Self { child, path }
     }

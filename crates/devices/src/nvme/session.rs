@@ -251,8 +251,8 @@ impl Session {
     }
 
     /// Looks how far the host has taken completions of a queue, and drives the line by that. Where the host moves
-    /// heads in its own memory, it is asked to tell by a register of the next move before the line goes up: the line
-    /// goes down with that, and those who give the device to a guest may know the end of an interrupt by it.
+    /// heads in its own memory, the controller asks it to tell the next move by a register before the line goes up: the
+    /// line goes down with that write, and a VMM may take the write for the end of the interrupt.
     pub(super) fn look_at_head(&mut self, id: u16, bar: &Bar, memory: &mut Memory) -> Result<(), Status> {
         // A host that moves it each time has its reasons.
         const TRIES: usize = 8;

@@ -424,7 +424,8 @@ impl Worker {
         });
     }
 
-    /// Sends interrupts that are due, and looks whether the host is alive. Returns whether it is not, or cannot be told.
+    /// Sends interrupts that are due, and looks whether the host is alive. Returns whether it is not, or cannot be
+    /// told.
     fn look_at_time(&mut self) -> bool {
         let Controller { bar, memory, session, .. } = &mut self.controller;
         let Some(session) = session else { return false };

@@ -407,7 +407,7 @@ fn an_idle_controller_uses_no_processor() {
         assert_eq!(bench.status(&mut pair, read(0, 1)), Status::SUCCESS);
         wait_until("it sleeps", sleeps);
         assert_eq!(bench.status(&mut pair, read(0, 1)), Status::SUCCESS, "it wakes");
-        // Doorbells that nobody serves: of a controller that is shut down, and of one that is disabled.
+        // No worker serves the doorbells of a controller that is shut down, or of one that is disabled.
         bench.set(Register::Configuration, (CONFIGURATION | 1 << 14).into());
         wait_until("it is shut down", || bench.csts() & csts::SHUTDOWN == csts::SHUTDOWN_DONE);
         bench.submit(&mut pair, read(0, 1));

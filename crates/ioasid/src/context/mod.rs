@@ -113,7 +113,7 @@ impl Afterwards {
 impl Drop for Afterwards {
     fn drop(&mut self) {
         for endpoint in &self.following {
-            // It follows nothing if it cannot follow that; who attaches has asked before.
+            // An endpoint that cannot follow stays with nothing; attaching asked beforehand whether it can.
             let _ = endpoint.follow();
         }
         self.first.iter().chain(&self.more).for_each(|ioas| ioas.unpin_unused());

@@ -194,8 +194,8 @@ impl Ioas {
         result
     }
 
-    /// Unmaps runs in a mirror. False if it broke its contract: then it is cut off, and what it could reach stays pinned for
-    /// good.
+    /// Unmaps runs in a mirror. Returns whether it kept its contract; one that did not is cut off, and what it could
+    /// reach stays pinned for good.
     pub(super) fn unmap_in(&self, called: &Called<'_>, runs: &mut dyn Iterator<Item = IovaRange>) -> bool {
         let result = guarded(|| called.mirror.unmap(runs));
         if result.is_err() {

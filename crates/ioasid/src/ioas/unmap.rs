@@ -19,8 +19,8 @@ impl Ioas {
     /// [`UnmapError::Busy`] if part of it is being mapped, [`UnmapError::Locked`] if an object keeps it,
     /// [`UnmapError::Pinned`] if an access does, though it was told, [`UnmapError::WouldDeadlock`] if this thread holds
     /// slices, or is in a callback that was called for an area in the range; nothing is changed then.
-    /// [`UnmapError::Mirror`] if a mirror broke its contract, now or while something was mapped here: it may still reach
-    /// that. The whole space ([`IovaRange::ALL`]) may be empty.
+    /// [`UnmapError::Mirror`] if a mirror broke its contract, now or while something was mapped here: it may still
+    /// reach that. The whole space ([`IovaRange::ALL`]) may be empty.
     pub fn unmap(&self, range: IovaRange) -> Result<u64, UnmapError> {
         check_may_wait()?;
         // A notice that unmaps what it is to let go would be given again, and again.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use ioasid::{DmaPort, Endpoint, Iova};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
+use zerocopy::native_endian::U32;
 
 use super::Link;
 use crate::connection::{Connection, Ended, Message};
 use crate::wire::{Command, DmaWritten};
-use zerocopy::native_endian::U32;
 
 /// Starts the thread that answers the server's commands, as long as the connection is there.
 pub(super) fn attend(link: &Arc<Link>, endpoint: &Arc<Endpoint>) -> std::io::Result<()> {

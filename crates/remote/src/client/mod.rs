@@ -159,8 +159,9 @@ impl Remote {
         &self.spec
     }
 
-    /// Puts it to work as a requester here, which was made with this as its mirror. `told` is called when the server has
-    /// gone, or was cut off. Its threads are started when it is first reset, as a program opens it.
+    /// Puts it to work as a requester here, which was made with this as its mirror. A thread of its own calls `told`
+    /// when the server has gone, or was cut off. The device's threads start when it is first reset, as a program opens
+    /// it.
     ///
     /// # Errors
     /// If it is at work already.
@@ -242,8 +243,7 @@ impl Remote {
     }
 
     fn read_region(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), CallError> {
-        let link = self.link();
-        link.read(region, offset, data)
+        self.link().read(region, offset, data)
     }
 
     fn write_region(&self, region: u32, offset: u64, data: &[u8], waits: bool) -> Result<(), CallError> {

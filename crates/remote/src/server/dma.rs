@@ -22,9 +22,9 @@ impl Client {
         let access = access(flags);
         let map =
             |segment: Segment| self.ioas.map(Placement::Fixed(iova), length, access, || Ok(vec![segment])).map(drop);
-        // What is not mapped here is reached by messages.
         // Of other files than memory, a page could be slow to come.
         let file = if files.is_empty() { None } else { Some(files.take_memory(0).ok_or(Errno::INVAL)?) };
+        // What is not mapped here is reached by messages.
         let mapped = match file {
             None => map(Segment::remote(self.memory.clone(), iova.0, length)),
             // A file that may be read and written, and not mapped: it could be one that never answers.
@@ -51,8 +51,8 @@ impl Client {
             true => return Err(Errno::INVAL),
             false => IovaRange::new(start, size).ok_or(Errno::INVAL)?,
         };
-        // The specification has clients unmap exactly what they mapped. QEMU, behind a virtual IOMMU, unmaps ranges with
-        // several mappings in them, or none, as Linux lets it.
+        // The specification has clients unmap exactly what they mapped. QEMU, behind a virtual IOMMU, unmaps ranges
+        // with several mappings in them, or none, as Linux lets it.
         match self.ioas.unmap(range) {
             Ok(_) | Err(UnmapError::Empty(_)) => Ok(unmap.as_bytes().to_vec()),
             Err(UnmapError::NotWhole(_)) => Err(Errno::INVAL),

@@ -26,7 +26,8 @@
 //! ```
 //!
 //! Lock protocol: one lock, innermost of all in this crate, and nothing is called with it held but writes of eventfds,
-//! which do not block; who listens for changes is told behind it. So when an eventfd was taken away, no signal on it is under way.
+//! which do not block; the model that listens for changes is told after it is released. So when an eventfd was taken away,
+//! no signal on it is under way.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};

@@ -15,7 +15,7 @@ use super::super::options::ImageError;
 
 /// What everything has to be a multiple of where the page cache is passed by: no device wants more.
 const DIRECT_ALIGNMENT: u64 = 4096;
-/// How long an image may be in use by somebody else before that is an error.
+/// How long another process may hold an image before opening it is an error.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Zeroes that are written at once where a file system cannot make them.
 pub(super) static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
@@ -107,7 +107,7 @@ pub(in crate::nvme) fn open(
     readonly: bool,
 ) -> Result<Arc<Image>, ImageError> {
     let failed = |what| move |error: io::Error| ImageError::Io { path: path.into(), what, error: error.to_string() };
-    // To open a pipe would be to wait for whoever is at its other end.
+    // Opening a pipe would wait for a process at its other end.
     let kind = fs::metadata(path).map(|metadata| metadata.file_type());
     if kind.is_ok_and(|kind| kind.is_fifo() || kind.is_char_device() || kind.is_socket()) {
         return Err(ImageError::NoImage(path.into()));
