@@ -85,7 +85,7 @@ impl Client {
                     regions: U32::new(info.regions),
                     irqs: U32::new(info.irqs),
                 };
-                whole(info.as_bytes().to_vec(), most)
+                whole(info.as_bytes(), most)
             }
             Request::DeviceGetRegionInfo(most, index) => self.region_info(index, most),
             Request::DeviceGetRegionIoFds(most, index) => self.region_io_fds(index, most),
@@ -142,21 +142,9 @@ impl Client {
     }
 }
 
-/// A reply, or its beginning if the client has no room for more: that says how much is needed (`argsz`).
-pub(super) fn whole(reply: Vec<u8>, most: MostBytes) -> Answer {
-    fits(reply, most, usize::MAX)
-}
-
-/// As [`whole`], where the first `least` bytes are to be had alone.
-pub(super) fn fits(mut reply: Vec<u8>, MostBytes(most): MostBytes, least: usize) -> Answer {
-    let least = least.min(reply.len());
-    if (most as usize) < least {
-        return Err(Errno::INVAL);
-    }
-    if (most as usize) < reply.len() {
-        reply.truncate(least);
-    }
-    Ok(reply)
+/// A reply, if the client has room for it.
+pub(super) fn whole(reply: &[u8], MostBytes(most): MostBytes) -> Answer {
+    if (most as usize) < reply.len() { Err(Errno::INVAL) } else { Ok(reply.to_vec()) }
 }
 
 impl Drop for Client {

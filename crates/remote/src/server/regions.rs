@@ -22,14 +22,14 @@ impl Client {
             size: U64::new(info.size),
             offset: U64::new(0),
         };
-        whole(info.as_bytes().to_vec(), most)
+        whole(info.as_bytes(), most)
     }
 
     /// None: whatever is written is looked at by the device.
     pub(super) fn region_io_fds(&self, index: u32, most: MostBytes) -> Answer {
         self.session.region_info(index).map_err(|error| error.errno())?;
         let size = U32::new(size_of::<IoFds>() as u32);
-        whole(IoFds { argsz: size, index: U32::new(index), ..IoFds::default() }.as_bytes().to_vec(), most)
+        whole(IoFds { argsz: size, index: U32::new(index), ..IoFds::default() }.as_bytes(), most)
     }
 
     pub(super) fn region_read(&self, access: RegionAccess) -> Answer {
