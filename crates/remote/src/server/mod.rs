@@ -62,9 +62,6 @@ pub enum ServeError {
     Socket(#[from] std::io::Error),
 }
 
-/// How long a client has to answer, unless something else is said.
-pub const PATIENCE: Duration = Duration::from_secs(5);
-
 impl Server {
     /// Offers `device`, whose DMA is `endpoint`'s, a requester of `machine`'s. A client that does not answer for
     /// `patience` is given up.
