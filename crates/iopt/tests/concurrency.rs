@@ -18,15 +18,12 @@ const STEPS: u64 = if cfg!(debug_assertions) { 2_000 } else { 20_000 };
 /// What an address is mapped to, if it is.
 const MOVED: u64 = 1 << 36;
 
-/// Marsaglia's xorshift.
-struct Random(u64);
+/// With a fixed seed.
+struct Random(fastrand::Rng);
 
 impl Random {
     fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
+        self.0.u64(..limit)
     }
 }
 
@@ -99,7 +96,7 @@ fn nothing_is_lost<F: Format>(walkers: u64) {
         for walker in 0..walkers {
             let (table, done) = (&table, &done);
             scope.spawn(move || {
-                let mut random = Random(0x9e37_79b9_7f4a_7c15 + walker);
+                let mut random = Random(fastrand::Rng::with_seed(0x9e37_79b9_7f4a_7c15 + walker));
                 let all: Vec<_> = (0..THREADS).flat_map(slots::<F>).collect();
                 while !done.load(Ordering::Relaxed) {
                     let slot = &all[random.below(all.len() as u64) as usize];
@@ -117,7 +114,7 @@ fn nothing_is_lost<F: Format>(walkers: u64) {
             .map(|thread| {
                 let table = &table;
                 scope.spawn(move || {
-                    let mut random = Random(0x2545_f491_4f6c_dd1d + thread);
+                    let mut random = Random(fastrand::Rng::with_seed(0x2545_f491_4f6c_dd1d + thread));
                     let mut slots = slots::<F>(thread);
                     let mut kept = EmptyTables::none();
                     // Enough tables for all that is kept.
