@@ -73,15 +73,8 @@ struct RunArgs {
     /// Put the devices behind this IOMMU: vtd, vtd5, amd, smmuv3 or riscv
     #[arg(long, value_name = "KIND", default_value_t = IommuKind::Vtd)]
     iommu: IommuKind,
-    /// Exit with status 99 if there is a finding
-    #[arg(long)]
-    check: bool,
-    /// Write the report to FILE, as JSON
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
-    /// Say nothing but errors
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    reporting: Reporting,
     /// Let programs pin so many bytes for devices, or `unlimited`, in place of their RLIMIT_MEMLOCK (ulimit -l)
     #[arg(long, value_name = "BYTES", value_parser = memlock)]
     memlock: Option<u64>,
@@ -113,15 +106,8 @@ struct DeviceArgs {
     /// Put it behind this IOMMU: vtd, vtd5, amd, smmuv3 or riscv, which limits what clients can map
     #[arg(long, value_name = "KIND", default_value_t = IommuKind::VtdFiveLevels)]
     iommu: IommuKind,
-    /// Exit with status 99 if there is a finding
-    #[arg(long)]
-    check: bool,
-    /// Write the report to FILE, as JSON
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
-    /// Say nothing but errors
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    reporting: Reporting,
 }
 
 /// A number of bytes, or `unlimited`.
@@ -146,7 +132,7 @@ fn main() -> ExitCode {
                 arguments: words.collect(),
                 output: None,
             };
-            run::command(plan, &Reporting { check: args.check, quiet: args.quiet, file: args.report })
+            run::command(plan, &args.reporting)
         }
         Command::Device(args) => {
             let device = match args.device.parse() {
@@ -164,7 +150,7 @@ fn main() -> ExitCode {
                 patience: Duration::from_secs(args.timeout),
                 once: args.once,
             };
-            device::command(&plan, &Reporting { check: args.check, quiet: args.quiet, file: args.report })
+            device::command(&plan, &args.reporting)
         }
         Command::Demo => demo::command(),
         Command::DemoClient { arguments } => ioasid_example_rust_client::main_with(arguments.into_iter()),

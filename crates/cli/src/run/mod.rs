@@ -84,10 +84,17 @@ pub enum Failure {
 }
 
 /// What to do with the outcome.
+#[derive(clap::Args)]
 pub struct Reporting {
+    /// Exit with status 99 if there is a finding
+    #[arg(long)]
     pub check: bool,
-    pub quiet: bool,
+    /// Write the report to FILE, as JSON
+    #[arg(long = "report", value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// Say nothing but errors
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// `ioasid run` as a command: runs, reports, and gives the exit status, or ends as the program ended.
