@@ -46,14 +46,9 @@ pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectEr
         return Err(ConnectError::Device("it is no PCI device".to_owned()));
     }
     let mut regions = [0; 8];
-    // One that takes its time for each answer has no more of it than for all.
-    let end = Instant::now() + options.patience.saturating_mul(4);
-    let in_time = || match Instant::now() < end {
-        true => Ok(()),
-        false => Err(connection.end(Ended::Silent(CommandId::DeviceGetInfo, options.patience))),
-    };
+    let limit = connection.limit();
     for (index, size) in (0..info.regions.get()).zip(&mut regions) {
-        in_time()?;
+        connection.keep_to(limit, CommandId::DeviceGetRegionInfo)?;
         let argsz = U32::new(size_of::<RegionInfo>() as u32);
         let info = RegionInfo { argsz, index: U32::new(index), ..RegionInfo::default() };
         let info: RegionInfo = ask(&connection, CommandId::DeviceGetRegionInfo, &info)?;
@@ -61,6 +56,7 @@ pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectEr
     }
     let mut irqs = [(0, 0); 3];
     for (index, irq) in (0..info.irqs.get()).zip(&mut irqs) {
+        connection.keep_to(limit, CommandId::DeviceGetIrqInfo)?;
         let argsz = U32::new(size_of::<IrqInfo>() as u32);
         let info = IrqInfo { argsz, index: U32::new(index), ..IrqInfo::default() };
         let info: IrqInfo = ask(&connection, CommandId::DeviceGetIrqInfo, &info)?;
@@ -80,7 +76,7 @@ pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectEr
         is_attended: AtomicBool::new(false),
     };
     let [line, messages, table] = irqs.map(|(count, _)| count);
-    let spec = read_spec(&link, &Interrupts { has_line: line > 0, messages, table })?;
+    let spec = read_spec(&link, &Interrupts { has_line: line > 0, messages, table }, limit)?;
     Ok((link, spec))
 }
 

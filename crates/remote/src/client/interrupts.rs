@@ -154,7 +154,9 @@ impl Remote {
         wires.enabled = Some(index);
         let flags = IrqSetFlags::EVENTFD | IrqSetFlags::TRIGGER;
         let most = link.descriptors.max(1);
+        let limit = link.connection.limit();
         for (start, part) in (0..).step_by(most).zip(wires.eventfds.chunks(most)) {
+            link.connection.keep_to(limit, CommandId::DeviceSetIrqs)?;
             set(link, index, start, part.len() as u32, flags, part)?;
         }
         Ok(())

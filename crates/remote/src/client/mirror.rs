@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ioasid::memory::{FileRange, MemoryChunk};
 use ioasid::{Access, IovaRange, Mirror, MirrorCapabilities, MirrorError, MirrorRun};
@@ -59,15 +59,13 @@ impl Mirror for Remote {
 
     fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError> {
         let link = self.link();
-        // One that takes its time for each answer has no more of it than for all.
-        let end = Instant::now() + self.options.patience.saturating_mul(4);
+        let limit = link.connection.limit();
         for run in runs {
             let starts: Vec<u64> =
                 lock(&self.mapped).range(run.start()..=run.last()).map(|(start, _)| *start).collect();
             for start in starts {
-                if Instant::now() > end {
-                    link.connection.end(Ended::Silent(CommandId::DmaUnmap, self.options.patience));
-                }
+                // What is not unmapped by then is let go of with the connection.
+                let _ = link.connection.keep_to(limit, CommandId::DmaUnmap);
                 self.unmap_one(&link, start);
             }
         }

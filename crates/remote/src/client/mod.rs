@@ -35,7 +35,7 @@ use thiserror::Error;
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::connection::{CallError, Connection, Ended};
+use crate::connection::{CallError, Connection, Ended, bounded};
 use crate::wire::{CommandId, RegionAccess, VersionError};
 use interrupts::Wires;
 use mirror::Mapped;
@@ -45,7 +45,7 @@ use mirror::Mapped;
 pub struct ClientOptions {
     /// The server's socket.
     pub socket: PathBuf,
-    /// How long it has to answer.
+    /// How long it has to answer: a millisecond to an hour, or what is nearest to that.
     pub patience: Duration,
     /// Whether it is passed the files that memory is in, where there are some, and reaches that by itself.
     pub passes_files: bool,
@@ -141,6 +141,7 @@ impl Remote {
     /// # Errors
     /// [`ConnectError`].
     pub fn connect(options: ClientOptions) -> Result<Arc<Self>, ConnectError> {
+        let options = ClientOptions { patience: bounded(options.patience), ..options };
         let (link, spec) = handshake::connect(&options)?;
         Ok(Arc::new(Self {
             options,

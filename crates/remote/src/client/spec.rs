@@ -1,8 +1,11 @@
 //! What the device looks like, from its configuration space and its regions.
 
+use std::time::Instant;
+
 use ioasid_vfio::{BarKind, BarSpec, MsixSpec, PcieKind, Spec};
 
 use super::{CONFIG, ConnectError, Link};
+use crate::wire::CommandId;
 
 /// How many vectors the server has.
 pub(super) struct Interrupts {
@@ -49,13 +52,15 @@ impl Config {
     }
 }
 
-pub(super) fn read_spec(link: &Link, interrupts: &Interrupts) -> Result<Spec, ConnectError> {
+/// Reads configuration space, by `limit`.
+pub(super) fn read_spec(link: &Link, interrupts: &Interrupts, limit: Instant) -> Result<Spec, ConnectError> {
     let mut config = Config([0; 256]);
     if link.regions[CONFIG as usize] < config.0.len() as u64 {
         return Err(ConnectError::Device("it has no configuration space".to_owned()));
     }
     // In pieces that every server knows.
     for (at, dword) in (0u64..).step_by(4).zip(config.0.chunks_mut(4)) {
+        link.connection.keep_to(limit, CommandId::RegionRead)?;
         link.read(CONFIG, at, dword)?;
     }
     let spec = parse(&config, &link.regions, interrupts)?;

@@ -124,9 +124,10 @@ struct State {
     ended: Option<Ended>,
 }
 
-/// The least and the most that a peer has to answer.
-const SHORTEST: Duration = Duration::from_millis(1);
-const LONGEST: Duration = Duration::from_secs(3600);
+/// How long a peer has to answer: as was asked for, but not less than a millisecond, nor more than an hour.
+pub(crate) fn bounded(patience: Duration) -> Duration {
+    patience.clamp(Duration::from_millis(1), Duration::from_secs(3600))
+}
 
 /// How long what has come in time may take to be received.
 const GRACE: Duration = Duration::from_millis(200);
@@ -140,10 +141,9 @@ fn cost(message: &Message) -> usize {
 }
 
 impl Connection {
-    /// Over `socket`, with a peer that has so long to answer.
+    /// Over `socket`, with a peer that has so long to answer, which is [`bounded`].
     pub(crate) fn new(socket: OwnedFd, patience: Duration) -> Self {
         let (sending, state, changed) = (Mutex::default(), Mutex::default(), Condvar::new());
-        let patience = patience.clamp(SHORTEST, LONGEST);
         let channel = Channel::new(socket, patience);
         Self { channel, patience, takes_commands: AtomicBool::new(true), sending, state, changed }
     }
@@ -170,6 +170,17 @@ impl Connection {
     /// Why it is over, if it is.
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.state().ended.clone()
+    }
+
+    /// By when several commands that begin now have to be done. A peer that takes its time for each has no more for
+    /// all than for four.
+    pub(crate) fn limit(&self) -> Instant {
+        Instant::now() + 4 * self.patience
+    }
+
+    /// Gives the peer up, if that is past.
+    pub(crate) fn keep_to(&self, limit: Instant, command: CommandId) -> Result<(), Ended> {
+        if Instant::now() < limit { Ok(()) } else { Err(self.end(Ended::Silent(command, self.patience))) }
     }
 
     /// Ends it.

@@ -25,7 +25,7 @@ use ioasid_vfio::device::OpenError;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use thiserror::Error;
 
-use crate::connection::{Connection, Ended};
+use crate::connection::{Connection, Ended, bounded};
 use crate::wire::{Capabilities, CommandId, MINOR, Request, TwinSocket, Version, VersionError};
 use client::Client;
 
@@ -64,10 +64,10 @@ pub enum ServeError {
 
 impl Server {
     /// Offers `device`, whose DMA is `endpoint`'s, a requester of `machine`'s. A client that does not answer for
-    /// `patience` is given up.
+    /// `patience` (a millisecond to an hour, or what is nearest to that) is given up.
     #[must_use]
     pub fn new(machine: &Arc<Machine>, endpoint: Arc<Endpoint>, device: Arc<VfioDevice>, patience: Duration) -> Self {
-        Self { machine: machine.clone(), endpoint, device, patience }
+        Self { machine: machine.clone(), endpoint, device, patience: bounded(patience) }
     }
 
     /// Serves one client, over a stream socket (`AF_UNIX`), until it goes. Returns why it went; the device is as after

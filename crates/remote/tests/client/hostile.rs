@@ -5,14 +5,14 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ioasid::{Access, UnmapError};
 use ioasid_remote::wire::{
     Capabilities, CommandId, DeviceInfo, DmaAccess, Header, IrqInfo, Kind, RegionAccess, RegionInfo, Version,
 };
-use ioasid_remote::{ConnectError, Remote};
+use ioasid_remote::{ClientOptions, ConnectError, Ended, Remote};
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -112,6 +112,40 @@ fn a_server_that_does_not_say_what_it_has_to_say_has_no_device() {
     let nobody = Listening::with(drop);
     std::fs::remove_file(&nobody.path).unwrap();
     assert!(matches!(connect(&nobody), Err(ConnectError::Connect(..))));
+}
+
+#[test]
+fn a_server_that_takes_its_time_for_each_answer_has_no_more_for_all() {
+    for command in [CommandId::DeviceGetIrqInfo, CommandId::RegionRead] {
+        let answered = Arc::new(AtomicU32::new(0));
+        let count = answered.clone();
+        let server = Listening::with(move |socket| {
+            serve(socket, |_, header, _| {
+                if is(header, command) {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    std::thread::sleep(PATIENCE * 9 / 10);
+                }
+                false
+            });
+        });
+        match command {
+            // There are three.
+            CommandId::DeviceGetIrqInfo => drop(connect(&server).unwrap()),
+            _ => assert!(matches!(connect(&server), Err(ConnectError::Ended(Ended::Silent(..))))),
+        }
+        assert!((3..8).contains(&answered.load(Ordering::SeqCst)));
+    }
+}
+
+#[test]
+fn a_server_may_have_for_ever_and_no_time_at_all() {
+    let server = Listening::to("edu");
+    for patience in [Duration::MAX, Duration::ZERO] {
+        // Nothing panics; in a millisecond it may have answered or not.
+        let options = ClientOptions { patience, ..options(&server, true) };
+        let connected = Remote::connect(options);
+        assert!(connected.is_ok() || patience.is_zero(), "{patience:?}");
+    }
 }
 
 /// A server that is right until a command comes, and then does something else.
