@@ -166,6 +166,11 @@ impl Spec {
         self.bars.iter().find(|bar| bar.index == index)
     }
 
+    /// Whether a BAR is of I/O ports, so that the function has the switch for them.
+    pub(crate) fn has_ports(&self) -> bool {
+        self.bars.iter().any(|bar| bar.kind == BarKind::Ports)
+    }
+
     /// Number of MSI-X vectors, 0 without MSI-X.
     pub fn msix_vectors(&self) -> u16 {
         self.msix.map_or(0, |msix| msix.vectors)

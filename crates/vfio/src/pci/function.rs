@@ -281,8 +281,7 @@ impl Function {
         for bar in &self.spec.bars {
             header::set_bar_address(&mut config, bar, self.bar_addresses[usize::from(bar.index)]);
         }
-        let has_ports = self.spec.bars.iter().any(|bar| bar.kind == BarKind::Ports);
-        let switches = if has_ports { Command::MEMORY | Command::PORTS } else { Command::MEMORY };
+        let switches = if self.spec.has_ports() { Command::MEMORY | Command::PORTS } else { Command::MEMORY };
         config.set(header::COMMAND, 2, switches.bits().into());
         Ok(())
     }

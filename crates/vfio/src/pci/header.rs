@@ -108,8 +108,7 @@ pub(crate) fn lay_out(config: &mut ConfigSpace, spec: &Spec, first_capability: u
     config.claim(0, LEN);
     config.define(0x00, 2, spec.vendor.into(), 0);
     config.define(0x02, 2, spec.device.into(), 0);
-    let has_ports = spec.bars.iter().any(|bar| bar.kind == BarKind::Ports);
-    let switches = if has_ports { Command::all() } else { Command::all().difference(Command::PORTS) };
+    let switches = if spec.has_ports() { Command::all() } else { Command::all().difference(Command::PORTS) };
     config.define(COMMAND, 2, 0, switches.bits().into());
     config.define(STATUS, 2, Status::CAPABILITIES.bits().into(), 0);
     config.define_write_1_to_clear(STATUS, 2, Status::ERRORS.bits().into());
