@@ -117,14 +117,15 @@ impl Program {
         self.events.as_fd()
     }
 
-    /// What has happened; `None` if nothing has. Without a guardian everybody that it guarded is ended.
-    pub fn next_event(&self) -> Option<Event> {
+    /// What has happened; `None` if nothing has. Without a guardian everybody that it guarded is ended, and `changed`
+    /// hears of each change meanwhile, as of [`next_change`]: what is traced here ends only when its tracer has it go.
+    pub fn next_event(&self, changed: impl FnMut(u32, i32)) -> Option<Event> {
         let mut bytes = [0; 5];
         match recv(&self.events, &mut bytes, RecvFlags::DONTWAIT) {
             Ok((5, _)) => Event::from_bytes(bytes),
             Err(Errno::AGAIN | Errno::INTR) => None,
             _ => {
-                end_all_children();
+                end_all_children(changed);
                 Some(Event::Ended(Ending::Signal(libc::SIGKILL)))
             }
         }
@@ -186,15 +187,15 @@ fn guard(tell: &OwnedFd, hand_over: Channel, program: impl FnOnce() -> std::conv
             && hand_over.send_note(Some(&child.to_string())).is_ok()
     });
     let (Some(child), Ok(signals)) = (child, signals_of_children()) else {
-        end_all_children();
+        end_all_children(|_, _| ());
         end()
     };
     // The guardian keeps no pipe open, and no terminal. If it must, it does.
     // SAFETY: whatever owns the others neither uses nor drops them: this process ends without returning.
     let _ = unsafe { close_others(&mut [tell.as_raw_fd(), signals.as_raw_fd()], 0, false) };
     loop {
-        while let Some((number, status)) = next_change() {
-            if number == child
+        while let Ok(Some((number, status))) = next_change() {
+            if number == child as u32
                 && let Some(event) = event_of(status)
             {
                 let _ = send(tell, &event.to_bytes(), SendFlags::NOSIGNAL);
@@ -208,7 +209,7 @@ fn guard(tell: &OwnedFd, hand_over: Channel, program: impl FnOnce() -> std::conv
             // What the program leaves behind may stay when the runner has done its work.
             Ok((4, _)) => end(),
             _ => {
-                end_all_children();
+                end_all_children(|_, _| ());
                 end()
             }
         }
@@ -235,12 +236,19 @@ fn signals_of_children() -> io::Result<OwnedFd> {
     }
 }
 
-/// The next change of a child, if there is one now: its number, and the status.
-fn next_change() -> Option<(i32, i32)> {
+/// The next change of a child, or of a thread that this thread traces, if there is one now: its number, and the status.
+/// What other threads of this process trace is theirs.
+///
+/// # Errors
+/// `ECHILD` if there are none.
+pub fn next_change() -> io::Result<Option<(u32, i32)>> {
     let mut status = 0;
+    let options = libc::WNOHANG | libc::WUNTRACED | libc::__WALL | libc::__WNOTHREAD;
     // SAFETY: `status` is written by the call.
-    let number = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED | libc::__WALL) };
-    (number > 0).then_some((number, status))
+    match unsafe { libc::waitpid(-1, &mut status, options) } {
+        -1 => Err(io::Error::last_os_error()),
+        number => Ok(u32::try_from(number).ok().filter(|&number| number > 0).map(|number| (number, status))),
+    }
 }
 
 fn event_of(status: i32) -> Option<Event> {
@@ -254,8 +262,8 @@ fn event_of(status: i32) -> Option<Event> {
 }
 
 /// Ends all children, and theirs, which are children when their parents have ended. No other thread waits for children,
-/// so a number means the child until this function waits for it.
-fn end_all_children() {
+/// so a number means the child until this function waits for it. `changed` hears of each change.
+fn end_all_children(mut changed: impl FnMut(u32, i32)) {
     let begin = Instant::now();
     while begin.elapsed() < LONGEST {
         for child in children() {
@@ -263,12 +271,11 @@ fn end_all_children() {
             unsafe { libc::kill(child, libc::SIGKILL) };
         }
         loop {
-            // SAFETY: the status is not asked for.
-            match unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) } {
-                0 => break,
+            match next_change() {
+                Ok(Some((number, status))) => changed(number, status),
+                Ok(None) => break,
                 // There are none any more.
-                -1 if io::Error::last_os_error().raw_os_error() == Some(libc::ECHILD) => return,
-                _ => {}
+                Err(_) => return,
             }
         }
         std::thread::sleep(Duration::from_micros(500));

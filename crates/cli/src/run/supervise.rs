@@ -17,7 +17,7 @@ use ioasid_serve::Server;
 use ioasid_serve::way::trap::{Stopped, Tracer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::guardian::{Event, Program};
+use super::guardian::{Event, Program, next_change};
 use crate::report::Ending;
 
 /// Signals that are passed on to the program. SIGCHLD is for the runner; the others cannot be caught or are its own.
@@ -116,16 +116,17 @@ fn block(signals: impl IntoIterator<Item = i32>) -> io::Result<Signals> {
     }
 }
 
-/// The next change of a traced thread, or of the guardian, if there is one now: the thread, and the status if it has
-/// not ended.
-fn next_change() -> Option<(u32, Option<i32>)> {
-    let mut status = 0;
-    // What other threads of this process trace is theirs.
-    let options = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG | libc::WUNTRACED;
-    // SAFETY: `status` is written by the call.
-    let number = unsafe { libc::waitpid(-1, &mut status, options) };
-    let tid = u32::try_from(number).ok().filter(|&tid| tid > 0)?;
-    Some((tid, libc::WIFSTOPPED(status).then_some(status)))
+/// Does what a change of a traced thread, or of the guardian, asks for.
+fn take(program: &Program, tracer: &mut Tracer, tid: u32, status: i32) {
+    if !libc::WIFSTOPPED(status) {
+        tracer.ended(tid);
+    } else if program.is_guarded_by(tid) {
+        program.continue_guardian();
+    } else if let Stopped::ByJobControl(signal) = tracer.stopped(tid, status)
+        && tid == program.number
+    {
+        stop_too(signal);
+    }
 }
 
 /// Waits until the program has ended and nobody uses its devices any more; returns how it ended.
@@ -140,21 +141,11 @@ pub fn wait(
     let mut told = quiet;
     let mut look = NEWS;
     loop {
-        while let Some((tid, stopped)) = next_change() {
-            match stopped {
-                None => tracer.ended(tid),
-                Some(status) if !program.is_guarded_by(tid) => {
-                    if let Stopped::ByJobControl(signal) = tracer.stopped(tid, status)
-                        && tid == program.number
-                    {
-                        stop_too(signal);
-                    }
-                }
-                Some(_) => program.continue_guardian(),
-            }
+        while let Ok(Some((tid, status))) = next_change() {
+            take(program, tracer, tid, status);
         }
         while ending.is_none()
-            && let Some(event) = program.next_event()
+            && let Some(event) = program.next_event(|tid, status| take(program, tracer, tid, status))
         {
             match event {
                 Event::Ended(how) => ending = Some((how, Instant::now())),

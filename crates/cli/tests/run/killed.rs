@@ -1,8 +1,8 @@
 //! SIGKILL at any moment leaves nothing behind.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::program::circle::WAYS;
@@ -10,6 +10,7 @@ use crate::{Test, eventually, program_under, succeed};
 
 pub const TESTS: &[Test] = &[
     ("a_hundred_runs_killed_at_random_leave_nothing", a_hundred_runs),
+    ("a_traced_program_without_its_guardian_ends", without_a_guardian),
     ("three_hundred_runners_killed_while_they_ask_their_own_tree_go", killed_while_asking),
     ("nobody_outlives_a_runner_that_is_killed", nobody_outlives_a_runner),
     ("what_is_mapped_keeps_no_run_from_ending", || {
@@ -39,23 +40,44 @@ fn fuse_connections() -> usize {
     std::fs::read_dir("/sys/fs/fuse/connections").map_or(0, Iterator::count)
 }
 
+/// The first child of a process.
+fn first_child(number: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{number}/task/{number}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
+/// Waits until a runner is gone, and whatever it started with this mark: for a second.
+fn gone_within_a_second(child: &mut Child, mark: &str, what: &dyn std::fmt::Debug) {
+    let killed = Instant::now();
+    while child.try_wait().unwrap().is_none() || !processes(mark).is_empty() {
+        if killed.elapsed() > Duration::from_secs(1) {
+            let left = processes(mark);
+            let _ = child.kill();
+            panic!("{what:?}: {left:?}");
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
 fn a_hundred_runs() {
     let mut random = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
     let before = fuse_connections();
-    let mut copying = 0;
     for run in 0..RUNS {
         let mut child = program_under(&["--device", "ioat"], "endless", &["kill-me-at-random"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        // Every other run is killed while its program copies, the others perhaps before.
+        if run / 3 % 2 == 0 {
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            assert!(line.contains("copying"), "{line}");
+        }
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         std::thread::sleep(Duration::from_micros(u64::from(random >> 12) % 60_000));
         // The runner one time, what is between them another, and the program.
-        let first_child = |number: u32| -> Option<u32> {
-            let children = std::fs::read_to_string(format!("/proc/{number}/task/{number}/children")).ok()?;
-            children.split_whitespace().next()?.parse().ok()
-        };
         let victim = match run % 3 {
             0 => Some(child.id()),
             1 => first_child(child.id()),
@@ -63,19 +85,31 @@ fn a_hundred_runs() {
         };
         // SAFETY: takes no pointers; the victim is our child, or its child, which it has not waited for.
         unsafe { libc::kill(victim.unwrap_or(child.id()) as i32, libc::SIGKILL) };
-        let output = {
-            let mut text = String::new();
-            std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut text).unwrap();
-            text
-        };
-        copying += u32::from(output.contains("copying"));
+        stdout.read_to_string(&mut String::new()).unwrap();
         child.wait().unwrap();
         eventually("every process of the run is gone", || processes("kill-me-at-random").is_empty());
     }
-    assert!(copying >= RUNS / 4, "only {copying} of {RUNS} runs had begun to copy when they were killed");
     eventually("no FUSE connection is left", || fuse_connections() <= before);
     assert!(!std::fs::read_to_string("/proc/mounts").unwrap().contains("ioasid"));
     succeed(&mut program_under(&["--device", "ioat", "--check"], "copy", &["shared"]));
+}
+
+/// A thread that is traced ends when its tracer has it go: so the runner, which ends what the guardian was for, has to.
+fn without_a_guardian() {
+    for run in 0..10 {
+        let mark = "kill-my-guardian";
+        let mut child = program_under(&["--device", "ioat", "--quiet"], "traced", &["endless", mark])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "copying\n");
+        let guardian = first_child(child.id()).unwrap();
+        // SAFETY: takes no pointers; the guardian is waited for by the runner, which lives.
+        unsafe { libc::kill(guardian as i32, libc::SIGKILL) };
+        gone_within_a_second(&mut child, mark, &run);
+    }
 }
 
 /// A thread that waits for what only its own process could tell it must not keep that from ending.
@@ -109,11 +143,7 @@ fn killed_after(mut command: Command, time: Duration) {
     assert!(["mapping\n", "asking\n"].contains(&line.as_str()), "{command:?}: {line}");
     std::thread::sleep(time);
     child.kill().unwrap();
-    let killed = Instant::now();
-    while child.try_wait().unwrap().is_none() || !processes("kill-me-asking").is_empty() {
-        assert!(killed.elapsed() < Duration::from_secs(1), "{command:?}: {:?}", processes("kill-me-asking"));
-        std::thread::sleep(Duration::from_micros(500));
-    }
+    gone_within_a_second(&mut child, "kill-me-asking", &command);
 }
 
 /// Not a program that has changed its user, nor what it started and left, nor who has a session of their own.
