@@ -401,6 +401,16 @@ impl Session {
         Ok(())
     }
 
+    /// Keeps the event index of a queue behind its tail while the controller looks at that. Where the tail came around
+    /// to it, the host would ring by a register, which is the slowest that it can do.
+    pub(super) fn put_off_event(&mut self, id: u16, memory: &mut Memory) -> Result<(), Status> {
+        let Some(shadow) = self.shadow.filter(|_| id != 0) else { return Ok(()) };
+        let Some(queue) = &mut self.submissions[usize::from(id)] else { return Ok(()) };
+        let Some(event) = queue.later_event() else { return Ok(()) };
+        queue.event = event;
+        memory.write(shadow.events + 4 * Doorbell::Tail(id).index() as u64, &event.to_le_bytes())
+    }
+
     /// A completion queue is there no more.
     pub(super) fn forget_completions(&mut self, id: u16) {
         self.completions[usize::from(id)] = None;

@@ -299,6 +299,7 @@ impl Worker {
             session.events.happen(Event::INVALID_DOORBELL_VALUE);
         }
         let waiting = queue.waiting();
+        session.put_off_event(id, memory)?;
         if session.wants_head(completions, waiting, bar) {
             session.look_at_head(completions, bar, memory)?;
         }
