@@ -68,6 +68,8 @@
 //! - [Parts of devices][parts]: an endpoint whose transactions are its parent's ([`Machine::add_part`]), by PASIDs that
 //!   only its table can name ([`PartPasidTable`]; a model's own is [`VirtualPasids`]).
 //! - [Mirrors][mirrors]: whatever else is to have the same mappings ([`Mirror`], [`Ioas::add_mirror`]).
+//! - [Tables of another process][shared] ([`NestedOptions::shared`]): a device here walks them, and that process waits, by a gate
+//!   in shared memory, until a translation that it takes away is used no more ([`GateOwner`], [`GateMember`]).
 //! - [Pins][pins]: software reaches what is mapped without DMA ([`IoasAccess`], [`PinnedRange`]).
 //!
 //! [nested]: https://github.com/ioasid/ioasid/blob/HEAD/crates/ioasid/examples/nested.rs
@@ -77,6 +79,7 @@
 //! [dirty]: https://github.com/ioasid/ioasid/blob/HEAD/crates/ioasid/examples/dirty.rs
 //! [parts]: https://github.com/ioasid/ioasid/blob/HEAD/crates/ioasid/examples/parts.rs
 //! [mirrors]: https://github.com/ioasid/ioasid/blob/HEAD/crates/ioasid/examples/mirrors.rs
+//! [shared]: https://github.com/ioasid/ioasid/blob/HEAD/crates/ioasid/examples/shared.rs
 //! [pins]: https://github.com/ioasid/ioasid/blob/HEAD/crates/ioasid/examples/pins.rs
 //!
 //! # Features
@@ -150,6 +153,7 @@ pub use fault::{
     FaultQueue, FaultQueueOptions, GroupTooLarge, OnMiss, PageGroup, PageRequest, PageResponse, QueueCounts, Recovery,
     RequestedAccess, TakenGroup, UnknownCookie,
 };
+pub use gate::shared::{GateMember, GateOwner, JoinError, Unacknowledged};
 pub use hwpt::{
     BadGuestStage, DirtyError, GuestStage, Hwpt, HwptOptions, NestedHwpt, NestedOptions, SvaError, SvaHwpt,
 };

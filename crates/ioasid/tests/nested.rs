@@ -14,7 +14,7 @@ use ioasid::{
     Access, AttachError, BusAddress, Context, DestroyError, Device, DmaPort, Endpoint, FaultReason, GuestFormat,
     GuestTable, Hwpt, HwptError, HwptOptions, Ioas, Iova, IovaRange, NestedHwpt, Pasid, Placement,
 };
-use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, X86_64, X86_64FiveLevels};
+use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, VtdSecondStage, X86_64, X86_64FiveLevels};
 use iopt::{Arena, EmptyTables, Format, PageTable};
 use proptest::prelude::*;
 
@@ -275,6 +275,7 @@ for_formats! {
     sv39: Sv39, Sv39;
     sv48: Sv48, Sv48;
     sv57: Sv57, Sv57;
+    vtd_second_stage: VtdSecondStage, VtdSecondStage;
 }
 
 /// A guest whose first page of data is at IOVA 0x1000, by a table of x86-64.

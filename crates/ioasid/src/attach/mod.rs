@@ -19,8 +19,9 @@ use crate::base::types::{GroupId, IovaRange, Pasid, WouldDeadlock};
 use crate::bus::{Endpoint, PartPasidError, dismiss};
 use crate::context::{Afterwards, Context, Object, Target, TargetKind};
 use crate::fault::Recovery;
+use crate::gate::shared::JoinError;
 use crate::gate::walker::Walker;
-use crate::hwpt::{Hwpt, Table};
+use crate::hwpt::{Hwpt, NotConnected, Table};
 use crate::ioas::{ConnectError, Ioas};
 use crate::memory::PinError;
 use crate::mirror::MirrorError;
@@ -94,6 +95,9 @@ pub enum AttachError {
     /// A page table could not be filled.
     #[error(transparent)]
     Mirror(MirrorError),
+    /// The page table is another process's, and the device cannot pass its gate.
+    #[error(transparent)]
+    Shared(JoinError),
 }
 
 impl From<PartPasidError> for AttachError {
@@ -102,6 +106,15 @@ impl From<PartPasidError> for AttachError {
             PartPasidError::None(own) => Self::PasidTooWide(own, 0),
             PartPasidError::Elsewhere(pasid) => Self::PasidElsewhere(pasid),
             PartPasidError::AllTaken => Self::NoPasids,
+        }
+    }
+}
+
+impl From<NotConnected> for AttachError {
+    fn from(error: NotConnected) -> Self {
+        match error {
+            NotConnected::Shared(error) => Self::Shared(error),
+            NotConnected::Ioas(error) => error.into(),
         }
     }
 }

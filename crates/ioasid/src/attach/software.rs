@@ -17,8 +17,7 @@ use crate::bus::Endpoint;
 use crate::context::{Afterwards, Context, InUse, NotBound, Reach, ReachKind};
 use crate::gate::check_may_wait;
 use crate::gate::walker::Walker;
-use crate::hwpt::Table;
-use crate::ioas::ConnectError;
+use crate::hwpt::{NotConnected, Table};
 use crate::port::{BusAddress, DmaError, DmaPort};
 
 /// Why nothing, or not all, was copied.
@@ -60,8 +59,8 @@ impl SoftwareAccess {
     pub(crate) fn new(like: &Endpoint, table: &Table, pasid: Option<Pasid>) -> Result<Self, FaultReason> {
         let endpoint = Arc::new(Endpoint::software(like.shared(), like.bound_as()));
         let pasid = pasid.filter(|_| table.owns_pasids());
-        // It reserves nothing, so nothing can be in its way.
-        table.connect(endpoint.clone(), &[]).map_err(|_: ConnectError| FaultReason::NotAttached)?;
+        // It reserves nothing, so nothing can be in its way; but the gate of a table that is shared may be full.
+        table.connect(endpoint.clone(), &[]).map_err(|_: NotConnected| FaultReason::NotAttached)?;
         endpoint.attach(None, table.clone());
         let port = endpoint.port();
         Ok(Self { endpoint, table: table.clone(), pasid, port })

@@ -104,7 +104,11 @@ ranks! {
     /// Files that are open here because a process maps them.
     memory::Files leaf,
     /// The ports of an endpoint.
-    gate::Ports leaf,
+    gate::Ports,
+    /// Which passages of a gate that is shared with another process are taken.
+    gate::Passages leaf,
+    /// An order to forget is written for another process.
+    gate::Orders leaf,
     /// What a port is to forget. Ports take it.
     gate::Posted leaf,
     /// The table of a part's PASIDs.

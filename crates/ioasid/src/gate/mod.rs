@@ -23,22 +23,29 @@
 //! Only borrowed slices are held for as long as their holder likes. A thread that waited for slices which it holds
 //! itself, or for one that waits for them, would wait for ever; so a thread knows the gates that it holds (see
 //! [`holder`]), and asks ([`check_may_wait`]) before it takes a lock under which another thread may be waiting.
+//!
+//! A port that walks tables of another process passes the gate of those besides ([`shared`]).
+#![allow(unsafe_code, reason = "follows a pointer that the protocol keeps alive")]
 
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::base::lock::Mutex;
 use crate::base::rank;
-use crate::base::sync::{AtomicU64, Ordering, heavy_fence, is_asymmetric, light_fence, wait_a_little};
+use crate::base::sync::{
+    AtomicBool, AtomicPtr, AtomicU64, Ordering, heavy_fence, is_asymmetric, light_fence, wait_a_little,
+};
 use crate::base::types::WouldDeadlock;
 use holder::Holder;
 pub(crate) use holder::call_inside;
 use holder::holds_any;
 use invalidation::{Invalidation, Queue};
+use shared::Passage;
 
 mod holder;
 pub(crate) mod invalidation;
 pub(crate) mod requester;
+pub(crate) mod shared;
 pub(crate) mod walker;
 
 /// In [`Gate::inside`]: for as long as the holder likes.
@@ -56,6 +63,11 @@ pub(crate) struct Gate {
     posted: AtomicU64,
     /// See [`is_asymmetric`].
     asymmetric: bool,
+    /// The passage of another process's gate, while the port walks tables of that; null otherwise. Whoever changes it
+    /// waits until the port is out before what was there goes, or what is there is needed (see [`walker::Ports`]).
+    passage: AtomicPtr<Passage>,
+    /// There was no passage left for the port: it must not walk anything.
+    shut: AtomicBool,
     /// What was posted and not yet looked at. Changed before `posted` is.
     queue: Mutex<Queue, rank::Posted>,
 }
@@ -84,7 +96,12 @@ impl Inside<'_> {
 impl Drop for Inside<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.gate.inside.store((self.entered & !HELD) + 1, Ordering::Release);
+        let outside = (self.entered & !HELD) + 1;
+        // First, as the passage may go when the port is out of its own gate.
+        if let Some(passage) = self.gate.passage() {
+            passage.leave(outside);
+        }
+        self.gate.inside.store(outside, Ordering::Release);
     }
 }
 
@@ -118,6 +135,8 @@ impl Gate {
             holder: Holder::new(),
             posted: AtomicU64::new(0),
             asymmetric: is_asymmetric(),
+            passage: AtomicPtr::new(std::ptr::null_mut()),
+            shut: AtomicBool::new(false),
             queue: Mutex::new(Queue::new()),
         }
     }
@@ -129,7 +148,34 @@ impl Gate {
         let entered = self.begin();
         self.inside.store(entered, Ordering::Relaxed);
         light_fence(self.asymmetric);
+        self.pass(entered);
         Inside { gate: self, entered }
+    }
+
+    /// Goes through the gate of another process, too, if the port walks tables of that.
+    #[inline(always)]
+    fn pass(&self, entered: u64) {
+        if let Some(passage) = self.passage() {
+            self.pass_shared(passage, entered);
+        }
+    }
+
+    #[cold]
+    fn pass_shared(&self, passage: &Passage, entered: u64) {
+        passage.enter(entered, |range| self.post(Invalidation::Range(passage.table(), range)));
+    }
+
+    /// For the port, inside its own gate or going in.
+    #[inline(always)]
+    fn passage(&self) -> Option<&Passage> {
+        // SAFETY: a thread that takes it back waits until the port is out before the passage goes; and this port found
+        // it after it went in, and follows it no longer than it is inside.
+        unsafe { self.passage.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// Whether the port must not walk anything.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::Acquire)
     }
 
     /// [`Gate::enter`] without its fence, for a model of what happens then.
@@ -154,6 +200,7 @@ impl Gate {
         let entered = self.begin() | HELD;
         self.inside.store(entered, Ordering::Release);
         light_fence(self.asymmetric);
+        self.pass(entered);
         Held { inside: Inside { gate: self, entered }, one_thread: PhantomData }
     }
 

@@ -3,10 +3,14 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::Gate;
+use super::invalidation::{Invalidation, TableId};
 use super::requester::Requester;
+use super::shared::{GateMember, JoinError, Passage};
+use super::{Gate, quiesce};
 use crate::base::lock::{Mutex, MutexGuard};
 use crate::base::rank;
+use crate::base::sync::Ordering;
+use crate::base::types::IovaRange;
 
 /// A requester whose ports walk page tables.
 pub(crate) trait Walker: Any + Send + Sync {
@@ -20,11 +24,42 @@ pub(crate) struct Ports(Mutex<State, rank::Ports>);
 
 #[derive(Default)]
 struct State {
-    /// In the order in which they were opened, each with a number, counted from 1.
-    open: Vec<(u64, Arc<Requester>)>,
+    /// In the order in which they were opened.
+    open: Vec<Port>,
     opened: u64,
+    /// The gate of another process, while they walk tables of that.
+    shared: Option<SharedTable>,
     /// What those that are closed had read and written, in bytes.
     closed: (u64, u64),
+}
+
+struct Port {
+    /// Counted from 1.
+    number: u64,
+    requester: Arc<Requester>,
+    /// What its gate points to, if that points to any.
+    passage: Option<Box<Passage>>,
+}
+
+/// What ports walk of another process's.
+struct SharedTable {
+    member: Arc<GateMember>,
+    table: TableId,
+    /// How often it is attached.
+    attachments: usize,
+}
+
+impl Port {
+    /// Gives it a passage of a gate; without one it is shut.
+    fn join(&mut self, shared: &SharedTable) {
+        let mut passage = shared.member.passage(shared.table).map(Box::new);
+        let gate = &self.requester.gate;
+        gate.shut.store(passage.is_none(), Ordering::Release);
+        if let Some(passage) = &mut passage {
+            gate.passage.store(std::ptr::from_mut(passage), Ordering::Release);
+        }
+        self.passage = passage;
+    }
 }
 
 impl Ports {
@@ -37,25 +72,88 @@ impl Ports {
         let requester = Arc::new(Requester::new());
         let mut ports = self.lock();
         ports.opened += 1;
-        let number = ports.opened;
-        ports.open.push((number, requester.clone()));
+        let mut port = Port { number: ports.opened, requester: requester.clone(), passage: None };
+        if let Some(shared) = &ports.shared {
+            port.join(shared);
+        }
+        ports.open.push(port);
         requester
     }
 
     /// Takes one out that is inside no access any more.
     pub(crate) fn close(&self, requester: &Arc<Requester>) {
         let mut ports = self.lock();
-        ports.open.retain(|(_, other)| !Arc::ptr_eq(other, requester));
+        let place = ports.open.iter().position(|port| Arc::ptr_eq(&port.requester, requester));
+        let closed = place.map(|place| ports.open.remove(place));
         let (read, written) = requester.traffic();
         ports.closed.0 += read;
         ports.closed.1 += written;
+        drop(ports);
+        drop(closed);
+    }
+
+    /// Has all of them pass another process's gate, as long as `table` is attached, which is that process's. They do
+    /// when this returns, and are not attached before. Only one thread attaches or detaches at a time.
+    ///
+    /// # Errors
+    /// [`JoinError`]; nothing is changed then.
+    pub(crate) fn join(&self, member: &Arc<GateMember>, table: TableId) -> Result<(), JoinError> {
+        {
+            let mut ports = self.lock();
+            if let Some(shared) = &mut ports.shared {
+                if !Arc::ptr_eq(&shared.member, member) || shared.table != table {
+                    return Err(JoinError::Elsewhere);
+                }
+                shared.attachments += 1;
+                return Ok(());
+            }
+            let shared = SharedTable { member: member.clone(), table, attachments: 1 };
+            ports.open.iter_mut().for_each(|port| port.join(&shared));
+            let is_full = ports.open.iter().any(|port| port.passage.is_none());
+            ports.shared = Some(shared);
+            if is_full {
+                drop(ports);
+                self.leave();
+                return Err(JoinError::Full);
+            }
+        }
+        // One that is inside may not have seen it when it went in.
+        quiesce(|each| self.gates(each), Invalidation::Range(table, IovaRange::ALL));
+        Ok(())
+    }
+
+    /// Undoes one [`Ports::join`], when nothing goes to that table any more. Allocates nothing.
+    pub(crate) fn leave(&self) {
+        let left = {
+            let mut ports = self.lock();
+            let Some(shared) = &mut ports.shared else { return };
+            shared.attachments -= 1;
+            if shared.attachments > 0 {
+                return;
+            }
+            for port in &ports.open {
+                port.requester.gate.passage.store(std::ptr::null_mut(), Ordering::Release);
+                port.requester.gate.shut.store(false, Ordering::Release);
+            }
+            ports.shared.take()
+        };
+        let Some(left) = left else { return };
+        // One that is inside may be going through it.
+        quiesce(|each| self.gates(each), Invalidation::Range(left.table, IovaRange::ALL));
+        loop {
+            // Those that it has by now are of the next, if there is one: nobody attaches meanwhile.
+            let passage = self.lock().open.iter_mut().find_map(|port| port.passage.take());
+            if passage.is_none() {
+                return;
+            }
+        }
     }
 
     /// Bytes read and written by all of them so far.
     pub(crate) fn traffic(&self) -> (u64, u64) {
         let ports = self.lock();
-        ports.open.iter().fold(ports.closed, |(read, written), (_, port)| {
-            let more = port.traffic();
+        ports.open.iter().fold(ports.closed, |(read, written), port| {
+            let more = port.requester.traffic();
             (read + more.0, written + more.1)
         })
     }
@@ -65,9 +163,13 @@ impl Ports {
     pub(crate) fn gates(&self, each: &mut dyn FnMut(&Gate)) {
         let mut last = 0;
         loop {
-            let next = self.lock().open.iter().find(|(number, _)| *number > last).cloned();
-            let Some((number, port)) = next else { break };
-            each(&port.gate);
+            let next = {
+                let ports = self.lock();
+                let next = ports.open.iter().find(|port| port.number > last);
+                next.map(|port| (port.number, port.requester.clone()))
+            };
+            let Some((number, requester)) = next else { break };
+            each(&requester.gate);
             last = number;
         }
     }

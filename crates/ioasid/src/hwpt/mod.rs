@@ -20,6 +20,8 @@ use std::sync::Arc;
 use crate::base::ids::ObjectId;
 use crate::base::types::IovaRange;
 use crate::fault::OnMiss;
+use crate::gate::invalidation::TableId;
+use crate::gate::shared::JoinError;
 use crate::gate::walker::Walker;
 use crate::ioas::{ConnectError, Ioas};
 use crate::mirror::Users;
@@ -30,6 +32,17 @@ pub use nested::{BadGuestStage, GuestStage, NestedHwpt, NestedOptions};
 pub(crate) use paging::LOWEST_SPAN_BITS;
 pub use paging::{Hwpt, HwptOptions};
 pub use sva::{SvaError, SvaHwpt};
+
+/// Why a walker cannot use a table.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotConnected {
+    /// It cannot pass the gate of the process that the table belongs to.
+    #[error(transparent)]
+    Shared(#[from] JoinError),
+    /// What the table maps and what the walker reserves do not fit.
+    #[error(transparent)]
+    Ioas(#[from] ConnectError),
+}
 
 /// What an endpoint is attached to.
 #[derive(Clone)]
@@ -98,10 +111,31 @@ impl Table {
         std::iter::once(self.on_miss()).chain(below)
     }
 
+    /// Has `walker` pass the gate of the process that the table belongs to, if that is another.
+    fn join(&self, walker: &dyn Walker) -> Result<(), JoinError> {
+        match self {
+            Self::Nested(nested) => match nested.shared() {
+                Some(member) => walker.ports().join(member, TableId::of(&**nested)),
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// Undoes one [`Table::join`], after the walker stopped using the table.
+    fn leave(&self, walker: &dyn Walker) {
+        if let Self::Nested(nested) = self
+            && nested.shared().is_some()
+        {
+            walker.ports().leave();
+        }
+    }
+
     /// Lets `walker` use it: from now on, nothing can be mapped in what it reserves.
-    pub(crate) fn connect(&self, walker: Arc<dyn Walker>, reserved: &[IovaRange]) -> Result<(), ConnectError> {
+    pub(crate) fn connect(&self, walker: Arc<dyn Walker>, reserved: &[IovaRange]) -> Result<(), NotConnected> {
+        self.join(&*walker)?;
         if let Some(hwpt) = self.paging() {
-            hwpt.ioas().connect(reserved)?;
+            hwpt.ioas().connect(reserved).inspect_err(|_| self.leave(&*walker))?;
             hwpt.users.add(walker.clone());
         }
         match self {
@@ -115,6 +149,7 @@ impl Table {
     /// Undoes one [`Table::connect`], after the walker stopped using the table. Returns whether no walker uses the one
     /// that mirrors an address space any more.
     pub(crate) fn disconnect(&self, walker: &Arc<dyn Walker>, reserved: &[IovaRange]) -> bool {
+        self.leave(&**walker);
         match self {
             Self::Nested(nested) => drop(nested.users.remove(walker)),
             Self::Sva(sva) => drop(sva.users.remove(walker)),

@@ -16,6 +16,7 @@ use crate::base::types::{IovaRange, Pasid, WouldDeadlock};
 use crate::fault::OnMiss;
 use crate::gate::check_may_wait;
 use crate::gate::invalidation::{Invalidation, TableId};
+use crate::gate::shared::GateMember;
 use crate::kind::{BadPasidTable, GuestPasidTable, GuestTable, UnalignedRoot, WithoutPasid};
 use crate::mirror::Users;
 
@@ -78,6 +79,8 @@ pub struct NestedOptions {
     pub on_miss: OnMiss,
     /// What its maker wants to find with it.
     pub extension: Option<Box<dyn Any + Send + Sync>>,
+    /// If it is another process's: the gate by which that invalidates it.
+    pub shared: Option<Arc<GateMember>>,
 }
 
 impl fmt::Debug for NestedOptions {
@@ -108,11 +111,18 @@ impl NestedOptions {
     pub fn extension(self, extension: impl Any + Send + Sync) -> Self {
         Self { extension: Some(Box::new(extension)), ..self }
     }
+
+    /// It is another process's, which invalidates it by this gate: ports that are attached to it pass that. A device is
+    /// attached to the tables of one such process at a time.
+    #[must_use]
+    pub fn shared(self, member: Arc<GateMember>) -> Self {
+        Self { shared: Some(member), ..self }
+    }
 }
 
 impl<T: Into<GuestStage>> From<T> for NestedOptions {
     fn from(stage: T) -> Self {
-        Self { stage: stage.into(), pasids: true, on_miss: OnMiss::Abort, extension: None }
+        Self { stage: stage.into(), pasids: true, on_miss: OnMiss::Abort, extension: None, shared: None }
     }
 }
 
@@ -180,6 +190,11 @@ impl NestedHwpt {
 
     pub(crate) fn allows_pasids(&self) -> bool {
         self.options.pasids
+    }
+
+    /// The gate of the process that it belongs to, if that is another.
+    pub(crate) fn shared(&self) -> Option<&Arc<GateMember>> {
+        self.options.shared.as_ref()
     }
 
     /// Forgets what ports have cached of `range`, for a guest that changed its table there: when it returns, no DMA

@@ -1,6 +1,6 @@
 //! A guest's page table: where it begins, and what its entries look like.
 
-use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, X86_64, X86_64FiveLevels};
+use iopt::format::{Armv8Stage1, Sv39, Sv48, Sv57, VtdSecondStage, X86_64, X86_64FiveLevels};
 use iopt::{Access, Format, GuestMemory, GuestTranslation, TableAddr, walk_guest};
 use thiserror::Error;
 
@@ -24,6 +24,9 @@ pub enum GuestFormat {
     Sv48,
     /// RISC-V with five levels, 56 bits.
     Sv57,
+    /// VT-d's second stage with four levels, 48 bits. No guest has one below another; it is what another process's
+    /// tables are shared in, as it knows write without read.
+    VtdSecondStage,
     /// That of the mock IOMMU in Linux's own tests, which has none: nothing is translated.
     Mock,
 }
@@ -40,6 +43,7 @@ macro_rules! with_format {
             GuestFormat::Sv39 => with_format!(@ Sv39, $F, $use),
             GuestFormat::Sv48 => with_format!(@ Sv48, $F, $use),
             GuestFormat::Sv57 => with_format!(@ Sv57, $F, $use),
+            GuestFormat::VtdSecondStage => with_format!(@ VtdSecondStage, $F, $use),
             GuestFormat::Mock => $mock,
         }
     };
@@ -51,7 +55,7 @@ macro_rules! with_format {
 
 impl GuestFormat {
     /// Every format that translates, for a caller that wants to try them all.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::X86_64,
         Self::X86_64FiveLevels,
         Self::Armv8Pages4K,
@@ -60,6 +64,7 @@ impl GuestFormat {
         Self::Sv39,
         Self::Sv48,
         Self::Sv57,
+        Self::VtdSecondStage,
     ];
 
     /// The widest IOVA that it translates, in bits; what is wider is not mapped.

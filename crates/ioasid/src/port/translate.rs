@@ -211,6 +211,7 @@ impl Translator {
         }
         let context = match self.contexts.find(at.pasid) {
             Some(context) => context,
+            None if inside.gate().is_shut() => return Err(FaultReason::NotAttached.into()),
             None => self.attach(&bus.endpoint, at.pasid)?,
         };
         match context.table {

@@ -146,6 +146,12 @@ impl<M: TableMemory> Arena<M> {
         &self.memory
     }
 
+    /// Bytes of the memory that tables have been made in so far, from its beginning on. It grows by 2 MiB.
+    #[must_use]
+    pub fn extent(&self) -> usize {
+        *lock(&self.grow) * CHUNK_BYTES
+    }
+
     /// Number of tables handed out and not given back.
     #[must_use]
     pub fn in_use(&self) -> usize {

@@ -14,16 +14,18 @@
 //! | Linux's mock IOMMU | [`Mock`] | 56 | every power of two: 2 KiB up to half of all |
 //!
 //! VT-d, AMD and x86-64 have accessed and dirty bits that walks set. Armv8 and RISC-V have them set from the beginning
-//! here; who wants to know of writes reads the log, which is the same for all.
+//! here, and [`Marked`] makes any format do; who wants to know of writes reads the log, which is the same for all.
 
 mod amd_v1;
 mod armv8;
+mod marked;
 mod risc_v;
 mod vtd_second_stage;
 mod x86_64;
 
 pub use amd_v1::{AmdV1, Mock};
 pub use armv8::{Armv8, Armv8Stage1, Armv8Stage2};
+pub use marked::Marked;
 pub use risc_v::{RiscV, Sv39, Sv48, Sv57};
 pub use vtd_second_stage::{VtdLevels, VtdSecondStage, VtdSecondStageFiveLevels};
 pub use x86_64::{X86_64, X86_64FiveLevels, X86Levels};
