@@ -58,6 +58,7 @@ table! {
     CutError {
         Self::Unaligned(..) | Self::LargePages(_) => INVAL,
         Self::Busy(_) => BUSY,
+        Self::Mirror(_) => IO,
         Self::WouldDeadlock(_) => DEADLK,
     }
     RuleError {

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use ioasid::memory::{Pages, PinnedMemory, Segment};
 use ioasid::{
-    Access, ConnectError, Context, GroupId, Ioas, Iova, IovaRange, Machine, MapError, Mirror, MirrorCapabilities,
-    MirrorError, MirrorRun, Placement, PresenceError, ProtectError, Rid, Silent, UnmapError,
+    Access, ConnectError, Context, CutError, GroupId, Ioas, Iova, IovaRange, Machine, MapError, Mirror,
+    MirrorCapabilities, MirrorError, MirrorRun, Placement, PresenceError, ProtectError, Rid, Silent, UnmapError,
 };
 
 const PAGE: u64 = 4096;
@@ -589,4 +589,24 @@ fn what_changes_while_a_mirror_is_filled_is_in_it_on_either_side_and_nothing_if_
         bench.ioas.unmap(IovaRange::ALL).unwrap();
         assert!(mirror.list.pages().is_empty());
     }
+}
+
+#[test]
+fn a_cut_is_one_in_every_mirror_or_none() {
+    let bench = Bench::new();
+    let list = Arc::new(List::default());
+    bench.ioas.set_large_pages(false).unwrap();
+    bench.ioas.add_mirror(list.clone()).unwrap();
+    bench.ioas.map_pages(Some(Iova(0x1000)), &bench.memory, 0, 4 * PAGE, Access::all()).unwrap();
+    bench.ioas.cut(Iova(0x3000)).unwrap();
+    bench.ioas.unmap(pages_of(1, 2)).unwrap();
+    assert_eq!(list.pages().keys().copied().collect::<Vec<_>>(), [3, 4]);
+    // One that cannot have it in two parts.
+    let never = mpsc::sync_channel(0).0;
+    let go_on = Mutex::new(mpsc::channel().1);
+    bench.ioas.add_mirror(Arc::new(Stops { list: List::default(), reached: never, go_on })).unwrap();
+    assert_eq!(bench.ioas.cut(Iova(0x4000)), Err(CutError::Mirror(0x4000)));
+    assert_eq!(bench.ioas.unmap(pages_of(3, 1)), Err(UnmapError::NotWhole(pages_of(3, 1))));
+    assert_eq!(bench.ioas.unmap(pages_of(3, 2)), Ok(2 * PAGE));
+    assert!(list.pages().is_empty());
 }

@@ -129,6 +129,9 @@ pub enum CutError {
     /// It is being mapped or unmapped, or something in it is pinned.
     #[error("the mapping that IOVA {0:#x} lies in is in use")]
     Busy(u64),
+    /// A mirror cannot have it in two parts.
+    #[error("a device cannot have the mapping that IOVA {0:#x} lies in in two parts")]
+    Mirror(u64),
     /// It would have to wait for this thread.
     #[error(transparent)]
     WouldDeadlock(#[from] WouldDeadlock),

@@ -345,9 +345,25 @@ impl Ioas {
         links.map(|link| &link.mirror).find_map(each)
     }
 
-    /// Sees to it that in no mirror something goes through `at`.
-    pub(super) fn split_in(&self, called: &Called<'_>, at: u64) -> Result<(), MirrorError> {
-        guarded(|| called.mirror.split(Iova(at)))
+    /// Sees to it that in no mirror something goes through the `cuts`, which are in the area that begins at `start`, or
+    /// in the next. The caller keeps the areas as they are meanwhile.
+    pub(super) fn split_mirrors<C: Iterator<Item = u64>>(
+        &self,
+        start: u64,
+        cuts: impl Fn() -> C,
+    ) -> Result<Locked<'_>, MirrorError> {
+        let mut done = 0;
+        loop {
+            match self.next_mirror(done, start) {
+                Err(state) => return Ok(state),
+                Ok(called) => {
+                    for at in cuts().filter(|_| called.has(start)) {
+                        guarded(|| called.mirror.split(Iova(at)))?;
+                    }
+                    done = called.number;
+                }
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use iopt::Access;
 
 use super::areas::Backed;
-use super::links::Now;
+use super::links::{Busy, Now};
 use super::{CutError, Ioas, MapError, Placement};
 use crate::base::callback;
 use crate::base::types::{Iova, IovaRange};
@@ -208,7 +208,13 @@ impl Ioas {
         let at = IovaRange { start: iova.0, last: iova.0 };
         let mut state = self.when_settled(self.lock(), at)?;
         let (alignment, large) = (state.alignment(), state.rules.has_large_pages() && !state.links.is_empty());
-        state.areas.cut(iova.0, alignment, large)
+        state.areas.check_cut(iova.0, alignment, large)?;
+        let Some(area) = state.areas.overlapping(at).next().filter(|area| area.start < iova.0) else { return Ok(()) };
+        state.areas.set_busy(area, true);
+        drop(state);
+        let _busy = Busy { ioas: self, range: area };
+        let split = self.split_mirrors(area.start, || std::iter::once(iova.0));
+        split.map_err(|_| CutError::Mirror(iova.0))?.areas.cut(iova.0, alignment, large)
     }
 }
 

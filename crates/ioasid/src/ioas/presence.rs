@@ -67,18 +67,7 @@ impl Ioas {
         drop(state);
         let _busy = Busy { ioas: self, range: hull };
         // Large pages that a cut would go through become small ones first.
-        let mut done = 0;
-        let mut state = loop {
-            match self.next_mirror(done, hull.start) {
-                Err(state) => break state,
-                Ok(called) => {
-                    for cut in cuts().filter(|_| called.has(hull.start)) {
-                        self.split_in(&called, cut)?;
-                    }
-                    done = called.number;
-                }
-            }
-        };
+        let mut state = self.split_mirrors(hull.start, cuts)?;
         cuts().try_for_each(|cut| state.areas.cut(cut, alignment, false))?;
         let runs: Vec<IovaRange> = state.areas.mapped_in(range).map(|(range, ..)| range).collect();
         drop(state);
