@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ioasid::{EndpointOptions, Recovery};
-use ioasid_remote::{ClientOptions, ConnectError, Remote};
+use ioasid_remote::{ClientOptions, ConnectError, MemoryBy, Remote};
 use ioasid_vfio::Interrupts;
 
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
@@ -13,6 +13,7 @@ use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionK
 const SOCKET: &str = "socket";
 const TIMEOUT: &str = "timeout";
 const UNTRUSTED: &str = "untrusted";
+const NO_TABLES: &str = "no-tables";
 
 /// Seconds that a server has to answer, unless something else is said.
 const SECONDS: u64 = 5;
@@ -25,6 +26,7 @@ pub(crate) const MODEL: ModelInfo = ModelInfo {
         OptionInfo::new(SOCKET, "where its server listens", OptionKind::Text("PATH")),
         OptionInfo::new(TIMEOUT, "seconds that it has to answer (5)", OptionKind::Number { least: 1, most: 3600 }),
         OptionInfo::new(UNTRUSTED, "it is passed no memory: each access is a message", OptionKind::Flag),
+        OptionInfo::new(NO_TABLES, "it is told of each mapping, and shares no page tables", OptionKind::Flag),
     ],
     registers: &[],
     functions: one,
@@ -32,12 +34,21 @@ pub(crate) const MODEL: ModelInfo = ModelInfo {
     build,
 };
 
+fn memory_by(options: &Options) -> MemoryBy {
+    let has = |flag| options.iter().any(|(name, _)| name == flag);
+    match (has(UNTRUSTED), has(NO_TABLES)) {
+        (true, _) => MemoryBy::Messages,
+        (false, true) => MemoryBy::Files,
+        (false, false) => MemoryBy::Tables,
+    }
+}
+
 fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<Built>, BuildError> {
     let site = sites[0];
     let options = ClientOptions {
         socket: PathBuf::from(options.text(SOCKET).ok_or(BuildError::NoSocket)?),
         patience: Duration::from_secs(options.number(TIMEOUT).unwrap_or(SECONDS)),
-        passes_files: options.iter().all(|(name, _)| name != UNTRUSTED),
+        memory: memory_by(options),
     };
     let failed = |error: ConnectError| BuildError::Remote(site.rid, error.to_string());
     let remote = Remote::connect(options).map_err(failed)?;

@@ -7,7 +7,7 @@ mod common;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -335,6 +335,12 @@ fn files_that_are_no_gate_are_refused() {
     assert!(GateMember::join(passages, orders).is_err());
     let [orders, _] = owner.files();
     assert!(File::from(orders).write_at(&[1], 0).is_err());
+    // Nor can the tables, however they are opened.
+    let path = format!("/proc/self/fd/{}", owner.tables.as_raw_fd());
+    for tables in [owner.tables.try_clone().unwrap(), File::options().read(true).write(true).open(path).unwrap()] {
+        assert!(tables.write_at(&[1], 0).is_err());
+        assert!(tables.set_len(0).is_err());
+    }
     let [orders, passages] = owner.files();
     assert!(File::from(passages).set_len(0).is_err());
     assert!(File::from(orders).set_len(0).is_err());

@@ -17,6 +17,6 @@ mod connection;
 pub mod server;
 pub mod wire;
 
-pub use client::{Attended, ClientOptions, ConnectError, Remote};
+pub use client::{Attended, ClientOptions, ConnectError, MemoryBy, Remote};
 pub use connection::Ended;
 pub use server::{ServeError, Server};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ioasid::{Endpoint, EndpointOptions, GroupId, Machine, Silent};
-use ioasid_remote::{Attended, ClientOptions, Remote, Server};
+use ioasid_remote::{Attended, ClientOptions, MemoryBy, Remote, Server};
 use ioasid_vfio::{BarKind, BarSpec, BusMaster, Function, Interrupts, Model, PcieKind, Spec, VfioDevice};
 
 use crate::process::pin;
@@ -81,7 +81,7 @@ impl Device {
             server.serve(client.into())?;
             Ok(())
         });
-        let remote = Remote::connect(ClientOptions { socket: socket.clone(), patience, passes_files: true })?;
+        let remote = Remote::connect(ClientOptions { socket: socket.clone(), patience, memory: MemoryBy::Tables })?;
         let machine = Machine::new(Arc::new(Silent));
         let options = EndpointOptions::default().mirrored(remote.clone());
         let endpoint = machine.add_endpoint_with("0000:00:01.0".parse()?, GroupId(0), options)?;

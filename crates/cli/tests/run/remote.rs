@@ -1,10 +1,13 @@
 //! `ioasid device`, and its devices as those of runs: whatever ends when, the other side goes on.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::{Test, eventually, finish, ioasid, program_under, succeed};
 
@@ -12,7 +15,7 @@ pub const TESTS: &[Test] = &[
     ("a_device_of_another_process_is_one_of_a_run", || {
         let server = Server::start("ioat");
         for memory in ["shared", "private", "memfd", "mixed"] {
-            for how in ["", ",untrusted"] {
+            for how in ["", ",no-tables", ",untrusted"] {
                 succeed(&mut program_under(&["--check", "--device", &server.device(how)], "copy", &[memory]));
             }
         }
@@ -72,7 +75,7 @@ pub const TESTS: &[Test] = &[
         let server = Server::start("ioat");
         for round in 0..rounds() {
             let mut run = copying(&server.device(""));
-            std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 7 % 20)));
+            std::thread::sleep(Duration::from_millis(u64::from(round * 7 % 20)));
             run.kill().unwrap();
             run.wait().unwrap();
         }
@@ -86,7 +89,7 @@ pub const TESTS: &[Test] = &[
         for round in 0..rounds() {
             let server = Server::start("ioat");
             let mut run = copying(&server.device(""));
-            std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 7 % 20)));
+            std::thread::sleep(Duration::from_millis(u64::from(round * 7 % 20)));
             server.stop(libc::SIGKILL);
             let mut errors = BufReader::new(run.stderr.take().unwrap());
             let mut line = String::new();
@@ -98,6 +101,47 @@ pub const TESTS: &[Test] = &[
             eventually("the run ends", || run.try_wait().unwrap().is_some());
             let _ = errors.read_to_string(&mut line);
         }
+    }),
+    ("a_server_that_stands_still_holds_up_no_run_for_longer_than_was_said", || {
+        for how in ["", ",no-tables", ",untrusted"] {
+            for round in 0..4u64 {
+                let server = Server::start("ioat");
+                let mut run = copying(&server.device(&format!(",timeout=1{how}")));
+                std::thread::sleep(Duration::from_millis(round * 7));
+                server.signal(libc::SIGSTOP);
+                let pid = rustix::process::Pid::from_child(&run);
+                rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+                let begin = Instant::now();
+                eventually("the run ends", || run.try_wait().unwrap().is_some());
+                // To be told to stop, to say that it is out, and to be reset: a second each.
+                assert!(begin.elapsed() < Duration::from_secs(5), "{how}: {:?}", begin.elapsed());
+            }
+        }
+    }),
+    ("a_server_that_does_not_say_that_it_is_out_is_ended", || {
+        let mut server = Server::start("ioat");
+        let mut run = program_under(&["--quiet", "--device", &server.device(",timeout=1")], "unmaps-when-told", &[])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "copying");
+        server.signal(libc::SIGSTOP);
+        // All its passages say that somebody is inside.
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.child.id())).unwrap();
+        let gate = maps.lines().find(|line| line.contains("memfd:ioasid-gate") && line.contains("rw-s")).unwrap();
+        let (first, end) = gate.split(' ').next().unwrap().split_once('-').unwrap();
+        let [first, end] = [first, end].map(|address| u64::from_str_radix(address, 16).unwrap());
+        let memory = std::fs::OpenOptions::new().write(true).open(format!("/proc/{}/mem", server.child.id())).unwrap();
+        memory.write_all_at(&vec![0xff; (end - first) as usize], first).unwrap();
+        run.stdin.take().unwrap().write_all(b"now\n").unwrap();
+        assert_eq!(lines.next().unwrap().unwrap(), "unmapped");
+        assert_eq!(server.child.wait().unwrap().signal(), Some(libc::SIGKILL));
+        let output = run.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("the device has gone"), "{errors}");
     }),
 ];
 
@@ -159,10 +203,14 @@ impl Server {
         format!("vfio-user,socket={}{more}", self.path.display())
     }
 
-    /// Ends it by a signal; its status, if it has one.
-    fn stop(mut self, signal: i32) -> Option<i32> {
+    fn signal(&self, signal: i32) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::from_named_raw(signal).unwrap()).unwrap();
+    }
+
+    /// Ends it by a signal; its status, if it has one.
+    fn stop(mut self, signal: i32) -> Option<i32> {
+        self.signal(signal);
         eventually("the server ends", || self.child.try_wait().unwrap().is_some());
         self.child.wait().unwrap().code()
     }

@@ -13,7 +13,8 @@ use zerocopy::native_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::spec::{Interrupts, read_spec};
-use super::{ClientOptions, ConnectError, Link, peer};
+use super::tables::Tables;
+use super::{ClientOptions, ConnectError, Link, MemoryBy, peer};
 use crate::connection::{CallError, Connection, Ended};
 use crate::wire::{Capabilities, CommandId, DeviceInfo, IrqInfo, RegionInfo, TwinSocket, Version, VersionError};
 
@@ -39,7 +40,9 @@ pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectEr
         .map_err(|error| ConnectError::Connect(options.socket.clone(), error.into()))?;
     let process = peer::process(&socket);
     let connection = Arc::new(Connection::new(socket, options.patience));
-    let (theirs, peer) = agree(&connection, options.patience)?;
+    // One that is not known could not be ended.
+    let may_share = options.memory == MemoryBy::Tables && process.is_some();
+    let (theirs, peer) = agree(&connection, options.patience, may_share)?;
     let info = DeviceInfo { argsz: U32::new(size_of::<DeviceInfo>() as u32), ..DeviceInfo::default() };
     let info: DeviceInfo = ask(&connection, CommandId::DeviceGetInfo, &info)?;
     if info.flags.get() & PCI == 0 {
@@ -62,6 +65,9 @@ pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectEr
         let info: IrqInfo = ask(&connection, CommandId::DeviceGetIrqInfo, &info)?;
         *irq = (info.count.get(), info.flags.get());
     }
+    // The two files of the tables' gate.
+    let can_share = may_share && theirs.shared_tables && theirs.descriptors() >= 2;
+    let tables = if can_share { Tables::share(&connection)? } else { None };
     let link = Link {
         peer: peer.unwrap_or_else(|| connection.clone()),
         connection,
@@ -72,7 +78,8 @@ pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectEr
         regions,
         masks_line: irqs[0].1 & AUTOMASKED != 0,
         process,
-        has_files: AtomicBool::new(false),
+        has_files: AtomicBool::new(tables.is_some()),
+        tables,
         is_attended: AtomicBool::new(false),
     };
     let [line, messages, table] = irqs.map(|(count, _)| count);
@@ -96,9 +103,13 @@ fn open(path: &Path, patience: Duration) -> Result<OwnedFd, Errno> {
 }
 
 /// The first message, and the socket for the server's commands, if it makes one.
-fn agree(connection: &Connection, patience: Duration) -> Result<(Capabilities, Option<Arc<Connection>>), ConnectError> {
+fn agree(
+    connection: &Connection,
+    patience: Duration,
+    shared_tables: bool,
+) -> Result<(Capabilities, Option<Arc<Connection>>), ConnectError> {
     let twin_socket = Some(TwinSocket { supported: true, fd_index: None });
-    let ours = Version::with(Capabilities { twin_socket, ..Capabilities::ours() });
+    let ours = Version::with(Capabilities { twin_socket, shared_tables, ..Capabilities::ours() });
     let mut reply = connection.call(CommandId::Version, &[&ours.encode()], &[])?;
     let version = Version::decode(&reply.payload).inspect_err(|error| {
         connection.end(Ended::protocol(error.to_string()));

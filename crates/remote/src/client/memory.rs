@@ -8,8 +8,8 @@ use zerocopy::IntoBytes;
 use zerocopy::native_endian::U32;
 
 use super::Link;
-use crate::connection::{Connection, Ended, Message};
-use crate::wire::{Command, DmaWritten};
+use crate::connection::{Ended, Message};
+use crate::wire::{BY_MESSAGE, Command, DmaWritten};
 
 /// Starts the thread that answers the server's commands, as long as the connection is there.
 pub(super) fn attend(link: &Arc<Link>, endpoint: &Arc<Endpoint>) -> std::io::Result<()> {
@@ -17,7 +17,7 @@ pub(super) fn attend(link: &Arc<Link>, endpoint: &Arc<Endpoint>) -> std::io::Res
     let thread = std::thread::Builder::new().name("remote-dma".to_owned());
     thread.spawn(move || {
         loop {
-            let done = link.peer.next().and_then(|message| answer(&link.peer, &mut port, &message));
+            let done = link.peer.next().and_then(|message| answer(&link, &mut port, &message));
             if let Err(ended) = done {
                 // A server that has broken one of its sockets has no use for the other.
                 link.connection.end(ended);
@@ -28,23 +28,35 @@ pub(super) fn attend(link: &Arc<Link>, endpoint: &Arc<Endpoint>) -> std::io::Res
     Ok(())
 }
 
-fn answer(peer: &Connection, port: &mut DmaPort, message: &Message) -> Result<(), Ended> {
-    let header = &message.header;
+fn answer(link: &Link, port: &mut DmaPort, message: &Message) -> Result<(), Ended> {
+    let (peer, header) = (&link.peer, &message.header);
     match Command::decode(header.command.get(), &message.payload, message.descriptors.len()) {
         Ok(Command::DmaRead(access)) => {
             let mut data = vec![0; access.count.get() as usize];
-            match port.read(Iova(access.address.get()), &mut data) {
+            let Some(iova) = iova(link, access.address.get()) else { return peer.refuse(header, Errno::FAULT) };
+            match port.read(iova, &mut data) {
                 Ok(()) => peer.reply(header, &[access.as_bytes(), &data], &[]),
                 Err(_) => peer.refuse(header, Errno::FAULT),
             }
         }
-        Ok(Command::DmaWrite(access, data)) => match port.write(Iova(access.address.get()), data) {
-            Ok(()) => {
-                let written = DmaWritten { address: access.address, count: U32::new(data.len() as u32) };
-                peer.reply(header, &[written.as_bytes()], &[])
+        Ok(Command::DmaWrite(access, data)) => {
+            let Some(iova) = iova(link, access.address.get()) else { return peer.refuse(header, Errno::FAULT) };
+            match port.write(iova, data) {
+                Ok(()) => {
+                    let written = DmaWritten { address: access.address, count: U32::new(data.len() as u32) };
+                    peer.reply(header, &[written.as_bytes()], &[])
+                }
+                Err(_) => peer.refuse(header, Errno::FAULT),
             }
-            Err(_) => peer.refuse(header, Errno::FAULT),
-        },
+        }
         Err(_) => peer.refuse(header, Errno::INVAL),
+    }
+}
+
+/// What the server means by an address: that of a table that it walks, if it walks any.
+fn iova(link: &Link, address: u64) -> Option<Iova> {
+    match link.tables {
+        None => Some(Iova(address)),
+        Some(_) => (address & BY_MESSAGE != 0).then_some(Iova(address & !BY_MESSAGE)),
     }
 }

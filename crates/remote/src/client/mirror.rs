@@ -6,17 +6,19 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ioasid::memory::{FileRange, MemoryChunk};
-use ioasid::{Access, IovaRange, Mirror, MirrorCapabilities, MirrorError, MirrorRun};
+use ioasid::{Access, Iova, IovaRange, Mirror, MirrorCapabilities, MirrorError, MirrorRun};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
 use zerocopy::IntoBytes;
 use zerocopy::native_endian::{U32, U64};
 
-use super::{Link, Remote, lock};
+use super::tables::{Tables, TablesError};
+use super::{Link, MemoryBy, Remote, lock, peer};
 use crate::connection::{CallError, Ended};
-use crate::wire::{CommandId, DmaFlags, DmaMap, DmaUnmap};
+use crate::wire::{BY_MESSAGE, CommandId, DmaFlags, DmaMap, DmaUnmap};
 
 /// What the server was told to map: by its first IOVA, how many bytes.
 pub(super) type Mapped = BTreeMap<u64, u64>;
@@ -25,13 +27,20 @@ impl Mirror for Remote {
     fn capabilities(&self) -> MirrorCapabilities {
         // One that says nothing that makes sense takes pages as they are everywhere.
         let sizes = Some(self.link().page_sizes).filter(|sizes| *sizes != 0).unwrap_or(4096);
-        MirrorCapabilities::default().with_page_sizes(!0 << sizes.trailing_zeros().max(12))
+        let capabilities = MirrorCapabilities::default().with_page_sizes(!0 << sizes.trailing_zeros().max(12));
+        match (&self.link().tables, IovaRange::new(0, BY_MESSAGE)) {
+            (Some(_), Some(aperture)) => capabilities.with_aperture(aperture),
+            _ => capabilities,
+        }
     }
 
     fn map(&self, run: &MirrorRun<'_>) -> Result<(), MirrorError> {
         let link = self.link();
+        if let Some(tables) = &link.tables {
+            return self.map_in(tables, &link, run);
+        }
         let length = run.range.len_minus_one() + 1;
-        let pieces = match self.options.passes_files {
+        let pieces = match self.options.memory != MemoryBy::Messages {
             true => run.memory().chunks().into_iter().map(Piece::from).collect(),
             false => vec![Piece { offset: 0, length, file: None }],
         };
@@ -59,6 +68,9 @@ impl Mirror for Remote {
 
     fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError> {
         let link = self.link();
+        if let Some(tables) = &link.tables {
+            return self.unmap_in(tables, &link, runs);
+        }
         let limit = link.connection.limit();
         for run in runs {
             let starts: Vec<u64> =
@@ -70,6 +82,14 @@ impl Mirror for Remote {
             }
         }
         if self.is_out_of_reach(&link) { Ok(()) } else { Err(MirrorError::Reachable) }
+    }
+
+    fn split(&self, at: Iova) -> Result<(), MirrorError> {
+        let link = self.link();
+        match &link.tables {
+            Some(tables) => tables.split(&link.connection, at.0).map_err(|error| MirrorError::Failed(error.into())),
+            None => Err(MirrorError::Unsupported("split a mapping")),
+        }
     }
 }
 
@@ -98,15 +118,42 @@ enum MapPieceError {
 }
 
 impl Remote {
+    fn map_in(&self, tables: &Tables, link: &Link, run: &MirrorRun<'_>) -> Result<(), MirrorError> {
+        match tables.map(&link.connection, run) {
+            // It is gone: the unmap says how it is with what it has.
+            Ok(()) | Err(TablesError::Call(CallError::Ended(_))) => Ok(()),
+            Err(error) => match self.unmap_in(tables, link, &mut std::iter::once(run.range)) {
+                Ok(()) => Err(MirrorError::Failed(error.into())),
+                Err(_) => Err(MirrorError::Panicked),
+            },
+        }
+    }
+
+    /// A server that is there says by its gate that it is out. One that does not in time is ended.
+    fn unmap_in(
+        &self,
+        tables: &Tables,
+        link: &Link,
+        runs: &mut dyn Iterator<Item = IovaRange>,
+    ) -> Result<(), MirrorError> {
+        let limit = link.connection.limit();
+        let is_there = || Instant::now() < limit && !self.has_exited(link, Duration::ZERO);
+        if tables.unmap(&link.connection, runs, is_there).is_err() {
+            link.connection.end(Ended::Silent(CommandId::DmaUnmap, self.options.patience));
+            if let Some(process) = link.process.as_ref().filter(|process| !peer::is_this(process)) {
+                let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
+            }
+        }
+        if self.is_out_of_reach(link) { Ok(()) } else { Err(MirrorError::Reachable) }
+    }
+
     fn map_piece(&self, link: &Link, start: u64, piece: &Piece, access: Access) -> Result<(), MapPieceError> {
         if lock(&self.mapped).len() as u64 >= link.most_maps {
             return Err(MapPieceError::Full(link.most_maps));
         }
         let file = piece.file.as_ref().filter(|_| link.descriptors > 0);
         let file = file.and_then(|range| Some((passable(&range.file, access)?, range.offset)));
-        let mut flags = DmaFlags::empty();
-        flags.set(DmaFlags::READ, access.contains(Access::READ));
-        flags.set(DmaFlags::WRITE, access.contains(Access::WRITE));
+        let flags = DmaFlags::of(access);
         let map = DmaMap {
             argsz: U32::new(size_of::<DmaMap>() as u32),
             flags: U32::new(flags.bits()),
@@ -154,7 +201,7 @@ impl Remote {
 }
 
 /// The file as it is passed: who may only read what is mapped is passed one that can only be read.
-fn passable(file: &Arc<File>, access: Access) -> Option<Arc<File>> {
+pub(super) fn passable(file: &Arc<File>, access: Access) -> Option<Arc<File>> {
     if access.contains(Access::WRITE) {
         return Some(file.clone());
     }

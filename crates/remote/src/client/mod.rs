@@ -21,6 +21,7 @@ mod memory;
 mod mirror;
 mod peer;
 mod spec;
+mod tables;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -39,6 +40,7 @@ use crate::connection::{CallError, Connection, Ended, bounded};
 use crate::wire::{CommandId, RegionAccess, VersionError};
 use interrupts::Wires;
 use mirror::Mapped;
+use tables::Tables;
 
 /// How to reach a device, and how far to trust its server.
 #[derive(Clone, Debug)]
@@ -47,8 +49,21 @@ pub struct ClientOptions {
     pub socket: PathBuf,
     /// How long it has to answer: a millisecond to an hour, or what is nearest to that.
     pub patience: Duration,
-    /// Whether it is passed the files that memory is in, where there are some, and reaches that by itself.
-    pub passes_files: bool,
+    /// How it reaches memory.
+    pub memory: MemoryBy,
+}
+
+/// How a server reaches memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum MemoryBy {
+    /// It walks page tables that are shared with it, if it can, and has the files that memory is in, where there are
+    /// some; otherwise as [`MemoryBy::Files`].
+    #[default]
+    Tables,
+    /// It is passed the files that memory is in, where there are some, and told what to map.
+    Files,
+    /// It is passed nothing: each access is a message, and is translated here.
+    Messages,
 }
 
 /// Why there is no such device.
@@ -98,6 +113,8 @@ struct Link {
     process: Option<OwnedFd>,
     /// It was passed a file.
     has_files: AtomicBool,
+    /// What it walks.
+    tables: Option<Tables>,
     /// Its threads have been started.
     is_attended: AtomicBool,
 }
@@ -158,6 +175,15 @@ impl Remote {
     #[must_use]
     pub fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    /// How the server reaches memory: as it was asked to, or as it can.
+    #[must_use]
+    pub fn memory_by(&self) -> MemoryBy {
+        match (self.options.memory, &self.link().tables) {
+            (MemoryBy::Tables, None) => MemoryBy::Files,
+            (how, _) => how,
+        }
     }
 
     /// Puts it to work as a requester here, which was made with this as its mirror. A thread of its own calls `told`
@@ -227,7 +253,7 @@ impl Remote {
         self.command.store(ANSWERS, Ordering::SeqCst);
         let before = self.link();
         match reset(&before) {
-            Err(ConnectError::Ended(_)) if lock(&self.mapped).is_empty() => {}
+            Err(ConnectError::Ended(_)) if self.is_empty(&before) => {}
             done => return done,
         }
         // What one that is cut off has mapped must not be forgotten for the next.
@@ -241,6 +267,11 @@ impl Remote {
         let link = Arc::new(link);
         *lock(&self.link) = link.clone();
         reset(&link)
+    }
+
+    /// Whether nothing is mapped for the device.
+    fn is_empty(&self, link: &Link) -> bool {
+        lock(&self.mapped).is_empty() && link.tables.as_ref().is_none_or(Tables::is_empty)
     }
 
     fn read_region(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), CallError> {

@@ -15,3 +15,10 @@ pub(super) fn process(socket: &OwnedFd) -> Option<OwnedFd> {
     // SAFETY: a new descriptor, which is this one's.
     (got == 0 && pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(pidfd) })
 }
+
+/// Whether that process is this one.
+pub(super) fn is_this(process: &OwnedFd) -> bool {
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).unwrap_or_default();
+    let number = about.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    number == Some(std::process::id())
+}

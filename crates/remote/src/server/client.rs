@@ -1,7 +1,7 @@
 //! One client, from its first command after VERSION to its end.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ioasid::{Context, Device, Endpoint, Ioas, Machine};
 use ioasid_errno::ToErrno;
@@ -14,6 +14,7 @@ use zerocopy::native_endian::{U32, U64};
 use super::ServeError;
 use super::files::Files;
 use super::memory::PeerMemory;
+use super::tables::Tables;
 use crate::connection::{Connection, Ended, Message, Passed};
 use crate::wire::{
     Capabilities, DeviceInfo, IrqInfo, IrqSet, IrqSetFlags, MAX_DESCRIPTORS, MigrationData, MostBytes, Request,
@@ -25,9 +26,11 @@ pub(super) struct Client {
     pub(super) memory: Arc<PeerMemory>,
     pub(super) files: Files,
     pub(super) session: Session,
-    device: Option<Device>,
+    pub(super) device: Option<Device>,
     pub(super) ioas: Arc<Ioas>,
-    context: Arc<Context>,
+    pub(super) context: Arc<Context>,
+    /// If the client shares its tables.
+    pub(super) tables: OnceLock<Tables>,
 }
 
 /// What a command comes to: what to reply, or an errno.
@@ -49,7 +52,8 @@ impl Client {
         let bound = context.bind(endpoint)?;
         bound.attach(None, &ioas)?;
         let memory = Arc::new(PeerMemory::new(peer, capabilities.transfer()));
-        Ok(Self { connection, memory, files: Files::default(), session, device: Some(bound), ioas, context })
+        let (files, tables) = (Files::default(), OnceLock::new());
+        Ok(Self { connection, memory, files, session, device: Some(bound), ioas, context, tables })
     }
 
     /// Carries out commands until the client goes.
@@ -77,6 +81,7 @@ impl Client {
             Request::Version(_) => Err(Errno::INVAL),
             Request::DmaMap(map, flags) => self.dma_map(&map, flags, descriptors),
             Request::DmaUnmap(unmap, flags) => self.dma_unmap(&unmap, flags),
+            Request::SharedTables(tables) => self.share_tables(&tables, descriptors),
             Request::DeviceGetInfo(most) => {
                 let info = self.session.info();
                 let info = DeviceInfo {
@@ -157,6 +162,7 @@ impl Drop for Client {
         if let Some(device) = self.device.take() {
             device.abandon();
         }
+        drop(self.tables.take());
         let _ = self.context.destroy(self.ioas.id());
     }
 }

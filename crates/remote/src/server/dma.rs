@@ -19,7 +19,7 @@ impl Client {
             return Err(Errno::NOSPC);
         }
         let (iova, offset, length) = (Iova(map.address.get()), map.offset.get(), map.size.get());
-        let access = access(flags);
+        let access = flags.access();
         let map =
             |segment: Segment| self.ioas.map(Placement::Fixed(iova), length, access, || Ok(vec![segment])).map(drop);
         // Of other files than memory, a page could be slow to come.
@@ -59,11 +59,4 @@ impl Client {
             Err(error) => Err(error.errno()),
         }
     }
-}
-
-fn access(flags: DmaFlags) -> Access {
-    let mut access = Access::empty();
-    access.set(Access::READ, flags.contains(DmaFlags::READ));
-    access.set(Access::WRITE, flags.contains(DmaFlags::WRITE));
-    access
 }

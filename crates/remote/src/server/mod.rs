@@ -14,6 +14,7 @@ mod dma;
 mod files;
 mod memory;
 mod regions;
+mod tables;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -101,7 +102,11 @@ impl Server {
             connection.end(Ended::protocol(error.to_string()));
         })?;
         let theirs = version.capabilities;
-        let mut ours = Capabilities { write_multiple: theirs.write_multiple, ..Capabilities::ours() };
+        let mut ours = Capabilities {
+            write_multiple: theirs.write_multiple,
+            shared_tables: theirs.shared_tables,
+            ..Capabilities::ours()
+        };
         let (mut twin, mut descriptors) = (None, Vec::new());
         if theirs.twin_socket.is_some_and(|twin| twin.supported) && theirs.descriptors() > 0 {
             let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);

@@ -4,6 +4,7 @@
 //! client apart and [`Command::decode`] one of either side; what they let through has the bytes that it says it has.
 
 use bitflags::bitflags;
+use ioasid::Access;
 use zerocopy::native_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -21,6 +22,26 @@ bitflags! {
         const MMAP = 1 << 2;
         /// Read and write the file.
         const FILE_IO = 1 << 3;
+    }
+}
+
+impl DmaFlags {
+    /// What allows this.
+    #[must_use]
+    pub fn of(access: Access) -> Self {
+        let mut flags = Self::empty();
+        flags.set(Self::READ, access.contains(Access::READ));
+        flags.set(Self::WRITE, access.contains(Access::WRITE));
+        flags
+    }
+
+    /// What they allow.
+    #[must_use]
+    pub fn access(self) -> Access {
+        let mut access = Access::empty();
+        access.set(Access::READ, self.contains(Self::READ));
+        access.set(Access::WRITE, self.contains(Self::WRITE));
+        access
     }
 }
 
@@ -220,6 +241,16 @@ structures! {
         /// Number of bytes.
         size: U32,
     }
+    /// SHARED_TABLES: page tables that the server's device walks from now on; the two descriptors are the gate of them.
+    /// The addresses in the tables, and those of the tables, are what DMA_MAP then maps.
+    SharedTables {
+        /// Bytes of this.
+        argsz: U32,
+        /// 0.
+        flags: U32,
+        /// The address of the root.
+        root: U64,
+    }
 }
 
 /// How many bytes of a reply the client has room for (`argsz`).
@@ -246,6 +277,7 @@ pub enum Request<'a> {
     DeviceFeature(Feature, &'a [u8]),
     MigDataRead(MigrationData),
     MigDataWrite(MigrationData, &'a [u8]),
+    SharedTables(SharedTables),
 }
 
 /// A command of a server.
@@ -302,7 +334,7 @@ impl<'a> Request<'a> {
     pub fn decode(command: u16, payload: &'a [u8], descriptors: usize) -> Result<Self, MessageError> {
         let parts = find(command, payload)?;
         let id = parts.id;
-        if !matches!(id, CommandId::DmaMap | CommandId::DeviceSetIrqs) {
+        if !matches!(id, CommandId::DmaMap | CommandId::DeviceSetIrqs | CommandId::SharedTables) {
             parts.no_descriptors(descriptors)?;
         }
         Ok(match id {
@@ -381,6 +413,14 @@ impl<'a> Request<'a> {
             CommandId::MigDataWrite => {
                 let (data, bytes) = parts.with_data(|data: MigrationData| data.size.get().into())?;
                 Self::MigDataWrite(data, bytes)
+            }
+            CommandId::SharedTables => {
+                let (tables, _) = parts.first::<SharedTables>()?;
+                match (descriptors, tables.flags.get()) {
+                    (2, 0) => Self::SharedTables(tables),
+                    (2, flags) => return Err(MessageError::Flags(id, flags)),
+                    _ => return Err(MessageError::Descriptors(id, descriptors)),
+                }
             }
             CommandId::DmaRead | CommandId::DmaWrite => return Err(MessageError::Command(command)),
         })
@@ -465,9 +505,9 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_that_comes_panics(
-            command in 0u16..20,
+            command in prop_oneof![0u16..20, Just(CommandId::SharedTables as u16)],
             payload in prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(255), any::<u8>()], 0..80),
-            fds in 0usize..3,
+            fds in 0usize..4,
         ) {
             let _ = Request::decode(command, &payload, fds);
             let _ = Command::decode(command, &payload, fds);

@@ -68,11 +68,13 @@ pub enum CommandId {
     DeviceFeature = 16,
     MigDataRead = 17,
     MigDataWrite = 18,
+    /// Not the specification's: it is sent to who says that it knows it (`ioasid_shared_tables`).
+    SharedTables = 0x8000,
 }
 
 impl CommandId {
     /// All that there are.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Version,
         Self::DmaMap,
         Self::DmaUnmap,
@@ -90,6 +92,7 @@ impl CommandId {
         Self::DeviceFeature,
         Self::MigDataRead,
         Self::MigDataWrite,
+        Self::SharedTables,
     ];
 
     /// The command with this number.
@@ -119,6 +122,7 @@ impl fmt::Display for CommandId {
             Self::DeviceFeature => "DEVICE_FEATURE",
             Self::MigDataRead => "MIG_DATA_READ",
             Self::MigDataWrite => "MIG_DATA_WRITE",
+            Self::SharedTables => "SHARED_TABLES",
         })
     }
 }

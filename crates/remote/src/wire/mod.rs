@@ -16,8 +16,8 @@ mod version;
 
 pub use command::{
     Command, DeviceInfo, DmaAccess, DmaFlags, DmaMap, DmaUnmap, DmaWritten, Feature, IoFds, IrqInfo, IrqSet,
-    IrqSetFlags, MigrationData, MostBytes, RegionAccess, RegionInfo, Request, SparseArea, SparseAreas, UnmapFlags,
-    WriteMulti,
+    IrqSetFlags, MigrationData, MostBytes, RegionAccess, RegionInfo, Request, SharedTables, SparseArea, SparseAreas,
+    UnmapFlags, WriteMulti,
 };
 pub use header::{CommandId, HEADER_SIZE, Header, Kind};
 pub use version::{Capabilities, MAJOR, MINOR, TwinSocket, Version, VersionError};
@@ -29,6 +29,12 @@ pub const MAX_TRANSFER: u64 = 1 << 20;
 
 /// The most bytes of a whole message: what the longest command has beside its data is less than 4 KiB.
 pub const MAX_MESSAGE: usize = MAX_TRANSFER as usize + 4096;
+
+/// Bits of an address in tables that are shared (SHARED_TABLES). IOVAs have one less.
+pub const ADDRESS_BITS: u32 = 48;
+
+/// In tables that are shared: from here on addresses are IOVAs, which are reached by messages.
+pub const BY_MESSAGE: u64 = 1 << (ADDRESS_BITS - 1);
 
 /// The most descriptors beside one message: as many as Linux passes at once (`SCM_MAX_FD`).
 pub const MAX_DESCRIPTORS: usize = 253;

@@ -46,6 +46,9 @@ pub struct Capabilities {
     pub twin_socket: Option<TwinSocket>,
     /// Whether it takes REGION_WRITE_MULTI.
     pub write_multiple: bool,
+    /// Whether it knows SHARED_TABLES, which the specification does not have.
+    #[serde(rename = "ioasid_shared_tables", skip_serializing_if = "std::ops::Not::not")]
+    pub shared_tables: bool,
 }
 
 /// A socket for the commands of the server.
@@ -68,6 +71,7 @@ impl Default for Capabilities {
             pgsizes: 4096,
             twin_socket: None,
             write_multiple: false,
+            shared_tables: false,
         }
     }
 }

@@ -12,7 +12,7 @@ use ioasid::{
     Access, Context, Device, EndpointOptions, GroupId, Ioas, IommuKind, Iova, IovaRange, Machine, Recovery, Silent,
 };
 use ioasid_devices::registry::{Built, Context as Place, ModelInfo, Options, Shared, Site};
-use ioasid_remote::{ClientOptions, Remote, Server};
+use ioasid_remote::{ClientOptions, MemoryBy, Remote, Server};
 use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
 use ioasid_vfio::device::region::file_offset;
 use ioasid_vfio::{Function, Interrupts, Session, VfioDevice};
@@ -37,8 +37,13 @@ pub struct Listening {
 impl Listening {
     /// Serves a model's device.
     pub fn to(model: &str) -> Self {
+        Self::behind(model, IommuKind::VtdFiveLevels)
+    }
+
+    /// Serves a model's device that is behind such an IOMMU.
+    pub fn behind(model: &str, kind: IommuKind) -> Self {
         let machine = Machine::new(Arc::new(Silent));
-        let iommu = machine.iommu(IommuKind::VtdFiveLevels);
+        let iommu = machine.iommu(kind);
         let site = Site { rid: "0000:00:01.0".parse().unwrap(), group: GroupId(0) };
         let (shared, notice) = (&mut Shared::default(), Arc::new(|_, _: &str| {}) as _);
         let place = Place { machine: &machine, iommu: &iommu, number: 0, shared, notice };
@@ -73,6 +78,7 @@ impl Drop for Listening {
 /// The device here, opened and attached.
 pub struct Bench {
     _keeps: (Arc<Machine>, Arc<Context>),
+    pub remote: Arc<Remote>,
     pub ioas: Arc<Ioas>,
     pub device: Device,
     pub session: Option<Session>,
@@ -81,8 +87,8 @@ pub struct Bench {
     pub ended: Arc<Mutex<Vec<String>>>,
 }
 
-pub fn options(server: &Listening, passes_files: bool) -> ClientOptions {
-    ClientOptions { socket: server.path.clone(), patience: PATIENCE, passes_files }
+pub fn options(server: &Listening, memory: MemoryBy) -> ClientOptions {
+    ClientOptions { socket: server.path.clone(), patience: PATIENCE, memory }
 }
 
 impl Bench {
@@ -104,7 +110,7 @@ impl Bench {
         let ioas = context.ioas_alloc().unwrap();
         let device = context.bind(&endpoint).unwrap();
         device.attach(None, &ioas).unwrap();
-        let bench = Self { _keeps: (machine, context), ioas, device, session, vfio, ended };
+        let bench = Self { _keeps: (machine, context), remote, ioas, device, session, vfio, ended };
         bench.enable();
         bench
     }

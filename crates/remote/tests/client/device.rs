@@ -1,15 +1,19 @@
 //! A device of another process is one like any other: registers, interrupts, DMA by what it is attached to.
 
 use ioasid::Access;
+use ioasid_remote::MemoryBy;
 use ioasid_vfio::IrqIndex;
 use ioasid_vfio::device::irq::IrqActions;
 
 use crate::bench::{Bench, Listening, bytes, counter, memory, options, signals, wait_until};
 
+/// The ways in which a server reaches memory.
+const EACH: [MemoryBy; 3] = [MemoryBy::Tables, MemoryBy::Files, MemoryBy::Messages];
+
 #[test]
 fn registers_and_resets_are_the_servers() {
     let server = Listening::to("edu");
-    let bench = Bench::new(options(&server, true));
+    let bench = Bench::new(options(&server, MemoryBy::Tables));
     assert_eq!(bench.read(0), 0x0100_00ed);
     bench.write(4, 1);
     assert_eq!(bench.read(4), 0xffff_fffe);
@@ -20,14 +24,14 @@ fn registers_and_resets_are_the_servers() {
 
 #[test]
 fn a_device_reaches_what_it_is_attached_to_and_nothing_when_it_is_not() {
-    for passes_files in [true, false] {
+    for how in EACH {
         let server = Listening::to("edu");
-        let bench = Bench::new(options(&server, passes_files));
+        let bench = Bench::new(options(&server, how));
         let file = memory(0x4000, 5);
         bench.map_file(0x10_0000, &file, Access::all()).unwrap();
         bench.dma(0x10_0000, 256, false);
         bench.dma(0x10_2000, 256, true);
-        assert_eq!(bytes(&file, 0x2000, 257), vec![5; 257], "files: {passes_files}");
+        assert_eq!(bytes(&file, 0x2000, 257), vec![5; 257], "{how:?}");
         std::os::unix::fs::FileExt::write_all_at(&*file, &[9; 256], 0).unwrap();
         bench.dma(0x10_0000, 256, false);
         // Not bus master, not attached, not mapped, not to be written.
@@ -41,19 +45,19 @@ fn a_device_reaches_what_it_is_attached_to_and_nothing_when_it_is_not() {
         bench.dma(0x10_3000, 256, true);
         bench.map_file(0x10_0000, &file, Access::READ).unwrap();
         bench.dma(0x10_3000, 256, true);
-        assert_eq!(bytes(&file, 0x3000, 256), vec![5; 256], "files: {passes_files}");
+        assert_eq!(bytes(&file, 0x3000, 256), vec![5; 256], "{how:?}");
         bench.unmap(0x10_0000, 0x4000).unwrap();
         bench.map_file(0x20_0000, &file, Access::all()).unwrap();
         bench.dma(0x20_3000, 256, true);
-        assert_eq!(bytes(&file, 0x3000, 256), vec![9; 256], "files: {passes_files}");
+        assert_eq!(bytes(&file, 0x3000, 256), vec![9; 256], "{how:?}");
     }
 }
 
 #[test]
 fn an_unmap_that_has_returned_holds() {
-    for passes_files in [true, false] {
+    for how in EACH {
         let server = Listening::to("edu");
-        let bench = Bench::new(options(&server, passes_files));
+        let bench = Bench::new(options(&server, how));
         let file = memory(0x1000, 0);
         for round in 0..200u32 {
             bench.map_file(0x10_0000, &file, Access::all()).unwrap();
@@ -65,7 +69,7 @@ fn an_unmap_that_has_returned_holds() {
             }
             std::os::unix::fs::FileExt::write_all_at(&*file, &[0xAA; 4096], 0).unwrap();
             wait_until("the transfer has ended", || bench.read(0x98) & 1 == 0);
-            assert_eq!(bytes(&file, 0, 4096), vec![0xAA; 4096], "round {round}, files: {passes_files}");
+            assert_eq!(bytes(&file, 0, 4096), vec![0xAA; 4096], "round {round}, {how:?}");
             if round % 2 != 0 {
                 bench.unmap(0x10_0000, 0x1000).unwrap();
                 bench.device.attach(None, &bench.ioas).unwrap();
@@ -77,7 +81,7 @@ fn an_unmap_that_has_returned_holds() {
 #[test]
 fn it_interrupts_by_what_is_enabled() {
     let server = Listening::to("edu");
-    let bench = Bench::new(options(&server, true));
+    let bench = Bench::new(options(&server, MemoryBy::Tables));
     let (message, line) = (counter(), counter());
     bench.set_irqs(IrqIndex::Msi as u32, IrqActions::TRIGGER, Some(&message));
     bench.write(0x60, 1);

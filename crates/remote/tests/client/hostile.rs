@@ -12,7 +12,7 @@ use ioasid::{Access, UnmapError};
 use ioasid_remote::wire::{
     Capabilities, CommandId, DeviceInfo, DmaAccess, Header, IrqInfo, Kind, RegionAccess, RegionInfo, Version,
 };
-use ioasid_remote::{ClientOptions, ConnectError, Ended, Remote};
+use ioasid_remote::{ClientOptions, ConnectError, Ended, MemoryBy, Remote};
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -75,7 +75,7 @@ fn is(header: &Header, command: CommandId) -> bool {
 }
 
 fn connect(server: &Listening) -> Result<Arc<Remote>, ConnectError> {
-    Remote::connect(options(server, true))
+    Remote::connect(options(server, MemoryBy::Tables))
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn a_server_may_have_for_ever_and_no_time_at_all() {
     let server = Listening::to("edu");
     for patience in [Duration::MAX, Duration::ZERO] {
         // Nothing panics; in a millisecond it may have answered or not.
-        let options = ClientOptions { patience, ..options(&server, true) };
+        let options = ClientOptions { patience, ..options(&server, MemoryBy::Tables) };
         let connected = Remote::connect(options);
         assert!(connected.is_ok() || patience.is_zero(), "{patience:?}");
     }
@@ -170,7 +170,7 @@ fn a_server_that_goes_takes_its_device_out() {
     let server = wrong_at(CommandId::DeviceSetIrqs, |socket, _, _| {
         let _ = socket.shutdown(std::net::Shutdown::Both);
     });
-    let bench = Bench::new(options(&server, true));
+    let bench = Bench::new(options(&server, MemoryBy::Tables));
     let file = memory(0x1000, 1);
     bench.map_file(0x1000, &file, Access::all()).unwrap();
     bench.set_irqs(0, ioasid_vfio::device::irq::IrqActions::TRIGGER, Some(&crate::bench::counter()));
@@ -200,7 +200,7 @@ fn a_server_that_was_passed_no_files_can_be_unmapped_whatever_it_does() {
                 _ => Ok(()),
             };
         });
-        let bench = Bench::new(options(&server, false));
+        let bench = Bench::new(options(&server, MemoryBy::Messages));
         let file = memory(0x1000, 1);
         bench.map_file(0x1000, &file, Access::all()).unwrap();
         let start = Instant::now();
@@ -219,7 +219,7 @@ fn a_server_that_refuses_a_mapping_refuses_it_for_the_address_space() {
     let server = wrong_at(CommandId::DmaMap, |mut socket, header, _| {
         let _ = socket.write_all(header.refusal(28).as_bytes());
     });
-    let bench = Bench::new(options(&server, true));
+    let bench = Bench::new(options(&server, MemoryBy::Tables));
     assert!(bench.map_file(0x1000, &memory(0x1000, 1), Access::all()).is_err());
     assert!(bench.ioas.areas().is_empty());
     assert_eq!(bench.read(0), 0);
@@ -256,7 +256,7 @@ fn what_a_server_asks_for_is_checked_as_any_dma() {
         assert_eq!(ask(CommandId::DeviceReset, 0, 0, &[]).0, refused(22));
         seen.store(true, Ordering::SeqCst);
     });
-    let bench = Bench::new(options(&server, true));
+    let bench = Bench::new(options(&server, MemoryBy::Tables));
     let file = memory(0x1000, 1);
     bench.map_file(0x1000, &file, Access::READ).unwrap();
     bench.write(0, 1);
@@ -278,7 +278,7 @@ fn a_server_that_floods_is_cut_off() {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(10) && socket.write_all(&message).is_ok() {}
     });
-    let bench = Bench::new(options(&server, true));
+    let bench = Bench::new(options(&server, MemoryBy::Tables));
     let start = Instant::now();
     wait_until("it is gone", || {
         bench.read(0);
@@ -289,11 +289,12 @@ fn a_server_that_floods_is_cut_off() {
 
 #[test]
 fn a_server_that_went_is_looked_for_when_the_device_is_closed_and_opened() {
-    for passes_files in [false, true] {
+    for how in [MemoryBy::Messages, MemoryBy::Files] {
+        let passes_files = how == MemoryBy::Files;
         let server = wrong_at(CommandId::DeviceSetIrqs, |socket, _, _| {
             let _ = socket.shutdown(std::net::Shutdown::Both);
         });
-        let mut bench = Bench::new(options(&server, passes_files));
+        let mut bench = Bench::new(options(&server, how));
         bench.map_file(0x1000, &memory(0x1000, 1), Access::all()).unwrap();
         bench.set_irqs(0, ioasid_vfio::device::irq::IrqActions::TRIGGER, Some(&crate::bench::counter()));
         wait_until("it is gone", || bench.is_gone());
@@ -346,7 +347,7 @@ fn an_interrupt_of_the_moment_is_not_lost() {
                 false
             });
         });
-        let bench = Bench::new(options(&server, true));
+        let bench = Bench::new(options(&server, MemoryBy::Tables));
         let line = crate::bench::counter();
         bench.set_irqs(0, ioasid_vfio::device::irq::IrqActions::TRIGGER, Some(&line));
         wait_until("the line has signalled", || crate::bench::signals(&line) == 1);

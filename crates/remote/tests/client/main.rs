@@ -5,3 +5,4 @@
 mod bench;
 mod device;
 mod hostile;
+mod tables;

@@ -38,6 +38,7 @@ pub fn run(name: &str, arguments: &[String]) {
     match name {
         "copy" => copy(argument),
         "endless" => endless(),
+        "unmaps-when-told" => unmaps_when_told(),
         "mapping" => registers::mapping_endlessly(),
         "never-mapped" => misuse::never_mapped(),
         "use-after-unmap" => misuse::use_after_unmap(),
@@ -261,6 +262,16 @@ fn copy(kind: &str) {
         setup.copy(seed);
     }
     setup.finish();
+}
+
+/// Copies, and unmaps when it is told to.
+fn unmaps_when_told() {
+    let setup = Setup::new();
+    setup.copy(1);
+    println!("copying");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    setup.space.unmap(TARGET, LENGTH);
+    println!("unmapped");
 }
 
 /// Copies until it is killed.
