@@ -7,3 +7,4 @@ mod device;
 mod dma;
 mod hostile;
 mod peer;
+mod tables;
