@@ -31,6 +31,7 @@ mod table;
 mod theirs;
 mod threads;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -64,6 +65,14 @@ enum Command {
         /// What.
         task: Task,
     },
+    /// Be a device in a process of its own
+    #[command(hide = true)]
+    Device {
+        /// Where to listen.
+        socket: PathBuf,
+        /// Which processor to do DMA on.
+        cpu: usize,
+    },
 }
 
 #[derive(Args)]
@@ -84,6 +93,7 @@ fn main() -> ExitCode {
     let done = match cli.command.unwrap_or(Command::Run(cli.run)) {
         Command::Run(args) => measure(&args),
         Command::Inside { task } => inside::perform(task).map(|()| ExitCode::SUCCESS),
+        Command::Device { socket, cpu } => ours::apart::serve(&socket, cpu).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("peers: {error:#}");

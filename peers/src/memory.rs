@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use anyhow::{Result, ensure};
 
@@ -21,6 +22,9 @@ pub struct Shared {
     start: NonNull<u8>,
     length: usize,
 }
+
+// SAFETY: the mapping belongs to no thread.
+unsafe impl Send for Shared {}
 
 impl Shared {
     /// `length` bytes, a multiple of the page size, of no file: `MAP_SHARED | MAP_ANONYMOUS`.
@@ -76,6 +80,13 @@ impl Shared {
     /// Address of the first byte.
     pub fn start(&self) -> NonNull<u8> {
         self.start
+    }
+
+    /// The word at an offset, a multiple of 8.
+    pub fn word(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset < self.length);
+        // SAFETY: inside the mapping, aligned, and there as long as this is.
+        unsafe { self.start.add(offset).cast().as_ref() }
     }
 
     /// Number of bytes.

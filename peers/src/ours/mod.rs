@@ -5,9 +5,10 @@
 //! - [`Tracked`]: a table that knows what was written.
 //! - [`Faulting`]: memory that a device has to ask for.
 //! - [`Stages`]: a device's pages in one stage or in two.
-//! - [`remote`]: a device behind a socket.
+//! - [`remote`]: a device behind a socket; [`apart`]: one in a process of its own, which walks tables.
 #![allow(unsafe_code, reason = "memory of this process is given to a device")]
 
+pub mod apart;
 mod faulting;
 mod nested;
 pub mod remote;

@@ -18,7 +18,7 @@ use crate::process::pin;
 const VALUE: u32 = 0x1234_5678;
 
 /// One register that is always the same.
-struct Constant;
+pub(super) struct Constant;
 
 impl Model for Constant {
     fn read(&self, _bar: u8, _offset: u64, data: &mut [u8]) {
@@ -36,7 +36,7 @@ impl BusMaster for NoDma {
     fn set_bus_master(&self, _enabled: bool) {}
 }
 
-fn spec() -> Spec {
+pub(super) fn spec() -> Spec {
     Spec {
         vendor: 0x1234,
         device: 1,

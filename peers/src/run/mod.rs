@@ -24,6 +24,7 @@ mod translate_list;
 mod two_threads;
 mod virtio_blk;
 mod walk;
+mod xproc;
 
 use std::cell::OnceCell;
 use std::time::Instant;
@@ -55,6 +56,10 @@ pub const BENCHMARKS: &[Benchmark] = &[
     register::ONCE,
     register::DOORBELL,
     remote::READ,
+    xproc::MAP,
+    xproc::DMA_PAGE,
+    xproc::DMA_PAGES_16,
+    xproc::GROWTH,
     translate_hit::PAGES_1K,
     translate_hit::PAGES_64K,
     translate_hit::PAGES_1M,

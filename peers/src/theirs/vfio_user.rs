@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::thread;
 
@@ -84,6 +85,16 @@ impl Device {
         });
         let client = Client::new(&socket).context("vfio_user: no connection")?;
         Ok(Self { client, socket })
+    }
+
+    /// Maps a page of a file, which the server is passed, and unmaps it; its back end has seen both then.
+    ///
+    /// # Errors
+    /// Of the requests.
+    pub fn map_and_unmap(&mut self, file: &File, offset: u64) -> Result<()> {
+        self.client.dma_map(offset, 0x10_0000, 4096, file.as_raw_fd())?;
+        self.client.dma_unmap(0x10_0000, 4096)?;
+        Ok(())
     }
 
     /// Reads the register, of 4 bytes.
