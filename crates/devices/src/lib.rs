@@ -22,6 +22,7 @@ use std::sync::Arc;
 use ioasid::{BusAddress, DmaPort, Endpoint, PageGroup};
 use ioasid_vfio::IrqIndex;
 
+mod bell;
 mod dif;
 pub mod dsa;
 pub mod edu;
@@ -30,6 +31,7 @@ pub mod ivshmem;
 pub mod nvme;
 mod registers;
 pub mod registry;
+mod storage;
 mod thread;
 mod vfio_user;
 

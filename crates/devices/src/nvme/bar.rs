@@ -13,12 +13,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ioasid_vfio::BarMemory;
 
-use super::bell::Bell;
 use super::spec::registers::{
     BAR0_SIZE, CMB_BAR, DOORBELLS, DOORBELLS_OF_ONE, READY_TIMEOUT, Register, SUBSYSTEM_RESET, VERSION, capabilities,
     cc, cmb, csts,
 };
 use crate::Interrupts;
+use crate::bell::Bell;
 use crate::registers::overlaps;
 
 /// Queue pairs with doorbells: the admin queues, and those for I/O.

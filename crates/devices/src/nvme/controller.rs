@@ -15,9 +15,9 @@ use super::memory::Memory;
 use super::session::Session;
 use super::spec::command::Command;
 use super::spec::status::Status;
-use super::storage::{Blocks, Buffer, Done, Engine, Image, Job, Operation};
 use super::subsystem::{ErrorEntry, Subsystem};
 use super::task::{Next, Task, Tasks};
+use crate::storage::{Blocks, Buffer, Done, Engine, Image, Job, Operation};
 
 /// log2 of the longest transfer in units of 4 KiB: 512 KiB.
 pub(super) const MAX_TRANSFER_SHIFT: u32 = 7;

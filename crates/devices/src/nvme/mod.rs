@@ -30,12 +30,13 @@ use std::sync::atomic::AtomicU32;
 
 use ioasid_vfio::{BarKind, BarMemory, BarPages, BarSpec, Model, MsixSpec, PcieKind, Spec, TranslationSpec};
 
+use crate::bell::Bell;
+use crate::storage;
 use crate::thread::LazyThread;
 use crate::{Dma, Interrupts};
 
 mod admin;
 mod bar;
-mod bell;
 mod controller;
 mod data;
 mod fail;
@@ -50,18 +51,17 @@ mod queue;
 mod reservation;
 mod session;
 pub mod spec;
-mod storage;
 mod subsystem;
 mod task;
 mod worker;
 
+pub use crate::storage::ImageError;
 use bar::{Bar, Doorbells, PAIRS};
-use bell::Bell;
 use controller::Controller;
 pub use fail::{CommandKind, Failure, Misfortune, ParseFailureError};
 use memory::Memory;
 pub use model::MODEL;
-pub use options::{Backing, ImageError, MAX_CMB, MAX_NAMESPACES, MAX_QUEUES, NamespaceOptions, NvmeError, NvmeOptions};
+pub use options::{Backing, MAX_CMB, MAX_NAMESPACES, MAX_QUEUES, NamespaceOptions, NvmeError, NvmeOptions};
 use spec::registers::{BAR0_SIZE, CMB_BAR, DOORBELLS, MSIX_PENDING, MSIX_TABLE};
 use subsystem::Subsystem;
 use worker::Worker;

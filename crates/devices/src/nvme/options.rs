@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::storage::ImageError;
+
 use super::fail::Failure;
 
 /// Most queue pairs for I/O.
@@ -69,28 +71,6 @@ impl Default for NvmeOptions {
             failures: Vec::new(),
         }
     }
-}
-
-/// Why there is no such namespace.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum ImageError {
-    #[error("there is no image {}: to make one, give it a size=, as in size=1G", .0.display())]
-    Missing(PathBuf),
-    #[error("image {} is no file and no block device", .0.display())]
-    NoImage(PathBuf),
-    #[error("image {} cannot be written: change its permissions, or write readonly", .0.display())]
-    ReadOnly(PathBuf),
-    #[error("image {} is in use by another program", .0.display())]
-    InUse(PathBuf),
-    #[error("image {} has {length} bytes, and not {size}: leave size= out, or remove the file", path.display())]
-    OtherSize { path: PathBuf, length: u64, size: u64 },
-    #[error("image {} has {length} bytes, which are no whole blocks of {block}", path.display())]
-    NoBlocks { path: PathBuf, length: u64, block: u64 },
-    #[error("image {} could not be {what}: {error}", path.display())]
-    Io { path: PathBuf, what: &'static str, error: String },
-    #[error("there is no memory for a namespace of {0} bytes: {1}")]
-    NoMemory(u64, String),
 }
 
 /// Why there is no such controller.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::storage::Blocks;
+use crate::storage::Blocks;
 
 /// Parts begin and end at multiples of this, so that every block size fits and the page cache can be passed by.
 const GRAIN: u64 = 4096;
@@ -101,8 +101,8 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::storage::MemoryBlocks;
     use super::*;
+    use crate::storage::MemoryBlocks;
 
     fn pool(lengths: &[u64]) -> Pool {
         let mut pool = Pool::default();

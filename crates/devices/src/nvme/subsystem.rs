@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use super::features::Features;
 use super::namespace::{FORMATS, Format, Metadata, Namespace, PLAIN_FORMATS, WriteProtection};
-use super::options::{Backing, ImageError, NvmeOptions};
+use super::options::{Backing, NvmeOptions};
 use super::pool::Pool;
 use super::reservation::HostId;
 use super::spec::status::Status;
-use super::storage::{self, Blocks, MemoryBlocks};
+use crate::storage::ImageError;
+use crate::storage::{self, Blocks, MemoryBlocks};
 
 /// Entries of the log of errors.
 pub(super) const ERRORS: usize = 64;

@@ -9,9 +9,9 @@ use super::controller::{Controller, Executed, MAX_TRANSFER, Outcome, Ticket};
 use super::namespace::METADATA;
 use super::spec::command::{ALL_NAMESPACES, Command, control, nvm};
 use super::spec::status::Status;
-use super::storage::{Blocks, Buffer, Job, Operation};
 use super::subsystem::Sanitize;
 use super::task::Next;
+use crate::storage::{Blocks, Buffer, Job, Operation};
 
 mod copy;
 mod protected;

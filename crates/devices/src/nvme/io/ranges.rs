@@ -6,10 +6,10 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 use super::super::controller::{Controller, Executed, Outcome, Ticket};
 use super::super::spec::command::{Command, control};
 use super::super::spec::status::Status;
-use super::super::storage::{Blocks, Buffer, Job, Operation};
 use super::super::task::Next;
 use super::Range;
 use super::protected::Wanted;
+use crate::storage::{Blocks, Buffer, Job, Operation};
 
 /// CDW11 of Dataset Management: deallocate.
 const DEALLOCATE: u32 = 1 << 2;

@@ -4,9 +4,9 @@ use super::super::controller::{Controller, Executed, Outcome, Ticket};
 use super::super::data::Direction;
 use super::super::spec::command::{Command, nvm};
 use super::super::spec::status::Status;
-use super::super::storage::{Blocks, Job, Operation};
 use super::super::task::Next;
 use super::Range;
+use crate::storage::{Blocks, Job, Operation};
 
 impl Controller {
     pub(super) fn read(&mut self, ticket: Ticket, command: &Command) -> Executed {

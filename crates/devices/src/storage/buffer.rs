@@ -10,7 +10,7 @@ struct Page([u8; PAGE]);
 
 /// Some bytes.
 #[derive(Default)]
-pub(in crate::nvme) struct Buffer {
+pub(crate) struct Buffer {
     pages: Vec<Page>,
     length: usize,
 }
@@ -22,22 +22,22 @@ impl std::fmt::Debug for Buffer {
 }
 
 impl Buffer {
-    pub(in crate::nvme) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.pages.as_bytes()[..self.length]
     }
 
-    pub(in crate::nvme) fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.pages.as_mut_bytes()[..self.length]
     }
 
     /// Other bytes, of another length: what was there before, or zeroes.
-    pub(in crate::nvme) fn resize(&mut self, length: usize) {
+    pub(crate) fn resize(&mut self, length: usize) {
         self.pages.resize(length.div_ceil(PAGE), Page::new_zeroed());
         self.length = length;
     }
 
     /// Bytes that it takes.
-    pub(in crate::nvme) fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.pages.len() * PAGE
     }
 }

@@ -10,7 +10,7 @@ const PAGE: u64 = 4096;
 
 /// Bytes that are zero before they are written.
 #[derive(Debug)]
-pub(in crate::nvme) struct MemoryBlocks {
+pub(crate) struct MemoryBlocks {
     at: NonNull<u8>,
     length: usize,
 }
@@ -21,7 +21,7 @@ unsafe impl Send for MemoryBlocks {}
 unsafe impl Sync for MemoryBlocks {}
 
 impl MemoryBlocks {
-    pub(in crate::nvme) fn new(length: u64) -> io::Result<Self> {
+    pub(crate) fn new(length: u64) -> io::Result<Self> {
         let bytes = usize::try_from(length).ok().filter(|bytes| isize::try_from(*bytes).is_ok());
         let bytes = bytes.ok_or(io::ErrorKind::OutOfMemory)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
@@ -31,7 +31,7 @@ impl MemoryBlocks {
         Ok(Self { at, length: bytes })
     }
 
-    pub(in crate::nvme) fn length(&self) -> u64 {
+    pub(crate) fn length(&self) -> u64 {
         self.length as u64
     }
 
@@ -46,16 +46,16 @@ impl MemoryBlocks {
     }
 
     /// `length` bytes from `offset` on, which are there.
-    pub(in crate::nvme) fn slice(&self, offset: u64, length: usize) -> &[u8] {
+    pub(crate) fn slice(&self, offset: u64, length: usize) -> &[u8] {
         &self.all()[offset as usize..][..length]
     }
 
-    pub(in crate::nvme) fn slice_mut(&mut self, offset: u64, length: usize) -> &mut [u8] {
+    pub(crate) fn slice_mut(&mut self, offset: u64, length: usize) -> &mut [u8] {
         &mut self.all_mut()[offset as usize..][..length]
     }
 
     /// Makes bytes zero. Whole pages take no room then.
-    pub(in crate::nvme) fn zero(&mut self, offset: u64, length: u64) {
+    pub(crate) fn zero(&mut self, offset: u64, length: u64) {
         let end = offset + length;
         let first = offset.next_multiple_of(PAGE).min(end);
         let last = (end - end % PAGE).max(first);

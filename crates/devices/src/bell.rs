@@ -1,4 +1,4 @@
-//! What wakes the worker.
+//! What wakes a device's thread, its worker.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -9,19 +9,19 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// The worker says that it sleeps, and looks once more; the other thread stores what it has for the worker, and then
 /// looks whether that sleeps.
-pub(super) struct Bell {
+pub(crate) struct Bell {
     sleeps: AtomicBool,
     wakes: OwnedFd,
 }
 
 impl Bell {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let wakes = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self { sleeps: AtomicBool::new(false), wakes })
     }
 
     /// There is something to look at.
-    pub(super) fn ring(&self) {
+    pub(crate) fn ring(&self) {
         fence(Ordering::SeqCst);
         if self.sleeps.swap(false, Ordering::SeqCst) {
             // It counts further than there are rings.
@@ -30,7 +30,7 @@ impl Bell {
     }
 
     /// Sleeps until it is rung, `other` is readable, or so long; not at all if `look` finds something.
-    pub(super) fn sleep(&self, other: Option<BorrowedFd<'_>>, longest: Option<Duration>, look: impl FnOnce() -> bool) {
+    pub(crate) fn sleep(&self, other: Option<BorrowedFd<'_>>, longest: Option<Duration>, look: impl FnOnce() -> bool) {
         self.sleeps.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if !look() {

@@ -1,4 +1,4 @@
-//! What namespaces keep their blocks in: memory, or a file.
+//! What devices keep blocks in: memory, or a file.
 //!
 //! ```text
 //!   worker ── bytes ───────────────────────────▶ Memory     at once
@@ -18,15 +18,16 @@ mod memory;
 mod threads;
 mod uring;
 
-pub(super) use buffer::Buffer;
-pub(super) use image::{Image, open};
-pub(super) use memory::MemoryBlocks;
+pub(crate) use buffer::Buffer;
+pub use image::ImageError;
+pub(crate) use image::{Image, open};
+pub(crate) use memory::MemoryBlocks;
 use threads::Threads;
 use uring::Uring;
 
 /// What a file is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operation {
+pub(crate) enum Operation {
     /// Fills the buffer.
     Read,
     /// Writes the buffer; with `durable`, so that it is there after a loss of power.
@@ -39,33 +40,33 @@ pub(super) enum Operation {
 
 /// Something for a file to do.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(crate) struct Job {
     /// Whose it is.
-    pub(super) token: usize,
-    pub(super) image: Arc<Image>,
-    pub(super) operation: Operation,
+    pub(crate) token: usize,
+    pub(crate) image: Arc<Image>,
+    pub(crate) operation: Operation,
     /// The first byte.
-    pub(super) offset: u64,
-    pub(super) buffer: Buffer,
+    pub(crate) offset: u64,
+    pub(crate) buffer: Buffer,
 }
 
 impl Job {
     /// A job for [`Engine::submit`], once it has a token.
-    pub(super) fn new(image: &Arc<Image>, operation: Operation, offset: u64, buffer: Buffer) -> Self {
+    pub(crate) fn new(image: &Arc<Image>, operation: Operation, offset: u64, buffer: Buffer) -> Self {
         Self { token: 0, image: image.clone(), operation, offset, buffer }
     }
 }
 
 /// Something that a file has done.
 #[derive(Debug)]
-pub(super) struct Done {
-    pub(super) token: usize,
-    pub(super) result: io::Result<()>,
-    pub(super) buffer: Buffer,
+pub(crate) struct Done {
+    pub(crate) token: usize,
+    pub(crate) result: io::Result<()>,
+    pub(crate) buffer: Buffer,
 }
 
 /// What carries out jobs, several at once and in any order. Dropping it waits for those under way.
-pub(super) trait Engine: Send {
+pub(crate) trait Engine: Send {
     /// Takes a job, to begin it at the next [`Engine::reap`] at the latest.
     fn submit(&mut self, job: Job);
     /// Adds what has been done since.
@@ -79,23 +80,23 @@ pub(super) trait Engine: Send {
 }
 
 /// The best engine that the kernel allows.
-pub(super) fn engine() -> Box<dyn Engine> {
+pub(crate) fn engine() -> Box<dyn Engine> {
     match Uring::new() {
         Ok(uring) => Box::new(uring),
         Err(_) => Box::new(Threads::default()),
     }
 }
 
-/// Where a namespace's blocks are.
+/// Where blocks are.
 #[derive(Debug)]
-pub(super) enum Blocks {
+pub(crate) enum Blocks {
     Memory(MemoryBlocks),
     Image(Arc<Image>),
 }
 
 impl Blocks {
     /// Bytes.
-    pub(super) fn length(&self) -> u64 {
+    pub(crate) fn length(&self) -> u64 {
         match self {
             Self::Memory(memory) => memory.length(),
             Self::Image(image) => image.length(),
@@ -103,7 +104,7 @@ impl Blocks {
     }
 
     /// Reads at once.
-    pub(super) fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         match self {
             Self::Memory(memory) => data.copy_from_slice(memory.slice(offset, data.len())),
             Self::Image(image) => image.read(offset, data)?,
@@ -112,7 +113,7 @@ impl Blocks {
     }
 
     /// Writes at once.
-    pub(super) fn write(&mut self, offset: u64, data: &[u8], durable: bool) -> io::Result<()> {
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8], durable: bool) -> io::Result<()> {
         match self {
             Self::Memory(memory) => memory.slice_mut(offset, data.len()).copy_from_slice(data),
             Self::Image(image) => {
@@ -126,7 +127,7 @@ impl Blocks {
     }
 
     /// What was written is there after a loss of power.
-    pub(super) fn flush(&self) -> io::Result<()> {
+    pub(crate) fn flush(&self) -> io::Result<()> {
         match self {
             Self::Memory(_) => Ok(()),
             Self::Image(image) => image.flush(),
@@ -134,7 +135,7 @@ impl Blocks {
     }
 
     /// Makes bytes zero at once.
-    pub(super) fn zero(&mut self, offset: u64, length: u64, deallocate: bool) -> io::Result<()> {
+    pub(crate) fn zero(&mut self, offset: u64, length: u64, deallocate: bool) -> io::Result<()> {
         match self {
             Self::Memory(memory) => memory.zero(offset, length),
             Self::Image(image) => image.zero(offset, length, deallocate, &|| true)?,

@@ -1,17 +1,38 @@
-//! An image: a file, or a block device, that holds the blocks of a namespace.
+//! An image: a file, or a block device, that holds blocks.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
 use rustix::io::Errno;
+use thiserror::Error;
 
-use super::super::options::ImageError;
+/// Why there are no such blocks.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum ImageError {
+    #[error("there is no image {}: to make one, give it a size=, as in size=1G", .0.display())]
+    Missing(PathBuf),
+    #[error("image {} is no file and no block device", .0.display())]
+    NoImage(PathBuf),
+    #[error("image {} cannot be written: change its permissions, or write readonly", .0.display())]
+    ReadOnly(PathBuf),
+    #[error("image {} is in use by another program", .0.display())]
+    InUse(PathBuf),
+    #[error("image {} has {length} bytes, and not {size}: leave size= out, or remove the file", path.display())]
+    OtherSize { path: PathBuf, length: u64, size: u64 },
+    #[error("image {} has {length} bytes, which are no whole blocks of {block}", path.display())]
+    NoBlocks { path: PathBuf, length: u64, block: u64 },
+    #[error("image {} could not be {what}: {error}", path.display())]
+    Io { path: PathBuf, what: &'static str, error: String },
+    #[error("there is no memory for {0} bytes: {1}")]
+    NoMemory(u64, String),
+}
 
 /// What everything has to be a multiple of where the page cache is passed by: no device wants more.
 const DIRECT_ALIGNMENT: u64 = 4096;
@@ -22,7 +43,7 @@ pub(super) static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 
 /// An open image.
 #[derive(Debug)]
-pub(in crate::nvme) struct Image {
+pub(crate) struct Image {
     /// By way of the page cache.
     cached: File,
     /// Past it, where the file system can.
@@ -31,7 +52,7 @@ pub(in crate::nvme) struct Image {
 }
 
 impl Image {
-    pub(in crate::nvme) fn length(&self) -> u64 {
+    pub(crate) fn length(&self) -> u64 {
         self.length
     }
 
@@ -46,21 +67,21 @@ impl Image {
     }
 
     /// Reads at once. What is not there any more is an error.
-    pub(in crate::nvme) fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.cached.read_exact_at(data, offset)
     }
 
     /// Writes at once.
-    pub(in crate::nvme) fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.cached.write_all_at(data, offset)
     }
 
-    pub(in crate::nvme) fn flush(&self) -> io::Result<()> {
+    pub(crate) fn flush(&self) -> io::Result<()> {
         self.cached.sync_data()
     }
 
     /// Makes bytes zero: at once, or step by step as long as it `goes_on`.
-    pub(in crate::nvme) fn zero(
+    pub(crate) fn zero(
         &self,
         offset: u64,
         length: u64,
@@ -100,12 +121,7 @@ pub(super) fn zero_mode(deallocate: bool) -> FallocateFlags {
 ///
 /// # Errors
 /// If there is no such file, it is in use or cannot be written, or it is not of this size or of whole blocks.
-pub(in crate::nvme) fn open(
-    path: &Path,
-    size: Option<u64>,
-    block: u64,
-    readonly: bool,
-) -> Result<Arc<Image>, ImageError> {
+pub(crate) fn open(path: &Path, size: Option<u64>, block: u64, readonly: bool) -> Result<Arc<Image>, ImageError> {
     let failed = |what| move |error: io::Error| ImageError::Io { path: path.into(), what, error: error.to_string() };
     // Opening a pipe would wait for a process at its other end.
     let kind = fs::metadata(path).map(|metadata| metadata.file_type());
