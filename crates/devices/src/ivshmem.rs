@@ -90,6 +90,7 @@ pub fn spec(length: u64) -> Spec {
         pcie: PcieKind::RootComplexIntegrated,
         no_soft_reset: true,
         translation: TranslationSpec::default(),
+        vendor_capabilities: Vec::new(),
     }
 }
 

@@ -67,6 +67,7 @@
 //!     pcie: PcieKind::RootComplexIntegrated,
 //!     no_soft_reset: true,
 //!     translation: Default::default(),
+//!     vendor_capabilities: Vec::new(),
 //! };
 //! let interrupts = Interrupts::new(&spec);
 //! let function = Function::new(spec, 0xe000_0000, interrupts, Arc::new(Counter::default()), Arc::new(NoIommu))?;
@@ -93,7 +94,7 @@ pub use device::{Session, VfioDevice};
 pub use eventfd::EventFd;
 pub use model::{BusMaster, Model};
 pub use pci::{BarError, Function, Interrupts, IrqIndex, Unconsumed};
-pub use spec::{BarKind, BarSpec, MsixSpec, PasidSpec, PcieKind, Spec, SpecError, TranslationSpec};
+pub use spec::{BarKind, BarSpec, MsixSpec, PasidSpec, PcieKind, Spec, SpecError, TranslationSpec, VendorCapability};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

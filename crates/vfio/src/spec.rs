@@ -33,6 +33,24 @@ pub struct Spec {
     pub no_soft_reset: bool,
     /// What the function does with translations.
     pub translation: TranslationSpec,
+    /// Capabilities whose contents are the device's own.
+    pub vendor_capabilities: Vec<VendorCapability>,
+}
+
+/// A vendor-specific capability.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VendorCapability {
+    /// Its bytes from the fourth on: those before are its id, the next one's place, and its length.
+    pub body: Vec<u8>,
+    /// Whether it is a window to the BARs (Virtual I/O Device 1.2, 4.1.4.9): of 20 bytes at least.
+    pub is_window: bool,
+}
+
+impl VendorCapability {
+    /// Bytes of it.
+    pub(crate) fn length(&self) -> u16 {
+        self.body.len() as u16 + 3
+    }
 }
 
 /// What a function does with translations, each shown as an extended capability that the host has enabled.
@@ -155,6 +173,11 @@ pub enum SpecError {
     /// Not a class code.
     #[error("class {0:#x} has more than 24 bits")]
     Class(u32),
+    /// A capability that is too long, or has no bytes, or all of them together.
+    #[error(
+        "the vendor-specific capabilities do not fit: one has up to 64 bytes, a window 20, and there is little room"
+    )]
+    VendorCapabilities,
     /// Too wide for a PASID.
     #[error("a PASID of {0} bits: up to 20 are possible")]
     PasidWidth(u8),
@@ -196,6 +219,13 @@ impl Spec {
         }
         if let Some(pasid) = self.translation.pasid.filter(|pasid| pasid.width > 20) {
             return Err(SpecError::PasidWidth(pasid.width));
+        }
+        let fits = |capability: &VendorCapability| {
+            let least = if capability.is_window { 20 } else { 4 };
+            (least..=64).contains(&(capability.body.len() + 3))
+        };
+        if !self.vendor_capabilities.iter().all(fits) || crate::pci::vendor_places(self).is_none() {
+            return Err(SpecError::VendorCapabilities);
         }
         Ok(())
     }

@@ -31,6 +31,7 @@ pub(crate) fn spec() -> Spec {
         pcie: PcieKind::Endpoint { speed: 3, width: 8 },
         no_soft_reset: true,
         translation: crate::TranslationSpec::default(),
+        vendor_capabilities: Vec::new(),
     }
 }
 

@@ -51,6 +51,7 @@ pub(super) fn spec() -> Spec {
         pcie: PcieKind::RootComplexIntegrated,
         no_soft_reset: true,
         translation: Default::default(),
+        vendor_capabilities: Vec::new(),
     }
 }
 

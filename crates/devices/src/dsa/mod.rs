@@ -153,6 +153,7 @@ pub fn spec(options: &DsaOptions) -> Spec {
             page_requests: options.page_requests.then_some(u32::from(options.wqs) * MAX_PAGE_REQUESTS),
             pasid: options.pasids.then_some(PasidSpec { width: 20, privileged: options.privileged }),
         },
+        vendor_capabilities: Vec::new(),
     }
 }
 

@@ -76,6 +76,7 @@ pub fn spec() -> Spec {
         pcie: PcieKind::RootComplexIntegrated,
         no_soft_reset: true,
         translation: TranslationSpec::default(),
+        vendor_capabilities: Vec::new(),
     }
 }
 

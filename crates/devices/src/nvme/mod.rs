@@ -100,6 +100,7 @@ pub fn spec(options: &NvmeOptions) -> Spec {
         pcie: PcieKind::Endpoint { speed: 3, width: 4 },
         no_soft_reset: true,
         translation: TranslationSpec::default(),
+        vendor_capabilities: Vec::new(),
     }
 }
 

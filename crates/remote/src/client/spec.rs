@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use ioasid_vfio::{BarKind, BarSpec, MsixSpec, PcieKind, Spec};
+use ioasid_vfio::{BarKind, BarSpec, MsixSpec, PcieKind, Spec, SpecError, VendorCapability};
 
 use super::{CONFIG, ConnectError, Link};
 use crate::wire::CommandId;
@@ -30,25 +30,33 @@ impl Config {
         u32::from(self.word(at)) | u32::from(self.word(at.wrapping_add(2))) << 16
     }
 
-    /// Where the capability with this id is.
-    fn capability(&self, id: u8) -> Option<u8> {
+    /// Where the capabilities with this id are.
+    fn capabilities(&self, id: u8) -> impl Iterator<Item = u8> {
         const STATUS: u8 = 0x06;
         const LIST: u16 = 1 << 4;
-        if self.word(STATUS) & LIST == 0 {
-            return None;
-        }
-        let mut at = self.byte(0x34) & !3;
+        let has_list = self.word(STATUS) & LIST != 0;
+        let follow = |place: u8| Some(self.byte(place) & !3).filter(|at| *at >= 0x40);
+        let first = follow(0x34).filter(|_| has_list);
         // There is room for so many; a list that goes in a circle has an end here.
-        for _ in 0..48 {
-            if at < 0x40 {
-                return None;
-            }
-            if self.byte(at) == id {
-                return Some(at);
-            }
-            at = self.byte(at + 1) & !3;
-        }
-        None
+        let all = std::iter::successors(first, move |at| follow(at + 1)).take(48);
+        all.filter(move |at| self.byte(*at) == id)
+    }
+
+    fn capability(&self, id: u8) -> Option<u8> {
+        self.capabilities(id).next()
+    }
+
+    /// Those whose contents are the vendor's.
+    fn vendor_capabilities(&self) -> Vec<VendorCapability> {
+        const VIRTIO: u16 = 0x1af4;
+        const WINDOW: u8 = 5;
+        let all = self.capabilities(0x09).filter_map(|at| {
+            let length = usize::from(self.byte(at + 2));
+            let body = self.0.get(usize::from(at) + 3..usize::from(at) + length)?;
+            let is_window = self.word(0) == VIRTIO && body.first() == Some(&WINDOW) && length >= 20;
+            Some(VendorCapability { body: body.to_vec(), is_window })
+        });
+        all.collect()
     }
 }
 
@@ -63,7 +71,11 @@ pub(super) fn read_spec(link: &Link, interrupts: &Interrupts, limit: Instant) ->
         link.connection.keep_to(limit, CommandId::RegionRead)?;
         link.read(CONFIG, at, dword)?;
     }
-    let spec = parse(&config, &link.regions, interrupts)?;
+    let mut spec = parse(&config, &link.regions, interrupts)?;
+    // What there is no room for beside the capabilities that are this side's, is not there.
+    if spec.check() == Err(SpecError::VendorCapabilities) {
+        spec.vendor_capabilities.clear();
+    }
     spec.check().map_err(|error| ConnectError::Device(error.to_string()))?;
     Ok(spec)
 }
@@ -110,6 +122,7 @@ fn parse(config: &Config, regions: &[u64; 8], interrupts: &Interrupts) -> Result
         pcie,
         no_soft_reset: config.capability(0x01).is_none_or(|at| config.word(at.wrapping_add(4)) & 1 << 3 != 0),
         translation: Default::default(),
+        vendor_capabilities: config.vendor_capabilities(),
     })
 }
 

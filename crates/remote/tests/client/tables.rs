@@ -185,6 +185,7 @@ fn bare() -> Spec {
         pcie: PcieKind::RootComplexIntegrated,
         no_soft_reset: true,
         translation: Default::default(),
+        vendor_capabilities: Vec::new(),
     }
 }
 

@@ -25,6 +25,7 @@ pub(super) fn writable(function: &Function, dword: u16) -> u32 {
         express::DEVICE_CONTROL_2 => 0xffff & !express::ARI_FORWARDING,
         // Not message control: MSI is enabled by SET_IRQS.
         MSI_ADDRESS..=MSI_DATA => u32::MAX,
+        _ if function.is_window_register(dword) => u32::MAX,
         _ => 0,
     }
 }

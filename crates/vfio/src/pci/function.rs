@@ -20,6 +20,7 @@ use super::config::{Bits, ConfigSpace, Write, pieces};
 use super::header::{self, Command, Status};
 use super::interrupts::{Interrupts, SavedInterrupts};
 use super::pm::{self, PowerState};
+use super::vendor::{self, Window};
 use super::{express, msi, msix, translation};
 use crate::bar_memory::{BarMemory, BarPages};
 use crate::lock;
@@ -35,6 +36,7 @@ pub struct Function {
     interrupts: Arc<Interrupts>,
     model: Arc<dyn Model>,
     memory: Vec<BarPages>,
+    windows: Vec<Window>,
     bus_master: Arc<dyn BusMaster>,
     resets: AtomicU64,
 }
@@ -112,7 +114,10 @@ impl Function {
         let bar_addresses = place_bars(&spec, window)?;
         let config = Mutex::new(lay_out(&spec));
         let (order, resets) = (Mutex::new(()), AtomicU64::new(0));
-        Ok(Self { spec, bar_addresses, order, config, interrupts, model, memory, bus_master, resets })
+        let places = vendor_places(&spec).unwrap_or_default();
+        let windows = places.iter().zip(&spec.vendor_capabilities);
+        let windows = windows.filter(|(_, capability)| capability.is_window).map(|(at, _)| Window(*at)).collect();
+        Ok(Self { spec, bar_addresses, order, config, interrupts, model, memory, windows, bus_master, resets })
     }
 
     /// The description that the function was made from.
@@ -170,6 +175,7 @@ impl Function {
 
     fn config_read_piece(&self, at: u16, data: &mut [u8]) {
         let len = data.len() as u16;
+        self.look_through_window(at);
         let stored = {
             let config = lock(&self.config);
             config.is_claimed(at).then(|| config.read(at, len))
@@ -218,6 +224,34 @@ impl Function {
         }
         self.write_interrupt_control(write);
         self.switch(before, after);
+        self.write_through_window(at);
+    }
+
+    /// The window whose bytes are in this doubleword, and what it is over.
+    fn window_target(&self, at: u16) -> Option<(Window, (u8, u64, usize))> {
+        let window = *self.windows.iter().find(|window| window.data() == at & !3)?;
+        Some((window, window.target(&lock(&self.config))?))
+    }
+
+    /// Before a window's bytes are read, they become those of the BAR.
+    fn look_through_window(&self, at: u16) {
+        let Some((window, (bar, offset, length))) = self.window_target(at) else { return };
+        let mut bytes = [0; 4];
+        if self.bar_read(bar, offset, &mut bytes[..length]).is_ok() {
+            lock(&self.config).set(window.data(), 4, u32::from_le_bytes(bytes));
+        }
+    }
+
+    /// When a window's bytes were written, the BAR's become those.
+    fn write_through_window(&self, at: u16) {
+        let Some((window, (bar, offset, length))) = self.window_target(at) else { return };
+        let bytes = lock(&self.config).read(window.data(), 4).to_le_bytes();
+        let _ = self.bar_write(bar, offset, &bytes[..length]);
+    }
+
+    /// Whether a program writes what is in this doubleword.
+    pub(crate) fn is_window_register(&self, dword: u16) -> bool {
+        self.windows.iter().any(|window| window.takes(dword))
     }
 
     fn write_interrupt_control(&self, write: Write) {
@@ -446,11 +480,27 @@ impl fmt::Debug for Function {
 }
 
 /// All registers of a function, in their power-on state, its capabilities linked in the order of their places.
+/// The capabilities that are not the device's own: where each lies, and its length.
+fn standard(spec: &Spec) -> Vec<(u16, u16)> {
+    let all = [
+        (msi::AT, msi::LEN, spec.msi_vectors != 0),
+        (msix::AT, msix::LEN, spec.msix.is_some()),
+        (express::AT, express::LEN, true),
+        (pm::AT, pm::LEN, true),
+    ];
+    all.into_iter().filter(|(.., present)| *present).map(|(at, length, _)| (at, length)).collect()
+}
+
+/// Where the device's own capabilities lie, if they fit.
+pub(crate) fn vendor_places(spec: &Spec) -> Option<Vec<u16>> {
+    vendor::place(spec, &standard(spec))
+}
+
 fn lay_out(spec: &Spec) -> ConfigSpace {
-    let present =
-        [(msi::AT, spec.msi_vectors != 0), (msix::AT, spec.msix.is_some()), (express::AT, true), (pm::AT, true)];
-    let next_after =
-        |at: u16| present.iter().find(|(place, present)| *place > at && *present).map_or(0, |(place, _)| *place as u8);
+    let own = vendor_places(spec).unwrap_or_default();
+    let mut present: Vec<u16> = standard(spec).iter().map(|(at, _)| *at).chain(own.iter().copied()).collect();
+    present.sort_unstable();
+    let next_after = |at: u16| present.iter().find(|place| **place > at).map_or(0, |place| *place as u8);
     let mut config = ConfigSpace::empty();
     header::lay_out(&mut config, spec, next_after(0));
     if spec.msi_vectors != 0 {
@@ -460,7 +510,10 @@ fn lay_out(spec: &Spec) -> ConfigSpace {
         msix::lay_out(&mut config, next_after(msix::AT), msix);
     }
     express::lay_out(&mut config, next_after(express::AT), spec.pcie, spec.translation.pasid.is_some());
-    pm::lay_out(&mut config, 0, spec.no_soft_reset);
+    pm::lay_out(&mut config, next_after(pm::AT), spec.no_soft_reset);
+    for (at, capability) in own.iter().zip(&spec.vendor_capabilities) {
+        vendor::lay_out(&mut config, *at, next_after(*at), capability);
+    }
     translation::lay_out(&mut config, &spec.translation);
     config
 }
@@ -498,6 +551,7 @@ fn place_bars(spec: &Spec, window: u64) -> Result<[u64; 6], SpecError> {
 mod tests {
     use super::*;
     use crate::pci::header::{BAR_0, COMMAND, STATUS};
+    use crate::spec::VendorCapability;
     use crate::testing::{Event, Recorder, function, spec};
     use proptest::prelude::*;
 
@@ -665,5 +719,52 @@ mod tests {
             function.config_read(at, &mut data.clone());
             prop_assert_eq!(read(&function, 0, 4), 0x2021_8086);
         }
+    }
+
+    #[test]
+    fn vendor_capabilities_lie_in_gaps_and_a_window_leads_to_a_bar() {
+        let bytes = |length: usize| VendorCapability { body: (0..length as u8 - 3).collect(), is_window: false };
+        let window = VendorCapability { body: vec![5; 17], is_window: true };
+        let vendor_capabilities = vec![bytes(16), window.clone(), bytes(16)];
+        let (function, recorder) = function(Spec { vendor_capabilities, ..spec() });
+        function.power_on().unwrap();
+        recorder.take();
+        let read = |at: u16| {
+            let mut byte = [0];
+            function.config_read(at, &mut byte);
+            byte[0]
+        };
+        let mut found = Vec::new();
+        let mut at = read(0x34);
+        while at != 0 {
+            found.push((read(at.into()), at));
+            at = read(u16::from(at) + 1);
+        }
+        assert!(found.windows(2).all(|pair| pair[0].1 < pair[1].1), "{found:x?}");
+        let own: Vec<u16> = found.iter().filter(|(id, _)| *id == 9).map(|(_, at)| (*at).into()).collect();
+        assert_eq!(own.len(), 3, "{found:x?}");
+        let at = *own.iter().find(|at| read(**at + 2) == 20).unwrap();
+        // BAR 0, at 8, 4 bytes.
+        function.config_write(at + 4, &[0]);
+        function.config_write(at + 8, &8u32.to_le_bytes());
+        function.config_write(at + 12, &4u32.to_le_bytes());
+        function.config_write(at + 16, &[1, 2, 3, 4]);
+        assert_eq!(recorder.take(), [Event::Write(0, 8, vec![1, 2, 3, 4])]);
+        let mut bytes = [0; 4];
+        function.config_read(at + 16, &mut bytes);
+        assert_eq!(recorder.take(), [Event::Read(0, 8, 4)]);
+        // What is no access of a BAR reaches none.
+        for (bar, offset, length) in [(0, 2, 4), (0, 0, 3), (5, 0, 4), (0, u32::MAX - 3, 4), (0, 0, 0)] {
+            function.config_write(at + 4, &[bar]);
+            function.config_write(at + 8, &offset.to_le_bytes());
+            function.config_write(at + 12, &u32::to_le_bytes(length));
+            function.config_write(at + 16, &[1, 2, 3, 4]);
+            assert_eq!(recorder.take(), [], "{bar} {offset:#x} {length}");
+        }
+        let too_many = Spec { vendor_capabilities: vec![window; 9], ..spec() };
+        assert_eq!(too_many.check(), Err(SpecError::VendorCapabilities));
+        let short =
+            Spec { vendor_capabilities: vec![VendorCapability { body: vec![0; 4], is_window: true }], ..spec() };
+        assert_eq!(short.check(), Err(SpecError::VendorCapabilities));
     }
 }

@@ -28,6 +28,7 @@
 //!        │ (the device's own)   │
 //!  0x1000└──────────────────────┘
 //! ```
+//! Capabilities of the vendor's lie where there is room for them.
 
 pub mod config;
 pub mod express;
@@ -39,7 +40,8 @@ pub mod msi;
 pub mod msix;
 pub mod pm;
 pub mod translation;
+mod vendor;
 
-pub(crate) use function::SavedState;
 pub use function::{BarError, Function};
+pub(crate) use function::{SavedState, vendor_places};
 pub use interrupts::{Interrupts, IrqIndex, Unconsumed};
