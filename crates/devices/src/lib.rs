@@ -15,7 +15,8 @@
 //! data: an [`ioasid_vfio::Spec`].
 //!
 //! Models: [`ioat::Ioat`], Intel I/OAT CBDMA 3.2; [`dsa::Dsa`], Intel DSA 1.0;
-//! [`ivshmem::Ivshmem`], shared memory; [`edu::Edu`], QEMU's educational device; [`nvme::Nvme`], an NVMe controller.
+//! [`ivshmem::Ivshmem`], shared memory; [`edu::Edu`], QEMU's educational device; [`nvme::Nvme`], an NVMe controller;
+//! [`virtio::Virtio`], a virtio disk or network interface.
 
 use std::sync::Arc;
 
@@ -34,6 +35,7 @@ pub mod registry;
 mod storage;
 mod thread;
 mod vfio_user;
+pub mod virtio;
 
 pub use ioasid::{DmaError, Work};
 pub use registers::{RegisterAccess, RegisterInfo};

@@ -12,7 +12,8 @@ use ioasid_vfio::{BusMaster, Interrupts, Model, Spec};
 use thiserror::Error;
 
 use crate::nvme::{NvmeError, ParseFailureError};
-use crate::{RegisterInfo, dsa, edu, ioat, ivshmem, nvme, vfio_user};
+use crate::storage::ImageError;
+use crate::{RegisterInfo, dsa, edu, ioat, ivshmem, nvme, vfio_user, virtio};
 
 mod options;
 
@@ -38,7 +39,16 @@ pub struct ModelInfo {
 type Build = fn(&Options, &[Site], Context<'_>) -> Result<Vec<Built>, BuildError>;
 
 /// Every model there is.
-pub static MODELS: &[ModelInfo] = &[ioat::MODEL, dsa::MODEL, ivshmem::MODEL, edu::MODEL, nvme::MODEL, vfio_user::MODEL];
+pub static MODELS: &[ModelInfo] = &[
+    ioat::MODEL,
+    dsa::MODEL,
+    ivshmem::MODEL,
+    edu::MODEL,
+    nvme::MODEL,
+    virtio::blk::MODEL,
+    virtio::net::MODEL,
+    vfio_user::MODEL,
+];
 
 /// A place on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +135,14 @@ pub enum BuildError {
     Nvme(Rid, NvmeError),
     #[error("device {0}: {1}")]
     Remote(Rid, String),
+    #[error("device {0}: {1}")]
+    Image(Rid, ImageError),
+    #[error("a disk is in a file or in memory: give it image=FILE or memory=SIZE")]
+    NoDisk,
+    #[error("`{0}` is no address of an interface: one is written as 52:54:00:12:34:56")]
+    NoAddress(String),
+    #[error("tap {0} cannot be opened: {1}; as root, `ip tuntap add {0} mode tap user $USER` makes one")]
+    NoTap(String, String),
     #[error("a device of another process is found by socket=PATH")]
     NoSocket,
 }

@@ -1,0 +1,304 @@
+//! A disk: `virtio-blk` (1af4:1042), in a file or in memory.
+//!
+//! ```text
+//!   a request's descriptors
+//!   ┌────────────────────┐   ┌──────────────────────────┐   ┌──────────┐
+//!   │ type, sector (16 B)│ ► │ data, any number of these│ ► │ status 1 │
+//!   └────────────────────┘   └──────────────────────────┘   └──────────┘
+//! ```
+//! A request is carried out when it comes, so the disk is as the driver has been told, and a flush has only the file to
+//! wait for. Bytes go by way of a buffer: nothing is held while the file works, so an unmap does not wait for it.
+//!
+//! Source: Virtual I/O Device (VIRTIO) Version 1.2, 5.2.
+
+use std::path::PathBuf;
+
+use ioasid::{DmaError, Iova};
+
+use super::queue::{Broken, Part};
+use super::{Device, Identity, QUEUE_SIZE, Queues, Virtio, spec};
+use crate::Dma;
+use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
+use crate::storage::{self, Blocks, MemoryBlocks};
+
+/// Bytes of a sector, the unit of addresses.
+const SECTOR: u64 = 512;
+/// Bytes that are moved at once.
+const PIECE: usize = 64 << 10;
+/// The largest disk.
+const MOST: u64 = 1 << 50;
+
+/// Features of a disk (5.2.3).
+mod feature {
+    pub(super) const SEG_MAX: u64 = 1 << 2;
+    pub(super) const READ_ONLY: u64 = 1 << 5;
+    pub(super) const FLUSH: u64 = 1 << 9;
+    pub(super) const QUEUES: u64 = 1 << 12;
+    pub(super) const DISCARD: u64 = 1 << 13;
+    pub(super) const WRITE_ZEROES: u64 = 1 << 14;
+}
+
+/// What a request asks for (VIRTIO_BLK_T_…).
+mod kind {
+    pub(super) const IN: u32 = 0;
+    pub(super) const OUT: u32 = 1;
+    pub(super) const FLUSH: u32 = 4;
+    pub(super) const GET_ID: u32 = 8;
+    pub(super) const DISCARD: u32 = 11;
+    pub(super) const WRITE_ZEROES: u32 = 13;
+}
+
+const IMAGE: &str = "image";
+const SIZE: &str = "size";
+const MEMORY: &str = "memory";
+const READONLY: &str = "readonly";
+const SERIAL: &str = "serial";
+const QUEUES: &str = "queues";
+
+/// The model.
+pub const MODEL: ModelInfo = ModelInfo {
+    name: "virtio-blk",
+    about: "virtio 1.2 disk in a file or in memory (1af4:1042)",
+    options: &[
+        OptionInfo::new(IMAGE, "a raw file, or a block device", OptionKind::Text("FILE")),
+        OptionInfo::new(SIZE, "make the file if there is none", OptionKind::Size { least: SECTOR, most: MOST }),
+        OptionInfo::new(MEMORY, "a disk in memory", OptionKind::Size { least: SECTOR, most: MOST }),
+        OptionInfo::new(READONLY, "it cannot be written", OptionKind::Flag),
+        OptionInfo::new(SERIAL, "its name, up to 20 bytes (made of the place)", OptionKind::Text("TEXT")),
+        OptionInfo::new(QUEUES, "queues (1)", OptionKind::Number { least: 1, most: 16 }),
+    ],
+    registers: &[super::registers::Register::TABLE],
+    functions: one,
+    check: |options| match (options.text(IMAGE), options.number(MEMORY)) {
+        (Some(_), None) | (None, Some(_)) => Ok(()),
+        _ => Err(BuildError::NoDisk),
+    },
+    build,
+};
+
+fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<Built>, BuildError> {
+    let site = sites[0];
+    let readonly = options.iter().any(|(name, _)| name == READONLY);
+    let blocks = match (options.text(IMAGE), options.number(MEMORY)) {
+        (Some(image), _) => {
+            let image = storage::open(&PathBuf::from(image), options.number(SIZE), SECTOR, readonly);
+            Blocks::Image(image.map_err(|error| BuildError::Image(site.rid, error))?)
+        }
+        (None, memory) => {
+            let memory = MemoryBlocks::new(memory.unwrap_or(SECTOR) / SECTOR * SECTOR);
+            Blocks::Memory(memory.map_err(|error| BuildError::NoMemory(site.rid, error.to_string()))?)
+        }
+    };
+    let mut serial = [0; 20];
+    let text = options.text(SERIAL).map_or_else(|| format!("ioasid {}", site.rid), str::to_owned);
+    serial.iter_mut().zip(text.bytes()).for_each(|(byte, text)| *byte = text);
+    let queues = options.number(QUEUES).unwrap_or(1) as u16;
+    let identity = identity(&blocks, readonly, queues);
+    let disk = Disk { blocks, readonly, serial, buffer: vec![0; PIECE] };
+    context.plain(site, spec(&identity), |endpoint, interrupts| {
+        let made = Virtio::new(identity.clone(), Box::new(disk), Box::new(endpoint.port()), interrupts);
+        made.map_err(|error| BuildError::NoMemory(site.rid, error.to_string()))
+    })
+}
+
+fn identity(blocks: &Blocks, readonly: bool, queues: u16) -> Identity {
+    let mut configuration = vec![0; 60];
+    let mut put = |at: usize, bytes: &[u8]| configuration[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &(blocks.length() / SECTOR).to_le_bytes());
+    // A request has as many descriptors as the queue, of which two are no data.
+    put(12, &(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
+    put(34, &queues.to_le_bytes());
+    for at in [36, 48] {
+        // Sectors of one segment, and one segment in a request.
+        put(at, &(u32::MAX / SECTOR as u32).to_le_bytes());
+        put(at + 4, &1u32.to_le_bytes());
+    }
+    put(44, &1u32.to_le_bytes());
+    put(56, &[1]);
+    let writes = feature::DISCARD | feature::WRITE_ZEROES;
+    let features = feature::SEG_MAX
+        | feature::FLUSH
+        | if queues > 1 { feature::QUEUES } else { 0 }
+        | if readonly { feature::READ_ONLY } else { writes };
+    Identity { kind: 2, class: 0x01_8000, features, queues, configuration }
+}
+
+/// The disk.
+struct Disk {
+    blocks: Blocks,
+    readonly: bool,
+    serial: [u8; 20],
+    buffer: Vec<u8>,
+}
+
+/// Why a request is not done, in the byte that the driver is told by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Refusal {
+    Failed = 1,
+    Unsupported = 2,
+}
+
+/// Whatever address the driver got wrong, to the driver it is an I/O error; the IOMMU has the details.
+impl From<DmaError> for Refusal {
+    fn from(_: DmaError) -> Self {
+        Self::Failed
+    }
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(_: std::io::Error) -> Self {
+        Self::Failed
+    }
+}
+
+impl Device for Disk {
+    fn begin(&mut self, _features: u64) {}
+
+    fn serve(
+        &mut self,
+        queues: &mut Queues,
+        kicked: u64,
+        dma: &mut dyn Dma,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<u64, Broken> {
+        let mut interrupts = 0;
+        for (number, queue) in queues.iter_mut().enumerate() {
+            let Some(queue) = queue.as_mut().filter(|_| kicked & 1 << number != 0) else { continue };
+            loop {
+                queue.be_silent(dma)?;
+                while let Some(chain) = queue.pop(dma)? {
+                    let written = self.request(dma, &chain.parts, goes_on);
+                    if !goes_on() {
+                        return Ok(interrupts);
+                    }
+                    queue.push(dma, chain.head, written)?;
+                }
+                if !queue.ask_to_be_told(dma)? {
+                    break;
+                }
+            }
+            interrupts |= u64::from(queue.wants_interrupt(dma)?) << number;
+        }
+        Ok(interrupts)
+    }
+}
+
+impl Disk {
+    /// Does one request, and returns how many bytes of the chain were written.
+    fn request(&mut self, dma: &mut dyn Dma, parts: &[Part], goes_on: &dyn Fn() -> bool) -> u32 {
+        match parts {
+            [header, data @ .., last] if last.writes && last.length > 0 => {
+                let (written, status) = match self.execute(dma, header, data, goes_on) {
+                    Ok(written) => (written, 0),
+                    Err(refusal) => (0, refusal as u8),
+                };
+                // Without a status there is nothing else to tell the driver with.
+                dma.write(Iova(last.address).into(), &[status]).map_or(0, |()| written.saturating_add(1))
+            }
+            _ => 0,
+        }
+    }
+
+    fn execute(
+        &mut self,
+        dma: &mut dyn Dma,
+        header: &Part,
+        data: &[Part],
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<u32, Refusal> {
+        if header.writes || header.length < 16 {
+            return Err(Refusal::Failed);
+        }
+        let mut bytes = [0; 16];
+        dma.read(Iova(header.address).into(), &mut bytes)?;
+        let [a, b, c, d, _, _, _, _, sector @ ..] = bytes;
+        let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector));
+        let is_write = matches!(kind, kind::OUT | kind::DISCARD | kind::WRITE_ZEROES);
+        if is_write && self.readonly {
+            return Err(Refusal::Failed);
+        }
+        match kind {
+            kind::IN | kind::OUT => self.transfer(dma, sector, data, kind == kind::IN, goes_on),
+            kind::FLUSH => Ok(self.blocks.flush().map(|()| 0)?),
+            kind::GET_ID => {
+                let [descriptor] = data else { return Err(Refusal::Failed) };
+                let id = &self.serial[..self.serial.len().min(descriptor.length as usize)];
+                dma.write(Iova(writable(descriptor)?).into(), id)?;
+                Ok(id.len() as u32)
+            }
+            kind::DISCARD | kind::WRITE_ZEROES => self.zero(dma, kind, data),
+            _ => Err(Refusal::Unsupported),
+        }
+    }
+
+    fn transfer(
+        &mut self,
+        dma: &mut dyn Dma,
+        sector: u64,
+        data: &[Part],
+        reads: bool,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<u32, Refusal> {
+        // All of it is on the disk, or none of it is touched.
+        let length: u64 = data.iter().map(|descriptor| u64::from(descriptor.length)).sum();
+        let start = self.range(sector, length)?;
+        let mut at = start;
+        for descriptor in data {
+            let address = if reads { writable(descriptor)? } else { readable(descriptor)? };
+            for offset in (0..descriptor.length).step_by(PIECE) {
+                if !goes_on() {
+                    return Err(Refusal::Failed);
+                }
+                let piece = &mut self.buffer[..((descriptor.length - offset) as usize).min(PIECE)];
+                let address = Iova(address.checked_add(offset.into()).ok_or(Refusal::Failed)?).into();
+                if reads {
+                    self.blocks.read(at, piece)?;
+                    dma.write(address, piece)?;
+                } else {
+                    dma.read(address, piece)?;
+                    self.blocks.write(at, piece, false)?;
+                }
+                at += piece.len() as u64;
+            }
+        }
+        Ok(if reads { length as u32 } else { 0 })
+    }
+
+    /// Discards sectors, or makes them zero: one segment of 16 bytes.
+    fn zero(&mut self, dma: &mut dyn Dma, kind: u32, data: &[Part]) -> Result<u32, Refusal> {
+        const UNMAP: u32 = 1;
+        let [descriptor] = data else { return Err(Refusal::Failed) };
+        if descriptor.length != 16 {
+            return Err(Refusal::Failed);
+        }
+        let mut segment = [0; 16];
+        dma.read(Iova(readable(descriptor)?).into(), &mut segment)?;
+        let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| segment[at + byte]));
+        let (sector, count, flags) = (u64::from(word(0)) | u64::from(word(4)) << 32, word(8), word(12));
+        if flags & !UNMAP != 0 || kind == kind::DISCARD && flags != 0 {
+            return Err(Refusal::Unsupported);
+        }
+        let length = u64::from(count) * SECTOR;
+        let start = self.range(sector, length)?;
+        self.blocks.zero(start, length, kind == kind::DISCARD || flags == UNMAP)?;
+        Ok(0)
+    }
+
+    /// Where so many whole sectors begin, if they are on the disk.
+    fn range(&self, sector: u64, length: u64) -> Result<u64, Refusal> {
+        let start = sector.checked_mul(SECTOR).ok_or(Refusal::Failed)?;
+        let end = start.checked_add(length).ok_or(Refusal::Failed)?;
+        if end > self.blocks.length() || !length.is_multiple_of(SECTOR) { Err(Refusal::Failed) } else { Ok(start) }
+    }
+}
+
+/// Where the device may write.
+fn writable(part: &Part) -> Result<u64, Refusal> {
+    if part.writes { Ok(part.address) } else { Err(Refusal::Failed) }
+}
+
+/// Where the device may read.
+fn readable(part: &Part) -> Result<u64, Refusal> {
+    if part.writes { Err(Refusal::Failed) } else { Ok(part.address) }
+}

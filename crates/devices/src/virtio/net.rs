@@ -1,0 +1,210 @@
+//! A network interface: `virtio-net` (1af4:1041), at a tap of the kernel's, or with nothing but itself at the other end.
+//!
+//! Queue 0 has buffers for what comes, queue 1 what goes. Each packet begins with a header of 12 bytes, which says
+//! nothing here: no offload is offered, so packets are whole, with their checksums, and one is in one buffer.
+//!
+//! Source: Virtual I/O Device (VIRTIO) Version 1.2, 5.1.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ioasid::Iova;
+
+use super::queue::{Broken, Queue};
+use super::{Device, Identity, Queues, Virtio, spec};
+use crate::Dma;
+use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, any, one};
+
+mod tap;
+
+/// Bytes of the header.
+const HEADER: usize = 12;
+/// Where a received packet's header says that it is in one buffer.
+const BUFFERS: usize = 10;
+/// The longest packet: that of the largest MTU.
+const LONGEST: usize = 65_550;
+/// Packets that wait for buffers; the next are lost.
+const MOST: usize = 256;
+
+/// Features of an interface (5.1.3).
+mod feature {
+    pub(super) const MAC: u64 = 1 << 5;
+    pub(super) const STATUS: u64 = 1 << 16;
+}
+
+const TAP: &str = "tap";
+const MAC: &str = "mac";
+
+/// The model.
+pub const MODEL: ModelInfo = ModelInfo {
+    name: "virtio-net",
+    about: "virtio 1.2 network interface at a tap, or a loop (1af4:1041)",
+    options: &[
+        OptionInfo::new(TAP, "a tap of the kernel's (all that goes comes back)", OptionKind::Text("NAME")),
+        OptionInfo::new(MAC, "its address (52:54:00:12:34:..)", OptionKind::Text("XX:XX:XX:XX:XX:XX")),
+    ],
+    registers: &[super::registers::Register::TABLE],
+    functions: one,
+    check: |options| match options.text(MAC) {
+        Some(text) if parse_mac(text).is_none() => Err(BuildError::NoAddress(text.to_owned())),
+        _ => any(options),
+    },
+    build,
+};
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    // One for a group is nobody's own.
+    (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
+}
+
+fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<Built>, BuildError> {
+    let site = sites[0];
+    let own = [0x52, 0x54, 0, 0x12, 0x34, 0x56u8.wrapping_add(context.number)];
+    let mac = options.text(MAC).and_then(parse_mac).unwrap_or(own);
+    let far = match options.text(TAP) {
+        None => Far::Loop,
+        Some(name) => Far::Tap(tap::open(name).map_err(|error| BuildError::NoTap(name.to_owned(), error.to_string()))?),
+    };
+    let mut configuration = mac.to_vec();
+    // The link is up.
+    configuration.extend([1, 0]);
+    let features = feature::MAC | feature::STATUS;
+    let identity = Identity { kind: 1, class: 0x02_0000, features, queues: 2, configuration };
+    let interface = Interface { far, waiting: VecDeque::new(), packet: vec![0; LONGEST] };
+    context.plain(site, spec(&identity), |endpoint, interrupts| {
+        let made = Virtio::new(identity.clone(), Box::new(interface), Box::new(endpoint.port()), interrupts);
+        made.map_err(|error| BuildError::NoMemory(site.rid, error.to_string()))
+    })
+}
+
+/// What is at the other end.
+enum Far {
+    Loop,
+    Tap(OwnedFd),
+}
+
+struct Interface {
+    far: Far,
+    /// Packets for the driver.
+    waiting: VecDeque<Vec<u8>>,
+    packet: Vec<u8>,
+}
+
+impl Device for Interface {
+    fn begin(&mut self, _features: u64) {
+        self.waiting.clear();
+    }
+
+    fn serve(
+        &mut self,
+        queues: &mut Queues,
+        _kicked: u64,
+        dma: &mut dyn Dma,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<u64, Broken> {
+        let mut interrupts = 0;
+        let [receive, transmit] = queues else { return Ok(0) };
+        if let Some(queue) = transmit {
+            interrupts |= u64::from(self.transmit(queue, dma, goes_on)?) << 1;
+        }
+        self.take_from_tap();
+        if let Some(queue) = receive {
+            interrupts |= u64::from(self.receive(queue, dma, goes_on)?);
+        }
+        Ok(interrupts)
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        match &self.far {
+            Far::Loop => None,
+            Far::Tap(tap) => Some(tap.as_fd()),
+        }
+    }
+}
+
+impl Interface {
+    /// Sends what there is. Returns whether the driver is to be interrupted.
+    fn transmit(&mut self, queue: &mut Queue, dma: &mut dyn Dma, goes_on: &dyn Fn() -> bool) -> Result<bool, Broken> {
+        loop {
+            queue.be_silent(dma)?;
+            while let Some(chain) = queue.pop(dma)? {
+                let (mut length, mut is_whole) = (0, true);
+                for part in chain.parts.iter().filter(|part| !part.writes) {
+                    let end = length + part.length as usize;
+                    let place = self.packet.get_mut(length..end);
+                    is_whole &= place.is_some_and(|place| dma.read(Iova(part.address).into(), place).is_ok());
+                    length = end;
+                }
+                if !goes_on() {
+                    return Ok(false);
+                }
+                // One that is too long, or cannot be read, is lost, as on a wire.
+                if is_whole && length > HEADER {
+                    self.send(length);
+                }
+                queue.push(dma, chain.head, 0)?;
+            }
+            if !queue.ask_to_be_told(dma)? {
+                return queue.wants_interrupt(dma);
+            }
+        }
+    }
+
+    fn send(&mut self, length: usize) {
+        let packet = &self.packet[HEADER..length];
+        match &self.far {
+            Far::Loop if self.waiting.len() < MOST => self.waiting.push_back(packet.to_vec()),
+            Far::Loop => {}
+            // One that the kernel has no room for is lost.
+            Far::Tap(tap) => drop(rustix::io::write(tap, packet)),
+        }
+    }
+
+    /// Takes what has come.
+    fn take_from_tap(&mut self) {
+        let Far::Tap(tap) = &self.far else { return };
+        // As many as there is room for at once: then the driver has its turn.
+        for _ in 0..MOST {
+            match rustix::io::read(tap, &mut self.packet[..]) {
+                Ok(length) if self.waiting.len() < MOST => self.waiting.push_back(self.packet[..length].to_vec()),
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Gives the driver what has come, as far as it has buffers. Returns whether it is to be interrupted.
+    fn receive(&mut self, queue: &mut Queue, dma: &mut dyn Dma, goes_on: &dyn Fn() -> bool) -> Result<bool, Broken> {
+        while !self.waiting.is_empty() && goes_on() {
+            let Some(chain) = queue.pop(dma)? else {
+                // It tells when it has more; if it has by now, that is found.
+                if queue.ask_to_be_told(dma)? {
+                    continue;
+                }
+                break;
+            };
+            let Some(packet) = self.waiting.pop_front() else { break };
+            let mut header = [0; HEADER];
+            header[BUFFERS] = 1;
+            let (mut done, all) = (0, [&header[..], &packet].concat());
+            for part in chain.parts.iter().filter(|part| part.writes) {
+                let left = &all[done..];
+                let now = left.len().min(part.length as usize);
+                if dma.write(Iova(part.address).into(), &left[..now]).is_err() {
+                    break;
+                }
+                done += now;
+            }
+            // One that does not fit is lost, and its buffer is empty.
+            let written = if done == all.len() { done as u32 } else { 0 };
+            queue.push(dma, chain.head, written)?;
+        }
+        queue.wants_interrupt(dma)
+    }
+}

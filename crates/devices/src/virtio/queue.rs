@@ -1,0 +1,211 @@
+//! A split virtqueue, as the device sees it (2.7).
+//!
+//! ```text
+//!   descriptors   16 bytes each: address, length, flags, next
+//!   driver's ring flags, index, heads …, used_event      what is offered
+//!   device's ring flags, index, (head, length) …, avail_event      what is done
+//! ```
+//! The crate virtio-queue does the same where memory can be borrowed, which that of another process cannot: here each
+//! access is the device's DMA, to whatever memory.
+
+use std::sync::atomic::{Ordering, fence};
+
+use ioasid::{DmaError, Iova, Work};
+
+use super::feature;
+use super::transport::QueueSetup;
+use crate::Dma;
+
+/// Flags of a descriptor.
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+/// In the flags of either ring: the other side need not be told.
+const SILENT: u16 = 1;
+/// Bytes of a descriptor.
+const DESCRIPTOR: usize = 16;
+
+/// A queue cannot be reached, or makes no sense.
+#[derive(Debug)]
+pub(super) struct Broken;
+
+impl From<DmaError> for Broken {
+    fn from(_: DmaError) -> Self {
+        Self
+    }
+}
+
+/// A part of a chain: bytes that the device reads, or writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) address: u64,
+    pub(super) length: u32,
+    pub(super) writes: bool,
+}
+
+/// Something that the driver has offered.
+#[derive(Debug)]
+pub(super) struct Chain {
+    pub(super) head: u16,
+    pub(super) parts: Vec<Part>,
+}
+
+/// A queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    number: u16,
+    size: u16,
+    descriptors: u64,
+    driver: u64,
+    device: u64,
+    has_event_index: bool,
+    /// How many were taken, and how many are done.
+    taken: u16,
+    done: u16,
+    /// How many were done when the driver was last looked after.
+    told: u16,
+}
+
+impl Queue {
+    /// As the driver has described it.
+    ///
+    /// # Errors
+    /// If a part of it is not aligned, or would wrap.
+    pub(super) fn new(number: u16, setup: &QueueSetup, features: u64) -> Result<Self, Broken> {
+        let QueueSetup { size, descriptors, driver, device, .. } = *setup;
+        let most = 16 * u64::from(size);
+        let fits = |at: u64, alignment: u64| at.is_multiple_of(alignment) && at.checked_add(most).is_some();
+        if !(fits(descriptors, 16) && fits(driver, 2) && fits(device, 4)) {
+            return Err(Broken);
+        }
+        let has_event_index = features & feature::EVENT_INDEX != 0;
+        Ok(Self { number, size, descriptors, driver, device, has_event_index, taken: 0, done: 0, told: 0 })
+    }
+
+    /// How many chains the driver has offered so far.
+    fn offered(&self, dma: &mut dyn Dma) -> Result<u16, Broken> {
+        let offered = read_word(dma, self.driver + 2)?;
+        if offered.wrapping_sub(self.taken) > self.size { Err(Broken) } else { Ok(offered) }
+    }
+
+    /// The next chain, if there is one.
+    ///
+    /// # Errors
+    /// If the queue cannot be reached, or has more than there is room for. A chain that makes no sense ends there.
+    pub(super) fn pop(&mut self, dma: &mut dyn Dma) -> Result<Option<Chain>, Broken> {
+        dma.set_work(None);
+        if self.offered(dma)? == self.taken {
+            return Ok(None);
+        }
+        let head = read_word(dma, self.driver + 4 + 2 * u64::from(self.taken % self.size))?;
+        self.taken = self.taken.wrapping_add(1);
+        dma.set_work(Some(Work { queue: self.number, command: head }));
+        let mut table = Vec::new();
+        let mut parts = Vec::new();
+        let mut next = head;
+        // A chain has as many as the queue, so one that goes in a circle ends.
+        while parts.len() < usize::from(self.size) {
+            let mut bytes = [0; DESCRIPTOR];
+            if table.is_empty() {
+                if next >= self.size {
+                    break;
+                }
+                dma.read(Iova(self.descriptors + DESCRIPTOR as u64 * u64::from(next)).into(), &mut bytes)?;
+            } else {
+                let at = usize::from(next) * DESCRIPTOR;
+                let Some(there) = table.get(at..at + DESCRIPTOR) else { break };
+                bytes.copy_from_slice(there);
+            }
+            let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+            let (address, length) = (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u32::from_le_bytes([i, j, k, l]));
+            let flags = u16::from_le_bytes([m, n]);
+            next = u16::from_le_bytes([o, p]);
+            if flags & INDIRECT != 0 {
+                // A table by itself, and not in another (2.7.5.3.1).
+                let is_table = length > 0 && (length as usize).is_multiple_of(DESCRIPTOR);
+                if !table.is_empty() || !parts.is_empty() || !is_table || flags & NEXT != 0 {
+                    break;
+                }
+                table = vec![0; (length as usize).min(DESCRIPTOR * usize::from(self.size))];
+                if dma.read(Iova(address).into(), &mut table).is_err() {
+                    break;
+                }
+                next = 0;
+                continue;
+            }
+            parts.push(Part { address, length, writes: flags & WRITE != 0 });
+            if flags & NEXT == 0 {
+                break;
+            }
+        }
+        Ok(Some(Chain { head, parts }))
+    }
+
+    /// The device is done with a chain, and has written so many bytes of it.
+    ///
+    /// # Errors
+    /// If the queue cannot be reached.
+    pub(super) fn push(&mut self, dma: &mut dyn Dma, head: u16, written: u32) -> Result<(), Broken> {
+        dma.set_work(None);
+        let mut entry = [0; 8];
+        entry[..2].copy_from_slice(&head.to_le_bytes());
+        entry[4..].copy_from_slice(&written.to_le_bytes());
+        dma.write(Iova(self.device + 4 + 8 * u64::from(self.done % self.size)).into(), &entry)?;
+        self.done = self.done.wrapping_add(1);
+        // The entry is there before it is counted.
+        write_word(dma, self.device + 2, self.done)
+    }
+
+    /// The driver need not tell of what it offers.
+    ///
+    /// # Errors
+    /// If the queue cannot be reached.
+    pub(super) fn be_silent(&self, dma: &mut dyn Dma) -> Result<(), Broken> {
+        // With event indexes it asks no more than once, as the index stays behind.
+        if self.has_event_index { Ok(()) } else { write_word(dma, self.device, SILENT) }
+    }
+
+    /// The driver is to tell of the next that it offers. Returns whether it has offered something meanwhile.
+    ///
+    /// # Errors
+    /// If the queue cannot be reached.
+    pub(super) fn ask_to_be_told(&self, dma: &mut dyn Dma) -> Result<bool, Broken> {
+        dma.set_work(None);
+        if self.has_event_index {
+            write_word(dma, self.device + 4 + 8 * u64::from(self.size), self.taken)?;
+        } else {
+            write_word(dma, self.device, 0)?;
+        }
+        // The driver stores what it offers, and then looks; so one of the two sees the other.
+        fence(Ordering::SeqCst);
+        Ok(self.offered(dma)? != self.taken)
+    }
+
+    /// Whether the driver wants an interrupt for what was done since this was last asked.
+    ///
+    /// # Errors
+    /// If the queue cannot be reached.
+    pub(super) fn wants_interrupt(&mut self, dma: &mut dyn Dma) -> Result<bool, Broken> {
+        let told = std::mem::replace(&mut self.told, self.done);
+        if told == self.done {
+            return Ok(false);
+        }
+        fence(Ordering::SeqCst);
+        if self.has_event_index {
+            let event = read_word(dma, self.driver + 4 + 2 * u64::from(self.size))?;
+            Ok(self.done.wrapping_sub(event).wrapping_sub(1) < self.done.wrapping_sub(told))
+        } else {
+            Ok(read_word(dma, self.driver)? & SILENT == 0)
+        }
+    }
+}
+
+fn read_word(dma: &mut dyn Dma, at: u64) -> Result<u16, Broken> {
+    let mut word = [0; 2];
+    dma.read(Iova(at).into(), &mut word)?;
+    Ok(u16::from_le_bytes(word))
+}
+
+fn write_word(dma: &mut dyn Dma, at: u64, word: u16) -> Result<(), Broken> {
+    Ok(dma.write(Iova(at).into(), &word.to_le_bytes())?)
+}

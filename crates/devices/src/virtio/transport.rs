@@ -1,0 +1,358 @@
+//! The registers of the transport, and the model.
+//!
+//! What the driver sets up is one [`Setup`]; with DRIVER_OK the worker takes it, and a reset begins the next. A reset
+//! returns when the worker is out of the one before.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use ioasid_vfio::Model;
+
+use super::registers::{BAR, COMMON, CONFIGURATION, ISR, NO_VECTOR, NOTIFY, NOTIFY_MULTIPLIER, PART, Register, status};
+use super::worker::Worker;
+use super::{Device, Identity, QUEUE_SIZE, feature};
+use crate::bell::Bell;
+use crate::thread::LazyThread;
+use crate::{Dma, Interrupts};
+
+/// A queue, as the driver has described it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueSetup {
+    pub(super) size: u16,
+    pub(super) vector: u16,
+    pub(super) is_enabled: bool,
+    pub(super) descriptors: u64,
+    pub(super) driver: u64,
+    pub(super) device: u64,
+}
+
+impl QueueSetup {
+    const NONE: Self =
+        Self { size: QUEUE_SIZE, vector: NO_VECTOR, is_enabled: false, descriptors: 0, driver: 0, device: 0 };
+}
+
+/// What the driver has written since the last reset.
+#[derive(Clone, Debug)]
+pub(super) struct Setup {
+    device_select: u32,
+    driver_select: u32,
+    pub(super) features: u64,
+    config_vector: u16,
+    pub(super) status: u8,
+    queue_select: u16,
+    pub(super) queues: Vec<QueueSetup>,
+}
+
+impl Setup {
+    fn new(identity: &Identity) -> Self {
+        Self {
+            device_select: 0,
+            driver_select: 0,
+            features: 0,
+            config_vector: NO_VECTOR,
+            status: 0,
+            queue_select: 0,
+            queues: vec![QueueSetup::NONE; identity.queues.into()],
+        }
+    }
+
+    /// Whether the device is at work.
+    pub(super) fn is_live(&self) -> bool {
+        self.status & status::DRIVER_OK != 0 && self.status & status::NEEDS_RESET == 0
+    }
+
+    fn queue(&self) -> Option<&QueueSetup> {
+        self.queues.get(usize::from(self.queue_select))
+    }
+}
+
+/// The registers, with who is where.
+pub(super) struct State {
+    pub(super) setup: Setup,
+    /// The reset that the worker is behind of, while it is at work.
+    pub(super) busy: bool,
+    pub(super) quits: bool,
+}
+
+/// What model and worker have together.
+pub(super) struct Shared {
+    identity: Identity,
+    state: Mutex<State>,
+    pub(super) changed: Condvar,
+    /// How many resets there were: the worker looks at it without the lock.
+    resets: AtomicU64,
+    /// Queues that were notified, a bit each.
+    pub(super) kicks: AtomicU64,
+    pub(super) bell: Bell,
+    /// The interrupt status, and the line, which goes with it.
+    isr: Mutex<u8>,
+    interrupts: Arc<dyn Interrupts>,
+}
+
+/// In the interrupt status (4.1.4.5).
+const QUEUE: u8 = 1;
+const CONFIG: u8 = 2;
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn resets(&self) -> u64 {
+        self.resets.load(Ordering::SeqCst)
+    }
+
+    /// Interrupts for a queue.
+    pub(super) fn interrupt(&self, vector: u16) {
+        self.send(vector, QUEUE);
+    }
+
+    fn send(&self, vector: u16, reason: u8) {
+        if self.interrupts.sends_messages() {
+            if vector != NO_VECTOR {
+                self.interrupts.raise(vector);
+            }
+            return;
+        }
+        let mut isr = self.isr.lock().unwrap_or_else(PoisonError::into_inner);
+        *isr |= reason;
+        self.interrupts.set_intx(true);
+    }
+
+    fn take_isr(&self) -> u8 {
+        let mut isr = self.isr.lock().unwrap_or_else(PoisonError::into_inner);
+        self.interrupts.set_intx(false);
+        std::mem::take(&mut *isr)
+    }
+
+    /// The device cannot go on as it was set up.
+    pub(super) fn need_reset(&self, resets: u64) {
+        let vector = {
+            let mut state = self.lock();
+            if self.resets() != resets {
+                return;
+            }
+            state.setup.status |= status::NEEDS_RESET;
+            state.setup.config_vector
+        };
+        self.send(vector, CONFIG);
+    }
+
+    /// As after power-on, when the worker is out of what was before. Nobody interrupts for that any more.
+    fn reset(&self) {
+        let mut state = self.lock();
+        self.resets.fetch_add(1, Ordering::SeqCst);
+        state.setup = Setup::new(&self.identity);
+        self.bell.ring();
+        while state.busy {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.kicks.store(0, Ordering::SeqCst);
+        drop(state);
+        self.take_isr();
+    }
+
+    fn offered(&self) -> u64 {
+        self.identity.features | feature::ALL
+    }
+
+    fn read(&self, register: Register) -> u64 {
+        let state = self.lock();
+        let setup = &state.setup;
+        let half = |features: u64, select: u32| if select < 2 { features >> (32 * select) & 0xffff_ffff } else { 0 };
+        let queue = setup.queue();
+        match register {
+            Register::DeviceFeatureSelect => setup.device_select.into(),
+            Register::DeviceFeature => half(self.offered(), setup.device_select),
+            Register::DriverFeatureSelect => setup.driver_select.into(),
+            Register::DriverFeature => half(setup.features, setup.driver_select),
+            Register::ConfigMsixVector => setup.config_vector.into(),
+            Register::NumQueues => self.identity.queues.into(),
+            Register::DeviceStatus => setup.status.into(),
+            Register::ConfigGeneration => 0,
+            Register::QueueSelect => setup.queue_select.into(),
+            Register::QueueSize => queue.map_or(0, |queue| queue.size.into()),
+            Register::QueueMsixVector => queue.map_or(NO_VECTOR, |queue| queue.vector).into(),
+            Register::QueueEnable => queue.map_or(0, |queue| queue.is_enabled.into()),
+            Register::QueueNotifyOff => queue.map_or(0, |_| setup.queue_select.into()),
+            Register::QueueDesc => queue.map_or(0, |queue| queue.descriptors),
+            Register::QueueDriver => queue.map_or(0, |queue| queue.driver),
+            Register::QueueDevice => queue.map_or(0, |queue| queue.device),
+        }
+    }
+
+    /// Returns whether the device is to begin.
+    fn write(&self, register: Register, value: u64, mask: u64) -> bool {
+        if register == Register::DeviceStatus && value == 0 {
+            self.reset();
+            return false;
+        }
+        let mut state = self.lock();
+        let was_live = state.setup.is_live();
+        let setup = &mut state.setup;
+        // A vector that there is not reads as none (4.1.5.1.2).
+        let vector = |value: u64| if value <= self.identity.queues.into() { value as u16 } else { NO_VECTOR };
+        let is_settled = setup.status & status::FEATURES_OK != 0;
+        match register {
+            Register::DeviceFeatureSelect => setup.device_select = value as u32,
+            Register::DriverFeatureSelect => setup.driver_select = value as u32,
+            Register::DriverFeature if !is_settled && setup.driver_select < 2 => {
+                let shift = 32 * setup.driver_select;
+                setup.features = setup.features & !(0xffff_ffff << shift) | (value & 0xffff_ffff) << shift;
+            }
+            Register::ConfigMsixVector => setup.config_vector = vector(value),
+            Register::DeviceStatus => {
+                let mut new = value as u8 | setup.status & status::NEEDS_RESET;
+                let fits = setup.features & !self.offered() == 0 && setup.features & feature::VERSION_1 != 0;
+                if !is_settled && !fits {
+                    new &= !status::FEATURES_OK;
+                }
+                if new & status::FEATURES_OK == 0 {
+                    new &= !status::DRIVER_OK;
+                }
+                setup.status = new;
+            }
+            Register::QueueSelect => setup.queue_select = value as u16,
+            _ => {
+                let select = usize::from(setup.queue_select);
+                let Some(queue) = setup.queues.get_mut(select) else { return false };
+                let put = |place: &mut u64| *place = *place & !mask | value & mask;
+                match register {
+                    Register::QueueMsixVector => queue.vector = vector(value),
+                    // What is in use is not changed.
+                    _ if queue.is_enabled => {}
+                    Register::QueueSize => {
+                        let size = value as u16;
+                        if size.is_power_of_two() && size <= QUEUE_SIZE {
+                            queue.size = size;
+                        }
+                    }
+                    Register::QueueEnable => queue.is_enabled = value == 1,
+                    Register::QueueDesc => put(&mut queue.descriptors),
+                    Register::QueueDriver => put(&mut queue.driver),
+                    Register::QueueDevice => put(&mut queue.device),
+                    _ => {}
+                }
+            }
+        }
+        let begins = !was_live && state.setup.is_live();
+        if begins {
+            self.changed.notify_all();
+        }
+        begins
+    }
+
+    fn notify(&self, queue: u64) {
+        if queue < self.identity.queues.into() {
+            self.kicks.fetch_or(1 << queue, Ordering::SeqCst);
+            self.bell.ring();
+        }
+    }
+}
+
+/// A virtio device.
+///
+/// Every method may be called from any thread at any time, but not from within [`Dma`] or [`Interrupts`] on the
+/// device's own thread. Dropping it ends that thread: no DMA happens afterwards.
+pub struct Virtio {
+    shared: Arc<Shared>,
+    thread: LazyThread<Worker>,
+}
+
+impl std::fmt::Debug for Virtio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Virtio").field("identity", &self.shared.identity).finish_non_exhaustive()
+    }
+}
+
+impl Virtio {
+    pub(super) fn new(
+        identity: Identity,
+        device: Box<dyn Device>,
+        dma: Box<dyn Dma>,
+        interrupts: Arc<dyn Interrupts>,
+    ) -> std::io::Result<Arc<Self>> {
+        let state = State { setup: Setup::new(&identity), busy: false, quits: false };
+        let shared = Arc::new(Shared {
+            identity,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            resets: AtomicU64::new(0),
+            kicks: AtomicU64::new(0),
+            bell: Bell::new()?,
+            isr: Mutex::new(0),
+            interrupts,
+        });
+        let worker = Worker::new(shared.clone(), device, dma);
+        Ok(Arc::new(Self { shared, thread: LazyThread::new(worker) }))
+    }
+}
+
+/// The register that an access means, and the bits of it: all, or half of one of 8 bytes.
+fn register(offset: u64, length: usize) -> Option<(Register, u32)> {
+    let (register, _) = Register::at(offset)?;
+    let info = register.info();
+    let within = offset - info.offset;
+    let whole = within == 0 && length == usize::from(info.width);
+    let half = info.width == 8 && length == 4 && within.is_multiple_of(4);
+    (whole || half).then_some((register, 8 * within as u32))
+}
+
+impl Model for Virtio {
+    /// What is no register reads as zeroes.
+    fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if bar != BAR {
+            return;
+        }
+        match offset / PART * PART {
+            COMMON => {
+                if let Some((register, shift)) = register(offset, data.len()) {
+                    let value = self.shared.read(register) >> shift;
+                    data.copy_from_slice(&value.to_le_bytes()[..data.len()]);
+                }
+            }
+            ISR if offset == ISR => data[0] = self.shared.take_isr(),
+            CONFIGURATION => {
+                let all = &self.shared.identity.configuration;
+                let there = all.get((offset - CONFIGURATION) as usize..).unwrap_or_default();
+                data.iter_mut().zip(there).for_each(|(byte, there)| *byte = *there);
+            }
+            _ => {}
+        }
+    }
+
+    fn write(&self, bar: u8, offset: u64, data: &[u8]) {
+        if bar != BAR {
+            return;
+        }
+        match offset / PART * PART {
+            COMMON => {
+                let Some((register, shift)) = register(offset, data.len()) else { return };
+                let (mut value, mut mask) = ([0; 8], [0; 8]);
+                value[..data.len()].copy_from_slice(data);
+                mask[..data.len()].fill(0xff);
+                let [value, mask] = [value, mask].map(|bytes| u64::from_le_bytes(bytes) << shift);
+                if self.shared.write(register, value, mask) && !self.thread.ensure_running("virtio", Worker::run) {
+                    self.shared.need_reset(self.shared.resets());
+                }
+            }
+            NOTIFY => self.shared.notify((offset - NOTIFY) / u64::from(NOTIFY_MULTIPLIER)),
+            _ => {}
+        }
+    }
+
+    fn reset(&self) {
+        self.shared.reset();
+    }
+}
+
+impl Drop for Virtio {
+    fn drop(&mut self) {
+        self.shared.lock().quits = true;
+        self.shared.resets.fetch_add(1, Ordering::SeqCst);
+        self.shared.changed.notify_all();
+        self.shared.bell.ring();
+        self.thread.join();
+    }
+}

@@ -1,0 +1,181 @@
+//! Requests of the disk, right and wrong.
+
+use ioasid::{Access, IovaRange};
+
+use crate::bench::{Bench, CONFIGURATION, EVENT_INDEX, LENGTH, MEMORY, Ring, VERSION_1, wait_until};
+
+const HEADER: u64 = MEMORY + 0x8_0000;
+const STATUS: u64 = HEADER + 0x100;
+const DATA: u64 = MEMORY + 0x10_0000;
+const SECTORS: u64 = 2048;
+
+struct Disk {
+    bench: Bench,
+    ring: Ring,
+}
+
+impl Disk {
+    fn new(options: &[&str]) -> Self {
+        let bench = Bench::new("virtio-blk", options);
+        let ring = bench.begin(VERSION_1 | EVENT_INDEX | bench.offered() & 0xffff, 1).remove(0);
+        Self { bench, ring }
+    }
+
+    /// Has a request done; its status, and how many bytes the device says that it wrote.
+    fn request(&mut self, kind: u32, sector: u64, data: &[(u64, u32, bool)]) -> (u8, u32) {
+        let mut header = kind.to_le_bytes().to_vec();
+        header.extend([0; 4]);
+        header.extend(sector.to_le_bytes());
+        self.bench.write(HEADER, &header);
+        self.bench.write(STATUS, &[0xee]);
+        let chain = [&[(HEADER, 16, false)][..], data, &[(STATUS, 1, true)]].concat();
+        self.bench.offer(&mut self.ring, &chain);
+        self.bench.notify(&self.ring);
+        let (_, written) = self.bench.wait(&mut self.ring);
+        (self.bench.read(STATUS, 1)[0], written)
+    }
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let path = std::env::temp_dir().join(format!("ioasid-virtio-{}", std::process::id()));
+    let image = format!("image={}", path.display());
+    for options in [&["memory=1M"][..], &[&image, "size=1M"]] {
+        let mut disk = Disk::new(options);
+        assert_eq!(disk.bench.load(CONFIGURATION, 8), SECTORS);
+        let mut expected = vec![0u8; 1 << 20];
+        let mut random = fastrand::Rng::with_seed(5);
+        for _ in 0..300 {
+            let count = random.u64(1..64);
+            let sector = random.u64(0..=SECTORS - count);
+            let (at, bytes) = ((sector * 512) as usize, (count * 512) as usize);
+            // In one piece, or in two.
+            let cut = random.usize(1..bytes) as u32;
+            let pieces = |writes: bool| match cut % 2 {
+                0 => vec![(DATA, bytes as u32, writes)],
+                _ => vec![(DATA, cut, writes), (DATA + 0x4_0000, bytes as u32 - cut, writes)],
+            };
+            let split = if cut.is_multiple_of(2) { bytes } else { cut as usize };
+            match random.u8(0..4) {
+                0 | 1 => {
+                    let data: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(bytes).collect();
+                    disk.bench.write(DATA, &data[..split]);
+                    disk.bench.write(DATA + 0x4_0000, &data[split..]);
+                    assert_eq!(disk.request(1, sector, &pieces(false)), (0, 1));
+                    expected[at..at + bytes].copy_from_slice(&data);
+                }
+                2 => {
+                    assert_eq!(disk.request(0, sector, &pieces(true)), (0, bytes as u32 + 1));
+                    let found = [disk.bench.read(DATA, split), disk.bench.read(DATA + 0x4_0000, bytes - split)];
+                    assert_eq!(found.concat(), expected[at..at + bytes]);
+                }
+                _ => {
+                    let mut segment = sector.to_le_bytes().to_vec();
+                    segment.extend((count as u32).to_le_bytes());
+                    segment.extend([0; 4]);
+                    disk.bench.write(DATA, &segment);
+                    let kind = [11, 13][random.usize(0..2)];
+                    assert_eq!(disk.request(kind, 0, &[(DATA, 16, false)]), (0, 1));
+                    expected[at..at + bytes].fill(0);
+                }
+            }
+        }
+        assert_eq!(disk.request(4, 0, &[]), (0, 1), "flush");
+        if path.exists() {
+            assert_eq!(std::fs::read(&path).unwrap(), expected);
+        }
+        assert_eq!(disk.request(8, 0, &[(DATA, 20, true)]), (0, 21));
+        assert_eq!(disk.bench.read(DATA, 20), b"ioasid 0000:00:01.0\0");
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn what_cannot_be_done_is_said_and_touches_nothing() {
+    let mut disk = Disk::new(&["memory=1M"]);
+    disk.bench.write(DATA, &[7; 4096]);
+    assert_eq!(disk.request(1, 0, &[(DATA, 4096, false)]), (0, 1));
+    let nowhere = 0xdead_0000;
+    for (kind, sector, data, status) in [
+        // Beyond the end, by one sector, by all of them.
+        (0, SECTORS, &[(DATA, 512, true)][..], 1),
+        (1, SECTORS - 1, &[(DATA, 1024, false)], 1),
+        (1, u64::MAX, &[(DATA, 512, false)], 1),
+        (1, u64::MAX / 512, &[(DATA, 512, false)], 1),
+        // No whole sectors.
+        (1, 0, &[(DATA, 511, false)], 1),
+        (1, 0, &[(DATA, 512, false), (DATA, 1, false)], 1),
+        // Memory that there is not.
+        (1, 0, &[(nowhere, 512, false)], 1),
+        (0, 0, &[(nowhere, 512, true)], 1),
+        (0, 0, &[(u64::MAX - 511, 512, true)], 1),
+        (0, 0, &[(MEMORY + LENGTH - 256, 512, true)], 1),
+        // The wrong way round.
+        (0, 0, &[(DATA, 512, false)], 1),
+        (1, 0, &[(DATA, 512, true)], 1),
+        (8, 0, &[(DATA, 20, false)], 1),
+        (8, 0, &[], 1),
+        // Segments that are none.
+        (11, 0, &[(DATA, 15, false)], 1),
+        (11, 0, &[], 1),
+        (13, 0, &[(DATA, 16, false)], 2),
+        (13, 0, &[(DATA, 16, false), (DATA, 16, false)], 1),
+        // What there is not.
+        (2, 0, &[], 2),
+        (99, 0, &[(DATA, 512, true)], 2),
+        (u32::MAX, 0, &[], 2),
+    ] {
+        assert_eq!(disk.request(kind, sector, data), (status, 1), "{kind} at {sector}: {data:x?}");
+    }
+    assert_eq!(disk.request(0, 0, &[(DATA + 0x1000, 4096, true)]), (0, 4097));
+    assert_eq!(disk.bench.read(DATA + 0x1000, 4096), [7; 4096]);
+    // Chains without a status, or without anything: they are done, and nothing is written.
+    for chain in [
+        &[(HEADER, 16, false)][..],
+        &[(HEADER, 16, false), (DATA, 16, false)],
+        &[(HEADER, 8, false), (STATUS, 1, true)],
+    ] {
+        disk.bench.write(STATUS, &[0xee]);
+        disk.bench.offer(&mut disk.ring, chain);
+        disk.bench.notify(&disk.ring);
+        let (_, written) = disk.bench.wait(&mut disk.ring);
+        assert_eq!(written, u32::from(chain.len() == 2 && chain[1].2));
+    }
+    // A chain that goes in a circle has an end.
+    let descriptor =
+        [&HEADER.to_le_bytes()[..], &16u32.to_le_bytes(), &1u16.to_le_bytes(), &0u16.to_le_bytes()].concat();
+    disk.bench.write(disk.ring.at, &descriptor);
+    disk.bench.publish(&mut disk.ring, 0);
+    disk.bench.notify(&disk.ring);
+    disk.bench.wait(&mut disk.ring);
+    assert!(!disk.bench.needs_reset());
+}
+
+#[test]
+fn a_disk_that_is_read_only_is_not_written() {
+    let path = std::env::temp_dir().join(format!("ioasid-virtio-ro-{}", std::process::id()));
+    std::fs::write(&path, [3; 1024]).unwrap();
+    let mut disk = Disk::new(&[&format!("image={}", path.display()), "readonly", "serial=mine"]);
+    assert_ne!(disk.bench.offered() & 1 << 5, 0);
+    for kind in [1, 11, 13] {
+        assert_eq!(disk.request(kind, 0, &[(DATA, 512, false)]), (1, 1));
+    }
+    assert_eq!(disk.request(0, 1, &[(DATA, 512, true)]), (0, 513));
+    assert_eq!(disk.bench.read(DATA, 512), [3; 512]);
+    assert_eq!(disk.request(8, 0, &[(DATA, 20, true)]), (0, 21));
+    assert_eq!(&disk.bench.read(DATA, 5), b"mine\0");
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn an_unmap_and_a_protection_hold_against_the_device() {
+    let mut disk = Disk::new(&["memory=1M"]);
+    disk.bench.write(DATA, &[1; 512]);
+    assert_eq!(disk.request(1, 0, &[(DATA, 512, false)]), (0, 1));
+    let all = IovaRange::new(MEMORY, LENGTH).unwrap();
+    disk.bench.ioas.protect(all, Access::READ).unwrap();
+    disk.bench.offer(&mut disk.ring, &[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
+    disk.bench.notify(&disk.ring);
+    wait_until("it needs a reset, as it cannot say that it is done", || disk.bench.needs_reset());
+    assert_eq!(disk.bench.read(DATA, 512), [1; 512]);
+}
