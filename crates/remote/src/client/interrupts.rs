@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 use zerocopy::native_endian::U32;
 
-use super::{Link, Local, Remote, lock};
+use super::{Link, Remote, lock};
 use crate::connection::{CallError, Ended};
 use crate::wire::{CommandId, IrqSet, IrqSetFlags};
 
@@ -90,21 +90,13 @@ fn token(index: IrqIndex, vector: usize) -> u64 {
     (index as u64) << 32 | vector as u64
 }
 
-impl Local {
-    /// The line is up for a moment.
-    fn pulse(&self) {
-        self.interrupts.set_intx(true);
-        self.interrupts.set_intx(false);
-    }
-}
-
 impl Remote {
     fn pass_on(&self, token: u64, line: &AtomicU32) {
         let Some(local) = self.local.get() else { return };
         match IrqIndex::from_number((token >> 32) as u32) {
             Some(IrqIndex::Intx) => {
                 line.fetch_add(1, Ordering::SeqCst);
-                local.pulse();
+                local.interrupts.pulse_intx();
             }
             // One of an index that is not enabled any more is too late.
             Some(index) if local.interrupts.enabled() == Some(index) => local.interrupts.raise(token as u16),
@@ -129,7 +121,7 @@ impl Remote {
         match signals {
             1.. if link.masks_line => drop(unmask(&link)),
             // One that does not mask itself may have signalled while the program's was masked.
-            2.. => local.pulse(),
+            2.. => local.interrupts.pulse_intx(),
             _ => {}
         }
     }

@@ -134,6 +134,14 @@ impl Interrupts {
         state.deliver();
     }
 
+    /// Asserts INTx for a moment that no program sees the end of: for a model that knows of signals, and not of the line.
+    pub fn pulse_intx(&self) {
+        let mut state = self.state();
+        state.intx.asserted = true;
+        state.deliver();
+        state.intx.asserted = false;
+    }
+
     /// Has `told` called after an index was enabled or disabled, and after INTx was unmasked: for a model whose device is
     /// elsewhere, and whose own interrupts follow. It is called from the thread that made the change, with no lock of
     /// this held, and may ask for and raise interrupts. Only the first counts.
