@@ -1,9 +1,9 @@
 //! A device that a server in this process has, and a machine in which it is one.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,7 @@ pub fn socket_path() -> PathBuf {
 pub struct Listening {
     pub path: PathBuf,
     pub served: Arc<AtomicU32>,
+    ends: Arc<AtomicBool>,
 }
 
 impl Listening {
@@ -58,19 +59,26 @@ impl Listening {
     pub fn with(serve: impl Fn(OwnedFd) + Send + 'static) -> Self {
         let (path, served) = (socket_path(), Arc::new(AtomicU32::new(0)));
         let listener = UnixListener::bind(&path).unwrap();
-        let count = served.clone();
+        let (count, ends) = (served.clone(), Arc::new(AtomicBool::new(false)));
+        let is_over = ends.clone();
         std::thread::spawn(move || {
             while let Ok((socket, _)) = listener.accept() {
+                if is_over.load(Ordering::SeqCst) {
+                    return;
+                }
                 count.fetch_add(1, Ordering::SeqCst);
                 serve(socket.into());
             }
         });
-        Self { path, served }
+        Self { path, served, ends }
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
+        // Its thread sees that when the next client comes.
+        self.ends.store(true, Ordering::SeqCst);
+        let _ = UnixStream::connect(&self.path);
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -93,7 +101,11 @@ pub fn options(server: &Listening, memory: MemoryBy) -> ClientOptions {
 
 impl Bench {
     pub fn new(options: ClientOptions) -> Self {
-        let remote = Remote::connect(options).unwrap();
+        Self::of(Remote::connect(options).unwrap())
+    }
+
+    /// A device that a server has already.
+    pub fn of(remote: Arc<Remote>) -> Self {
         let machine = Machine::new(Arc::new(Silent));
         let iommu = machine.iommu(IommuKind::Vtd);
         let behind = EndpointOptions::behind(&iommu).pasid_bits(0).dirty_tracking(false).recovery(Recovery::None);

@@ -20,7 +20,7 @@ use crate::bench::{Bench, Listening, PATIENCE, bytes, memory, options, wait_unti
 
 /// Answers a client as a server with a small device does, but for what `wrong` says: whether it has taken care of a
 /// message itself.
-fn serve(socket: OwnedFd, wrong: impl Fn(&UnixStream, &Header, &[u8]) -> bool) {
+pub fn serve(socket: OwnedFd, wrong: impl Fn(&UnixStream, &Header, &[u8]) -> bool) {
     let mut socket = UnixStream::from(socket);
     let mut header = [0; 16];
     while socket.read_exact(&mut header).is_ok() {
