@@ -1,11 +1,12 @@
 //! Servers that lie, stall, flood, refuse and go: the device is gone then, the memory is as it was, and nobody waits
 //! longer than was said.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ioasid::{Access, UnmapError};
@@ -68,6 +69,82 @@ fn answer(header: &Header, payload: &[u8]) -> Vec<u8> {
         CommandId::DmaUnmap => payload.to_vec(),
         _ => Vec::new(),
     }
+}
+
+/// A server that answers some commands with what is in `input`, and the others as it should.
+pub fn anything(input: Vec<u8>) -> Listening {
+    let input = Mutex::new(VecDeque::from(input));
+    Listening::with(move |socket| {
+        serve(socket, |mut socket, header, _| {
+            let mut input = input.lock().unwrap();
+            let Some(how) = input.pop_front().filter(|how| how % 4 == 0) else { return false };
+            let length = input.pop_front().map_or(0, usize::from).min(input.len());
+            let payload: Vec<u8> = input.drain(..length).collect();
+            let reply = header.reply(payload.len());
+            let head = match how / 4 % 4 {
+                0 => reply.as_bytes().to_vec(),
+                1 => Header { id: (header.id.get() ^ 1).into(), ..reply }.as_bytes().to_vec(),
+                2 => header.refusal(how.into()).as_bytes().to_vec(),
+                _ => Vec::new(),
+            };
+            let _ = socket.write_all(&[head, payload].concat());
+            true
+        });
+    })
+}
+
+/// Does with a server's device what programs do, whatever comes of it.
+pub fn use_whatever(server: &Listening, memory_by: MemoryBy) {
+    let options = ClientOptions { patience: Duration::from_millis(20), ..options(server, memory_by) };
+    let Ok(remote) = Remote::connect(options) else { return };
+    let bench = Bench::of(remote);
+    let file = memory(0x2000, 1);
+    for round in 0..4 {
+        let _ = bench.map_file(0x1000, &file, Access::all());
+        let mut data = [0; 4];
+        let _ = bench.session().mapped_read(round * 4, &mut data);
+        let _ = bench.session().mapped_write(round * 4, &data);
+        let _ = bench.unmap(0x1000, 0x2000);
+    }
+    let _ = bench.device.detach(None);
+}
+
+/// Servers that say anything, beside one whose device is driven all the while: that one is as if it were alone.
+#[test]
+fn servers_that_say_anything_are_nothing_to_another() {
+    let seconds = std::env::var("IOASID_REMOTE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let (mut served, mut moved) = (0u64, 0u64);
+    std::thread::scope(|scope| {
+        let wrong = scope.spawn(move || {
+            let mut random = fastrand::Rng::with_seed(21);
+            let mut served = 0;
+            while Instant::now() < end {
+                let length = random.usize(0..200);
+                let input = std::iter::repeat_with(|| random.u8(..)).take(length).collect();
+                let how = [MemoryBy::Tables, MemoryBy::Files, MemoryBy::Messages][length % 3];
+                use_whatever(&anything(input), how);
+                served += 1;
+            }
+            served
+        });
+        let server = Listening::to("edu");
+        let options = ClientOptions { patience: Duration::from_secs(10), ..options(&server, MemoryBy::Tables) };
+        let bench = Bench::new(options);
+        while Instant::now() < end {
+            let file = memory(0x2000, moved as u8);
+            bench.map_file(0x10_0000, &file, Access::all()).unwrap();
+            bench.dma(0x10_0000, 4096, false);
+            bench.dma(0x10_1000, 4095, true);
+            assert_eq!(bytes(&file, 0x1000, 4096), vec![moved as u8; 4096]);
+            bench.unmap(0x10_0000, 0x2000).unwrap();
+            moved += 1;
+        }
+        assert_eq!(*bench.ended.lock().unwrap(), [""; 0]);
+        served = wrong.join().unwrap();
+    });
+    println!("{served} servers that say anything; {moved} transfers");
+    assert!(served > 10 && moved > 10, "{served} {moved}");
 }
 
 fn is(header: &Header, command: CommandId) -> bool {
