@@ -15,7 +15,7 @@ use ioasid_devices::registry::{Built, Context as Place, ModelInfo, Options, Shar
 use ioasid_remote::{ClientOptions, MemoryBy, Remote, Server};
 use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
 use ioasid_vfio::device::region::file_offset;
-use ioasid_vfio::{Function, Interrupts, Session, VfioDevice};
+use ioasid_vfio::{Function, Interrupts, Session, SpecError, VfioDevice};
 use rustix::event::{EventfdFlags, eventfd};
 
 /// How long either side waits for the other.
@@ -101,11 +101,11 @@ pub fn options(server: &Listening, memory: MemoryBy) -> ClientOptions {
 
 impl Bench {
     pub fn new(options: ClientOptions) -> Self {
-        Self::of(Remote::connect(options).unwrap())
+        Self::of(Remote::connect(options).unwrap()).unwrap()
     }
 
-    /// A device that a server has already.
-    pub fn of(remote: Arc<Remote>) -> Self {
+    /// A device of a server, if there can be such a function.
+    pub fn of(remote: Arc<Remote>) -> Result<Self, SpecError> {
         let machine = Machine::new(Arc::new(Silent));
         let iommu = machine.iommu(IommuKind::Vtd);
         let behind = EndpointOptions::behind(&iommu).pasid_bits(0).dirty_tracking(false).recovery(Recovery::None);
@@ -115,7 +115,7 @@ impl Bench {
         let (interrupts, ends) = (Interrupts::new(&spec), ended.clone());
         let told = move |why: &ioasid_remote::Ended| ends.lock().unwrap().push(why.to_string());
         let attended = Arc::new(remote.start(&endpoint, interrupts.clone(), told).unwrap());
-        let function = Function::new(spec, 0xC000_0000, interrupts, attended.clone(), attended).unwrap();
+        let function = Function::new(spec, 0xC000_0000, interrupts, attended.clone(), attended)?;
         let vfio = VfioDevice::new(Arc::new(function));
         let session = Some(vfio.open().unwrap());
         let context = machine.context();
@@ -124,7 +124,7 @@ impl Bench {
         device.attach(None, &ioas).unwrap();
         let bench = Self { _keeps: (machine, context), remote, ioas, device, session, vfio, ended };
         bench.enable();
-        bench
+        Ok(bench)
     }
 
     pub fn session(&self) -> &Session {

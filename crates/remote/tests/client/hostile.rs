@@ -97,7 +97,7 @@ pub fn anything(input: Vec<u8>) -> Listening {
 pub fn use_whatever(server: &Listening, memory_by: MemoryBy) {
     let options = ClientOptions { patience: Duration::from_millis(20), ..options(server, memory_by) };
     let Ok(remote) = Remote::connect(options) else { return };
-    let bench = Bench::of(remote);
+    let Ok(bench) = Bench::of(remote) else { return };
     let file = memory(0x2000, 1);
     for round in 0..4 {
         let _ = bench.map_file(0x1000, &file, Access::all());
