@@ -93,7 +93,10 @@ impl Image {
         }
         match fallocate(&self.cached, zero_mode(deallocate), offset, length) {
             Ok(()) => Ok(()),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => self.write_zeroes(offset, length, goes_on),
+            // Nor can a device make parts of its blocks.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::INVAL) => {
+                self.write_zeroes(offset, length, goes_on)
+            }
             Err(error) => Err(error.into()),
         }
     }

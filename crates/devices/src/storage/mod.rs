@@ -134,11 +134,17 @@ impl Blocks {
         }
     }
 
-    /// Makes bytes zero at once.
-    pub(crate) fn zero(&mut self, offset: u64, length: u64, deallocate: bool) -> io::Result<()> {
+    /// Makes bytes zero: at once, or step by step as long as it `goes_on`.
+    pub(crate) fn zero(
+        &mut self,
+        offset: u64,
+        length: u64,
+        deallocate: bool,
+        goes_on: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
         match self {
             Self::Memory(memory) => memory.zero(offset, length),
-            Self::Image(image) => image.zero(offset, length, deallocate, &|| true)?,
+            Self::Image(image) => image.zero(offset, length, deallocate, goes_on)?,
         }
         Ok(())
     }

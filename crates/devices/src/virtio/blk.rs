@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use ioasid::{DmaError, Iova};
 
 use super::queue::{Broken, Part};
-use super::{Device, Identity, QUEUE_SIZE, Queues, Virtio, spec};
+use super::{Device, Identity, QUEUE_SIZE, Queues, Served, TURN, Virtio, spec};
 use crate::Dma;
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
 use crate::storage::{self, Blocks, MemoryBlocks};
@@ -25,6 +25,8 @@ use crate::storage::{self, Blocks, MemoryBlocks};
 const SECTOR: u64 = 512;
 /// Bytes that are moved at once.
 const PIECE: usize = 64 << 10;
+/// Sectors that are discarded, or made zero, by one request: 1 GiB.
+const MOST_AT_ONCE: u32 = 2 << 20;
 /// The largest disk.
 const MOST: u64 = 1 << 50;
 
@@ -94,7 +96,7 @@ fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<
     serial.iter_mut().zip(text.bytes()).for_each(|(byte, text)| *byte = text);
     let queues = options.number(QUEUES).unwrap_or(1) as u16;
     let identity = identity(&blocks, readonly, queues);
-    let disk = Disk { blocks, readonly, serial, buffer: vec![0; PIECE] };
+    let disk = Disk { blocks, readonly, serial, writes_through: true, buffer: vec![0; PIECE] };
     context.plain(site, spec(&identity), |endpoint, interrupts| {
         let made = Virtio::new(identity.clone(), Box::new(disk), Box::new(endpoint.port()), interrupts);
         made.map_err(|error| BuildError::NoMemory(site.rid, error.to_string()))
@@ -110,7 +112,7 @@ fn identity(blocks: &Blocks, readonly: bool, queues: u16) -> Identity {
     put(34, &queues.to_le_bytes());
     for at in [36, 48] {
         // Sectors of one segment, and one segment in a request.
-        put(at, &(u32::MAX / SECTOR as u32).to_le_bytes());
+        put(at, &MOST_AT_ONCE.to_le_bytes());
         put(at + 4, &1u32.to_le_bytes());
     }
     put(44, &1u32.to_le_bytes());
@@ -128,6 +130,8 @@ struct Disk {
     blocks: Blocks,
     readonly: bool,
     serial: [u8; 20],
+    /// What is done is there after a loss of power, as the driver does not ask for that.
+    writes_through: bool,
     buffer: Vec<u8>,
 }
 
@@ -153,7 +157,10 @@ impl From<std::io::Error> for Refusal {
 }
 
 impl Device for Disk {
-    fn begin(&mut self, _features: u64) {}
+    fn begin(&mut self, features: u64) {
+        // A driver that cannot ask for it relies on it (5.2.6.2).
+        self.writes_through = features & feature::FLUSH == 0;
+    }
 
     fn serve(
         &mut self,
@@ -161,75 +168,111 @@ impl Device for Disk {
         kicked: u64,
         dma: &mut dyn Dma,
         goes_on: &dyn Fn() -> bool,
-    ) -> Result<u64, Broken> {
-        let mut interrupts = 0;
+    ) -> Result<Served, Broken> {
+        let mut served = Served::default();
         for (number, queue) in queues.iter_mut().enumerate() {
             let Some(queue) = queue.as_mut().filter(|_| kicked & 1 << number != 0) else { continue };
-            loop {
-                queue.be_silent(dma)?;
-                while let Some(chain) = queue.pop(dma)? {
-                    let written = self.request(dma, &chain.parts, goes_on);
-                    if !goes_on() {
-                        return Ok(interrupts);
-                    }
-                    queue.push(dma, chain.head, written)?;
-                }
-                if !queue.ask_to_be_told(dma)? {
+            queue.be_silent(dma)?;
+            let mut is_empty = false;
+            for _ in 0..TURN {
+                let Some(chain) = queue.pop(dma)? else {
+                    is_empty = !queue.ask_to_be_told(dma)?;
                     break;
+                };
+                let written = self.request(dma, &chain.parts, goes_on);
+                if !goes_on() {
+                    return Ok(served);
                 }
+                queue.push(dma, chain.head, written)?;
             }
-            interrupts |= u64::from(queue.wants_interrupt(dma)?) << number;
+            served.more |= u64::from(!is_empty) << number;
+            served.interrupts |= u64::from(queue.wants_interrupt(dma)?) << number;
         }
-        Ok(interrupts)
+        Ok(served)
+    }
+}
+
+/// What a request consists of, however it is cut into parts (2.7.4.1).
+struct Request {
+    header: [u8; HEADER as usize],
+    /// What the device reads behind the header.
+    readable: Vec<Part>,
+    /// What it writes before the status.
+    writable: Vec<Part>,
+}
+
+/// Bytes of the header.
+const HEADER: u32 = 16;
+
+impl Request {
+    fn of(dma: &mut dyn Dma, parts: &[Part]) -> Result<Self, Refusal> {
+        let mut readable: Vec<Part> = parts.iter().filter(|part| !part.writes).copied().collect();
+        let mut writable: Vec<Part> = parts.iter().filter(|part| part.writes).copied().collect();
+        if let Some(last) = writable.last_mut() {
+            last.length -= 1;
+        }
+        writable.retain(|part| part.length > 0);
+        let (mut header, mut done) = ([0; HEADER as usize], 0);
+        for part in &mut readable {
+            let now = part.length.min(HEADER - done);
+            dma.read(Iova(part.address).into(), &mut header[done as usize..][..now as usize])?;
+            *part = Part { address: part.address.wrapping_add(now.into()), length: part.length - now, ..*part };
+            done += now;
+        }
+        readable.retain(|part| part.length > 0);
+        if done < HEADER { Err(Refusal::Failed) } else { Ok(Self { header, readable, writable }) }
     }
 }
 
 impl Disk {
     /// Does one request, and returns how many bytes of the chain were written.
     fn request(&mut self, dma: &mut dyn Dma, parts: &[Part], goes_on: &dyn Fn() -> bool) -> u32 {
-        match parts {
-            [header, data @ .., last] if last.writes && last.length > 0 => {
-                let (written, status) = match self.execute(dma, header, data, goes_on) {
-                    Ok(written) => (written, 0),
-                    Err(refusal) => (0, refusal as u8),
-                };
-                // Without a status there is nothing else to tell the driver with.
-                dma.write(Iova(last.address).into(), &[status]).map_or(0, |()| written.saturating_add(1))
-            }
-            _ => 0,
-        }
+        // The last byte that is written is the status: without it there is nothing to tell the driver with.
+        let last = parts.iter().rfind(|part| part.writes && part.length > 0);
+        let place = last.and_then(|last| last.address.checked_add(u64::from(last.length) - 1));
+        let is_ordered = parts.is_sorted_by_key(|part| part.writes) && parts.last().is_none_or(|part| part.length > 0);
+        let Some(place) = place.filter(|_| is_ordered) else { return 0 };
+        let done = Request::of(dma, parts).and_then(|request| self.execute(dma, &request, goes_on));
+        let (written, status) = match done {
+            Ok(written) => (written, 0),
+            Err(refusal) => (0, refusal as u8),
+        };
+        dma.write(Iova(place).into(), &[status]).map_or(0, |()| written.saturating_add(1))
     }
 
-    fn execute(
-        &mut self,
-        dma: &mut dyn Dma,
-        header: &Part,
-        data: &[Part],
-        goes_on: &dyn Fn() -> bool,
-    ) -> Result<u32, Refusal> {
-        if header.writes || header.length < 16 {
-            return Err(Refusal::Failed);
-        }
-        let mut bytes = [0; 16];
-        dma.read(Iova(header.address).into(), &mut bytes)?;
-        let [a, b, c, d, _, _, _, _, sector @ ..] = bytes;
+    fn execute(&mut self, dma: &mut dyn Dma, request: &Request, goes_on: &dyn Fn() -> bool) -> Result<u32, Refusal> {
+        let Request { header, readable, writable } = request;
+        let [a, b, c, d, _, _, _, _, sector @ ..] = *header;
         let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector));
         let is_write = matches!(kind, kind::OUT | kind::DISCARD | kind::WRITE_ZEROES);
         if is_write && self.readonly {
             return Err(Refusal::Failed);
         }
-        match kind {
-            kind::IN | kind::OUT => self.transfer(dma, sector, data, kind == kind::IN, goes_on),
-            kind::FLUSH => Ok(self.blocks.flush().map(|()| 0)?),
-            kind::GET_ID => {
-                let [descriptor] = data else { return Err(Refusal::Failed) };
-                let id = &self.serial[..self.serial.len().min(descriptor.length as usize)];
-                dma.write(Iova(writable(descriptor)?).into(), id)?;
-                Ok(id.len() as u32)
+        let written = match kind {
+            // What goes the other way is nothing.
+            kind::IN if readable.is_empty() => self.transfer(dma, sector, writable, true, goes_on)?,
+            kind::OUT if writable.is_empty() => self.transfer(dma, sector, readable, false, goes_on)?,
+            kind::IN | kind::OUT => return Err(Refusal::Failed),
+            kind::FLUSH => {
+                self.blocks.flush()?;
+                0
             }
-            kind::DISCARD | kind::WRITE_ZEROES => self.zero(dma, kind, data),
-            _ => Err(Refusal::Unsupported),
+            kind::GET_ID => {
+                let Some(part) = writable.first() else { return Err(Refusal::Failed) };
+                let id = &self.serial[..self.serial.len().min(part.length as usize)];
+                dma.write(Iova(part.address).into(), id)?;
+                id.len() as u32
+            }
+            kind::DISCARD | kind::WRITE_ZEROES => {
+                self.zero(dma, kind, readable, goes_on)?;
+                0
+            }
+            _ => return Err(Refusal::Unsupported),
+        };
+        if is_write && self.writes_through {
+            self.blocks.flush()?;
         }
+        Ok(written)
     }
 
     fn transfer(
@@ -241,17 +284,15 @@ impl Disk {
         goes_on: &dyn Fn() -> bool,
     ) -> Result<u32, Refusal> {
         // All of it is on the disk, or none of it is touched.
-        let length: u64 = data.iter().map(|descriptor| u64::from(descriptor.length)).sum();
-        let start = self.range(sector, length)?;
-        let mut at = start;
-        for descriptor in data {
-            let address = if reads { writable(descriptor)? } else { readable(descriptor)? };
-            for offset in (0..descriptor.length).step_by(PIECE) {
+        let length: u64 = data.iter().map(|part| u64::from(part.length)).sum();
+        let mut at = self.range(sector, length)?;
+        for part in data {
+            for offset in (0..part.length).step_by(PIECE) {
                 if !goes_on() {
                     return Err(Refusal::Failed);
                 }
-                let piece = &mut self.buffer[..((descriptor.length - offset) as usize).min(PIECE)];
-                let address = Iova(address.checked_add(offset.into()).ok_or(Refusal::Failed)?).into();
+                let piece = &mut self.buffer[..((part.length - offset) as usize).min(PIECE)];
+                let address = Iova(part.address.checked_add(offset.into()).ok_or(Refusal::Failed)?).into();
                 if reads {
                     self.blocks.read(at, piece)?;
                     dma.write(address, piece)?;
@@ -262,18 +303,18 @@ impl Disk {
                 at += piece.len() as u64;
             }
         }
-        Ok(if reads { length as u32 } else { 0 })
+        Ok(if reads { u32::try_from(length).unwrap_or(u32::MAX) } else { 0 })
     }
 
     /// Discards sectors, or makes them zero: one segment of 16 bytes.
-    fn zero(&mut self, dma: &mut dyn Dma, kind: u32, data: &[Part]) -> Result<u32, Refusal> {
+    fn zero(&mut self, dma: &mut dyn Dma, kind: u32, data: &[Part], goes_on: &dyn Fn() -> bool) -> Result<(), Refusal> {
         const UNMAP: u32 = 1;
-        let [descriptor] = data else { return Err(Refusal::Failed) };
-        if descriptor.length != 16 {
+        let [part] = data else { return Err(Refusal::Failed) };
+        if part.length != 16 {
             return Err(Refusal::Failed);
         }
         let mut segment = [0; 16];
-        dma.read(Iova(readable(descriptor)?).into(), &mut segment)?;
+        dma.read(Iova(part.address).into(), &mut segment)?;
         let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| segment[at + byte]));
         let (sector, count, flags) = (u64::from(word(0)) | u64::from(word(4)) << 32, word(8), word(12));
         if flags & !UNMAP != 0 || kind == kind::DISCARD && flags != 0 {
@@ -281,24 +322,17 @@ impl Disk {
         }
         let length = u64::from(count) * SECTOR;
         let start = self.range(sector, length)?;
-        self.blocks.zero(start, length, kind == kind::DISCARD || flags == UNMAP)?;
-        Ok(0)
+        if count > MOST_AT_ONCE {
+            return Err(Refusal::Failed);
+        }
+        Ok(self.blocks.zero(start, length, kind == kind::DISCARD || flags == UNMAP, goes_on)?)
     }
 
     /// Where so many whole sectors begin, if they are on the disk.
     fn range(&self, sector: u64, length: u64) -> Result<u64, Refusal> {
         let start = sector.checked_mul(SECTOR).ok_or(Refusal::Failed)?;
         let end = start.checked_add(length).ok_or(Refusal::Failed)?;
-        if end > self.blocks.length() || !length.is_multiple_of(SECTOR) { Err(Refusal::Failed) } else { Ok(start) }
+        let is_whole = length > 0 && length.is_multiple_of(SECTOR);
+        if end > self.blocks.length() || !is_whole { Err(Refusal::Failed) } else { Ok(start) }
     }
-}
-
-/// Where the device may write.
-fn writable(part: &Part) -> Result<u64, Refusal> {
-    if part.writes { Ok(part.address) } else { Err(Refusal::Failed) }
-}
-
-/// Where the device may read.
-fn readable(part: &Part) -> Result<u64, Refusal> {
-    if part.writes { Err(Refusal::Failed) } else { Ok(part.address) }
 }

@@ -54,13 +54,24 @@ pub const QUEUE_SIZE: u16 = 256;
 /// The queues of a device, as the driver has set them up.
 type Queues = [Option<Queue>];
 
+/// Chains of a queue that are served before the others, and before the driver is interrupted.
+const TURN: usize = 64;
+
+/// What a turn has come to, a bit for each queue.
+#[derive(Clone, Copy, Debug, Default)]
+struct Served {
+    /// Those whose driver is to be interrupted.
+    interrupts: u64,
+    /// Those that may have more to do.
+    more: u64,
+}
+
 /// What a virtio device is, and does.
 trait Device: Send {
     /// A driver has set it up, with these features.
     fn begin(&mut self, features: u64);
 
-    /// Does what there is to do, as long as it `goes_on`: in the queues with a bit in `kicked`, and of its own. Returns
-    /// the queues, a bit each, whose driver is to be interrupted.
+    /// Does some of what there is to do, as long as it `goes_on`: in the queues with a bit in `kicked`, and of its own.
     ///
     /// # Errors
     /// If a queue cannot be reached, or makes no sense.
@@ -70,7 +81,7 @@ trait Device: Send {
         kicked: u64,
         dma: &mut dyn Dma,
         goes_on: &dyn Fn() -> bool,
-    ) -> Result<u64, Broken>;
+    ) -> Result<Served, Broken>;
 
     /// Is readable when it has something of its own to do.
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

@@ -9,9 +9,10 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ioasid::Iova;
+use rustix::io::Errno;
 
 use super::queue::{Broken, Queue};
-use super::{Device, Identity, Queues, Virtio, spec};
+use super::{Device, Identity, Queues, Served, TURN, Virtio, spec};
 use crate::Dma;
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, any, one};
 
@@ -56,7 +57,7 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2)?;
+        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
     // One for a group is nobody's own.
@@ -87,6 +88,8 @@ fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<
 enum Far {
     Loop,
     Tap(OwnedFd),
+    /// A tap that is there no more.
+    Nothing,
 }
 
 struct Interface {
@@ -98,7 +101,14 @@ struct Interface {
 
 impl Device for Interface {
     fn begin(&mut self, _features: u64) {
-        self.waiting.clear();
+        // What came before is not for this driver.
+        for _ in 0..16 {
+            self.take_from_tap();
+            if self.waiting.is_empty() {
+                break;
+            }
+            self.waiting.clear();
+        }
     }
 
     fn serve(
@@ -107,60 +117,58 @@ impl Device for Interface {
         _kicked: u64,
         dma: &mut dyn Dma,
         goes_on: &dyn Fn() -> bool,
-    ) -> Result<u64, Broken> {
-        let mut interrupts = 0;
-        let [receive, transmit] = queues else { return Ok(0) };
+    ) -> Result<Served, Broken> {
+        let mut served = Served::default();
+        let [receive, transmit] = queues else { return Ok(served) };
         if let Some(queue) = transmit {
-            interrupts |= u64::from(self.transmit(queue, dma, goes_on)?) << 1;
+            served.more = u64::from(self.transmit(queue, dma, goes_on)?) << 1;
+            served.interrupts = u64::from(queue.wants_interrupt(dma)?) << 1;
         }
         self.take_from_tap();
         if let Some(queue) = receive {
-            interrupts |= u64::from(self.receive(queue, dma, goes_on)?);
+            served.interrupts |= u64::from(self.receive(queue, dma, goes_on)?);
         }
-        Ok(interrupts)
+        Ok(served)
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
         match &self.far {
-            Far::Loop => None,
+            Far::Loop | Far::Nothing => None,
             Far::Tap(tap) => Some(tap.as_fd()),
         }
     }
 }
 
 impl Interface {
-    /// Sends what there is. Returns whether the driver is to be interrupted.
+    /// Sends some of what there is. Returns whether there may be more.
     fn transmit(&mut self, queue: &mut Queue, dma: &mut dyn Dma, goes_on: &dyn Fn() -> bool) -> Result<bool, Broken> {
-        loop {
-            queue.be_silent(dma)?;
-            while let Some(chain) = queue.pop(dma)? {
-                let (mut length, mut is_whole) = (0, true);
-                for part in chain.parts.iter().filter(|part| !part.writes) {
-                    let end = length + part.length as usize;
-                    let place = self.packet.get_mut(length..end);
-                    is_whole &= place.is_some_and(|place| dma.read(Iova(part.address).into(), place).is_ok());
-                    length = end;
-                }
-                if !goes_on() {
-                    return Ok(false);
-                }
-                // One that is too long, or cannot be read, is lost, as on a wire.
-                if is_whole && length > HEADER {
-                    self.send(length);
-                }
-                queue.push(dma, chain.head, 0)?;
+        queue.be_silent(dma)?;
+        for _ in 0..TURN {
+            let Some(chain) = queue.pop(dma)? else { return queue.ask_to_be_told(dma) };
+            let (mut length, mut is_whole) = (0, true);
+            for part in chain.parts.iter().filter(|part| !part.writes) {
+                let end = length + part.length as usize;
+                let place = self.packet.get_mut(length..end);
+                is_whole &= place.is_some_and(|place| dma.read(Iova(part.address).into(), place).is_ok());
+                length = end;
             }
-            if !queue.ask_to_be_told(dma)? {
-                return queue.wants_interrupt(dma);
+            if !goes_on() {
+                return Ok(false);
             }
+            // One that is too long, or cannot be read, is lost, as on a wire.
+            if is_whole && length > HEADER {
+                self.send(length);
+            }
+            queue.push(dma, chain.head, 0)?;
         }
+        Ok(true)
     }
 
     fn send(&mut self, length: usize) {
         let packet = &self.packet[HEADER..length];
         match &self.far {
             Far::Loop if self.waiting.len() < MOST => self.waiting.push_back(packet.to_vec()),
-            Far::Loop => {}
+            Far::Loop | Far::Nothing => {}
             // One that the kernel has no room for is lost.
             Far::Tap(tap) => drop(rustix::io::write(tap, packet)),
         }
@@ -174,7 +182,12 @@ impl Interface {
             match rustix::io::read(tap, &mut self.packet[..]) {
                 Ok(length) if self.waiting.len() < MOST => self.waiting.push_back(self.packet[..length].to_vec()),
                 Ok(_) => {}
-                Err(_) => return,
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                // The kernel has taken it away; it would be readable for ever.
+                Err(_) => {
+                    self.far = Far::Nothing;
+                    return;
+                }
             }
         }
     }

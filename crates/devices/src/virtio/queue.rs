@@ -50,6 +50,12 @@ pub(super) struct Chain {
     pub(super) parts: Vec<Part>,
 }
 
+impl Chain {
+    fn senseless(head: u16) -> Self {
+        Self { head, parts: Vec::new() }
+    }
+}
+
 /// A queue.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -91,7 +97,7 @@ impl Queue {
     /// The next chain, if there is one.
     ///
     /// # Errors
-    /// If the queue cannot be reached, or has more than there is room for. A chain that makes no sense ends there.
+    /// If the queue cannot be reached, or has more than there is room for. A chain that makes no sense has no parts.
     pub(super) fn pop(&mut self, dma: &mut dyn Dma) -> Result<Option<Chain>, Broken> {
         dma.set_work(None);
         if self.offered(dma)? == self.taken {
@@ -108,12 +114,12 @@ impl Queue {
             let mut bytes = [0; DESCRIPTOR];
             if table.is_empty() {
                 if next >= self.size {
-                    break;
+                    return Ok(Some(Chain::senseless(head)));
                 }
                 dma.read(Iova(self.descriptors + DESCRIPTOR as u64 * u64::from(next)).into(), &mut bytes)?;
             } else {
                 let at = usize::from(next) * DESCRIPTOR;
-                let Some(there) = table.get(at..at + DESCRIPTOR) else { break };
+                let Some(there) = table.get(at..at + DESCRIPTOR) else { return Ok(Some(Chain::senseless(head))) };
                 bytes.copy_from_slice(there);
             }
             let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
@@ -124,21 +130,22 @@ impl Queue {
                 // A table by itself, and not in another (2.7.5.3.1).
                 let is_table = length > 0 && (length as usize).is_multiple_of(DESCRIPTOR);
                 if !table.is_empty() || !parts.is_empty() || !is_table || flags & NEXT != 0 {
-                    break;
+                    return Ok(Some(Chain::senseless(head)));
                 }
                 table = vec![0; (length as usize).min(DESCRIPTOR * usize::from(self.size))];
                 if dma.read(Iova(address).into(), &mut table).is_err() {
-                    break;
+                    return Ok(Some(Chain::senseless(head)));
                 }
                 next = 0;
                 continue;
             }
             parts.push(Part { address, length, writes: flags & WRITE != 0 });
             if flags & NEXT == 0 {
-                break;
+                return Ok(Some(Chain { head, parts }));
             }
         }
-        Ok(Some(Chain { head, parts }))
+        // It goes in a circle, or is longer than the queue.
+        Ok(Some(Chain::senseless(head)))
     }
 
     /// The device is done with a chain, and has written so many bytes of it.

@@ -69,8 +69,10 @@ impl Setup {
 /// The registers, with who is where.
 pub(super) struct State {
     pub(super) setup: Setup,
-    /// The reset that the worker is behind of, while it is at work.
-    pub(super) busy: bool,
+    /// How many resets there had been when the worker began what it is at.
+    pub(super) busy: Option<u64>,
+    /// Resets that wait for the worker. What the driver writes meanwhile is lost.
+    resetting: usize,
     pub(super) quits: bool,
 }
 
@@ -102,13 +104,22 @@ impl Shared {
         self.resets.load(Ordering::SeqCst)
     }
 
-    /// Interrupts for a queue.
-    pub(super) fn interrupt(&self, vector: u16) {
-        self.send(vector, QUEUE);
+    /// Interrupts for a queue, as the driver wants it now, if there was no reset since.
+    pub(super) fn interrupt(&self, queue: usize, resets: u64) {
+        let vector = {
+            let state = self.lock();
+            let is_still = self.resets() == resets;
+            state.setup.queues.get(queue).filter(|_| is_still).map(|queue| queue.vector)
+        };
+        if let Some(vector) = vector {
+            self.send(vector, QUEUE);
+        }
     }
 
     fn send(&self, vector: u16, reason: u8) {
         if self.interrupts.sends_messages() {
+            // A change of the configuration is seen there, however it is told (4.1.4.5.1).
+            *self.isr.lock().unwrap_or_else(PoisonError::into_inner) |= reason & CONFIG;
             if vector != NO_VECTOR {
                 self.interrupts.raise(vector);
             }
@@ -141,15 +152,18 @@ impl Shared {
     /// As after power-on, when the worker is out of what was before. Nobody interrupts for that any more.
     fn reset(&self) {
         let mut state = self.lock();
-        self.resets.fetch_add(1, Ordering::SeqCst);
+        let resets = self.resets.fetch_add(1, Ordering::SeqCst) + 1;
         state.setup = Setup::new(&self.identity);
+        state.resetting += 1;
         self.bell.ring();
-        while state.busy {
+        while state.busy.is_some_and(|of| of < resets) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         self.kicks.store(0, Ordering::SeqCst);
         drop(state);
+        // Nothing begins before that is done.
         self.take_isr();
+        self.lock().resetting -= 1;
     }
 
     fn offered(&self) -> u64 {
@@ -188,6 +202,9 @@ impl Shared {
             return false;
         }
         let mut state = self.lock();
+        if state.resetting > 0 {
+            return false;
+        }
         let was_live = state.setup.is_live();
         let setup = &mut state.setup;
         // A vector that there is not reads as none (4.1.5.1.2).
@@ -214,13 +231,13 @@ impl Shared {
             }
             Register::QueueSelect => setup.queue_select = value as u16,
             _ => {
-                let select = usize::from(setup.queue_select);
+                let (select, has_begun) = (usize::from(setup.queue_select), setup.status & status::DRIVER_OK != 0);
                 let Some(queue) = setup.queues.get_mut(select) else { return false };
                 let put = |place: &mut u64| *place = *place & !mask | value & mask;
                 match register {
                     Register::QueueMsixVector => queue.vector = vector(value),
                     // What is in use is not changed.
-                    _ if queue.is_enabled => {}
+                    _ if queue.is_enabled || has_begun => {}
                     Register::QueueSize => {
                         let size = value as u16;
                         if size.is_power_of_two() && size <= QUEUE_SIZE {
@@ -272,7 +289,7 @@ impl Virtio {
         dma: Box<dyn Dma>,
         interrupts: Arc<dyn Interrupts>,
     ) -> std::io::Result<Arc<Self>> {
-        let state = State { setup: Setup::new(&identity), busy: false, quits: false };
+        let state = State { setup: Setup::new(&identity), busy: None, resetting: 0, quits: false };
         let shared = Arc::new(Shared {
             identity,
             state: Mutex::new(state),

@@ -4,9 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use super::Device;
 use super::queue::{Broken, Queue};
 use super::transport::{Setup, Shared};
+use super::{Device, Served};
 use crate::Dma;
 
 pub(super) struct Worker {
@@ -25,7 +25,7 @@ impl Worker {
         loop {
             let (resets, setup) = {
                 let mut state = shared.lock();
-                state.busy = false;
+                state.busy = None;
                 shared.changed.notify_all();
                 while !state.quits && !state.setup.is_live() {
                     state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -33,8 +33,9 @@ impl Worker {
                 if state.quits {
                     return;
                 }
-                state.busy = true;
-                (shared.resets(), state.setup.clone())
+                let resets = shared.resets();
+                state.busy = Some(resets);
+                (resets, state.setup.clone())
             };
             // A reset waits for this, so it ends also if the device panics.
             let served = catch_unwind(AssertUnwindSafe(|| self.session(resets, &setup)));
@@ -60,13 +61,11 @@ impl Worker {
         // What was offered before is looked at, whether or not it was notified.
         let mut kicked = !0;
         while goes_on() {
-            let interrupts = device.serve(&mut queues, kicked, &mut **dma, &goes_on)?;
-            for (number, queue) in setup.queues.iter().enumerate() {
-                if interrupts & 1 << number != 0 && goes_on() {
-                    shared.interrupt(queue.vector);
-                }
+            let Served { interrupts, more } = device.serve(&mut queues, kicked, &mut **dma, &goes_on)?;
+            for number in (0..queues.len()).filter(|number| interrupts & 1 << number != 0) {
+                shared.interrupt(number, resets);
             }
-            kicked = shared.kicks.swap(0, Ordering::SeqCst);
+            kicked = shared.kicks.swap(0, Ordering::SeqCst) | more;
             if kicked == 0 {
                 shared.bell.sleep(device.readiness(), None, || !goes_on() || shared.kicks.load(Ordering::SeqCst) != 0);
                 kicked = shared.kicks.swap(0, Ordering::SeqCst);

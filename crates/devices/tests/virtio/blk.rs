@@ -179,3 +179,37 @@ fn an_unmap_and_a_protection_hold_against_the_device() {
     wait_until("it needs a reset, as it cannot say that it is done", || disk.bench.needs_reset());
     assert_eq!(disk.bench.read(DATA, 512), [1; 512]);
 }
+
+/// However a request is cut into parts, it is the same request (2.7.4.1).
+#[test]
+fn parts_are_cut_anywhere() {
+    let mut disk = Disk::new(&["memory=1M"]);
+    let written = HEADER + 0x1000;
+    for (number, cuts) in [&[0u32][..], &[8], &[16], &[3, 16, 20], &[528], &[1, 2, 3, 400]].into_iter().enumerate() {
+        let mut all = vec![1, 0, 0, 0, 0, 0, 0, 0, number as u8, 0, 0, 0, 0, 0, 0, 0];
+        all.extend([0x40 + number as u8; 512]);
+        disk.bench.write(HEADER, &all);
+        disk.bench.write(written, &[0xee; 600]);
+        let edges: Vec<u32> = [&[0], cuts, &[528]].concat();
+        let mut chain: Vec<_> = edges
+            .windows(2)
+            .filter(|pair| pair[0] < pair[1])
+            .map(|pair| (HEADER + u64::from(pair[0]), pair[1] - pair[0], false))
+            .collect();
+        chain.push((written, 1, true));
+        disk.bench.offer(&mut disk.ring, &chain);
+        disk.bench.notify(&disk.ring);
+        disk.bench.wait(&mut disk.ring);
+        assert_eq!(disk.bench.read(written, 1), [0], "{cuts:?}");
+        // Read back, with the status behind the data in one part, or in two.
+        disk.bench.write(HEADER, &[0]);
+        let chain = match number % 2 {
+            0 => vec![(HEADER, 16, false), (written, 513, true)],
+            _ => vec![(HEADER, 16, false), (written, 100, true), (written + 100, 413, true)],
+        };
+        disk.bench.offer(&mut disk.ring, &chain);
+        disk.bench.notify(&disk.ring);
+        assert_eq!(disk.bench.wait(&mut disk.ring).1, 513);
+        assert_eq!(disk.bench.read(written, 514), [&[0x40 + number as u8; 512][..], &[0, 0xee]].concat(), "{cuts:?}");
+    }
+}

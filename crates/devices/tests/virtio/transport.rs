@@ -175,3 +175,35 @@ fn a_reset_ends_what_is_under_way() {
         assert_eq!(bench.read(request + 0x1_0000, 1 << 19), vec![0x5a; 1 << 19], "round {round}");
     }
 }
+
+/// Two threads of a driver, of which one begins anew while the other's reset waits for the device.
+#[test]
+fn a_reset_returns_whoever_begins_meanwhile() {
+    let bench = Bench::new("virtio-blk", &["memory=4M"]);
+    let request = MEMORY + 0x8_0000;
+    bench.write(request, &[0; 16]);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                for status in [3, 11, 15] {
+                    bench.set(Register::DriverFeatureSelect, 1);
+                    bench.set(Register::DriverFeature, 1);
+                    bench.set(Register::DeviceStatus, status);
+                }
+            }
+        });
+        for _ in 0..300 {
+            let mut ring = bench.ring(0);
+            bench.offer(
+                &mut ring,
+                &[(request, 16, false), (MEMORY + 0x10_0000, 2 << 20, true), (request + 16, 1, true)],
+            );
+            bench.notify(&ring);
+            bench.set(Register::DeviceStatus, 0);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    bench.built.model.reset();
+    assert_eq!(bench.get(Register::DeviceStatus), 0);
+}

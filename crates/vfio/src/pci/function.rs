@@ -479,7 +479,6 @@ impl fmt::Debug for Function {
     }
 }
 
-/// All registers of a function, in their power-on state, its capabilities linked in the order of their places.
 /// The capabilities that are not the device's own: where each lies, and its length.
 fn standard(spec: &Spec) -> Vec<(u16, u16)> {
     let all = [
@@ -496,6 +495,7 @@ pub(crate) fn vendor_places(spec: &Spec) -> Option<Vec<u16>> {
     vendor::place(spec, &standard(spec))
 }
 
+/// All registers of a function, in their power-on state, its capabilities linked in the order of their places.
 fn lay_out(spec: &Spec) -> ConfigSpace {
     let own = vendor_places(spec).unwrap_or_default();
     let mut present: Vec<u16> = standard(spec).iter().map(|(at, _)| *at).chain(own.iter().copied()).collect();

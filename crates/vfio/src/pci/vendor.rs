@@ -22,16 +22,19 @@ const DATA: u16 = 16;
 /// Where each capability of `spec` lies, in the gaps between `taken` (start, length) of 0x40 to 0x100; `None` if one
 /// does not fit.
 pub(crate) fn place(spec: &Spec, taken: &[(u16, u16)]) -> Option<Vec<u16>> {
-    let mut taken = taken.to_vec();
-    let mut places = Vec::new();
-    for capability in &spec.vendor_capabilities {
-        let length = capability.length().next_multiple_of(4);
+    let (mut taken, all) = (taken.to_vec(), &spec.vendor_capabilities);
+    let mut places = vec![0; all.len()];
+    // The longest first, which has the fewest places.
+    let mut order: Vec<usize> = (0..all.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(all[*index].length()));
+    for index in order {
+        let length = all[index].length().next_multiple_of(4);
         let fits = |at: &u16| {
             at + length <= 0x100 && taken.iter().all(|(start, taken)| at + length <= *start || start + taken <= *at)
         };
         let at = (0x40..0x100).step_by(4).find(fits)?;
         taken.push((at, length));
-        places.push(at);
+        places[index] = at;
     }
     Some(places)
 }

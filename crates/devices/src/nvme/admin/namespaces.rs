@@ -80,7 +80,7 @@ impl Controller {
         for at in (from..end).step_by(AT_ONCE as usize) {
             self.check_reset()?;
             let blocks = self.subsystem.pool.blocks_mut(extent);
-            blocks.zero(at, AT_ONCE.min(end - at), true).map_err(|_| Status::WRITE_FAULT)?;
+            blocks.zero(at, AT_ONCE.min(end - at), true, &|| true).map_err(|_| Status::WRITE_FAULT)?;
         }
         Ok(())
     }

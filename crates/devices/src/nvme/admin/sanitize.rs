@@ -108,7 +108,7 @@ impl Controller {
         };
         let blocks = self.subsystem.pool.blocks_mut(extent);
         let erased = match pattern {
-            None => blocks.zero(at, length, true),
+            None => blocks.zero(at, length, true, &|| true),
             Some(pattern) => {
                 let bytes: Vec<u8> = pattern.to_le_bytes().into_iter().cycle().take(length as usize).collect();
                 blocks.write(at, &bytes, false)
