@@ -22,7 +22,7 @@ use ioasid::{
 use iopt::format::{Marked, VtdSecondStage};
 use iopt::{Arena, EmptyTables, PageTable};
 
-use common::{Bench, PAGE, parent, range};
+use common::{Bench, PAGE, parent, parent as parent_options, range};
 
 /// Where the member sees the owner's memory.
 const DATA: u64 = 1 << 36;
@@ -330,6 +330,16 @@ fn files_that_are_no_gate_are_refused() {
         assert_eq!(join(bad(), passages), io::ErrorKind::InvalidInput);
         assert_eq!(join(orders, bad()), io::ErrorKind::InvalidInput);
     }
+    // What has large pages, where the kernel has any.
+    let flags = rustix::fs::MemfdFlags::ALLOW_SEALING | rustix::fs::MemfdFlags::HUGETLB;
+    if let Ok(huge) = rustix::fs::memfd_create("huge", flags) {
+        let huge = File::from(huge);
+        huge.set_len(2 << 20).unwrap();
+        rustix::fs::fcntl_add_seals(&huge, rustix::fs::SealFlags::SHRINK).unwrap();
+        let [orders, passages] = owner.files();
+        assert_eq!(join(huge.try_clone().unwrap().into(), passages), io::ErrorKind::InvalidInput);
+        assert_eq!(join(orders, huge.into()), io::ErrorKind::InvalidInput);
+    }
     // The orders cannot be written by whoever has them.
     let [orders, passages] = owner.files();
     assert!(GateMember::join(passages, orders).is_err());
@@ -405,4 +415,71 @@ fn a_table_is_attached_and_detached_under_busy_ports() {
         stop.store(true, Ordering::Relaxed);
         done.unwrap();
     });
+}
+
+/// Two parts of one device, in two contexts, each with tables of another process: their ports are the device's, and pass
+/// one gate at a time.
+#[test]
+fn parts_of_a_device_in_two_contexts_share_its_ports() {
+    let bench = Bench::new();
+    let parent = bench.endpoint(1, 1);
+    let stop = AtomicBool::new(false);
+    let attached = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            let (mut port, stop) = (parent.port(), &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    for pasid in 0..8 {
+                        let _ =
+                            port.write(ioasid::BusAddress { pasid: Pasid::new(pasid), iova: Iova(0x1000) }, &[1; 64]);
+                    }
+                }
+            });
+        }
+        let parts: Vec<_> = (0..2u8)
+            .map(|number| {
+                let (bench, parent, attached) = (&bench, &parent, &attached);
+                scope.spawn(move || {
+                    let owner = Owner::new();
+                    owner.map(0x1000, 0, Access::all());
+                    let rid = ioasid::Rid::new(0, 0, 2 + number, 0).unwrap();
+                    let group = ioasid::GroupId(2 + u32::from(number));
+                    let part = bench.machine.add_part(parent, rid, group, ioasid::PartPasids::None).unwrap();
+                    part.set_bus_master(true).unwrap();
+                    let context = bench.machine.context();
+                    let device = context.bind(&part).unwrap();
+                    let ioas = context.ioas_alloc().unwrap();
+                    let tables =
+                        Segment::file(&Arc::new(owner.tables.try_clone().unwrap()), 0, TABLES as u64, false).unwrap();
+                    ioas.map(Placement::Fixed(Iova(0)), TABLES as u64, Access::READ, || Ok(vec![tables])).unwrap();
+                    let memory = Segment::file(&owner.memory, 0, PAGES * PAGE, true).unwrap();
+                    ioas.map(Placement::Fixed(Iova(DATA)), PAGES * PAGE, Access::all(), || Ok(vec![memory])).unwrap();
+                    let hwpt = context.hwpt_alloc(&part, &ioas, parent_options()).unwrap();
+                    let gate = owner.member();
+                    let root = GuestTable { format: GuestFormat::VtdSecondStage, root: owner.table.root().0 };
+                    for _ in 0..2000 {
+                        let options = NestedOptions::from(root).shared(gate.clone());
+                        let table = context.hwpt_alloc_nested(&hwpt, options).unwrap();
+                        match device.attach(None, &table) {
+                            Ok(_) => {
+                                attached.fetch_add(1, Ordering::Relaxed);
+                                owner.unmap(0x1000);
+                                owner.map(0x1000, 0, Access::all());
+                                device.detach(None).unwrap();
+                                owner.gate.invalidate(IovaRange::ALL, || false).unwrap();
+                            }
+                            Err(AttachError::Shared(JoinError::Elsewhere)) => {}
+                            Err(error) => panic!("{error}"),
+                        }
+                        context.destroy(table.id()).unwrap();
+                    }
+                })
+            })
+            .collect();
+        let ends: Vec<_> = parts.into_iter().map(|part| part.join()).collect();
+        stop.store(true, Ordering::Relaxed);
+        ends.into_iter().for_each(|end| end.unwrap());
+    });
+    assert!(attached.into_inner() > 100);
 }

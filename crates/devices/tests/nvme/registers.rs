@@ -316,7 +316,7 @@ fn what_is_no_controller_is_said() {
         (of(in_memory(1 << 20, 10)), "512 or 4096"),
         (of(NamespaceOptions { protection: 4, ..in_memory(1 << 20, 9) }), "type 1, 2 or 3"),
         (of(in_memory(1000, 9)), "no whole blocks"),
-        (of(in_memory(1 << 62, 12)), "no memory for a namespace"),
+        (of(in_memory(1 << 62, 12)), "no memory for 4611686018427387904 bytes"),
         (NvmeOptions { queues: 0, ..default.clone() }, "1 to 64 queue pairs"),
         (NvmeOptions { queues: 65, ..default.clone() }, "1 to 64 queue pairs"),
         (NvmeOptions { cmb: 5000, ..default.clone() }, "power of two"),

@@ -38,7 +38,7 @@ struct Port {
     number: u64,
     requester: Arc<Requester>,
     /// What its gate points to, if that points to any.
-    passage: Option<Box<Passage>>,
+    passage: Option<Arc<Passage>>,
 }
 
 /// What ports walk of another process's.
@@ -51,14 +51,13 @@ struct SharedTable {
 
 impl Port {
     /// Gives it a passage of a gate; without one it is shut.
-    fn join(&mut self, shared: &SharedTable) {
-        let mut passage = shared.member.passage(shared.table).map(Box::new);
+    fn join(&mut self, passage: Option<Passage>) {
         let gate = &self.requester.gate;
         gate.shut.store(passage.is_none(), Ordering::Release);
-        if let Some(passage) = &mut passage {
-            gate.passage.store(std::ptr::from_mut(passage), Ordering::Release);
+        self.passage = passage.map(Arc::new);
+        if let Some(passage) = &self.passage {
+            gate.passage.store(Arc::as_ptr(passage).cast_mut(), Ordering::Release);
         }
-        self.passage = passage;
     }
 }
 
@@ -73,8 +72,8 @@ impl Ports {
         let mut ports = self.lock();
         ports.opened += 1;
         let mut port = Port { number: ports.opened, requester: requester.clone(), passage: None };
-        if let Some(shared) = &ports.shared {
-            port.join(shared);
+        if let Some(shared) = ports.shared.as_ref().filter(|shared| shared.attachments > 0) {
+            port.join(shared.member.passage(shared.table));
         }
         ports.open.push(port);
         requester
@@ -93,7 +92,7 @@ impl Ports {
     }
 
     /// Has all of them pass another process's gate, as long as `table` is attached, which is that process's. They do
-    /// when this returns, and are not attached before. Only one thread attaches or detaches at a time.
+    /// when this returns, and are not attached before.
     ///
     /// # Errors
     /// [`JoinError`]; nothing is changed then.
@@ -101,21 +100,17 @@ impl Ports {
         {
             let mut ports = self.lock();
             if let Some(shared) = &mut ports.shared {
-                if !Arc::ptr_eq(&shared.member, member) || shared.table != table {
+                // What another thread is leaving is there until its passages are.
+                if !Arc::ptr_eq(&shared.member, member) || shared.table != table || shared.attachments == 0 {
                     return Err(JoinError::Elsewhere);
                 }
                 shared.attachments += 1;
                 return Ok(());
             }
-            let shared = SharedTable { member: member.clone(), table, attachments: 1 };
-            ports.open.iter_mut().for_each(|port| port.join(&shared));
-            let is_full = ports.open.iter().any(|port| port.passage.is_none());
-            ports.shared = Some(shared);
-            if is_full {
-                drop(ports);
-                self.leave();
-                return Err(JoinError::Full);
-            }
+            let passages: Option<Vec<_>> = ports.open.iter().map(|_| member.passage(table)).collect();
+            let passages = passages.ok_or(JoinError::Full)?;
+            ports.open.iter_mut().zip(passages).for_each(|(port, passage)| port.join(Some(passage)));
+            ports.shared = Some(SharedTable { member: member.clone(), table, attachments: 1 });
         }
         // One that is inside may not have seen it when it went in.
         quiesce(|each| self.gates(each), Invalidation::Range(table, IovaRange::ALL));
@@ -124,27 +119,30 @@ impl Ports {
 
     /// Undoes one [`Ports::join`], when nothing goes to that table any more. Allocates nothing.
     pub(crate) fn leave(&self) {
-        let left = {
+        let table = {
             let mut ports = self.lock();
             let Some(shared) = &mut ports.shared else { return };
             shared.attachments -= 1;
             if shared.attachments > 0 {
                 return;
             }
+            let table = shared.table;
             for port in &ports.open {
                 port.requester.gate.passage.store(std::ptr::null_mut(), Ordering::Release);
                 port.requester.gate.shut.store(false, Ordering::Release);
             }
-            ports.shared.take()
+            table
         };
-        let Some(left) = left else { return };
         // One that is inside may be going through it.
-        quiesce(|each| self.gates(each), Invalidation::Range(left.table, IovaRange::ALL));
+        quiesce(|each| self.gates(each), Invalidation::Range(table, IovaRange::ALL));
         loop {
-            // Those that it has by now are of the next, if there is one: nobody attaches meanwhile.
-            let passage = self.lock().open.iter_mut().find_map(|port| port.passage.take());
+            let mut ports = self.lock();
+            let passage = ports.open.iter_mut().find_map(|port| port.passage.take());
+            // With the last, another gate can be joined.
+            let left = if passage.is_none() { ports.shared.take() } else { None };
+            drop(ports);
             if passage.is_none() {
-                return;
+                return drop(left);
             }
         }
     }

@@ -41,7 +41,7 @@ pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectEr
     let process = peer::process(&socket);
     let connection = Arc::new(Connection::new(socket, options.patience));
     // One that is not known could not be ended.
-    let may_share = options.memory == MemoryBy::Tables && process.is_some();
+    let may_share = options.memory == MemoryBy::Tables && process.as_ref().is_some_and(peer::is_of_a_device);
     let (theirs, peer) = agree(&connection, options.patience, may_share)?;
     let info = DeviceInfo { argsz: U32::new(size_of::<DeviceInfo>() as u32), ..DeviceInfo::default() };
     let info: DeviceInfo = ask(&connection, CommandId::DeviceGetInfo, &info)?;

@@ -9,13 +9,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ioasid::memory::{FileRange, MemoryChunk};
-use ioasid::{Access, Iova, IovaRange, Mirror, MirrorCapabilities, MirrorError, MirrorRun};
+use ioasid::{Access, Iova, IovaRange, Mirror, MirrorCapabilities, MirrorError, MirrorRun, Unacknowledged};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use zerocopy::IntoBytes;
 use zerocopy::native_endian::{U32, U64};
 
-use super::tables::{Tables, TablesError};
+use super::tables::{NotMapped, Tables};
 use super::{Link, MemoryBy, Remote, lock, peer};
 use crate::connection::{CallError, Ended};
 use crate::wire::{BY_MESSAGE, CommandId, DmaFlags, DmaMap, DmaUnmap};
@@ -119,13 +119,17 @@ enum MapPieceError {
 
 impl Remote {
     fn map_in(&self, tables: &Tables, link: &Link, run: &MirrorRun<'_>) -> Result<(), MirrorError> {
-        match tables.map(&link.connection, run) {
-            // It is gone: the unmap says how it is with what it has.
-            Ok(()) | Err(TablesError::Call(CallError::Ended(_))) => Ok(()),
-            Err(error) => match self.unmap_in(tables, link, &mut std::iter::once(run.range)) {
-                Ok(()) => Err(MirrorError::Failed(error.into())),
-                Err(_) => Err(MirrorError::Panicked),
-            },
+        match tables.map(&link.connection, run, self.until_cut_off(link)) {
+            Ok(()) => Ok(()),
+            Err(NotMapped::Failed(error)) => Err(MirrorError::Failed(error.into())),
+            Err(NotMapped::Unacknowledged(_)) => {
+                self.end_process(link);
+                // What it does not let go of, it may reach.
+                match self.is_out_of_reach(link) {
+                    true => Err(MirrorError::Failed(Unacknowledged.into())),
+                    false => Err(MirrorError::Panicked),
+                }
+            }
         }
     }
 
@@ -136,15 +140,27 @@ impl Remote {
         link: &Link,
         runs: &mut dyn Iterator<Item = IovaRange>,
     ) -> Result<(), MirrorError> {
-        let limit = link.connection.limit();
-        let is_there = || Instant::now() < limit && !self.has_exited(link, Duration::ZERO);
-        if tables.unmap(&link.connection, runs, is_there).is_err() {
-            link.connection.end(Ended::Silent(CommandId::DmaUnmap, self.options.patience));
-            if let Some(process) = link.process.as_ref().filter(|process| !peer::is_this(process)) {
-                let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
-            }
+        if tables.unmap(&link.connection, runs, self.until_cut_off(link)).is_err() {
+            self.end_process(link);
         }
         if self.is_out_of_reach(link) { Ok(()) } else { Err(MirrorError::Reachable) }
+    }
+
+    /// Says whether to wait on for a server: from the first time that it is asked, for as long as that has to answer.
+    fn until_cut_off(&self, link: &Link) -> impl FnMut() -> bool {
+        let mut limit = None;
+        move || {
+            let limit = *limit.get_or_insert_with(|| Instant::now() + self.options.patience);
+            Instant::now() < limit && !self.has_exited(link, Duration::ZERO)
+        }
+    }
+
+    /// Cuts a server off whose device does not come out, and ends its process.
+    fn end_process(&self, link: &Link) {
+        link.connection.end(Ended::Silent(CommandId::DmaUnmap, self.options.patience));
+        if let Some(process) = link.process.as_ref().filter(|process| !peer::is_this(process)) {
+            let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
+        }
     }
 
     fn map_piece(&self, link: &Link, start: u64, piece: &Piece, access: Access) -> Result<(), MapPieceError> {

@@ -261,7 +261,8 @@ impl Remote {
             return Err(ConnectError::Ended(before.connection.end(Ended::Here)));
         }
         let (link, spec) = handshake::connect(&self.options)?;
-        if spec != self.spec {
+        // What mirrors were told of tables once, holds.
+        if spec != self.spec || link.tables.is_some() != before.tables.is_some() {
             return Err(ConnectError::Other);
         }
         let link = Arc::new(link);

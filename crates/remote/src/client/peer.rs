@@ -16,9 +16,19 @@ pub(super) fn process(socket: &OwnedFd) -> Option<OwnedFd> {
     (got == 0 && pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(pidfd) })
 }
 
+/// Its number.
+fn number(process: &OwnedFd) -> Option<u32> {
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).ok()?;
+    about.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+}
+
 /// Whether that process is this one.
 pub(super) fn is_this(process: &OwnedFd) -> bool {
-    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).unwrap_or_default();
-    let number = about.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
-    number == Some(std::process::id())
+    number(process) == Some(std::process::id())
+}
+
+/// Whether that process may be a server of one device, which can be ended: who starts others, this one among them, has
+/// listened for another.
+pub(super) fn is_of_a_device(process: &OwnedFd) -> bool {
+    number(process).is_some_and(|number| number > 1 && number != std::os::unix::process::parent_id())
 }

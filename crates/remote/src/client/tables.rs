@@ -49,12 +49,23 @@ pub(super) enum TablesError {
     /// The device follows another address space, and has something there.
     #[error(transparent)]
     Table(#[from] iopt::MapError),
-    /// There are no addresses left for files.
-    #[error("the files that are mapped are larger than 64 TiB together")]
-    Full,
+    /// It has an IOVA that the tables have not.
+    #[error("the device's page tables have 47 bits of IOVA")]
+    Beyond,
     /// The server does not take a file, or to be asked by messages.
     #[error(transparent)]
     Call(#[from] CallError),
+}
+
+/// Why a run is not mapped.
+#[derive(Debug, Error)]
+pub(super) enum NotMapped {
+    /// It is not, as before.
+    #[error(transparent)]
+    Failed(#[from] TablesError),
+    /// Nor is it known that the server's device does not reach it.
+    #[error(transparent)]
+    Unacknowledged(#[from] Unacknowledged),
 }
 
 /// Tables that a server was given.
@@ -70,8 +81,6 @@ struct State {
     /// By IOVA.
     chunks: BTreeMap<u64, Chunk>,
     windows: Vec<Window>,
-    /// Where the next file is to be, beyond [`FIRST_WINDOW`].
-    used: u64,
     /// What the server reaches by messages.
     granules: BTreeSet<u64>,
     /// Bytes of tables that it has mapped.
@@ -142,10 +151,18 @@ impl Tables {
         lock(&self.state).chunks.is_empty()
     }
 
-    /// Maps a run. What was done of one that fails is undone; nobody waits for the server's device then, which may
-    /// have met it: see [`Tables::unmap`].
-    pub(super) fn map(&self, connection: &Connection, run: &MirrorRun<'_>) -> Result<(), TablesError> {
-        let mut empty = EmptyTables::none();
+    /// Maps a run. If that fails, nothing of it is mapped, and the server's device has been waited for, as in
+    /// [`Tables::unmap`]; [`NotMapped::Unacknowledged`] says that it was in vain.
+    pub(super) fn map(
+        &self,
+        connection: &Connection,
+        run: &MirrorRun<'_>,
+        is_there: impl FnMut() -> bool,
+    ) -> Result<(), NotMapped> {
+        if run.range.last() >= BY_MESSAGE {
+            return Err(TablesError::Beyond.into());
+        }
+        let (mut empty, mut done) = (EmptyTables::none(), Vec::new());
         let mut state = lock(&self.state);
         let mapped = run.memory().chunks().iter().try_for_each(|chunk| {
             let iova = run.range.start() + chunk.offset;
@@ -153,11 +170,41 @@ impl Tables {
             self.table.map(iova, address, chunk.length, run.access, &mut empty)?;
             state.users_of(window).into_iter().for_each(|users| *users += 1);
             state.chunks.insert(iova, Chunk { length: chunk.length, window });
+            done.push(iova);
             Ok(())
         });
-        // No other thread links tables meanwhile, so none has lost a race for it.
-        debug_assert!(empty.is_empty() || mapped.is_err());
-        mapped.and_then(|()| Ok(self.tell_tables(connection, &mut state)?))
+        // Also if it failed: what there is of tables may be linked below something else next.
+        let told = self.tell_tables(connection, &mut state).map_err(TablesError::from);
+        let Err(error) = mapped.and(told) else { return Ok(()) };
+        if matches!(error, TablesError::Call(CallError::Ended(_))) {
+            // It is gone: the unmap says how it is with what it has.
+            return Ok(());
+        }
+        let mut out_of_use = Vec::new();
+        done.into_iter().for_each(|start| self.take_out(&mut state, start, &mut empty, &mut out_of_use));
+        drop(state);
+        // A device may have met what was written of the chunk that failed, too.
+        self.gate.invalidate(run.range, is_there).map_err(NotMapped::Unacknowledged)?;
+        self.settle(connection, empty, out_of_use, IDLE_WINDOWS);
+        Err(error.into())
+    }
+
+    /// Takes a chunk out of the table.
+    fn take_out(&self, state: &mut State, start: u64, empty: &mut EmptyTables, out_of_use: &mut Vec<u64>) {
+        let Some(Chunk { length, window }) = state.chunks.remove(&start) else { return };
+        let unmapped = self.table.unmap(start, length, empty);
+        debug_assert_eq!(unmapped, Ok(()));
+        out_of_use.extend(window);
+    }
+
+    /// Lets go of what no device uses any more.
+    fn settle(&self, connection: &Connection, empty: EmptyTables, out_of_use: Vec<u64>, idle: usize) {
+        self.table.free(empty);
+        let mut state = lock(&self.state);
+        for window in out_of_use {
+            state.users_of(Some(window)).into_iter().for_each(|users| *users -= 1);
+        }
+        state.let_go(connection, idle);
     }
 
     /// Takes out what is mapped in `runs`, and waits until the server's device does not use it any more. While that is
@@ -178,11 +225,8 @@ impl Tables {
             let mut state = lock(&self.state);
             let there: Vec<u64> = state.chunks.range(run.start()..=run.last()).map(|(start, _)| *start).collect();
             for start in there {
-                let Some(Chunk { length, window }) = state.chunks.remove(&start) else { continue };
-                let unmapped = self.table.unmap(start, length, &mut empty);
-                debug_assert_eq!(unmapped, Ok(()));
-                out_of_use.extend(window);
-                let last = start + (length - 1);
+                let last = start + state.chunks.get(&start).map_or(0, |chunk| chunk.length - 1);
+                self.take_out(&mut state, start, &mut empty, &mut out_of_use);
                 hull = Some(hull.map_or((start, last), |(first, _)| (first, last)));
             }
         }
@@ -190,12 +234,7 @@ impl Tables {
             // What is not known to be out of use stays, tables and all.
             self.gate.invalidate(range, is_there)?;
         }
-        self.table.free(empty);
-        let mut state = lock(&self.state);
-        for window in out_of_use {
-            state.users_of(Some(window)).into_iter().for_each(|users| *users -= 1);
-        }
-        state.let_go(connection, if is_all { 0 } else { IDLE_WINDOWS });
+        self.settle(connection, empty, out_of_use, if is_all { 0 } else { IDLE_WINDOWS });
         Ok(())
     }
 
@@ -262,16 +301,26 @@ impl State {
         if length < end {
             return Ok(None);
         }
-        let base = FIRST_WINDOW + self.used;
-        let room = length.next_multiple_of(WINDOW_ALIGNMENT);
-        if base.checked_add(room).is_none_or(|end| end > BY_MESSAGE) {
-            return Err(TablesError::Full);
-        }
+        // Where there is none, it goes by messages.
+        let Some(base) = self.gap(length) else { return Ok(None) };
         let rights = if writable { Access::all() } else { Access::READ };
         tell(connection, base, length, rights, Some((passed.as_fd(), 0)))?;
-        self.used += room;
         self.windows.push(Window { base, length, file: file.clone(), writable, users: 0 });
         Ok(Some(base))
+    }
+
+    /// The first place that a file of this length has among the others.
+    fn gap(&self, length: u64) -> Option<u64> {
+        let mut taken: Vec<(u64, u64)> = self.windows.iter().map(|window| (window.base, window.length)).collect();
+        taken.sort_unstable();
+        let mut base = FIRST_WINDOW;
+        for (start, taken) in taken {
+            if base.checked_add(length)? <= start {
+                break;
+            }
+            base = (start + taken).next_multiple_of(WINDOW_ALIGNMENT);
+        }
+        (base.checked_add(length)? <= BY_MESSAGE).then_some(base)
     }
 
     /// Has the server unmap files that nothing needs, but for so many.
@@ -282,11 +331,10 @@ impl State {
             let Window { base, length, .. } = self.windows.remove(oldest);
             let argsz = U32::new(size_of::<DmaUnmap>() as u32);
             let unmap = DmaUnmap { argsz, flags: U32::new(0), address: U64::new(base), size: U64::new(length) };
-            // Nothing leads there any more: what becomes of it is the server's affair.
-            let _ = connection.call(CommandId::DmaUnmap, &[unmap.as_bytes()], &[]);
-        }
-        if self.windows.is_empty() {
-            self.used = 0;
+            // Nothing leads there any more; but the next file is to be there.
+            if let Err(CallError::Refused(_, errno)) = connection.call(CommandId::DmaUnmap, &[unmap.as_bytes()], &[]) {
+                connection.end(Ended::protocol(format!("it refuses to unmap: {errno}")));
+            }
         }
     }
 }

@@ -24,7 +24,7 @@ pub enum JoinError {
     /// The endpoint is attached to tables that are shared by another gate, or to others by this one.
     #[error("the endpoint is attached to other tables that are shared")]
     Elsewhere,
-    /// There are no passages left.
+    /// There are no passages left. A port that is opened later reaches nothing, until the tables are detached.
     #[error("the gate has passages for {} ports, and all are taken", layout::PORTS)]
     Full,
 }

@@ -84,7 +84,8 @@ impl GateOwner {
     /// port of the member's uses them, and none will.
     ///
     /// While a port is inside, `is_there` is asked again and again whether to wait on: it says no when the member has
-    /// ended, and cannot use anything any more, or has had its time.
+    /// ended, and cannot use anything any more, or has had its time. Where the member is this process, a thread that
+    /// holds slices of its ports waits for itself.
     ///
     /// # Errors
     /// [`Unacknowledged`] when `is_there` says no; what the member has forgotten by then is not known.

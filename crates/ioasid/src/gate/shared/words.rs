@@ -63,11 +63,13 @@ mod mapped {
         /// Those of another process, to be read or to be written.
         ///
         /// # Errors
-        /// `InvalidInput` if there are not so many, or the file could be cut short; of `mmap`.
+        /// `InvalidInput` if there are not so many, or the file could be cut short or has large pages; of `mmap`.
         pub(in super::super) fn open(file: BorrowedFd<'_>, count: usize, others: Others) -> io::Result<Self> {
             let seals = rustix::fs::fcntl_get_seals(file).map_err(|_| io::ErrorKind::InvalidInput)?;
-            let length = rustix::fs::fstat(file)?.st_size;
-            if !seals.contains(SealFlags::SHRINK) || (length as u64) < bytes(count) as u64 {
+            let about = rustix::fs::fstat(file)?;
+            // Of a file with larger pages, a hole would be an error, and could not be unmapped in part.
+            let is_plain = about.st_blksize == 4096;
+            if !is_plain || !seals.contains(SealFlags::SHRINK) || (about.st_size as u64) < bytes(count) as u64 {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             let write = if others == Others::Write { ProtFlags::WRITE } else { ProtFlags::empty() };
