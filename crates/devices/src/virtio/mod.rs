@@ -7,7 +7,7 @@
 //!                                                                        ▼  │
 //!                                                                     Dma: translated, and checked
 //! ```
-//! The transport is the same for all; a [`Device`] says what it is, and does what is in its queues. It offers
+//! The transport is the same for all; a `Device` says what it is, and does what is in its queues. It offers
 //! VIRTIO_F_ACCESS_PLATFORM: its addresses are IOVAs, as those of a device behind an IOMMU are. There is no legacy
 //! interface.
 //!
