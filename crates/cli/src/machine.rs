@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (texts, part) in [
-            (&["floppy"][..], "there is: ioat, dsa, ivshmem, edu, nvme, vfio-user"),
+            (&["floppy"][..], "there is: ioat, dsa, ivshmem, edu, nvme, virtio-blk, virtio-net, vfio-user"),
             (&["ivshmem,mib=3"], "power of two"),
             (&["ivshmem,mib=16"], "from 1 to 8"),
             (&["ivshmem,memory=1,mib=2", "ivshmem,memory=1"], "2 MiB and with 1"),
