@@ -17,12 +17,12 @@ use std::time::Duration;
 use ioasid::memory::{Segment, TableSpace};
 use ioasid::{
     Access, AttachError, Device, DmaPort, Endpoint, FaultReason, GateMember, GateOwner, GuestFormat, GuestTable, Hwpt,
-    Iova, IovaRange, JoinError, NestedHwpt, NestedOptions, Pasid, Placement, Unacknowledged,
+    Ioas, Iova, IovaRange, JoinError, NestedHwpt, NestedOptions, Pasid, Placement, Unacknowledged,
 };
 use iopt::format::{Marked, VtdSecondStage};
 use iopt::{Arena, EmptyTables, PageTable};
 
-use common::{Bench, PAGE, parent, parent as parent_options, range};
+use common::{Bench, PAGE, parent, range};
 
 /// Where the member sees the owner's memory.
 const DATA: u64 = 1 << 36;
@@ -31,9 +31,10 @@ const TABLES: usize = 4 << 20;
 /// Ports that a gate has passages for.
 const PORTS: usize = 511;
 
-/// The side that has the tables and the memory.
+/// The side that has the tables and the memory, and the member of its gate.
 struct Owner {
     gate: GateOwner,
+    member: Arc<GateMember>,
     table: PageTable<Marked<VtdSecondStage>, TableSpace>,
     tables: File,
     memory: Arc<File>,
@@ -45,7 +46,10 @@ impl Owner {
         let tables = arena.memory().file().unwrap().try_clone().unwrap();
         let table = PageTable::new(arena).unwrap();
         let (_, memory) = Segment::memfd(PAGES * PAGE).unwrap();
-        Self { gate: GateOwner::new().unwrap(), table, tables, memory }
+        let gate = GateOwner::new().unwrap();
+        let [orders, passages] = gate.files().map(|file| file.try_clone_to_owned().unwrap());
+        let member = GateMember::join(orders, passages).unwrap();
+        Self { gate, member, table, tables, memory }
     }
 
     fn map(&self, iova: u64, page: u64, access: Access) {
@@ -64,9 +68,18 @@ impl Owner {
         self.gate.files().map(|file| file.try_clone_to_owned().unwrap())
     }
 
-    fn member(&self) -> Arc<GateMember> {
-        let [orders, passages] = self.files();
-        GateMember::join(orders, passages).unwrap()
+    /// What a device is attached to that is to walk the tables.
+    fn options(&self) -> NestedOptions {
+        let root = GuestTable { format: GuestFormat::VtdSecondStage, root: self.table.root().0 };
+        NestedOptions::from(root).shared(self.member.clone())
+    }
+
+    /// Maps what the addresses in the tables mean.
+    fn map_below(&self, ioas: &Ioas) {
+        let tables = Segment::file(&Arc::new(self.tables.try_clone().unwrap()), 0, TABLES as u64, false).unwrap();
+        ioas.map(Placement::Fixed(Iova(0)), TABLES as u64, Access::READ, || Ok(vec![tables])).unwrap();
+        let memory = Segment::file(&self.memory, 0, PAGES * PAGE, true).unwrap();
+        ioas.map(Placement::Fixed(Iova(DATA)), PAGES * PAGE, Access::all(), || Ok(vec![memory])).unwrap();
     }
 
     fn byte(&self, page: u64) -> u8 {
@@ -88,23 +101,17 @@ impl Member {
     fn new(owner: &Owner) -> Self {
         let bench = Bench::new();
         let (endpoint, _, ioas, device) = bench.one_device();
-        let tables = Arc::new(owner.tables.try_clone().unwrap());
-        let tables = Segment::file(&tables, 0, TABLES as u64, false).unwrap();
-        ioas.map(Placement::Fixed(Iova(0)), TABLES as u64, Access::READ, || Ok(vec![tables])).unwrap();
-        let memory = Segment::file(&owner.memory, 0, PAGES * PAGE, true).unwrap();
-        ioas.map(Placement::Fixed(Iova(DATA)), PAGES * PAGE, Access::all(), || Ok(vec![memory])).unwrap();
+        owner.map_below(&ioas);
         let parent = device.context().hwpt_alloc(&endpoint, &ioas, parent()).unwrap();
         Self { bench, endpoint, device, parent }
     }
 
-    fn table(&self, owner: &Owner, member: &Arc<GateMember>) -> Arc<NestedHwpt> {
-        let root = GuestTable { format: GuestFormat::VtdSecondStage, root: owner.table.root().0 };
-        let options = NestedOptions::from(root).shared(member.clone());
-        self.device.context().hwpt_alloc_nested(&self.parent, options).unwrap()
+    fn table(&self, owner: &Owner) -> Arc<NestedHwpt> {
+        self.device.context().hwpt_alloc_nested(&self.parent, owner.options()).unwrap()
     }
 
     fn attach(&self, owner: &Owner) -> DmaPort {
-        let table = self.table(owner, &owner.member());
+        let table = self.table(owner);
         self.device.attach(None, &table).unwrap();
         self.endpoint.port()
     }
@@ -244,7 +251,7 @@ fn what_was_attached_by_the_gate_passes_it_until_it_is_detached() {
     owner.map(0x1000, 0, Access::all());
     port.write(Iova(0x1000), &[1]).unwrap();
     let other = Owner::new();
-    let elsewhere = member.table(&other, &other.member());
+    let elsewhere = member.table(&other);
     let refused = member.device.attach(None, &elsewhere).unwrap_err();
     assert!(matches!(refused, AttachError::Shared(JoinError::Elsewhere)), "{refused}");
     port.write(Iova(0x1000), &[2]).unwrap();
@@ -253,7 +260,7 @@ fn what_was_attached_by_the_gate_passes_it_until_it_is_detached() {
     assert_eq!(reason(port.write(Iova(0x1000), &[3])), Some(FaultReason::NotAttached));
     owner.gate.invalidate(IovaRange::ALL, || false).unwrap();
     for round in 4..20 {
-        let table = member.table(&owner, &owner.member());
+        let table = member.table(&owner);
         member.device.attach(None, &table).unwrap();
         member.device.attach(Pasid::new(7), &table).unwrap();
         member.device.detach(None).unwrap();
@@ -278,7 +285,7 @@ fn a_port_for_which_there_is_no_passage_reaches_nothing() {
     let member = Member::new(&owner);
     owner.map(0x1000, 0, Access::all());
     let mut ports: Vec<_> = (0..=PORTS).map(|_| member.endpoint.port()).collect();
-    let table = member.table(&owner, &owner.member());
+    let table = member.table(&owner);
     let refused = member.device.attach(None, &table).unwrap_err();
     assert!(matches!(refused, AttachError::Shared(JoinError::Full)), "{refused}");
     ports.pop();
@@ -356,6 +363,23 @@ fn files_that_are_no_gate_are_refused() {
     assert!(File::from(orders).set_len(0).is_err());
 }
 
+/// Two members would use the same passages, and each would say that the other's ports are out.
+#[test]
+fn a_gate_has_one_member_at_a_time() {
+    let owner = Owner::new();
+    let join = || {
+        let [orders, passages] = owner.files();
+        GateMember::join(orders, passages)
+    };
+    assert!(matches!(join(), Err(JoinError::Joined)));
+    let Owner { gate, member, .. } = owner;
+    drop(member);
+    for _ in 0..3 {
+        let [orders, passages] = gate.files().map(|file| file.try_clone_to_owned().unwrap());
+        drop(GateMember::join(orders, passages).unwrap());
+    }
+}
+
 #[test]
 fn a_member_that_writes_what_it_likes_is_given_up() {
     let (owner, _member, mut port) = both();
@@ -389,10 +413,9 @@ fn a_table_is_attached_and_detached_under_busy_ports() {
             });
         }
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let gate = owner.member();
             for round in 0..600 {
                 owner.map(0x1000, 0, Access::all());
-                let table = member.table(&owner, &gate);
+                let table = member.table(&owner);
                 let before = member.endpoint.traffic().1;
                 member.device.attach(None, &table).unwrap();
                 while round % 4 == 0 && member.endpoint.traffic().1 == before {
@@ -417,17 +440,17 @@ fn a_table_is_attached_and_detached_under_busy_ports() {
     });
 }
 
-/// Two parts of one device, in two contexts, each with tables of another process: their ports are the device's, and pass
-/// one gate at a time.
+/// Two parts of one device, in two contexts, each with tables of another process: their ports are the device's, and
+/// pass one gate at a time.
 #[test]
 fn parts_of_a_device_in_two_contexts_share_its_ports() {
     let bench = Bench::new();
-    let parent = bench.endpoint(1, 1);
+    let whole = bench.endpoint(1, 1);
     let stop = AtomicBool::new(false);
     let attached = AtomicU64::new(0);
     thread::scope(|scope| {
         for _ in 0..2 {
-            let (mut port, stop) = (parent.port(), &stop);
+            let (mut port, stop) = (whole.port(), &stop);
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     for pasid in 0..8 {
@@ -439,28 +462,21 @@ fn parts_of_a_device_in_two_contexts_share_its_ports() {
         }
         let parts: Vec<_> = (0..2u8)
             .map(|number| {
-                let (bench, parent, attached) = (&bench, &parent, &attached);
+                let (bench, whole, attached) = (&bench, &whole, &attached);
                 scope.spawn(move || {
                     let owner = Owner::new();
                     owner.map(0x1000, 0, Access::all());
                     let rid = ioasid::Rid::new(0, 0, 2 + number, 0).unwrap();
                     let group = ioasid::GroupId(2 + u32::from(number));
-                    let part = bench.machine.add_part(parent, rid, group, ioasid::PartPasids::None).unwrap();
+                    let part = bench.machine.add_part(whole, rid, group, ioasid::PartPasids::None).unwrap();
                     part.set_bus_master(true).unwrap();
                     let context = bench.machine.context();
                     let device = context.bind(&part).unwrap();
                     let ioas = context.ioas_alloc().unwrap();
-                    let tables =
-                        Segment::file(&Arc::new(owner.tables.try_clone().unwrap()), 0, TABLES as u64, false).unwrap();
-                    ioas.map(Placement::Fixed(Iova(0)), TABLES as u64, Access::READ, || Ok(vec![tables])).unwrap();
-                    let memory = Segment::file(&owner.memory, 0, PAGES * PAGE, true).unwrap();
-                    ioas.map(Placement::Fixed(Iova(DATA)), PAGES * PAGE, Access::all(), || Ok(vec![memory])).unwrap();
-                    let hwpt = context.hwpt_alloc(&part, &ioas, parent_options()).unwrap();
-                    let gate = owner.member();
-                    let root = GuestTable { format: GuestFormat::VtdSecondStage, root: owner.table.root().0 };
+                    owner.map_below(&ioas);
+                    let hwpt = context.hwpt_alloc(&part, &ioas, parent()).unwrap();
                     for _ in 0..2000 {
-                        let options = NestedOptions::from(root).shared(gate.clone());
-                        let table = context.hwpt_alloc_nested(&hwpt, options).unwrap();
+                        let table = context.hwpt_alloc_nested(&hwpt, owner.options()).unwrap();
                         match device.attach(None, &table) {
                             Ok(_) => {
                                 attached.fetch_add(1, Ordering::Relaxed);

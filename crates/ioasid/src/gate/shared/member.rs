@@ -21,6 +21,10 @@ pub enum JoinError {
     /// What was passed is no such gate: too short, or it could be cut short.
     #[error("the files are not those of a gate: {0}")]
     Files(#[from] std::io::Error),
+    /// The gate has a member, here or in another process: two would take the same passages, and each would say that the
+    /// other's ports are out.
+    #[error("the gate has a member already")]
+    Joined,
     /// The endpoint is attached to tables that are shared by another gate, or to others by this one.
     #[error("the endpoint is attached to other tables that are shared")]
     Elsewhere,
@@ -52,17 +56,20 @@ pub(crate) struct Passage {
 }
 
 impl GateMember {
-    /// A member by the owner's two files ([`GateOwner::files`](super::GateOwner::files)), in that order. There is one
-    /// member of a gate, in one process.
+    /// A member by the owner's two files ([`GateOwner::files`](super::GateOwner::files)), in that order. A gate has one
+    /// member at a time; a process that ends without dropping its member leaves a gate that nobody can join.
     ///
     /// # Errors
-    /// [`JoinError::Files`].
+    /// [`JoinError::Files`], [`JoinError::Joined`].
     #[cfg(not(any(loom, shuttle)))]
     pub fn join(orders: OwnedFd, passages: OwnedFd) -> Result<Arc<Self>, JoinError> {
         use super::words::Others;
 
         let orders = Words::open(orders.as_fd(), layout::ORDERS, Others::Read)?;
         let passages = Words::open(passages.as_fd(), layout::PASSAGES, Others::Write)?;
+        if passages.at(layout::JOINED).swap(1, Ordering::AcqRel) != 0 {
+            return Err(JoinError::Joined);
+        }
         Ok(Self::of(orders, passages))
     }
 
@@ -89,6 +96,13 @@ impl GateMember {
         };
         let seen = AtomicU64::new(self.orders.at(layout::POSTED).load(Ordering::Acquire));
         Some(Passage { member: self.clone(), port, table, seen })
+    }
+}
+
+impl Drop for GateMember {
+    fn drop(&mut self) {
+        // No passage is left, each of which has this.
+        self.passages.at(layout::JOINED).store(0, Ordering::Release);
     }
 }
 

@@ -55,6 +55,8 @@ mod layout {
 
     /// In the member's file: how many of its passages were ever used.
     pub(super) const USED: usize = 0;
+    /// In the member's file: 1 while there is a member, 0 otherwise.
+    pub(super) const JOINED: usize = 1;
     /// Words of the member's file.
     pub(super) const PASSAGES: usize = (PORTS + 1) * APART;
 
