@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use ioasid_vfio::{BarKind, BarMemory, BarPages, BarSpec, Model, PcieKind, Spec, TranslationSpec};
+use ioasid_vfio::{BarKind, BarMemory, BarPages, BarSpec, Model, Spec};
 
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
 
@@ -74,23 +74,14 @@ pub fn memory(length: u64) -> io::Result<Arc<BarMemory>> {
 #[must_use]
 pub fn spec(length: u64) -> Spec {
     Spec {
-        vendor: 0x1af4,
-        device: 0x1110,
         subsystem_vendor: 0x1af4,
         subsystem_device: 0x1100,
-        class: 0x05_0000,
         revision: 1,
         bars: vec![
             BarSpec { index: 0, size: REGISTERS, kind: BarKind::Memory32, prefetchable: false },
             BarSpec { index: MEMORY_BAR, size: length, kind: BarKind::Memory64, prefetchable: true },
         ],
-        msix: None,
-        msi_vectors: 0,
-        interrupt_pin: 0,
-        pcie: PcieKind::RootComplexIntegrated,
-        no_soft_reset: true,
-        translation: TranslationSpec::default(),
-        vendor_capabilities: Vec::new(),
+        ..Spec::new(0x1af4, 0x1110, 0x05_0000)
     }
 }
 

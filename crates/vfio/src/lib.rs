@@ -31,7 +31,7 @@
 //! use std::sync::Arc;
 //! use std::sync::atomic::{AtomicU32, Ordering};
 //! use ioasid_vfio::device::region::file_offset;
-//! use ioasid_vfio::{BarKind, BarSpec, BusMaster, Function, Interrupts, Model, PcieKind, Spec, VfioDevice};
+//! use ioasid_vfio::{BarKind, BarSpec, BusMaster, Function, Interrupts, Model, Spec, VfioDevice};
 //!
 //! #[derive(Default)]
 //! struct Counter(AtomicU32);
@@ -54,20 +54,8 @@
 //! }
 //!
 //! let spec = Spec {
-//!     vendor: 0x1234,
-//!     device: 0x0001,
-//!     subsystem_vendor: 0,
-//!     subsystem_device: 0,
-//!     class: 0x08_80_00,
-//!     revision: 0,
 //!     bars: vec![BarSpec { index: 0, size: 4096, kind: BarKind::Memory32, prefetchable: false }],
-//!     msix: None,
-//!     msi_vectors: 0,
-//!     interrupt_pin: 0,
-//!     pcie: PcieKind::RootComplexIntegrated,
-//!     no_soft_reset: true,
-//!     translation: Default::default(),
-//!     vendor_capabilities: Vec::new(),
+//!     ..Spec::new(0x1234, 0x0001, 0x08_80_00)
 //! };
 //! let interrupts = Interrupts::new(&spec);
 //! let function = Function::new(spec, 0xe000_0000, interrupts, Arc::new(Counter::default()), Arc::new(NoIommu))?;

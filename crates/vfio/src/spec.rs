@@ -184,6 +184,35 @@ pub enum SpecError {
 }
 
 impl Spec {
+    /// A function inside the root complex that has no BARs and no interrupts, and keeps its state from D3hot to D0: what
+    /// a model has beside that, it adds.
+    ///
+    /// ```
+    /// use ioasid_vfio::Spec;
+    ///
+    /// let spec = Spec { msi_vectors: 1, ..Spec::new(0x1234, 0x0001, 0x08_8000) };
+    /// # assert_eq!(spec.check(), Ok(()));
+    /// ```
+    #[must_use]
+    pub fn new(vendor: u16, device: u16, class: u32) -> Self {
+        Self {
+            vendor,
+            device,
+            subsystem_vendor: 0,
+            subsystem_device: 0,
+            class,
+            revision: 0,
+            bars: Vec::new(),
+            msix: None,
+            msi_vectors: 0,
+            interrupt_pin: 0,
+            pcie: PcieKind::RootComplexIntegrated,
+            no_soft_reset: true,
+            translation: TranslationSpec::default(),
+            vendor_capabilities: Vec::new(),
+        }
+    }
+
     /// The BAR with this index, if there is one. The upper half of a 64-bit BAR is none.
     pub fn bar(&self, index: u8) -> Option<&BarSpec> {
         self.bars.iter().find(|bar| bar.index == index)

@@ -15,11 +15,8 @@ use crate::{
 /// A function with a 64-bit BAR 0 of 16 KiB that holds MSI-X at 0x2000 and 0x3000, and a 32-bit BAR 4 of 256 bytes.
 pub(crate) fn spec() -> Spec {
     Spec {
-        vendor: 0x8086,
-        device: 0x2021,
         subsystem_vendor: 0x8086,
         subsystem_device: 0x7270,
-        class: 0x08_80_00,
         revision: 4,
         bars: vec![
             BarSpec { index: 0, size: 0x4000, kind: BarKind::Memory64, prefetchable: true },
@@ -29,9 +26,7 @@ pub(crate) fn spec() -> Spec {
         msi_vectors: 4,
         interrupt_pin: 1,
         pcie: PcieKind::Endpoint { speed: 3, width: 8 },
-        no_soft_reset: true,
-        translation: crate::TranslationSpec::default(),
-        vendor_capabilities: Vec::new(),
+        ..Spec::new(0x8086, 0x2021, 0x08_80_00)
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ioasid::{Endpoint, EndpointOptions, GroupId, Machine, Silent};
 use ioasid_remote::{Attended, ClientOptions, MemoryBy, Remote, Server};
-use ioasid_vfio::{BarKind, BarSpec, BusMaster, Function, Interrupts, Model, PcieKind, Spec, VfioDevice};
+use ioasid_vfio::{BarKind, BarSpec, BusMaster, Function, Interrupts, Model, Spec, VfioDevice};
 
 use crate::process::pin;
 
@@ -38,20 +38,8 @@ impl BusMaster for NoDma {
 
 pub(super) fn spec() -> Spec {
     Spec {
-        vendor: 0x1234,
-        device: 1,
-        subsystem_vendor: 0,
-        subsystem_device: 0,
-        class: 0xff_0000,
-        revision: 0,
         bars: vec![BarSpec { index: 0, size: 4096, kind: BarKind::Memory32, prefetchable: false }],
-        msix: None,
-        msi_vectors: 0,
-        interrupt_pin: 0,
-        pcie: PcieKind::RootComplexIntegrated,
-        no_soft_reset: true,
-        translation: Default::default(),
-        vendor_capabilities: Vec::new(),
+        ..Spec::new(0x1234, 1, 0xff_0000)
     }
 }
 

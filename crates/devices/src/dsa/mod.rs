@@ -34,7 +34,7 @@
 use std::sync::Arc;
 
 use ioasid::Pasid;
-use ioasid_vfio::{BarKind, BarSpec, Model, MsixSpec, PasidSpec, PcieKind, Spec, TranslationSpec};
+use ioasid_vfio::{BarKind, BarSpec, Model, MsixSpec, PasidSpec, Spec, TranslationSpec};
 use zerocopy::FromBytes;
 
 use crate::{Dma, Interrupts, PageRequests};
@@ -127,12 +127,7 @@ pub fn spec(options: &DsaOptions) -> Spec {
     let options = options.in_range();
     let portals = (u64::from(options.wqs) * PORTALS_SIZE).next_power_of_two();
     Spec {
-        vendor: 0x8086,
-        device: 0x0B25,
         subsystem_vendor: 0x8086,
-        subsystem_device: 0x0000,
-        class: 0x08_8000,
-        revision: 0x00,
         bars: vec![
             BarSpec { index: 0, size: BAR0_SIZE, kind: BarKind::Memory64, prefetchable: true },
             BarSpec { index: 2, size: portals, kind: BarKind::Memory64, prefetchable: true },
@@ -144,16 +139,12 @@ pub fn spec(options: &DsaOptions) -> Spec {
             pba_bar: 0,
             pba_offset: MSIX_PENDING,
         }),
-        msi_vectors: 0,
-        interrupt_pin: 0,
-        pcie: PcieKind::RootComplexIntegrated,
-        no_soft_reset: true,
         translation: TranslationSpec {
             ats: true,
             page_requests: options.page_requests.then_some(u32::from(options.wqs) * MAX_PAGE_REQUESTS),
             pasid: options.pasids.then_some(PasidSpec { width: 20, privileged: options.privileged }),
         },
-        vendor_capabilities: Vec::new(),
+        ..Spec::new(0x8086, 0x0B25, 0x08_8000)
     }
 }
 

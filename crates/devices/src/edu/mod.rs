@@ -16,7 +16,7 @@
 
 use std::sync::Arc;
 
-use ioasid_vfio::{BarKind, BarSpec, Model, PcieKind, Spec, TranslationSpec};
+use ioasid_vfio::{BarKind, BarSpec, Model, Spec};
 
 use crate::registers::registers;
 use crate::registry::{ModelInfo, any, one};
@@ -108,20 +108,13 @@ pub const MODEL: ModelInfo = ModelInfo {
 #[must_use]
 pub fn spec() -> Spec {
     Spec {
-        vendor: 0x1234,
-        device: 0x11e8,
         subsystem_vendor: 0x1af4,
         subsystem_device: 0x1100,
-        class: 0x00_ff00,
         revision: 0x10,
         bars: vec![BarSpec { index: 0, size: BAR0_SIZE, kind: BarKind::Memory32, prefetchable: false }],
-        msix: None,
         msi_vectors: 1,
         interrupt_pin: 1,
-        pcie: PcieKind::RootComplexIntegrated,
-        no_soft_reset: true,
-        translation: TranslationSpec::default(),
-        vendor_capabilities: Vec::new(),
+        ..Spec::new(0x1234, 0x11e8, 0x00_ff00)
     }
 }
 

@@ -25,7 +25,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use ioasid_vfio::{BarKind, BarSpec, Model, MsixSpec, PcieKind, Spec, TranslationSpec};
+use ioasid_vfio::{BarKind, BarSpec, Model, MsixSpec, Spec};
 
 use crate::registers::overlaps;
 use crate::registry::{ModelInfo, any, one};
@@ -63,20 +63,12 @@ pub const MODEL: ModelInfo = ModelInfo {
 #[must_use]
 pub fn spec() -> Spec {
     Spec {
-        vendor: 0x8086,
-        device: 0x2021,
         subsystem_vendor: 0x8086,
-        subsystem_device: 0x0000,
-        class: 0x08_8000,
         revision: 0x04,
         bars: vec![BarSpec { index: 0, size: BAR0_SIZE, kind: BarKind::Memory64, prefetchable: false }],
         msix: Some(MsixSpec { vectors: 1, table_bar: 0, table_offset: 0x2000, pba_bar: 0, pba_offset: 0x3000 }),
-        msi_vectors: 0,
         interrupt_pin: 1,
-        pcie: PcieKind::RootComplexIntegrated,
-        no_soft_reset: true,
-        translation: TranslationSpec::default(),
-        vendor_capabilities: Vec::new(),
+        ..Spec::new(0x8086, 0x2021, 0x08_8000)
     }
 }
 

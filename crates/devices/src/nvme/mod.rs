@@ -28,7 +28,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use ioasid_vfio::{BarKind, BarMemory, BarPages, BarSpec, Model, MsixSpec, PcieKind, Spec, TranslationSpec};
+use ioasid_vfio::{BarKind, BarMemory, BarPages, BarSpec, Model, MsixSpec, PcieKind, Spec};
 
 use crate::bell::Bell;
 use crate::storage;
@@ -81,11 +81,8 @@ pub fn spec(options: &NvmeOptions) -> Spec {
         bars.push(BarSpec { index: CMB_BAR, size: options.cmb, kind: BarKind::Memory64, prefetchable: true });
     }
     Spec {
-        vendor: VENDOR,
-        device: DEVICE,
         subsystem_vendor: SUBSYSTEM_VENDOR,
         subsystem_device: 0x1100,
-        class: 0x01_0802,
         revision: 1,
         bars,
         msix: Some(MsixSpec {
@@ -98,9 +95,7 @@ pub fn spec(options: &NvmeOptions) -> Spec {
         msi_vectors: 32,
         interrupt_pin: 1,
         pcie: PcieKind::Endpoint { speed: 3, width: 4 },
-        no_soft_reset: true,
-        translation: TranslationSpec::default(),
-        vendor_capabilities: Vec::new(),
+        ..Spec::new(VENDOR, DEVICE, 0x01_0802)
     }
 }
 

@@ -15,7 +15,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use ioasid_vfio::{BarKind, BarSpec, MsixSpec, PcieKind, Spec, TranslationSpec, VendorCapability};
+use ioasid_vfio::{BarKind, BarSpec, MsixSpec, Spec, VendorCapability};
 use queue::{Broken, Queue};
 
 use crate::Dma;
@@ -116,11 +116,8 @@ fn spec(identity: &Identity) -> Spec {
         VendorCapability { body, is_window: structure == Structure::Window }
     };
     Spec {
-        vendor: VENDOR,
-        device: DEVICE + identity.kind,
         subsystem_vendor: VENDOR,
         subsystem_device: 0x1100,
-        class: identity.class,
         revision: 1,
         bars: vec![
             BarSpec { index: 1, size: 4096, kind: BarKind::Memory32, prefetchable: false },
@@ -133,11 +130,7 @@ fn spec(identity: &Identity) -> Spec {
             pba_bar: 1,
             pba_offset: 0x800,
         }),
-        msi_vectors: 0,
         interrupt_pin: 1,
-        pcie: PcieKind::RootComplexIntegrated,
-        no_soft_reset: true,
-        translation: TranslationSpec::default(),
         vendor_capabilities: vec![
             capability(Structure::Common, COMMON, 0x40, &[]),
             capability(Structure::Isr, ISR, 4, &[]),
@@ -145,5 +138,6 @@ fn spec(identity: &Identity) -> Spec {
             capability(Structure::Notify, NOTIFY, PART, &NOTIFY_MULTIPLIER.to_le_bytes()),
             capability(Structure::Window, 0, 0, &[0; 4]),
         ],
+        ..Spec::new(VENDOR, DEVICE + identity.kind, identity.class)
     }
 }

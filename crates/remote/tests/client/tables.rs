@@ -11,7 +11,7 @@ use ioasid::{
     Access, Endpoint, EndpointOptions, GroupId, IommuKind, Iova, IovaRange, Machine, Placement, Recovery, Silent,
 };
 use ioasid_remote::{Attended, ClientOptions, MemoryBy, Remote, Server};
-use ioasid_vfio::{BarKind, BarSpec, BusMaster, Function, Interrupts, Model, PcieKind, Spec, VfioDevice};
+use ioasid_vfio::{BarKind, BarSpec, BusMaster, Function, Interrupts, Model, Spec, VfioDevice};
 
 use crate::bench::{Bench, Listening, PATIENCE, bytes, memory, options, wait_until};
 
@@ -172,20 +172,8 @@ impl BusMaster for Bare {
 
 fn bare() -> Spec {
     Spec {
-        vendor: 0x1234,
-        device: 1,
-        subsystem_vendor: 0,
-        subsystem_device: 0,
-        class: 0xff_0000,
-        revision: 0,
         bars: vec![BarSpec { index: 0, size: 4096, kind: BarKind::Memory32, prefetchable: false }],
-        msix: None,
-        msi_vectors: 0,
-        interrupt_pin: 0,
-        pcie: PcieKind::RootComplexIntegrated,
-        no_soft_reset: true,
-        translation: Default::default(),
-        vendor_capabilities: Vec::new(),
+        ..Spec::new(0x1234, 1, 0xff_0000)
     }
 }
 
