@@ -74,7 +74,9 @@ fn main() -> Result<ExitCode> {
         "format", "steps", "checks", "forgotten", "stale when forgotten", "wrong"
     );
     let mut fine = true;
-    for (seed, format) in (1..).zip(GuestFormat::ALL) {
+    // No guest has that one, and there is no table of PASIDs for it.
+    let formats = GuestFormat::ALL.into_iter().filter(|format| *format != GuestFormat::VtdSecondStage);
+    for (seed, format) in (1..).zip(formats) {
         let Counts { steps, checks, forgotten, stale, wrong } = run(format, seed, steps)?;
         println!("{:<18}{steps:>8}{checks:>10}{forgotten:>11}{stale:>22}{wrong:>7}", format!("{format:?}"));
         if stale == 0 {
