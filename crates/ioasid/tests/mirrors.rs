@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -530,6 +530,66 @@ fn a_mirror_that_breaks_its_contract_is_cut_off_and_said_to_be() {
     assert_eq!(bench.ioas.unmap(whole), Ok(PAGE));
 }
 
+/// Maps what it is to, and says that it has failed and what is there may be reached.
+struct Unsure {
+    /// Where each run that it has begins. It holds no memory.
+    has: Mutex<BTreeSet<u64>>,
+    /// It does not unmap it, either.
+    keeps: bool,
+}
+
+impl Unsure {
+    fn count(&self) -> usize {
+        self.has.lock().unwrap().len()
+    }
+}
+
+impl Mirror for Unsure {
+    fn capabilities(&self) -> MirrorCapabilities {
+        MirrorCapabilities::default()
+    }
+
+    fn map(&self, run: &MirrorRun<'_>) -> Result<(), MirrorError> {
+        self.has.lock().unwrap().insert(run.range.start());
+        Err(MirrorError::Reachable)
+    }
+
+    fn unmap(&self, unmapped: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError> {
+        if self.keeps {
+            return Err(MirrorError::Reachable);
+        }
+        let mut has = self.has.lock().unwrap();
+        unmapped.for_each(|run| _ = has.remove(&run.start()));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_mirror_that_fails_to_map_and_may_be_reached_is_told_to_unmap() {
+    for keeps in [false, true] {
+        let bench = Bench::new();
+        let mirror = Arc::new(Unsure { has: Mutex::default(), keeps });
+        bench.ioas.add_mirror(mirror.clone()).unwrap();
+        let map = || bench.ioas.map_pages(Some(Iova(0x1000)), &bench.memory, 0, PAGE, Access::all());
+        assert!(matches!(map(), Err(MapError::Mirror(MirrorError::Reachable))));
+        assert_eq!((bench.ioas.size(), mirror.count()), ((0, 0), usize::from(keeps)));
+        assert_eq!(bench._machine.resources().0, usize::from(keeps), "what it may still reach stays");
+        // One that keeps it is asked for nothing any more.
+        assert_eq!(map().is_ok(), keeps);
+        // The same when it is to follow what is mapped.
+        let bench = Bench::new();
+        bench.ioas.map_pages(Some(Iova(0x1000)), &bench.memory, 0, PAGE, Access::all()).unwrap();
+        let mirror = Arc::new(Unsure { has: Mutex::default(), keeps });
+        let refused = bench.ioas.add_mirror(mirror.clone()).unwrap_err();
+        assert!(matches!(refused, ConnectError::Mirror(MirrorError::Reachable)), "{refused}");
+        assert_eq!(mirror.count(), usize::from(keeps));
+        assert_eq!(bench._machine.resources().0, usize::from(keeps), "what it may still reach stays");
+        let unmapped = if keeps { Err(UnmapError::Mirror(pages_of(1, 1))) } else { Ok(PAGE) };
+        assert_eq!(bench.ioas.unmap(pages_of(1, 1)), unmapped);
+        assert_eq!(bench._machine.resources().0, usize::from(keeps), "what it may still reach stays");
+    }
+}
+
 /// A list that says when it is to map its eighth page, and waits there.
 struct Stops {
     list: List,
@@ -553,6 +613,27 @@ impl Mirror for Stops {
     fn unmap(&self, unmapped: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError> {
         self.list.unmap(unmapped)
     }
+}
+
+/// What is in no area yet when a mirror that has it is cut off.
+#[test]
+fn what_comes_while_a_mirror_is_cut_off_may_be_reached_by_it() {
+    let bench = Bench::new();
+    let (reached, is_reached) = mpsc::sync_channel(0);
+    let (go_on, goes_on) = mpsc::channel();
+    bench.ioas.add_mirror(Arc::new(Breaks)).unwrap();
+    bench.ioas.add_mirror(Arc::new(Stops { list: List::default(), reached, go_on: Mutex::new(goes_on) })).unwrap();
+    bench.ioas.map_pages(Some(Iova(PAGE)), &bench.memory, 0, PAGE, Access::all()).unwrap();
+    std::thread::scope(|scope| {
+        let map = || bench.ioas.map_pages(Some(Iova(8 * PAGE)), &bench.memory, PAGE, PAGE, Access::all());
+        let coming = scope.spawn(map);
+        is_reached.recv().unwrap();
+        assert_eq!(bench.ioas.unmap(pages_of(1, 1)), Err(UnmapError::Mirror(pages_of(1, 1))));
+        go_on.send(()).unwrap();
+        coming.join().unwrap().unwrap();
+    });
+    assert_eq!(bench.ioas.unmap(pages_of(8, 1)), Err(UnmapError::Mirror(pages_of(8, 1))));
+    assert_eq!(bench._machine.resources().0, 2, "what it may still reach stays");
 }
 
 #[test]

@@ -347,9 +347,11 @@ impl Areas {
         pins
     }
 
-    /// Makes present what is absent in `range`, which is an area as a whole and now is in every mirror.
-    pub(super) fn make_present(&mut self, range: IovaRange, pin: Option<Pin>) {
+    /// Makes present what is absent in `range`, which is an area as a whole and now is in every mirror; and in one that
+    /// was cut off, if it is `exposed`.
+    pub(super) fn make_present(&mut self, range: IovaRange, pin: Option<Pin>, exposed: bool) {
         if let Some(area) = self.areas.get_mut(&range.start) {
+            area.exposed |= exposed;
             match std::mem::replace(&mut area.state, State::Coming) {
                 State::Absent(Backed { pages, offset, .. }) => {
                     area.state = State::Mapped(Backed { pages, offset, pin });
@@ -397,19 +399,19 @@ impl Areas {
 
     /// Keeps a range, which is free, for a mapping that is to come.
     pub(super) fn keep(&mut self, range: IovaRange, access: Access) {
-        self.insert(range, access, State::Coming);
+        self.insert(range, access, State::Coming, false);
     }
 
     /// What was kept from `range.start` on is mapped now; `range` may be a part, as what is kept may become several
     /// areas.
-    pub(super) fn publish(&mut self, range: IovaRange, access: Access, backed: Backed) {
-        self.insert(range, access, State::Mapped(backed));
+    pub(super) fn publish(&mut self, range: IovaRange, access: Access, backed: Backed, exposed: bool) {
+        self.insert(range, access, State::Mapped(backed), exposed);
     }
 
-    fn insert(&mut self, range: IovaRange, access: Access, state: State) {
+    fn insert(&mut self, range: IovaRange, access: Access, state: State, exposed: bool) {
         self.areas.insert(
             range.start,
-            Area { last: range.last, access, state, holds: Holds::default(), busy: false, exposed: false },
+            Area { last: range.last, access, state, holds: Holds::default(), busy: false, exposed },
         );
     }
 

@@ -38,6 +38,8 @@ struct Link {
 pub(super) struct Links {
     links: Vec<Link>,
     added: u64,
+    /// How many have broken their contract, and were cut off.
+    pub(super) cut_off: u64,
 }
 
 /// Which mirrors there are at some moment, and how far the one that joins has come.
@@ -101,6 +103,16 @@ impl Drop for Called<'_> {
 impl Links {
     pub(super) fn is_empty(&self) -> bool {
         self.links.is_empty()
+    }
+
+    /// Whether some mirror was cut off since there were `before` of those. What is pinned to be mapped meanwhile is in no
+    /// area yet where [`Ioas::cut_off`] would find it; that mirror may reach it, so then it stays pinned for good.
+    pub(super) fn exposes<'b>(&self, before: u64, pinned: impl Iterator<Item = &'b Backed>) -> bool {
+        let exposes = self.cut_off != before;
+        if exposes {
+            pinned.for_each(|backed| std::mem::forget(backed.pin.clone()));
+        }
+        exposes
     }
 
     pub(super) fn capabilities(&self) -> impl Iterator<Item = &MirrorCapabilities> + Clone {
@@ -188,7 +200,7 @@ impl Ioas {
         let Some(pin) = &backed.pin else { return Ok(()) };
         let run = MirrorRun { range, access, pin, offset: backed.offset, largest: called.largest };
         let result = guarded(|| called.mirror.map(&run));
-        if let Err(MirrorError::Panicked) = result {
+        if let Err(MirrorError::Panicked | MirrorError::Reachable) = result {
             self.unmap_in(called, &mut std::iter::once(range));
         }
         result
@@ -209,6 +221,7 @@ impl Ioas {
         let pins = {
             let mut state = self.lock();
             state.links.links.retain(|link| link.number != number);
+            state.links.cut_off += 1;
             state.limits_changed();
             state.areas.expose();
             state.areas.pins()
@@ -380,6 +393,7 @@ impl Joining<'_> {
         loop {
             let mut locked = ioas.lock();
             let state = &mut *locked;
+            let cut_off = state.links.cut_off;
             let link = state.links.links.iter_mut().find(|link| link.number == self.called.number);
             // It may have been cut off meanwhile.
             let link = link.ok_or(MirrorError::Panicked)?;
@@ -405,8 +419,10 @@ impl Joining<'_> {
                 pin = Some(pages.pin(&ioas.shared.phys, range.start, offset, range.len_minus_one() + 1)?);
             }
             let backed = Backed { pages, offset, pin };
-            ioas.map_in(&self.called, range, access, &backed)?;
+            let mapped = ioas.map_in(&self.called, range, access, &backed);
             let mut state = ioas.lock();
+            state.links.exposes(cut_off, std::iter::once(&backed));
+            mapped?;
             let spare = state.areas.set_pin(range, backed.pin);
             if let Some(link) = state.links.links.iter_mut().find(|link| link.number == self.called.number) {
                 // Nothing begins behind an area that ends at the top.

@@ -124,11 +124,11 @@ impl Ioas {
         if access.is_empty() {
             return Err(MapError::NoAccess);
         }
-        let range = {
+        let (range, cut_off) = {
             let mut state = self.lock();
             let range = state.place(placement, length, offset)?;
             state.areas.keep(range, access);
-            range
+            (range, state.links.cut_off)
         };
         let kept = Kept { ioas: self, range };
         let slices = slices()?;
@@ -144,13 +144,22 @@ impl Ioas {
                 (area, Backed { pages, offset, pin: None })
             })
             .collect();
-        self.publish(range, &mut areas, access)?;
+        self.publish(range, &mut areas, access, cut_off).inspect_err(|_| {
+            self.lock().links.exposes(cut_off, areas.iter().map(|(_, backed)| backed));
+        })?;
         std::mem::forget(kept);
         Ok(Iova(range.start))
     }
 
-    /// Puts pages into ranges that are kept for them, `all` of it, and into every mirror.
-    fn publish(&self, all: IovaRange, areas: &mut Vec<(IovaRange, Backed)>, access: Access) -> Result<(), MapError> {
+    /// Puts pages into ranges that are kept for them, `all` of it, and into every mirror. When they were kept, so many
+    /// mirrors had been `cut_off`.
+    fn publish(
+        &self,
+        all: IovaRange,
+        areas: &mut Vec<(IovaRange, Backed)>,
+        access: Access,
+        cut_off: u64,
+    ) -> Result<(), MapError> {
         let mut done = 0;
         let mut filled: Option<Now> = None;
         // A mirror that joins, until the areas are published.
@@ -159,10 +168,11 @@ impl Ioas {
             let called = match self.next_mirror_for(done, all) {
                 Ok(called) => called,
                 Err(mut state) => {
+                    let exposed = state.links.exposes(cut_off, areas.iter().map(|(_, backed)| backed));
                     // Without a mirror nothing is pinned; what was, for one that went, is let go without the lock.
                     let spare = if state.links.is_empty() { take_pins(areas) } else { Vec::new() };
                     for (range, backed) in areas.drain(..) {
-                        state.areas.publish(range, access, backed);
+                        state.areas.publish(range, access, backed, exposed);
                     }
                     drop(state);
                     drop((spare, joins));

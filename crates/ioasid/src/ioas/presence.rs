@@ -148,7 +148,7 @@ impl Ioas {
     fn make_present(&self, mut state: Locked<'_>, wanted: Vec<Wanted>) -> Result<u64, PresenceError> {
         let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else { return Ok(0) };
         let (start, hull) = (first.part.start, IovaRange { start: first.area.start, last: last.area.last });
-        let alignment = PAGE_SIZE.min(state.alignment());
+        let (alignment, cut_off) = (PAGE_SIZE.min(state.alignment()), state.links.cut_off);
         // They become areas of their own.
         if let Err(error) = check_cuts(&state.areas, &wanted, alignment) {
             // The pins go after the lock: the account is a caller's.
@@ -164,6 +164,7 @@ impl Ioas {
             if let Some(now) = filled {
                 drop(Filled { ioas: self, wanted: &wanted, now });
             }
+            self.lock().links.exposes(cut_off, wanted.iter().map(|wanted| &wanted.backed));
         };
         let mut state = loop {
             match self.next_mirror(done, start) {
@@ -196,6 +197,7 @@ impl Ioas {
             take_back(filled);
             return Err(error.into());
         }
+        let exposed = state.links.exposes(cut_off, wanted.iter().map(|wanted| &wanted.backed));
         let pinned = !state.links.is_empty();
         let (mut bytes, mut spare) = (0, Vec::new());
         for wanted in wanted {
@@ -211,7 +213,7 @@ impl Ioas {
                     None
                 })
             };
-            state.areas.make_present(part, pin);
+            state.areas.make_present(part, pin, exposed);
             bytes += part.len_minus_one() + 1;
         }
         drop(state);

@@ -117,7 +117,7 @@ pub enum MirrorError {
     /// It did not work out.
     #[error("the mirror failed: {0}")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It cannot say that nothing reaches what it was to unmap.
+    /// It cannot say that nothing reaches what it was to unmap, or what it has not mapped; it is told to unmap that.
     #[error("the mirror cannot say that nothing reaches what it was to unmap")]
     Reachable,
     /// It panicked, and was told to unmap what it was to map.
@@ -137,7 +137,8 @@ pub trait Mirror: Any + Send + Sync {
     /// Maps a run, which overlaps nothing that is mapped.
     ///
     /// # Errors
-    /// [`MirrorError`]; then nothing of the run is mapped.
+    /// [`MirrorError`]; then nothing of the run is mapped. With [`MirrorError::Reachable`] something may be, and the
+    /// mirror is told to unmap the run.
     fn map(&self, run: &MirrorRun<'_>) -> Result<(), MirrorError>;
 
     /// Unmaps `runs`, in order of IOVA: each consists of runs that were mapped, or of parts at which they were split.
