@@ -33,20 +33,18 @@ fn answer(link: &Link, port: &mut DmaPort, message: &Message) -> Result<(), Ende
     match Command::decode(header.command.get(), &message.payload, message.descriptors.len()) {
         Ok(Command::DmaRead(access)) => {
             let mut data = vec![0; access.count.get() as usize];
-            let Some(iova) = iova(link, access.address.get()) else { return peer.refuse(header, Errno::FAULT) };
-            match port.read(iova, &mut data) {
-                Ok(()) => peer.reply(header, &[access.as_bytes(), &data], &[]),
-                Err(_) => peer.refuse(header, Errno::FAULT),
+            match iova(link, access.address.get()).map(|iova| port.read(iova, &mut data)) {
+                Some(Ok(())) => peer.reply(header, &[access.as_bytes(), &data], &[]),
+                _ => peer.refuse(header, Errno::FAULT),
             }
         }
         Ok(Command::DmaWrite(access, data)) => {
-            let Some(iova) = iova(link, access.address.get()) else { return peer.refuse(header, Errno::FAULT) };
-            match port.write(iova, data) {
-                Ok(()) => {
+            match iova(link, access.address.get()).map(|iova| port.write(iova, data)) {
+                Some(Ok(())) => {
                     let written = DmaWritten { address: access.address, count: U32::new(data.len() as u32) };
                     peer.reply(header, &[written.as_bytes()], &[])
                 }
-                Err(_) => peer.refuse(header, Errno::FAULT),
+                _ => peer.refuse(header, Errno::FAULT),
             }
         }
         Err(_) => peer.refuse(header, Errno::INVAL),

@@ -53,13 +53,7 @@ impl Mirror for Remote {
                 Err(MapPieceError::Call(CallError::Ended(_))) => done.push(start),
                 Err(error) => {
                     done.into_iter().for_each(|start| self.unmap_one(&link, start));
-                    // What it does not let go of, it may reach.
-                    let is_out_of_reach = self.is_out_of_reach(&link);
-                    return Err(if is_out_of_reach {
-                        MirrorError::Failed(error.into())
-                    } else {
-                        MirrorError::Panicked
-                    });
+                    return Err(self.not_mapped(&link, error));
                 }
             }
         }
@@ -124,13 +118,14 @@ impl Remote {
             Err(NotMapped::Failed(error)) => Err(MirrorError::Failed(error.into())),
             Err(NotMapped::Unacknowledged(_)) => {
                 self.end_process(link);
-                // What it does not let go of, it may reach.
-                match self.is_out_of_reach(link) {
-                    true => Err(MirrorError::Failed(Unacknowledged.into())),
-                    false => Err(MirrorError::Panicked),
-                }
+                Err(self.not_mapped(link, Unacknowledged))
             }
         }
+    }
+
+    /// Why a run is not mapped, of which everything was taken back: what the server does not let go of, it may reach.
+    fn not_mapped(&self, link: &Link, why: impl std::error::Error + Send + Sync + 'static) -> MirrorError {
+        if self.is_out_of_reach(link) { MirrorError::Failed(Box::new(why)) } else { MirrorError::Reachable }
     }
 
     /// A server that is there says by its gate that it is out. One that does not in time is ended.
