@@ -112,9 +112,9 @@ impl Function {
         let memory = model.memory();
         spec.check_memory(&memory)?;
         let bar_addresses = place_bars(&spec, window)?;
-        let config = Mutex::new(lay_out(&spec));
+        let places = vendor_places(&spec).ok_or(SpecError::VendorCapabilities)?;
+        let config = Mutex::new(lay_out(&spec, &places));
         let (order, resets) = (Mutex::new(()), AtomicU64::new(0));
-        let places = vendor_places(&spec).unwrap_or_default();
         let windows = places.iter().zip(&spec.vendor_capabilities);
         let windows = windows.filter(|(_, capability)| capability.is_window).map(|(at, _)| Window(*at)).collect();
         Ok(Self { spec, bar_addresses, order, config, interrupts, model, memory, windows, bus_master, resets })
@@ -495,9 +495,9 @@ pub(crate) fn vendor_places(spec: &Spec) -> Option<Vec<u16>> {
     vendor::place(spec, &standard(spec))
 }
 
-/// All registers of a function, in their power-on state, its capabilities linked in the order of their places.
-fn lay_out(spec: &Spec) -> ConfigSpace {
-    let own = vendor_places(spec).unwrap_or_default();
+/// All registers of a function, in their power-on state, its capabilities linked in the order of their places; those of
+/// the vendor's lie where `own` says.
+fn lay_out(spec: &Spec, own: &[u16]) -> ConfigSpace {
     let mut present: Vec<u16> = standard(spec).iter().map(|(at, _)| *at).chain(own.iter().copied()).collect();
     present.sort_unstable();
     let next_after = |at: u16| present.iter().find(|place| **place > at).map_or(0, |place| *place as u8);
