@@ -25,7 +25,7 @@
 
 mod member;
 #[cfg(all(test, any(loom, shuttle)))]
-mod model;
+mod gate_model;
 mod owner;
 mod words;
 
