@@ -35,8 +35,7 @@ pub(crate) const MODEL: ModelInfo = ModelInfo {
 };
 
 fn memory_by(options: &Options) -> MemoryBy {
-    let has = |flag| options.iter().any(|(name, _)| name == flag);
-    match (has(UNTRUSTED), has(NO_TABLES)) {
+    match (options.has(UNTRUSTED), options.has(NO_TABLES)) {
         (true, _) => MemoryBy::Messages,
         (false, true) => MemoryBy::Files,
         (false, false) => MemoryBy::Tables,

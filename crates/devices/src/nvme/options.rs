@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::storage::ImageError;
-
 use super::fail::Failure;
+use crate::storage::ImageError;
 
 /// Most queue pairs for I/O.
 pub const MAX_QUEUES: u16 = 64;

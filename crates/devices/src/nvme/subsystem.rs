@@ -9,8 +9,7 @@ use super::options::{Backing, NvmeOptions};
 use super::pool::Pool;
 use super::reservation::HostId;
 use super::spec::status::Status;
-use crate::storage::ImageError;
-use crate::storage::{self, Blocks, MemoryBlocks};
+use crate::storage::{self, Blocks, ImageError, MemoryBlocks};
 
 /// Entries of the log of errors.
 pub(super) const ERRORS: usize = 64;

@@ -140,6 +140,12 @@ impl Options {
         self.0.iter().map(|(name, value)| (*name, value))
     }
 
+    /// Whether it was given.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.iter().any(|(given, _)| given == name)
+    }
+
     /// The number that was given, or the last of several.
     #[must_use]
     pub fn number(&self, name: &str) -> Option<u64> {

@@ -80,7 +80,7 @@ pub const MODEL: ModelInfo = ModelInfo {
 
 fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<Built>, BuildError> {
     let site = sites[0];
-    let readonly = options.iter().any(|(name, _)| name == READONLY);
+    let readonly = options.has(READONLY);
     let blocks = match (options.text(IMAGE), options.number(MEMORY)) {
         (Some(image), _) => {
             let image = storage::open(&PathBuf::from(image), options.number(SIZE), SECTOR, readonly);

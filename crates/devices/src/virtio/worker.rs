@@ -52,10 +52,9 @@ impl Worker {
     fn session(&mut self, resets: u64, setup: &Setup) -> Result<(), Broken> {
         let Self { shared, device, dma } = self;
         let goes_on = || shared.resets() == resets;
-        let queue = |(number, queue)| Queue::new(number, queue, setup.features);
         let mut queues = (0..)
             .zip(&setup.queues)
-            .map(|(number, described)| described.is_enabled.then(|| queue((number, described))).transpose())
+            .map(|(number, queue)| queue.is_enabled.then(|| Queue::new(number, queue, setup.features)).transpose())
             .collect::<Result<Vec<_>, _>>()?;
         device.begin(setup.features);
         // What was offered before is looked at, whether or not it was notified.
