@@ -68,8 +68,8 @@
 //! - [Parts of devices][parts]: an endpoint whose transactions are its parent's ([`Machine::add_part`]), by PASIDs that
 //!   only its table can name ([`PartPasidTable`]; a model's own is [`VirtualPasids`]).
 //! - [Mirrors][mirrors]: whatever else is to have the same mappings ([`Mirror`], [`Ioas::add_mirror`]).
-//! - [Tables of another process][shared] ([`NestedOptions::shared`]): a device here walks them, and that process waits, by a gate
-//!   in shared memory, until a translation that it takes away is used no more ([`GateOwner`], [`GateMember`]).
+//! - [Tables of another process][shared] ([`NestedOptions::shared`]): a device here walks them. When that process takes
+//!   a translation away, it waits by a gate in shared memory until no port uses it ([`GateOwner`], [`GateMember`]).
 //! - [Pins][pins]: software reaches what is mapped without DMA ([`IoasAccess`], [`PinnedRange`]).
 //!
 //! [nested]: https://github.com/ioasid/ioasid/blob/HEAD/crates/ioasid/examples/nested.rs

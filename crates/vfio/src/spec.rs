@@ -184,8 +184,8 @@ pub enum SpecError {
 }
 
 impl Spec {
-    /// A function inside the root complex that has no BARs and no interrupts, and keeps its state from D3hot to D0: what
-    /// a model has beside that, it adds.
+    /// A function inside the root complex that has no BARs and no interrupts, and keeps its state from D3hot to D0. A
+    /// model adds what it has beside that.
     ///
     /// ```
     /// use ioasid_vfio::Spec;

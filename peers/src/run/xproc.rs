@@ -1,7 +1,7 @@
 //! `xproc-…`: a device in a process of its own, which walks page tables that are shared with it.
 //!
-//! - `map`: a page is mapped, the device sees it, and it is unmapped, which the device acknowledges; theirs is a DMA_MAP
-//!   with a file and a DMA_UNMAP by the crate vfio_user, whose server answers when its back end has seen them.
+//! - `map`: a page is mapped, the device sees it, and it is unmapped, which the device acknowledges; theirs is a
+//!   DMA_MAP with a file and a DMA_UNMAP by the crate vfio_user, whose server answers when its back end has seen them.
 //! - `dma-…`: the device reads by a cached translation; theirs is process_vm_readv by the same process.
 //! - `growth`: one map at 1,000,000 mappings; theirs is our own at 1,000.
 

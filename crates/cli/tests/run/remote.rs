@@ -129,7 +129,7 @@ pub const TESTS: &[Test] = &[
         let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
         assert_eq!(lines.next().unwrap().unwrap(), "copying");
         server.signal(libc::SIGSTOP);
-        // All its passages say that somebody is inside.
+        // Its member's file says of each passage that a port is inside.
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.child.id())).unwrap();
         let gate = maps.lines().find(|line| line.contains("memfd:ioasid-gate") && line.contains("rw-s")).unwrap();
         let (first, end) = gate.split(' ').next().unwrap().split_once('-').unwrap();

@@ -64,8 +64,8 @@ impl SubmissionQueue {
         is_one
     }
 
-    /// What the event index should hold instead, while the controller looks at the doorbell anyway: a place that the tail
-    /// has just left behind, where it would soon come around to the one that was asked for.
+    /// What the event index should hold instead, while the controller looks at the doorbell anyway: a place that the
+    /// tail has just left behind, where it would soon come around to the one that was asked for.
     pub(super) fn later_event(&self) -> Option<u32> {
         let ahead = (self.tail + self.entries - self.event) % self.entries;
         (ahead > self.entries / 2).then(|| (self.tail + self.entries - 1) % self.entries)

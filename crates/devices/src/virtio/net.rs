@@ -1,4 +1,4 @@
-//! A network interface: `virtio-net` (1af4:1041), at a tap of the kernel's, or with nothing but itself at the other end.
+//! A network interface: `virtio-net` (1af4:1041), at a tap of the kernel's, or with itself at the other end.
 //!
 //! Queue 0 has buffers for what comes, queue 1 what goes. Each packet begins with a header of 12 bytes, which says
 //! nothing here: no offload is offered, so packets are whole, with their checksums, and one is in one buffer.
@@ -60,7 +60,7 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
         let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
-    // One for a group is nobody's own.
+    // An interface's own address is no group's.
     (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
 }
 

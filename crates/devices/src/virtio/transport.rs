@@ -66,7 +66,7 @@ impl Setup {
     }
 }
 
-/// The registers, with who is where.
+/// The registers, what the worker is at, and how many resets wait for it.
 pub(super) struct State {
     pub(super) setup: Setup,
     /// How many resets there had been when the worker began what it is at.
@@ -149,7 +149,8 @@ impl Shared {
         self.send(vector, CONFIG);
     }
 
-    /// As after power-on, when the worker is out of what was before. Nobody interrupts for that any more.
+    /// Makes the device as after power-on. When this returns, the worker is out of what was before, and interrupts for
+    /// that no more.
     fn reset(&self) {
         let mut state = self.lock();
         let resets = self.resets.fetch_add(1, Ordering::SeqCst) + 1;

@@ -63,8 +63,9 @@ pub(crate) struct Gate {
     posted: AtomicU64,
     /// See [`is_asymmetric`].
     asymmetric: bool,
-    /// The passage of another process's gate, while the port walks tables of that; null otherwise. Whoever changes it
-    /// waits until the port is out before what was there goes, or what is there is needed (see [`walker::Ports`]).
+    /// The passage of another process's gate, while the port walks tables of that; null otherwise. The thread that
+    /// changes it then waits until the port is out: only then may the old passage go, and the port passes the new one
+    /// (see [`walker::Ports`]).
     passage: AtomicPtr<Passage>,
     /// There was no passage left for the port: it must not walk anything.
     shut: AtomicBool,

@@ -105,8 +105,8 @@ impl Links {
         self.links.is_empty()
     }
 
-    /// Whether some mirror was cut off since there were `before` of those. What is pinned to be mapped meanwhile is in no
-    /// area yet where [`Ioas::cut_off`] would find it; that mirror may reach it, so then it stays pinned for good.
+    /// Whether some mirror was cut off since there were `before` of those. What a thread has pinned to map it is in no
+    /// area yet, where [`Ioas::cut_off`] would find it; that mirror may reach it, so then it stays pinned for good.
     pub(super) fn exposes<'b>(&self, before: u64, pinned: impl Iterator<Item = &'b Backed>) -> bool {
         let exposes = self.cut_off != before;
         if exposes {

@@ -134,7 +134,8 @@ impl Interrupts {
         state.deliver();
     }
 
-    /// Asserts INTx for a moment that no program sees the end of: for a model that knows of signals, and not of the line.
+    /// Asserts INTx, and lets it go at once: for a model that knows of signals, and not of the line. No program unmasks
+    /// the line in between.
     pub fn pulse_intx(&self) {
         let mut state = self.state();
         state.intx.asserted = true;

@@ -5,8 +5,8 @@
 //!  +0   │ the vendor's  │ length       │ next         │ id 0x09      │
 //!  +4   │ the vendor's …
 //! ```
-//! One may be a window (Virtual I/O Device 1.2, 4.1.4.9): software writes a BAR, an offset and a length, and what it then
-//! reads or writes at +16 are that many bytes of the BAR.
+//! One may be a window (Virtual I/O Device 1.2, 4.1.4.9): software writes a BAR, an offset and a length, and what it
+//! then reads or writes at +16 are that many bytes of the BAR.
 
 use super::config::ConfigSpace;
 use crate::spec::{Spec, VendorCapability};

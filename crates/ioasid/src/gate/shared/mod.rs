@@ -16,16 +16,16 @@
 //! It is the protocol between threads, with two differences. Both fences are real ones, as an asymmetric fence would
 //! have to reach every processor of the machine: the port pays some 10 ns for each access, and an invalidation is
 //! acknowledged in half a microsecond. And neither side trusts the other: each has a file that the other can only read
-//! or that it believes nothing of, neither can be cut short, and a member that does not come out is given up by its
-//! owner, who ends it or says that it may still reach what it has mapped.
+//! or that it believes nothing of, and neither can cut one short. The owner gives up a member that does not come out:
+//! it ends that process, or says that it may still reach what it has mapped.
 //!
 //! What the owner writes (`orders`) can only be read elsewhere; it says no more than what to forget, and forgetting too
 //! much is only slow. What the member writes (`passages`), it could write wrongly, and would then reach what is not its
 //! own any more, as it could with the memory that it has mapped.
 
-mod member;
 #[cfg(all(test, any(loom, shuttle)))]
 mod gate_model;
+mod member;
 mod owner;
 mod words;
 

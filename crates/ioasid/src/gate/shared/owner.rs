@@ -34,7 +34,7 @@ pub struct Unacknowledged;
 /// let [orders, passages] = owner.files().map(|file| file.try_clone_to_owned());
 /// let member = GateMember::join(orders?, passages?)?;
 ///
-/// // Nobody is inside, so that is at once.
+/// // No port of the member's is inside, so this returns at once.
 /// owner.invalidate(IovaRange::ALL, || true)?;
 /// # drop(member);
 /// # Ok(())

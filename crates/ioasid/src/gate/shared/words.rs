@@ -6,13 +6,13 @@ pub(super) use mapped::Words;
 #[cfg(any(loom, shuttle))]
 pub(crate) use model::Words;
 
-/// Who has the memory, beside its maker.
+/// What the other process may do with the words.
 #[cfg(not(any(loom, shuttle)))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Others {
-    /// Whoever is given the file can read it.
+    /// It reads them.
     Read,
-    /// Whoever is given the file can write it, too.
+    /// It reads and writes them.
     Write,
 }
 
