@@ -8,8 +8,8 @@ mod peer;
 use std::io::Write;
 use std::sync::{Arc, LazyLock};
 
-use ioasid_remote::Server;
-use ioasid_remote::wire::{Command, Header, Request, Version};
+use ioasid_remote::vfio_user::Server;
+use ioasid_remote::vfio_user::wire::{Command, Header, Request, Version};
 use zerocopy::FromBytes;
 
 static SERVER: LazyLock<Arc<Server>> = LazyLock::new(|| peer::server("edu", &[]));

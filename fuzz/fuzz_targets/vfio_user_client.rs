@@ -9,7 +9,7 @@ mod hostile;
 
 use std::ffi::{CStr, c_char};
 
-use ioasid_remote::MemoryBy;
+use ioasid_remote::vfio_user::MemoryBy;
 
 /// The server is part of this process. One that has files and is cut off never ends, so that what it may reach stays
 /// pinned for good, as the address space promises. Nothing else may leak.

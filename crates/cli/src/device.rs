@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ioasid::{IommuKind, Machine};
-use ioasid_remote::{ServeError, Server};
+use ioasid_remote::vfio_user::{ServeError, Server};
 use ioasid_serve::PciDevice;
 use rustix::event::{PollFd, PollFlags, poll};
 

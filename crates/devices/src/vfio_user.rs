@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ioasid::{EndpointOptions, Recovery};
-use ioasid_remote::{ClientOptions, ConnectError, MemoryBy, Remote};
+use ioasid_remote::vfio_user::{ClientOptions, ConnectError, MemoryBy, Remote};
 use ioasid_vfio::Interrupts;
 
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};

@@ -22,7 +22,7 @@ use ioasid::{
     Access, Device, DmaPort, Endpoint, EndpointOptions, GroupId, Ioas, Iova, IovaRange, Machine, Placement, Recovery,
     Silent,
 };
-use ioasid_remote::{Attended, ClientOptions, MemoryBy, Remote, Server};
+use ioasid_remote::vfio_user::{Attended, ClientOptions, MemoryBy, Remote, Server};
 use ioasid_vfio::{BusMaster, Function, Interrupts, Model, VfioDevice};
 
 use super::remote::{Constant, spec};

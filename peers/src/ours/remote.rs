@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ioasid::{Endpoint, EndpointOptions, GroupId, Machine, Silent};
-use ioasid_remote::{Attended, ClientOptions, MemoryBy, Remote, Server};
+use ioasid_remote::vfio_user::{Attended, ClientOptions, MemoryBy, Remote, Server};
 use ioasid_vfio::{BarKind, BarSpec, BusMaster, Function, Interrupts, Model, Spec, VfioDevice};
 
 use crate::process::pin;

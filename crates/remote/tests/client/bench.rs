@@ -12,7 +12,7 @@ use ioasid::{
     Access, Context, Device, EndpointOptions, GroupId, Ioas, IommuKind, Iova, IovaRange, Machine, Recovery, Silent,
 };
 use ioasid_devices::registry::{Built, Context as Place, ModelInfo, Options, Shared, Site};
-use ioasid_remote::{ClientOptions, MemoryBy, Remote, Server};
+use ioasid_remote::vfio_user::{ClientOptions, MemoryBy, Remote, Server};
 use ioasid_vfio::device::irq::{IrqActions, IrqData, IrqSet};
 use ioasid_vfio::device::region::file_offset;
 use ioasid_vfio::{Function, Interrupts, Session, SpecError, VfioDevice};

@@ -1,7 +1,7 @@
 //! A device of another process is one like any other: registers, interrupts, DMA by what it is attached to.
 
 use ioasid::Access;
-use ioasid_remote::MemoryBy;
+use ioasid_remote::vfio_user::MemoryBy;
 use ioasid_vfio::IrqIndex;
 use ioasid_vfio::device::irq::IrqActions;
 

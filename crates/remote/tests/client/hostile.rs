@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ioasid::{Access, UnmapError};
-use ioasid_remote::wire::{
+use ioasid_remote::Ended;
+use ioasid_remote::vfio_user::wire::{
     Capabilities, CommandId, DeviceInfo, DmaAccess, Header, IrqInfo, Kind, RegionAccess, RegionInfo, Version,
 };
-use ioasid_remote::{ClientOptions, ConnectError, Ended, MemoryBy, Remote};
+use ioasid_remote::vfio_user::{ClientOptions, ConnectError, MemoryBy, Remote};
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 

@@ -10,7 +10,7 @@ use ioasid::memory::{RemoteMemory, Segment};
 use ioasid::{
     Access, Endpoint, EndpointOptions, GroupId, IommuKind, Iova, IovaRange, Machine, Placement, Recovery, Silent,
 };
-use ioasid_remote::{Attended, ClientOptions, MemoryBy, Remote, Server};
+use ioasid_remote::vfio_user::{Attended, ClientOptions, MemoryBy, Remote, Server};
 use ioasid_vfio::{BarKind, BarSpec, BusMaster, Function, Interrupts, Model, Spec, VfioDevice};
 
 use crate::bench::{Bench, Listening, PATIENCE, bytes, memory, options, wait_until};

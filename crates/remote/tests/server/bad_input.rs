@@ -4,8 +4,9 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use ioasid_remote::wire::{CommandId, DmaFlags, Header, RegionAccess, Version};
-use ioasid_remote::{Ended, ServeError};
+use ioasid_remote::Ended;
+use ioasid_remote::vfio_user::ServeError;
+use ioasid_remote::vfio_user::wire::{CommandId, DmaFlags, Header, RegionAccess, Version};
 use zerocopy::IntoBytes;
 use zerocopy::native_endian::{U16, U32, U64};
 
@@ -89,7 +90,7 @@ fn who_does_not_begin_with_a_version_is_let_go() {
     assert!(matches!(peer.ended(), Err(ServeError::Version(_))));
     // One that says nothing has so long.
     let start = Instant::now();
-    assert!(matches!(Peer::silent(&server).ended(), Err(ServeError::Ended(Ended::Silent(CommandId::Version, _)))));
+    assert!(matches!(Peer::silent(&server).ended(), Err(ServeError::Ended(Ended::Silent("VERSION", _)))));
     assert!(start.elapsed() >= PATIENCE);
     Peer::new(&server, true);
 }
@@ -123,7 +124,7 @@ fn one_that_takes_no_replies_is_given_up() {
     while start.elapsed() < PATIENCE / 2 {
         let _ = peer.socket.write(&message);
     }
-    assert!(matches!(peer.ended().unwrap(), Ended::Stalled | Ended::Closed | Ended::Message(_)));
+    assert!(matches!(peer.ended().unwrap(), Ended::Stalled | Ended::Closed | Ended::Protocol(_)));
     Peer::new(&server, true);
 }
 

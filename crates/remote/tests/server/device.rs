@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use ioasid_remote::wire::{CommandId, DeviceInfo, Feature, IoFds, IrqInfo, RegionInfo, WriteMulti};
+use ioasid_remote::vfio_user::wire::{CommandId, DeviceInfo, Feature, IoFds, IrqInfo, RegionInfo, WriteMulti};
 use rustix::event::{EventfdFlags, eventfd};
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ioasid_remote::wire::{Command, DmaFlags, Header};
+use ioasid_remote::vfio_user::wire::{Command, DmaFlags, Header};
 use zerocopy::IntoBytes;
 
 use crate::peer::{Peer, memfd, receive, send, server, wait_until};

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use ioasid_remote::wire::{CommandId, DmaFlags, DmaMap, DmaUnmap, Header, IrqSet, RegionAccess};
+use ioasid_remote::vfio_user::wire::{CommandId, DmaFlags, DmaMap, DmaUnmap, Header, IrqSet, RegionAccess};
 use rustix::event::{EventfdFlags, eventfd};
 use zerocopy::IntoBytes;
 use zerocopy::native_endian::{U16, U32, U64};

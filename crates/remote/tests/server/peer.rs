@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use ioasid::{GroupId, IommuKind, Machine, Silent};
 use ioasid_devices::registry::{Built, Context, ModelInfo, Options, Shared, Site};
-use ioasid_remote::wire::{
+use ioasid_remote::Ended;
+use ioasid_remote::vfio_user::wire::{
     Capabilities, CommandId, DmaFlags, DmaMap, DmaUnmap, Header, IrqSet, Kind, RegionAccess, TwinSocket, Version,
 };
-use ioasid_remote::{Ended, ServeError, Server};
+use ioasid_remote::vfio_user::{ServeError, Server};
 use ioasid_vfio::{Function, VfioDevice};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage};
 use rustix::net::{SendFlags, recvmsg, sendmsg};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ioasid::memory::TableSpace;
 use ioasid::{Access, GateOwner, IovaRange};
-use ioasid_remote::wire::{BY_MESSAGE, CommandId, DmaFlags, SharedTables};
+use ioasid_remote::vfio_user::wire::{BY_MESSAGE, CommandId, DmaFlags, SharedTables};
 use iopt::format::{Marked, VtdSecondStage};
 use iopt::{Arena, EmptyTables, PageTable};
 use zerocopy::IntoBytes;

@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use zerocopy::native_endian::{U32, U64};
 
 use super::client::{Answer, Client, whole};
-use crate::wire::{IoFds, MostBytes, RegionAccess, RegionInfo};
+use crate::vfio_user::wire::{IoFds, MostBytes, RegionAccess, RegionInfo};
 
 impl Client {
     pub(super) fn region_info(&self, index: u32, most: MostBytes) -> Answer {

@@ -17,8 +17,9 @@ use zerocopy::IntoBytes;
 use zerocopy::native_endian::U32;
 
 use super::{Link, Remote, lock};
-use crate::connection::{CallError, Ended};
-use crate::wire::{CommandId, IrqSet, IrqSetFlags};
+use crate::socket::Ended;
+use crate::vfio_user::connection::CallError;
+use crate::vfio_user::wire::{CommandId, IrqSet, IrqSetFlags};
 
 /// What is enabled at the server.
 #[derive(Debug, Default)]

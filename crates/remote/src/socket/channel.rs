@@ -1,6 +1,7 @@
 //! A stream socket as messages with descriptors beside them.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,61 +15,72 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
 };
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Ended;
 use super::descriptors::Passed;
-use crate::wire::{HEADER_SIZE, Header, MAX_DESCRIPTORS};
+
+/// The most descriptors beside one message: as many as Linux passes at once (`SCM_MAX_FD`).
+pub(crate) const MAX_DESCRIPTORS: usize = 253;
+
+/// What each message of a protocol begins with.
+pub(crate) trait Head: FromBytes + IntoBytes + Immutable {
+    /// How many bytes follow.
+    fn follows(&self) -> Result<usize, Ended>;
+}
 
 /// A message as it came.
 #[derive(Debug)]
-pub(crate) struct Message {
-    pub(crate) header: Header,
+pub(crate) struct Message<H> {
+    pub(crate) header: H,
     pub(crate) payload: Vec<u8>,
     pub(crate) descriptors: Passed,
 }
 
 /// One end of a connection. One thread at a time sends, and one receives.
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(crate) struct Channel<H> {
     socket: OwnedFd,
     takes_descriptors: AtomicBool,
     /// What was read beyond a message. The thread that receives holds it.
     rest: Mutex<Vec<u8>>,
+    head: PhantomData<fn(H) -> H>,
 }
 
 /// How much is read at once of messages that have no descriptors.
 const AHEAD: usize = 1024;
 
-impl Channel {
+impl<H: Head> Channel<H> {
+    const HEAD: usize = size_of::<H>();
+
     /// Over `socket`, with a peer that is waited for so long at once.
-    pub(super) fn new(socket: OwnedFd, patience: Duration) -> Self {
+    pub(crate) fn new(socket: OwnedFd, patience: Duration) -> Self {
         // Every socket has both.
         let _ = ioctl_fionbio(&socket, false);
         let _ = set_socket_timeout(&socket, Timeout::Recv, Some(patience));
-        Self { socket, takes_descriptors: AtomicBool::new(true), rest: Mutex::default() }
+        Self { socket, takes_descriptors: AtomicBool::new(true), rest: Mutex::default(), head: PhantomData }
     }
 
     /// From now on the kernel lets go of descriptors beside messages, without asking those that made the files.
-    pub(super) fn refuse_descriptors(&self) {
+    pub(crate) fn refuse_descriptors(&self) {
         self.takes_descriptors.store(false, Ordering::SeqCst);
     }
 
     /// Whether something has come that was not received, or the end.
-    pub(super) fn has_something(&self) -> bool {
+    pub(crate) fn has_something(&self) -> bool {
         self.wait(PollFlags::IN, Some(Instant::now())).unwrap_or(true)
     }
 
     /// Whatever waits for it waits no more, here and at the other end.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         // One that is closed already is what is wanted.
         let _ = shutdown(&self.socket, Shutdown::Both);
     }
 
     /// Sends a message; `parts` are what follows its header. A peer that takes nothing until `deadline` is given up.
-    pub(super) fn send(
+    pub(crate) fn send(
         &self,
-        header: &Header,
+        header: &H,
         parts: &[&[u8]],
         descriptors: &[BorrowedFd<'_>],
         deadline: Instant,
@@ -111,15 +123,15 @@ impl Channel {
 
     /// Receives a message: `None` if none has begun by `start`, or as long after it as the peer is waited for. One that
     /// has begun has to be whole by what `end` then gives.
-    pub(super) fn receive(
+    pub(crate) fn receive(
         &self,
         start: Option<Instant>,
         end: impl FnOnce() -> Instant,
-    ) -> Result<Option<Message>, Ended> {
+    ) -> Result<Option<Message<H>>, Ended> {
         let mut end = Deadline(Some(end), None);
         let mut descriptors = Passed::default();
         // What is read beyond a message is of the next, and whose a descriptor is could not be told then.
-        let ahead = if self.takes_descriptors.load(Ordering::SeqCst) { HEADER_SIZE } else { AHEAD };
+        let ahead = if self.takes_descriptors.load(Ordering::SeqCst) { Self::HEAD } else { AHEAD };
         let mut space = [0; AHEAD];
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         let mut has = rest.len();
@@ -135,15 +147,15 @@ impl Channel {
                 Err(error) => return Err(Ended::of(error)),
             }
         }
-        if has < HEADER_SIZE {
-            self.fill(&mut space[has..HEADER_SIZE], &mut descriptors, &mut end)?;
-            has = HEADER_SIZE;
+        if has < Self::HEAD {
+            self.fill(&mut space[has..Self::HEAD], &mut descriptors, &mut end)?;
+            has = Self::HEAD;
         }
-        let header = Header::read_from_bytes(&space[..HEADER_SIZE]).map_err(|_| Ended::Closed)?;
-        let mut payload = vec![0; header.payload()?];
-        let here = payload.len().min(has - HEADER_SIZE);
-        payload[..here].copy_from_slice(&space[HEADER_SIZE..HEADER_SIZE + here]);
-        rest.extend_from_slice(&space[HEADER_SIZE + here..has]);
+        let header = H::read_from_bytes(&space[..Self::HEAD]).map_err(|_| Ended::Closed)?;
+        let mut payload = vec![0; header.follows()?];
+        let here = payload.len().min(has - Self::HEAD);
+        payload[..here].copy_from_slice(&space[Self::HEAD..Self::HEAD + here]);
+        rest.extend_from_slice(&space[Self::HEAD + here..has]);
         self.fill(&mut payload[here..], &mut descriptors, &mut end)?;
         Ok(Some(Message { header, payload, descriptors }))
     }
@@ -208,7 +220,7 @@ impl Channel {
     }
 }
 
-impl AsFd for Channel {
+impl<H> AsFd for Channel<H> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

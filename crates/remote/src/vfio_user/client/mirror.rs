@@ -16,9 +16,10 @@ use zerocopy::IntoBytes;
 use zerocopy::native_endian::{U32, U64};
 
 use super::tables::{NotMapped, Tables};
-use super::{Link, MemoryBy, Remote, lock, peer};
-use crate::connection::{CallError, Ended};
-use crate::wire::{BY_MESSAGE, CommandId, DmaFlags, DmaMap, DmaUnmap};
+use super::{Link, MemoryBy, Remote, lock};
+use crate::socket::{Ended, peer};
+use crate::vfio_user::connection::CallError;
+use crate::vfio_user::wire::{BY_MESSAGE, CommandId, DmaFlags, DmaMap, DmaUnmap};
 
 /// What the server was told to map: by its first IOVA, how many bytes.
 pub(super) type Mapped = BTreeMap<u64, u64>;
@@ -152,7 +153,7 @@ impl Remote {
 
     /// Cuts a server off whose device does not come out, and ends its process.
     fn end_process(&self, link: &Link) {
-        link.connection.end(Ended::Silent(CommandId::DmaUnmap, self.options.patience));
+        link.connection.end(Ended::Silent(CommandId::DmaUnmap.name(), self.options.patience));
         if let Some(process) = link.process.as_ref().filter(|process| !peer::is_this(process)) {
             let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
         }

@@ -15,8 +15,8 @@ use ioasid_errno::ToErrno;
 use rustix::io::Errno;
 
 use super::client::{Answer, Client};
-use crate::connection::Passed;
-use crate::wire::{ADDRESS_BITS, SharedTables};
+use crate::socket::Passed;
+use crate::vfio_user::wire::{ADDRESS_BITS, SharedTables};
 
 /// What the engine has of a client's tables.
 pub(super) struct Tables {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use ioasid_vfio::{BarKind, BarSpec, MsixSpec, PcieKind, Spec, SpecError, VendorCapability};
 
 use super::{CONFIG, ConnectError, Link};
-use crate::wire::CommandId;
+use crate::vfio_user::wire::CommandId;
 
 /// How many vectors the server has.
 pub(super) struct Interrupts {

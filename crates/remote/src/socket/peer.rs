@@ -4,7 +4,7 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// A descriptor of the process that listened (`SO_PEERPIDFD`, Linux 6.5); `None` if it cannot be had.
-pub(super) fn process(socket: &OwnedFd) -> Option<OwnedFd> {
+pub(crate) fn process(socket: &OwnedFd) -> Option<OwnedFd> {
     const SO_PEERPIDFD: libc::c_int = 77;
     let (mut pidfd, mut length): (RawFd, _) = (-1, size_of::<RawFd>() as libc::socklen_t);
     // SAFETY: the kernel fills in as many bytes as it is told.
@@ -23,12 +23,12 @@ fn number(process: &OwnedFd) -> Option<u32> {
 }
 
 /// Whether that process is this one.
-pub(super) fn is_this(process: &OwnedFd) -> bool {
+pub(crate) fn is_this(process: &OwnedFd) -> bool {
     number(process) == Some(std::process::id())
 }
 
 /// Whether that process may be a server of one device, which can be ended: who starts others, this one among them, has
 /// listened for another.
-pub(super) fn is_of_a_device(process: &OwnedFd) -> bool {
+pub(crate) fn is_of_a_device(process: &OwnedFd) -> bool {
     number(process).is_some_and(|number| number > 1 && number != std::os::unix::process::parent_id())
 }

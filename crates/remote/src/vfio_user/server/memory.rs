@@ -7,8 +7,9 @@ use ioasid::memory::RemoteMemory;
 use zerocopy::native_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::connection::{CallError, Connection, Ended};
-use crate::wire::{CommandId, DmaAccess, DmaWritten};
+use crate::socket::Ended;
+use crate::vfio_user::connection::{CallError, Connection};
+use crate::vfio_user::wire::{CommandId, DmaAccess, DmaWritten};
 
 /// What a client has mapped without a file: each access is a message.
 pub(super) struct PeerMemory {

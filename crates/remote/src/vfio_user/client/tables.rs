@@ -27,8 +27,9 @@ use zerocopy::native_endian::{U32, U64};
 
 use super::lock;
 use super::mirror::passable;
-use crate::connection::{CallError, Connection, Ended};
-use crate::wire::{BY_MESSAGE, CommandId, DmaFlags, DmaMap, DmaUnmap, SharedTables};
+use crate::socket::Ended;
+use crate::vfio_user::connection::{CallError, Connection};
+use crate::vfio_user::wire::{BY_MESSAGE, CommandId, DmaFlags, DmaMap, DmaUnmap, SharedTables};
 
 /// Room for tables: those of 512 GiB in pages of 4 KiB.
 const TABLES: usize = 1 << 30;

@@ -15,9 +15,10 @@ use super::ServeError;
 use super::files::Files;
 use super::memory::PeerMemory;
 use super::tables::Tables;
-use crate::connection::{Connection, Ended, Message, Passed};
-use crate::wire::{
-    Capabilities, DeviceInfo, IrqInfo, IrqSet, IrqSetFlags, MAX_DESCRIPTORS, MigrationData, MostBytes, Request,
+use crate::socket::{Ended, Message, Passed};
+use crate::vfio_user::connection::Connection;
+use crate::vfio_user::wire::{
+    Capabilities, DeviceInfo, Header, IrqInfo, IrqSet, IrqSetFlags, MAX_DESCRIPTORS, MigrationData, MostBytes, Request,
 };
 
 /// What a client has while it is connected.
@@ -66,7 +67,7 @@ impl Client {
         }
     }
 
-    fn answer(&self, message: Message) -> Result<(), Ended> {
+    fn answer(&self, message: Message<Header>) -> Result<(), Ended> {
         let Message { header, payload, descriptors } = message;
         let request = Request::decode(header.command.get(), &payload, descriptors.len());
         match request.map_err(|_| Errno::INVAL).and_then(|request| self.carry_out(request, descriptors)) {

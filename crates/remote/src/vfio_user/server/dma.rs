@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use super::client::{Answer, Client};
-use crate::connection::Passed;
-use crate::wire::{Capabilities, DmaFlags, DmaMap, DmaUnmap, UnmapFlags};
+use crate::socket::Passed;
+use crate::vfio_user::wire::{Capabilities, DmaFlags, DmaMap, DmaUnmap, UnmapFlags};
 
 impl Client {
     pub(super) fn dma_map(&self, map: &DmaMap, flags: DmaFlags, mut files: Passed) -> Answer {

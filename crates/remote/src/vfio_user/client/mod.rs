@@ -19,7 +19,7 @@ mod handshake;
 mod interrupts;
 mod memory;
 mod mirror;
-mod peer;
+
 mod spec;
 mod tables;
 
@@ -36,8 +36,9 @@ use thiserror::Error;
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::connection::{CallError, Connection, Ended, bounded};
-use crate::wire::{CommandId, RegionAccess, VersionError};
+use crate::socket::{Ended, bounded};
+use crate::vfio_user::connection::{CallError, Connection};
+use crate::vfio_user::wire::{CommandId, RegionAccess, VersionError};
 use interrupts::Wires;
 use mirror::Mapped;
 use tables::Tables;

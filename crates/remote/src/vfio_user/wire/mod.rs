@@ -37,7 +37,7 @@ pub const ADDRESS_BITS: u32 = 48;
 pub const BY_MESSAGE: u64 = 1 << (ADDRESS_BITS - 1);
 
 /// The most descriptors beside one message: as many as Linux passes at once (`SCM_MAX_FD`).
-pub const MAX_DESCRIPTORS: usize = 253;
+pub const MAX_DESCRIPTORS: usize = crate::socket::MAX_DESCRIPTORS;
 
 /// What is wrong with a message.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]

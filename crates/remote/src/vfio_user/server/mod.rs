@@ -26,8 +26,9 @@ use ioasid_vfio::device::OpenError;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use thiserror::Error;
 
-use crate::connection::{Connection, Ended, bounded};
-use crate::wire::{Capabilities, CommandId, MINOR, Request, TwinSocket, Version, VersionError};
+use crate::socket::{Ended, bounded};
+use crate::vfio_user::connection::Connection;
+use crate::vfio_user::wire::{Capabilities, CommandId, MINOR, Request, TwinSocket, Version, VersionError};
 use client::Client;
 
 /// A device that clients can have.
@@ -88,7 +89,7 @@ impl Server {
     fn agree(&self, connection: &Connection) -> Result<(Capabilities, Option<Arc<Connection>>), ServeError> {
         // Who connects and says nothing does not keep others from the device.
         let Some(message) = connection.next_by(self.patience)? else {
-            return Err(connection.end(Ended::Silent(CommandId::Version, self.patience)).into());
+            return Err(connection.end(Ended::Silent(CommandId::Version.name(), self.patience)).into());
         };
         let request = Request::decode(message.header.command.get(), &message.payload, message.descriptors.len());
         let version = match request {

@@ -14,9 +14,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::spec::{Interrupts, read_spec};
 use super::tables::Tables;
-use super::{ClientOptions, ConnectError, Link, MemoryBy, peer};
-use crate::connection::{CallError, Connection, Ended};
-use crate::wire::{Capabilities, CommandId, DeviceInfo, IrqInfo, RegionInfo, TwinSocket, Version, VersionError};
+use super::{ClientOptions, ConnectError, Link, MemoryBy};
+use crate::socket::{Ended, peer};
+use crate::vfio_user::connection::{CallError, Connection};
+use crate::vfio_user::wire::{
+    Capabilities, CommandId, DeviceInfo, IrqInfo, RegionInfo, TwinSocket, Version, VersionError,
+};
 
 /// In DEVICE_GET_INFO: it can be reset, and it is a PCI device.
 const RESET: u32 = 1 << 0;

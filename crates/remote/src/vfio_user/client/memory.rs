@@ -8,8 +8,8 @@ use zerocopy::IntoBytes;
 use zerocopy::native_endian::U32;
 
 use super::Link;
-use crate::connection::{Ended, Message};
-use crate::wire::{BY_MESSAGE, Command, DmaWritten};
+use crate::socket::{Ended, Message};
+use crate::vfio_user::wire::{BY_MESSAGE, Command, DmaWritten, Header};
 
 /// Starts the thread that answers the server's commands, as long as the connection is there.
 pub(super) fn attend(link: &Arc<Link>, endpoint: &Arc<Endpoint>) -> std::io::Result<()> {
@@ -28,7 +28,7 @@ pub(super) fn attend(link: &Arc<Link>, endpoint: &Arc<Endpoint>) -> std::io::Res
     Ok(())
 }
 
-fn answer(link: &Link, port: &mut DmaPort, message: &Message) -> Result<(), Ended> {
+fn answer(link: &Link, port: &mut DmaPort, message: &Message<Header>) -> Result<(), Ended> {
     let (peer, header) = (&link.peer, &message.header);
     match Command::decode(header.command.get(), &message.payload, message.descriptors.len()) {
         Ok(Command::DmaRead(access)) => {

@@ -100,11 +100,11 @@ impl CommandId {
     pub fn from_number(number: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|id| *id as u16 == number)
     }
-}
 
-impl fmt::Display for CommandId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+    /// Its name in the specification.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Version => "VERSION",
             Self::DmaMap => "DMA_MAP",
             Self::DmaUnmap => "DMA_UNMAP",
@@ -123,7 +123,13 @@ impl fmt::Display for CommandId {
             Self::MigDataRead => "MIG_DATA_READ",
             Self::MigDataWrite => "MIG_DATA_WRITE",
             Self::SharedTables => "SHARED_TABLES",
-        })
+        }
+    }
+}
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 

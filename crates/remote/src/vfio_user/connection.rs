@@ -13,77 +13,27 @@
 //! A peer that does not answer in time, breaks the protocol or goes ends the connection, for all threads and for good;
 //! the first reason stays.
 
-mod channel;
-mod descriptors;
-
 use std::collections::{HashMap, VecDeque};
-use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::wire::{CommandId, Header, Kind, MessageError};
-use channel::Channel;
-pub(crate) use channel::Message;
-pub(crate) use descriptors::Passed;
+use crate::socket::{Channel, Ended, Head, Message};
+use crate::vfio_user::wire::{CommandId, Header, Kind, MessageError};
 
-/// Why a connection is over.
-#[derive(Clone, Debug, Error)]
-#[non_exhaustive]
-pub enum Ended {
-    /// The peer closed it, or is gone.
-    #[error("the peer has closed the connection")]
-    Closed,
-    /// A message broke the protocol.
-    #[error("the peer broke the protocol: {0}")]
-    Message(#[from] MessageError),
-    /// A reply that no command is for.
-    #[error("the peer broke the protocol: a reply to no command")]
-    Unasked,
-    /// A command on a socket for replies.
-    #[error("the peer broke the protocol: a command where it sends replies only")]
-    Command,
-    /// What it sent has other bytes than it has to have.
-    #[error("the peer broke the protocol: {0}")]
-    Protocol(Arc<str>),
-    /// It sends commands and does not take replies.
-    #[error("the peer sends commands faster than they can be carried out, and waits for none")]
-    Flood,
-    /// A message begins and does not end, or is not taken.
-    #[error("the peer stopped in the middle of a message")]
-    Stalled,
-    /// It did not answer in time.
-    #[error("the peer did not answer {0} within {1:?}")]
-    Silent(CommandId, Duration),
-    /// This side has closed it.
-    #[error("the connection was closed here")]
-    Here,
-    /// The socket.
-    #[error("the connection failed: {0}")]
-    Socket(Arc<io::Error>),
-}
-
-impl Ended {
-    fn of(error: Errno) -> Self {
-        match error {
-            Errno::CONNRESET | Errno::PIPE => Self::Closed,
-            other => Self::Socket(Arc::new(other.into())),
-        }
-    }
-
-    /// The peer sent something else than it has to.
-    pub(crate) fn protocol(what: impl Into<Arc<str>>) -> Self {
-        Self::Protocol(what.into())
+impl From<MessageError> for Ended {
+    fn from(error: MessageError) -> Self {
+        Self::protocol(error.to_string())
     }
 }
 
-impl From<io::Error> for Ended {
-    fn from(error: io::Error) -> Self {
-        Self::Socket(Arc::new(error))
+impl Head for Header {
+    fn follows(&self) -> Result<usize, Ended> {
+        Ok(self.payload()?)
     }
 }
 
@@ -101,7 +51,7 @@ pub(crate) enum CallError {
 /// A connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    channel: Channel,
+    channel: Channel<Header>,
     /// How long the peer has to answer.
     patience: Duration,
     /// Whether the peer sends commands by it.
@@ -117,16 +67,11 @@ struct State {
     receiving: bool,
     last: u16,
     /// By the id of a command: its number, and the reply when it is there.
-    calls: HashMap<u16, (CommandId, Option<Message>)>,
-    commands: VecDeque<Message>,
+    calls: HashMap<u16, (CommandId, Option<Message<Header>>)>,
+    commands: VecDeque<Message<Header>>,
     /// Bytes of these.
     waiting: usize,
     ended: Option<Ended>,
-}
-
-/// How long a peer has to answer: as was asked for, but not less than a millisecond, nor more than an hour.
-pub(crate) fn bounded(patience: Duration) -> Duration {
-    patience.clamp(Duration::from_millis(1), Duration::from_secs(3600))
 }
 
 /// How long what has come in time may take to be received.
@@ -136,7 +81,7 @@ const GRACE: Duration = Duration::from_millis(200);
 const MOST_WAITING: usize = 4 << 20;
 
 /// What a command that waits counts for: its bytes, and a KiB for itself and for each descriptor.
-fn cost(message: &Message) -> usize {
+fn cost(message: &Message<Header>) -> usize {
     message.payload.len() + (1 + message.descriptors.len()) * 1024
 }
 
@@ -180,7 +125,7 @@ impl Connection {
 
     /// Gives the peer up, if that is past.
     pub(crate) fn keep_to(&self, limit: Instant, command: CommandId) -> Result<(), Ended> {
-        if Instant::now() < limit { Ok(()) } else { Err(self.end(Ended::Silent(command, self.patience))) }
+        if Instant::now() < limit { Ok(()) } else { Err(self.end(Ended::Silent(command.name(), self.patience))) }
     }
 
     /// Ends it.
@@ -211,7 +156,7 @@ impl Connection {
         command: CommandId,
         parts: &[&[u8]],
         descriptors: &[BorrowedFd<'_>],
-    ) -> Result<Message, CallError> {
+    ) -> Result<Message<Header>, CallError> {
         let deadline = Instant::now() + self.patience;
         let id = {
             let mut state = self.state();
@@ -230,7 +175,7 @@ impl Connection {
         let header = Header::command(id, command, length);
         let reply = self.send(&header, parts, descriptors).and_then(|()| {
             let wait = self.wait(Some(deadline), |state| state.calls.get_mut(&id).and_then(|call| call.1.take()));
-            wait?.ok_or_else(|| self.end(Ended::Silent(command, self.patience)))
+            wait?.ok_or_else(|| self.end(Ended::Silent(command.name(), self.patience)))
         });
         self.state().calls.remove(&id);
         let reply = reply?;
@@ -245,7 +190,7 @@ impl Connection {
     }
 
     /// The next command.
-    pub(crate) fn next(&self) -> Result<Message, Ended> {
+    pub(crate) fn next(&self) -> Result<Message<Header>, Ended> {
         loop {
             if let Some(message) = self.wait(None, State::take_command)? {
                 return Ok(message);
@@ -254,7 +199,7 @@ impl Connection {
     }
 
     /// The next command, if one comes in time.
-    pub(crate) fn next_by(&self, patience: Duration) -> Result<Option<Message>, Ended> {
+    pub(crate) fn next_by(&self, patience: Duration) -> Result<Option<Message<Header>>, Ended> {
         self.wait(Some(Instant::now() + patience), State::take_command)
     }
 
@@ -342,7 +287,7 @@ impl Connection {
 
 impl State {
     /// Puts a message where it is waited for.
-    fn sort(&mut self, message: Message, takes_commands: bool) -> Result<(), Ended> {
+    fn sort(&mut self, message: Message<Header>, takes_commands: bool) -> Result<(), Ended> {
         match message.header.kind()? {
             Kind::Command { .. } if !takes_commands => Err(Ended::Command),
             Kind::Command { .. } if self.ended.is_some() => Ok(()),
@@ -364,7 +309,7 @@ impl State {
         }
     }
 
-    fn take_command(&mut self) -> Option<Message> {
+    fn take_command(&mut self) -> Option<Message<Header>> {
         let message = self.commands.pop_front()?;
         self.waiting -= cost(&message);
         Some(message)
