@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   vfio_user    a PCI device: its registers, its interrupts, its DMA
+//!   vhost_user   the queues of a virtio device
 //!   ───────────
 //!   socket       messages, descriptors beside them, deadlines
 //! ```
@@ -10,5 +11,6 @@
 
 mod socket;
 pub mod vfio_user;
+pub mod vhost_user;
 
 pub use socket::Ended;

@@ -5,10 +5,13 @@ mod descriptors;
 pub(crate) mod peer;
 
 use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use thiserror::Error;
 
 pub(crate) use channel::{Channel, Head, MAX_DESCRIPTORS, Message};
@@ -70,4 +73,19 @@ impl From<io::Error> for Ended {
 /// How long a peer has to answer: as was asked for, but not less than a millisecond, nor more than an hour.
 pub(crate) fn bounded(patience: Duration) -> Duration {
     patience.clamp(Duration::from_millis(1), Duration::from_secs(3600))
+}
+
+/// A socket to who listens at `path`; one whose queue of clients is full has some time.
+pub(crate) fn connect(path: &Path, patience: Duration) -> Result<OwnedFd, Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let end = Instant::now() + patience;
+    loop {
+        match rustix::net::connect(&socket, &address) {
+            Err(Errno::AGAIN) if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
+            Err(Errno::INTR) => {}
+            other => return other.map(|()| socket),
+        }
+    }
 }

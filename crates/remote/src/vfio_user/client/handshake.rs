@@ -1,21 +1,17 @@
 //! Connecting: what the two sides can do, and what the device is.
 
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ioasid_vfio::Spec;
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with};
 use zerocopy::native_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::spec::{Interrupts, read_spec};
 use super::tables::Tables;
 use super::{ClientOptions, ConnectError, Link, MemoryBy};
-use crate::socket::{Ended, peer};
+use crate::socket::{Ended, connect as connect_socket, peer};
 use crate::vfio_user::connection::{CallError, Connection};
 use crate::vfio_user::wire::{
     Capabilities, CommandId, DeviceInfo, IrqInfo, RegionInfo, TwinSocket, Version, VersionError,
@@ -39,7 +35,7 @@ impl From<CallError> for ConnectError {
 
 /// Connects, and learns what the device is.
 pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectError> {
-    let socket = open(&options.socket, options.patience)
+    let socket = connect_socket(&options.socket, options.patience)
         .map_err(|error| ConnectError::Connect(options.socket.clone(), error.into()))?;
     let process = peer::process(&socket);
     let connection = Arc::new(Connection::new(socket, options.patience));
@@ -88,21 +84,6 @@ pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectEr
     let [line, messages, table] = irqs.map(|(count, _)| count);
     let spec = read_spec(&link, &Interrupts { has_line: line > 0, messages, table }, limit)?;
     Ok((link, spec))
-}
-
-/// A socket to the server; one whose queue of clients is full has some time.
-fn open(path: &Path, patience: Duration) -> Result<OwnedFd, Errno> {
-    let address = SocketAddrUnix::new(path)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    let end = Instant::now() + patience;
-    loop {
-        match connect_socket(&socket, &address) {
-            Err(Errno::AGAIN) if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
-            Err(Errno::INTR) => {}
-            other => return other.map(|()| socket),
-        }
-    }
 }
 
 /// The first message, and the socket for the server's commands, if it makes one.

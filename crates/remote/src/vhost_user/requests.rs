@@ -1,0 +1,117 @@
+//! Requests to the other side, one at a time: a reply has no number, and is to what was asked last.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use zerocopy::FromBytes;
+use zerocopy::native_endian::U64;
+
+use crate::Ended;
+use crate::socket::{Channel, Message};
+use crate::vhost_user::wire::{Header, MessageError, RequestId};
+
+impl From<MessageError> for Ended {
+    fn from(error: MessageError) -> Self {
+        Self::protocol(error.to_string())
+    }
+}
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The other side refuses it.
+    #[error("the back end refuses {0}")]
+    Refused(RequestId),
+    /// There is no other side any more.
+    #[error(transparent)]
+    Ended(#[from] Ended),
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Nothing.
+    Sent,
+    /// That it was carried out.
+    Acknowledged,
+    /// What it asks for.
+    Replied,
+}
+
+/// A socket by which requests go, and replies come.
+#[derive(Debug)]
+pub(super) struct Requests {
+    channel: Channel<Header>,
+    patience: Duration,
+    /// Held by the thread that asks.
+    turn: Mutex<()>,
+    ended: Mutex<Option<Ended>>,
+}
+
+impl Requests {
+    /// To a peer that has so long to answer.
+    pub(super) fn new(socket: OwnedFd, patience: Duration) -> Self {
+        let channel = Channel::new(socket, patience);
+        // A back end replies with a descriptor to nothing that is asked here.
+        channel.refuse_descriptors();
+        Self { channel, patience, turn: Mutex::default(), ended: Mutex::default() }
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    pub(super) fn ended(&self) -> Option<Ended> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends it, also for a thread that waits for a reply. The first reason stays.
+    pub(super) fn end(&self, why: Ended) -> Ended {
+        let first = self.ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why).clone();
+        self.channel.close();
+        first
+    }
+
+    /// Asks for something, and returns what came with the reply, if it waits for one.
+    pub(super) fn ask(
+        &self,
+        id: RequestId,
+        parts: &[&[u8]],
+        descriptors: &[BorrowedFd<'_>],
+        wait: Wait,
+    ) -> Result<Vec<u8>, RequestError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ended) = self.ended() {
+            return Err(ended.into());
+        }
+        let deadline = Instant::now() + self.patience;
+        let length = parts.iter().map(|part| part.len()).sum();
+        let header = Header::request(id as u32, length, wait == Wait::Acknowledged);
+        let exchanged = self.channel.send(&header, parts, descriptors, deadline).and_then(|()| match wait {
+            Wait::Sent => Ok(None),
+            _ => {
+                let message = self.channel.receive(Some(deadline), || deadline)?;
+                message.map(Some).ok_or(Ended::Silent(id.name(), self.patience))
+            }
+        });
+        let Some(Message { header: reply, payload, .. }) = exchanged.map_err(|ended| self.end(ended))? else {
+            return Ok(Vec::new());
+        };
+        if !reply.is_reply() || reply.request != header.request {
+            return Err(self.end(Ended::Unasked).into());
+        }
+        match wait {
+            Wait::Acknowledged => match U64::read_from_bytes(&payload) {
+                Ok(number) if number.get() == 0 => Ok(Vec::new()),
+                Ok(_) => Err(RequestError::Refused(id)),
+                Err(_) => {
+                    Err(self.end(Ended::protocol(format!("{} bytes that acknowledge {id}", payload.len()))).into())
+                }
+            },
+            _ => Ok(payload),
+        }
+    }
+}
