@@ -29,18 +29,26 @@ impl Bell {
         }
     }
 
-    /// Sleeps until it is rung, `other` is readable, or so long; not at all if `look` finds something.
-    pub(crate) fn sleep(&self, other: Option<BorrowedFd<'_>>, longest: Option<Duration>, look: impl FnOnce() -> bool) {
+    /// To wait until this can be read.
+    pub(crate) fn readable(file: BorrowedFd<'_>) -> PollFd<'_> {
+        PollFd::from_borrowed_fd(file, PollFlags::IN)
+    }
+
+    /// Sleeps until it is rung, one of the `others` is ready, or so long; not at all if `look` finds something.
+    pub(crate) fn sleep<'a>(
+        &'a self,
+        others: impl IntoIterator<Item = PollFd<'a>>,
+        longest: Option<Duration>,
+        look: impl FnOnce() -> bool,
+    ) {
         self.sleeps.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if !look() {
             let own = PollFd::new(&self.wakes, PollFlags::IN);
+            let mut all: Vec<PollFd<'_>> = std::iter::once(own).chain(others).collect();
             let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
             // An error is a signal, or memory that there is not: the worker looks again.
-            let _ = match other {
-                Some(other) => poll(&mut [own, PollFd::from_borrowed_fd(other, PollFlags::IN)], longest.as_ref()),
-                None => poll(&mut [own], longest.as_ref()),
-            };
+            let _ = poll(&mut all, longest.as_ref());
         }
         self.sleeps.store(false, Ordering::SeqCst);
         let _ = rustix::io::read(&self.wakes, &mut [0; 8]);

@@ -17,6 +17,7 @@ use super::spec::command::Command;
 use super::spec::status::Status;
 use super::subsystem::{ErrorEntry, Subsystem};
 use super::task::{Next, Task, Tasks};
+use crate::bell::Bell;
 use crate::storage::{Blocks, Buffer, Done, Engine, Image, Job, Operation};
 
 /// log2 of the longest transfer in units of 4 KiB: 512 KiB.
@@ -278,7 +279,11 @@ impl Controller {
             self.check_reset()?;
             if !self.reap() {
                 let bar = self.bar.clone();
-                bar.bell.sleep(self.engine.readiness(), Some(std::time::Duration::from_millis(10)), || false);
+                bar.bell.sleep(
+                    self.engine.readiness().map(Bell::readable),
+                    Some(std::time::Duration::from_millis(10)),
+                    || false,
+                );
             }
         }
         Ok(())

@@ -21,6 +21,7 @@ use super::spec::command::{Command, Fuse, nvm};
 use super::spec::log::Event;
 use super::spec::registers::{MAX_MPS, MIN_PAGE_SHIFT, cc, csts};
 use super::spec::status::Status;
+use crate::bell::Bell;
 
 /// How long the worker looks on after the last work.
 const SPIN: Duration = Duration::from_micros(50);
@@ -417,7 +418,7 @@ impl Worker {
         let (seen, is_serving) = (self.seen.orders, self.is_serving());
         let Controller { bar, session, memory, engine, .. } = &mut self.controller;
         let files = if engine.under_way() > 0 { engine.readiness() } else { None };
-        bar.bell.sleep(files, longest, || {
+        bar.bell.sleep(files.map(Bell::readable), longest, || {
             // Doorbells that the worker does not serve would keep it awake.
             let mut is_rung =
                 || session.as_ref().is_some_and(|session| bar.has_stray() || session.is_rung(bar, memory));

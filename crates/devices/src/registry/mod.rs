@@ -137,12 +137,16 @@ pub enum BuildError {
     Remote(Rid, String),
     #[error("device {0}: {1}")]
     Image(Rid, ImageError),
-    #[error("a disk is in a file or in memory: give it image=FILE or memory=SIZE")]
+    #[error("a disk is in a file, in memory, or a back end's: give it image=FILE, memory=SIZE or vhost-user=PATH")]
     NoDisk,
     #[error("`{0}` is no address of an interface: one is written as 52:54:00:12:34:56")]
     NoAddress(String),
     #[error("tap {0} cannot be opened: {1}; as root, `ip tuntap add {0} mode tap user $USER` makes one")]
     NoTap(String, String),
+    #[error("device option {0}= says nothing of a device that has {1}=: leave one of them out")]
+    NotWith(&'static str, &'static str),
+    #[error("device option {0}= is for a device that has {1}=")]
+    OnlyWith(&'static str, &'static str),
     #[error("a device of another process is found by socket=PATH")]
     NoSocket,
 }

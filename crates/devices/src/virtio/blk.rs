@@ -1,4 +1,4 @@
-//! A disk: `virtio-blk` (1af4:1042), in a file or in memory.
+//! A disk: `virtio-blk` (1af4:1042), in a file, in memory, or a back end's.
 //!
 //! ```text
 //!   a request's descriptors
@@ -15,7 +15,9 @@ use std::path::PathBuf;
 
 use ioasid::{DmaError, Iova};
 
+use super::back_end::{self, BackEnd, Place, Shape};
 use super::queue::{Broken, Part};
+use super::service::Here;
 use super::{Device, Identity, QUEUE_SIZE, Queues, Served, TURN, Virtio, spec};
 use crate::Dma;
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
@@ -32,9 +34,13 @@ const MOST: u64 = 1 << 50;
 
 /// Features of a disk (5.2.3).
 mod feature {
+    pub(super) const SIZE_MAX: u64 = 1 << 1;
     pub(super) const SEG_MAX: u64 = 1 << 2;
+    pub(super) const GEOMETRY: u64 = 1 << 4;
     pub(super) const READ_ONLY: u64 = 1 << 5;
+    pub(super) const BLOCK_SIZE: u64 = 1 << 6;
     pub(super) const FLUSH: u64 = 1 << 9;
+    pub(super) const TOPOLOGY: u64 = 1 << 10;
     pub(super) const QUEUES: u64 = 1 << 12;
     pub(super) const DISCARD: u64 = 1 << 13;
     pub(super) const WRITE_ZEROES: u64 = 1 << 14;
@@ -68,18 +74,28 @@ pub const MODEL: ModelInfo = ModelInfo {
         OptionInfo::new(READONLY, "it cannot be written", OptionKind::Flag),
         OptionInfo::new(SERIAL, "its name, up to 20 bytes (made of the place)", OptionKind::Text("TEXT")),
         OptionInfo::new(QUEUES, "queues (1)", OptionKind::Number { least: 1, most: 16 }),
+        back_end::OPTIONS[0],
+        back_end::OPTIONS[1],
     ],
     registers: &[super::registers::Register::TABLE],
     functions: one,
-    check: |options| match (options.text(IMAGE), options.number(MEMORY)) {
-        (Some(_), None) | (None, Some(_)) => Ok(()),
-        _ => Err(BuildError::NoDisk),
+    check: |options| {
+        let of_own = [IMAGE, SIZE, MEMORY, READONLY, SERIAL];
+        back_end::check(options, &of_own)?;
+        match (options.text(IMAGE), options.number(MEMORY), back_end::is_meant(options)) {
+            (Some(_), None, false) | (None, Some(_), false) | (None, None, true) => Ok(()),
+            _ => Err(BuildError::NoDisk),
+        }
     },
     build,
 };
 
 fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<Built>, BuildError> {
     let site = sites[0];
+    let queues = options.number(QUEUES).unwrap_or(1) as u16;
+    if let Some(place) = Place::of(options, site.rid, &context.notice) {
+        return back_end(BackEnd::find(place)?, queues, site, context);
+    }
     let readonly = options.has(READONLY);
     let blocks = match (options.text(IMAGE), options.number(MEMORY)) {
         (Some(image), _) => {
@@ -94,17 +110,52 @@ fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<
     let mut serial = [0; 20];
     let text = options.text(SERIAL).map_or_else(|| format!("ioasid {}", site.rid), str::to_owned);
     serial.iter_mut().zip(text.bytes()).for_each(|(byte, text)| *byte = text);
-    let queues = options.number(QUEUES).unwrap_or(1) as u16;
     let identity = identity(&blocks, readonly, queues);
     let disk = Disk { blocks, readonly, serial, writes_through: true, buffer: vec![0; PIECE] };
     context.plain(site, spec(&identity), |endpoint, interrupts| {
-        let made = Virtio::new(identity.clone(), Box::new(disk), Box::new(endpoint.port()), interrupts);
-        made.map_err(|error| BuildError::NoMemory(site.rid, error.to_string()))
+        let here = Here::new(Box::new(disk), Box::new(endpoint.port()));
+        Virtio::new(identity.clone(), Box::new(here), interrupts, site)
     })
 }
 
+/// A disk that a back end has.
+fn back_end(back_end: BackEnd, queues: u16, site: Site, context: Context<'_>) -> Result<Vec<Built>, BuildError> {
+    /// What is the driver's and the back end's to agree on, and asks for nothing of this side.
+    const KNOWN: u64 = feature::SIZE_MAX
+        | feature::SEG_MAX
+        | feature::GEOMETRY
+        | feature::READ_ONLY
+        | feature::BLOCK_SIZE
+        | feature::FLUSH
+        | feature::TOPOLOGY
+        | feature::QUEUES
+        | feature::DISCARD
+        | feature::WRITE_ZEROES;
+    let mut configuration = back_end.read_config(CONFIGURATION)?;
+    shown(&mut configuration, queues);
+    let features = back_end.features(if queues > 1 { KNOWN } else { KNOWN & !feature::QUEUES });
+    let shape = Shape { features, queues, configuration: CONFIGURATION, shown, failure: Some(Refusal::Failed as u8) };
+    let identity = Identity { kind: KIND, class: CLASS, features, queues, configuration };
+    context.plain(site, spec(&identity), |endpoint, interrupts| {
+        let service = back_end.serve(shape, Box::new(endpoint.port()))?;
+        Virtio::new(identity.clone(), service, interrupts, site)
+    })
+}
+
+/// A back end's configuration as the driver sees it: this side has the queues.
+fn shown(configuration: &mut [u8], queues: u16) {
+    let most = configuration[12..16].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    configuration[12..16].copy_from_slice(&most.min(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
+    configuration[34..36].copy_from_slice(&queues.to_le_bytes());
+}
+
+/// Bytes of the configuration.
+const CONFIGURATION: usize = 60;
+const KIND: u16 = 2;
+const CLASS: u32 = 0x01_8000;
+
 fn identity(blocks: &Blocks, readonly: bool, queues: u16) -> Identity {
-    let mut configuration = vec![0; 60];
+    let mut configuration = vec![0; CONFIGURATION];
     let mut put = |at: usize, bytes: &[u8]| configuration[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &(blocks.length() / SECTOR).to_le_bytes());
     // A request has as many descriptors as the queue, of which two are no data.
@@ -122,7 +173,7 @@ fn identity(blocks: &Blocks, readonly: bool, queues: u16) -> Identity {
         | feature::FLUSH
         | if queues > 1 { feature::QUEUES } else { 0 }
         | if readonly { feature::READ_ONLY } else { writes };
-    Identity { kind: 2, class: 0x01_8000, features, queues, configuration }
+    Identity { kind: KIND, class: CLASS, features, queues, configuration }
 }
 
 /// The disk.

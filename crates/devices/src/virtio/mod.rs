@@ -20,10 +20,12 @@ use queue::{Broken, Queue};
 
 use crate::Dma;
 
+mod back_end;
 pub mod blk;
 pub mod net;
 mod queue;
 pub mod registers;
+mod service;
 mod transport;
 mod worker;
 
@@ -100,7 +102,7 @@ struct Identity {
     features: u64,
     /// How many queues it has.
     queues: u16,
-    /// Its configuration, which only the device changes.
+    /// Its configuration, as it is at first; only the device changes it.
     configuration: Vec<u8>,
 }
 

@@ -1,4 +1,5 @@
-//! A network interface: `virtio-net` (1af4:1041), at a tap of the kernel's, or with itself at the other end.
+//! A network interface: `virtio-net` (1af4:1041), at a tap of the kernel's, a back end's, or with itself at the other
+//! end.
 //!
 //! Queue 0 has buffers for what comes, queue 1 what goes. Each packet begins with a header of 12 bytes, which says
 //! nothing here: no offload is offered, so packets are whole, with their checksums, and one is in one buffer.
@@ -11,10 +12,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use ioasid::Iova;
 use rustix::io::Errno;
 
+use super::back_end::{self, BackEnd, Place, Shape};
 use super::queue::{Broken, Queue};
+use super::service::Here;
 use super::{Device, Identity, Queues, Served, TURN, Virtio, spec};
 use crate::Dma;
-use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, any, one};
+use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
 
 mod tap;
 
@@ -31,6 +34,8 @@ const MOST: usize = 256;
 mod feature {
     pub(super) const MAC: u64 = 1 << 5;
     pub(super) const STATUS: u64 = 1 << 16;
+    /// What is between the driver and who takes its packets: checksums and segments (CSUM to MRG_RXBUF).
+    pub(super) const OFFLOADS: u64 = 0b11 | 0b1_1111_1111 << 7;
 }
 
 const TAP: &str = "tap";
@@ -43,12 +48,14 @@ pub const MODEL: ModelInfo = ModelInfo {
     options: &[
         OptionInfo::new(TAP, "a tap of the kernel's (all that goes comes back)", OptionKind::Text("NAME")),
         OptionInfo::new(MAC, "its address (52:54:00:12:34:..)", OptionKind::Text("XX:XX:XX:XX:XX:XX")),
+        back_end::OPTIONS[0],
+        back_end::OPTIONS[1],
     ],
     registers: &[super::registers::Register::TABLE],
     functions: one,
     check: |options| match options.text(MAC) {
         Some(text) if parse_mac(text).is_none() => Err(BuildError::NoAddress(text.to_owned())),
-        _ => any(options),
+        _ => back_end::check(options, &[TAP]),
     },
     build,
 };
@@ -68,19 +75,38 @@ fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<
     let site = sites[0];
     let own = [0x52, 0x54, 0, 0x12, 0x34, 0x56u8.wrapping_add(context.number)];
     let mac = options.text(MAC).and_then(parse_mac).unwrap_or(own);
+    if let Some(place) = Place::of(options, site.rid, &context.notice) {
+        return back_end(BackEnd::find(place)?, mac, site, context);
+    }
     let far = match options.text(TAP) {
         None => Far::Loop,
         Some(name) => Far::Tap(tap::open(name).map_err(|error| BuildError::NoTap(name.to_owned(), error.to_string()))?),
     };
+    let identity = identity(mac, 0);
+    let interface = Interface { far, waiting: VecDeque::new(), packet: vec![0; LONGEST] };
+    context.plain(site, spec(&identity), |endpoint, interrupts| {
+        let here = Here::new(Box::new(interface), Box::new(endpoint.port()));
+        Virtio::new(identity.clone(), Box::new(here), interrupts, site)
+    })
+}
+
+fn identity(mac: [u8; 6], offloads: u64) -> Identity {
     let mut configuration = mac.to_vec();
     // The link is up.
     configuration.extend([1, 0]);
-    let features = feature::MAC | feature::STATUS;
-    let identity = Identity { kind: 1, class: 0x02_0000, features, queues: 2, configuration };
-    let interface = Interface { far, waiting: VecDeque::new(), packet: vec![0; LONGEST] };
+    let features = feature::MAC | feature::STATUS | offloads;
+    Identity { kind: 1, class: 0x02_0000, features, queues: 2, configuration }
+}
+
+/// An interface whose packets a back end takes and brings.
+fn back_end(back_end: BackEnd, mac: [u8; 6], site: Site, context: Context<'_>) -> Result<Vec<Built>, BuildError> {
+    let features = back_end.features(feature::OFFLOADS);
+    let identity = identity(mac, features);
+    // A pair of queues counts as one there.
+    let shape = Shape { features, queues: 1, configuration: 0, shown: |_, _| {}, failure: None };
     context.plain(site, spec(&identity), |endpoint, interrupts| {
-        let made = Virtio::new(identity.clone(), Box::new(interface), Box::new(endpoint.port()), interrupts);
-        made.map_err(|error| BuildError::NoMemory(site.rid, error.to_string()))
+        let service = back_end.serve(shape, Box::new(endpoint.port()))?;
+        Virtio::new(identity.clone(), service, interrupts, site)
     })
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 use ioasid::{DmaError, Iova, Work};
 
 use super::feature;
-use super::transport::QueueSetup;
+use super::transport::{QueueSetup, Setup};
 use crate::Dma;
 
 /// Flags of a descriptor.
@@ -73,6 +73,17 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    /// Those that the driver has enabled, each at its place.
+    ///
+    /// # Errors
+    /// As of [`Queue::new`].
+    pub(super) fn all(setup: &Setup) -> Result<Vec<Option<Self>>, Broken> {
+        let queues = (0..).zip(&setup.queues);
+        queues
+            .map(|(number, queue)| queue.is_enabled.then(|| Self::new(number, queue, setup.features)).transpose())
+            .collect()
+    }
+
     /// As the driver has described it.
     ///
     /// # Errors

@@ -9,11 +9,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use ioasid_vfio::Model;
 
 use super::registers::{BAR, COMMON, CONFIGURATION, ISR, NO_VECTOR, NOTIFY, NOTIFY_MULTIPLIER, PART, Register, status};
+use super::service::Service;
 use super::worker::Worker;
-use super::{Device, Identity, QUEUE_SIZE, feature};
+use super::{Identity, QUEUE_SIZE, feature};
+use crate::Interrupts;
 use crate::bell::Bell;
+use crate::registry::{BuildError, Site};
 use crate::thread::LazyThread;
-use crate::{Dma, Interrupts};
 
 /// A queue, as the driver has described it.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +75,9 @@ pub(super) struct State {
     pub(super) busy: Option<u64>,
     /// Resets that wait for the worker. What the driver writes meanwhile is lost.
     resetting: usize,
+    /// The device's own, and how often it has changed.
+    configuration: Vec<u8>,
+    generation: u8,
     pub(super) quits: bool,
 }
 
@@ -89,6 +94,8 @@ pub(super) struct Shared {
     /// The interrupt status, and the line, which goes with it.
     isr: Mutex<u8>,
     interrupts: Arc<dyn Interrupts>,
+    /// Ends what the worker waits for.
+    give_up: Box<dyn Fn() + Send + Sync>,
 }
 
 /// In the interrupt status (4.1.4.5).
@@ -149,6 +156,22 @@ impl Shared {
         self.send(vector, CONFIG);
     }
 
+    /// The device's configuration is another from now on.
+    pub(super) fn reconfigure(&self, configuration: Vec<u8>) {
+        let vector = {
+            let mut state = self.lock();
+            if state.configuration == configuration {
+                return;
+            }
+            state.configuration = configuration;
+            state.generation = state.generation.wrapping_add(1);
+            state.setup.is_live().then_some(state.setup.config_vector)
+        };
+        if let Some(vector) = vector {
+            self.send(vector, CONFIG);
+        }
+    }
+
     /// Makes the device as after power-on. When this returns, the worker is out of what was before, and interrupts for
     /// that no more.
     fn reset(&self) {
@@ -184,7 +207,7 @@ impl Shared {
             Register::ConfigMsixVector => setup.config_vector.into(),
             Register::NumQueues => self.identity.queues.into(),
             Register::DeviceStatus => setup.status.into(),
-            Register::ConfigGeneration => 0,
+            Register::ConfigGeneration => state.generation.into(),
             Register::QueueSelect => setup.queue_select.into(),
             Register::QueueSize => queue.map_or(0, |queue| queue.size.into()),
             Register::QueueMsixVector => queue.map_or(NO_VECTOR, |queue| queue.vector).into(),
@@ -286,22 +309,24 @@ impl std::fmt::Debug for Virtio {
 impl Virtio {
     pub(super) fn new(
         identity: Identity,
-        device: Box<dyn Device>,
-        dma: Box<dyn Dma>,
+        service: Box<dyn Service>,
         interrupts: Arc<dyn Interrupts>,
-    ) -> std::io::Result<Arc<Self>> {
-        let state = State { setup: Setup::new(&identity), busy: None, resetting: 0, quits: false };
+        site: Site,
+    ) -> Result<Arc<Self>, BuildError> {
+        let (setup, configuration) = (Setup::new(&identity), identity.configuration.clone());
+        let state = State { setup, busy: None, resetting: 0, configuration, generation: 0, quits: false };
         let shared = Arc::new(Shared {
             identity,
             state: Mutex::new(state),
             changed: Condvar::new(),
             resets: AtomicU64::new(0),
             kicks: AtomicU64::new(0),
-            bell: Bell::new()?,
+            bell: Bell::new().map_err(|error| BuildError::NoMemory(site.rid, error.to_string()))?,
             isr: Mutex::new(0),
             interrupts,
+            give_up: service.give_up(),
         });
-        let worker = Worker::new(shared.clone(), device, dma);
+        let worker = Worker::new(shared.clone(), service);
         Ok(Arc::new(Self { shared, thread: LazyThread::new(worker) }))
     }
 }
@@ -332,8 +357,8 @@ impl Model for Virtio {
             }
             ISR if offset == ISR => data[0] = self.shared.take_isr(),
             CONFIGURATION => {
-                let all = &self.shared.identity.configuration;
-                let there = all.get((offset - CONFIGURATION) as usize..).unwrap_or_default();
+                let state = self.shared.lock();
+                let there = state.configuration.get((offset - CONFIGURATION) as usize..).unwrap_or_default();
                 data.iter_mut().zip(there).for_each(|(byte, there)| *byte = *there);
             }
             _ => {}
@@ -371,6 +396,7 @@ impl Drop for Virtio {
         self.shared.resets.fetch_add(1, Ordering::SeqCst);
         self.shared.changed.notify_all();
         self.shared.bell.ring();
+        (self.shared.give_up)();
         self.thread.join();
     }
 }
