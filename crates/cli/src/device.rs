@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use ioasid::{IommuKind, Machine};
-use ioasid_remote::vfio_user::{ServeError, Server};
-use ioasid_serve::PciDevice;
+use clap::ValueEnum;
+use ioasid::{Endpoint, IommuKind, Machine};
+use ioasid_devices::virtio::Offer;
+use ioasid_remote::{vfio_user, vhost_user};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::machine::{self, DeviceOption};
@@ -26,30 +27,88 @@ pub struct Plan {
     pub text: String,
     pub iommu: IommuKind,
     pub socket: PathBuf,
+    pub protocol: Protocol,
     pub patience: Duration,
     /// Whether to end when the first client goes.
     pub once: bool,
+}
+
+/// What clients speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    VfioUser,
+    VhostUser,
+}
+
+/// Who serves a client, until it goes.
+enum Server {
+    Vfio(vfio_user::Server),
+    Vhost(vhost_user::BackEnd),
+}
+
+impl Server {
+    /// Makes the device of a plan, and who serves it.
+    fn of(plan: &Plan, machine: &Arc<Machine>) -> Result<(Self, Arc<Endpoint>), String> {
+        let option = &plan.device;
+        match plan.protocol {
+            Protocol::VfioUser => {
+                let devices = machine::build(machine, plan.iommu, std::slice::from_ref(option));
+                let devices = devices.map_err(|error| error.to_string())?;
+                let [device] = devices.as_slice() else {
+                    return Err(format!("{} is {} devices, and a socket has one", plan.text, devices.len()));
+                };
+                let (endpoint, vfio) = (device.endpoint.clone(), device.vfio.clone());
+                let server = vfio_user::Server::new(machine, endpoint.clone(), vfio, plan.patience);
+                Ok((Self::Vfio(server), endpoint))
+            }
+            Protocol::VhostUser => {
+                let none = || format!("{} is no virtio device, and vhost-user is for those", plan.text);
+                let offer = machine::offer(machine, plan.iommu, option).ok_or_else(none)?;
+                let Offer { endpoint, misses, device } = offer.map_err(|error| error.to_string())?;
+                let server = vhost_user::BackEnd::new(machine, endpoint.clone(), device, misses, plan.patience);
+                Ok((Self::Vhost(server), endpoint))
+            }
+        }
+    }
+
+    /// Serves one client. Tells people of it, and returns whether it had the device.
+    fn serve(&self, socket: OwnedFd, number: u64, quiet: bool) -> bool {
+        let served = match self {
+            Self::Vfio(server) => match server.serve(socket) {
+                Err(vfio_user::ServeError::Ended(ended)) => {
+                    if !quiet {
+                        say!("ioasid: client {number} did not begin: {ended}");
+                    }
+                    return false;
+                }
+                other => other.map_err(|error| error.to_string()),
+            },
+            Self::Vhost(server) => server.serve(socket).map_err(|error| error.to_string()),
+        };
+        match &served {
+            Ok(ended) if !quiet => say!("ioasid: client {number} has gone: {ended}"),
+            Err(error) => say!("ioasid: client {number} was refused: {error}"),
+            Ok(_) => {}
+        }
+        served.is_ok()
+    }
 }
 
 /// Serves clients, one at a time, until a signal comes. Gives the exit status.
 pub fn command(plan: &Plan, reporting: &Reporting) -> ExitCode {
     let collector = Arc::new(Collector::new());
     let machine = Machine::new(collector.clone());
-    let devices = match machine::build(&machine, plan.iommu, std::slice::from_ref(&plan.device)) {
-        Ok(devices) => devices,
+    let (server, endpoint) = match Server::of(plan, &machine) {
+        Ok(both) => both,
         Err(error) => {
             say!("error: {error}");
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let [device] = devices.as_slice() else {
-        say!("error: {} is {} devices, and a socket has one", plan.text, devices.len());
-        return ExitCode::from(EXIT_USAGE);
-    };
-    match serve(plan, &machine, device, reporting.quiet) {
+    match serve(plan, server, reporting.quiet) {
         Ok(()) => {
-            let (bytes_read, bytes_written) = device.endpoint.traffic();
-            let traffic = vec![Traffic { device: device.rid.to_string(), bytes_read, bytes_written }];
+            let (bytes_read, bytes_written) = endpoint.traffic();
+            let traffic = vec![Traffic { device: endpoint.rid().to_string(), bytes_read, bytes_written }];
             let program = vec!["device".to_owned(), plan.text.clone()];
             let ending = Ending::Status(0);
             run::finish(&Outcome { ending, report: collector.report(program, ending, traffic) }, reporting)
@@ -61,11 +120,10 @@ pub fn command(plan: &Plan, reporting: &Reporting) -> ExitCode {
     }
 }
 
-fn serve(plan: &Plan, machine: &Arc<Machine>, device: &PciDevice, quiet: bool) -> Result<()> {
+fn serve(plan: &Plan, server: Server, quiet: bool) -> Result<()> {
     let signals = run::block_ends().context("cannot take signals")?;
     run::raise_descriptor_limit();
     let listener = Listener::bind(&plan.socket)?;
-    let server = Server::new(machine, device.endpoint.clone(), device.vfio.clone(), plan.patience);
     if !quiet {
         say!("ioasid: {} waits for a client at {}", plan.text, plan.socket.display());
     }
@@ -119,14 +177,7 @@ fn serve_clients(listener: &UnixListener, server: &Server, once: bool, quiet: bo
                 return false;
             }
         };
-        let served = server.serve(OwnedFd::from(socket));
-        let had_it = served.is_ok();
-        match served {
-            Ok(ended) if !quiet => say!("ioasid: client {number} has gone: {ended}"),
-            Err(ServeError::Ended(ended)) if !quiet => say!("ioasid: client {number} did not begin: {ended}"),
-            Err(error) => say!("ioasid: client {number} was refused: {error}"),
-            Ok(_) => {}
-        }
+        let had_it = server.serve(OwnedFd::from(socket), number, quiet);
         // A process that connects and closes, to see whether the server listens, is no client.
         if once && had_it {
             break;

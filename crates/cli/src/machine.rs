@@ -8,6 +8,7 @@ use ioasid::{GroupId, IommuKind, Machine, Rid};
 use ioasid_devices::registry::{
     BuildError, Built, Context, MODELS, ModelInfo, Notice, OptionError, Options, Shared, Site,
 };
+use ioasid_devices::virtio::Offer;
 use ioasid_serve::{Bus, PciDevice};
 use ioasid_vfio::{Function, PcieKind, VfioDevice};
 use thiserror::Error;
@@ -160,8 +161,7 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
             Ok(Site { rid, group })
         });
         let sites = sites.collect::<Result<Vec<_>, DeviceError>>()?;
-        let notice: Notice = Arc::new(|rid, text| say!("ioasid: {rid}: {text}"));
-        let context = Context { machine, iommu, number, shared: &mut shared, notice };
+        let context = Context { machine, iommu, number, shared: &mut shared, notice: notice() };
         let built = option.model.build(&option.options, &sites, context)?;
         let bus = option.bus.and_then(|bus| buses.get(&bus));
         for (site, Built { endpoint, mut spec, interrupts, model, bus_master }) in sites.iter().zip(built) {
@@ -181,6 +181,23 @@ pub fn build(machine: &Arc<Machine>, kind: IommuKind, options: &[DeviceOption]) 
         }
     }
     Ok(devices)
+}
+
+/// Makes one of the devices, which has no bus then, for front ends of vhost-user; `None` if it is no virtio device.
+///
+/// # Errors
+/// As of [`build`].
+pub fn offer(machine: &Arc<Machine>, kind: IommuKind, option: &DeviceOption) -> Option<Result<Offer, DeviceError>> {
+    let rid = option.bdf.or_else(|| Rid::new(SEGMENT, 0, 1, 0))?;
+    let site = Site { rid, group: option.group.unwrap_or(GroupId(0)) };
+    let (iommu, mut shared) = (machine.iommu(kind), Shared::default());
+    let context = Context { machine, iommu: &iommu, number: 0, shared: &mut shared, notice: notice() };
+    Some(option.model.offer(&option.options, site, context)?.map_err(DeviceError::from))
+}
+
+/// Tells people what they should know of a device while it runs.
+fn notice() -> Notice {
+    Arc::new(|rid, text| say!("ioasid: {rid}: {text}"))
 }
 
 /// Where the next function of a device is to be.

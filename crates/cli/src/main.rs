@@ -23,6 +23,7 @@ use clap::{Args, Parser, Subcommand};
 use ioasid::IommuKind;
 use ioasid_serve::Options;
 
+use device::Protocol;
 use ioasid_devices::registry::{MODELS, ModelInfo};
 use machine::DeviceOption;
 use run::{Plan, Reporting};
@@ -43,7 +44,7 @@ enum Command {
     /// The exit status is the program's; 126 if it cannot be run, 127 if there is none, 125 if its surroundings
     /// cannot be made, 2 for a bad command line, 99 with --check if there is a finding.
     Run(RunArgs),
-    /// Put a device on a socket, for a VMM or another `ioasid run`, by the protocol vfio-user
+    /// Put a device on a socket, for a VMM or another `ioasid run`, by the protocol vfio-user or vhost-user
     ///
     /// Clients have it one after the other; for each it is as after power-on. A signal ends it. The exit status is 0;
     /// 125 if it cannot be served, 2 for a bad command line, 99 with --check if there is a finding.
@@ -97,6 +98,9 @@ struct DeviceArgs {
     /// Where it is to be found
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
+    /// What clients speak: vfio-user, or vhost-user for the queues of a virtio device
+    #[arg(long, value_name = "PROTOCOL", default_value = "vfio-user")]
+    protocol: Protocol,
     /// How long a client has to answer
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
@@ -147,6 +151,7 @@ fn main() -> ExitCode {
                 text: args.device,
                 iommu: args.iommu,
                 socket: args.socket,
+                protocol: args.protocol,
                 patience: Duration::from_secs(args.timeout),
                 once: args.once,
             };

@@ -39,6 +39,7 @@ pub const MODEL: ModelInfo = ModelInfo {
         _ => Ok(()),
     },
     build,
+    offer: None,
 };
 
 /// Memory by number, for devices that share it.

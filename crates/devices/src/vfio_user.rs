@@ -32,6 +32,7 @@ pub(crate) const MODEL: ModelInfo = ModelInfo {
     functions: one,
     check: |options| if options.text(SOCKET).is_some() { Ok(()) } else { Err(BuildError::NoSocket) },
     build,
+    offer: None,
 };
 
 fn memory_by(options: &Options) -> MemoryBy {

@@ -7,12 +7,12 @@
 //! a read of no bytes from `/dev/null` is done at once.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -44,6 +44,14 @@ impl EventFd {
             // No caller takes an error, and there is none that another attempt would mend.
             let _ = self.write();
         }
+    }
+
+    /// Takes the signals that there are; returns whether there were any. Does not wait.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        let mut count = [0; 8];
+        let mut parts = [IoSliceMut::new(&mut count)];
+        rustix::io::preadv2(&self.0, &mut parts, u64::MAX, ReadWriteFlags::NOWAIT).is_ok()
     }
 
     /// Without asynchronous I/O, or room for one more request of it. A full counter stays as it is. Between look and

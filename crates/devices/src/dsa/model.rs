@@ -35,6 +35,7 @@ pub const MODEL: ModelInfo = ModelInfo {
     functions: |options| options.number(SLICES).unwrap_or(1) as usize,
     check: any,
     build,
+    offer: None,
 };
 
 fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<Built>, BuildError> {

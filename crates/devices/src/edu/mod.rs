@@ -102,6 +102,7 @@ pub const MODEL: ModelInfo = ModelInfo {
     build: |_, sites, context| {
         context.plain(sites[0], spec(), |endpoint, interrupts| Ok(Edu::new(Box::new(endpoint.port()), interrupts)))
     },
+    offer: None,
 };
 
 /// What the function looks like on the bus.

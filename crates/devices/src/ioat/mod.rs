@@ -55,6 +55,7 @@ pub const MODEL: ModelInfo = ModelInfo {
     build: |_, sites, context| {
         context.plain(sites[0], spec(), |endpoint, interrupts| Ok(Ioat::new(Box::new(endpoint.port()), interrupts)))
     },
+    offer: None,
 };
 
 /// What the function looks like on the bus.

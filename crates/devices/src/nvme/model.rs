@@ -54,6 +54,7 @@ pub const MODEL: ModelInfo = ModelInfo {
     functions: one,
     check: |options| parse(options).map(drop),
     build,
+    offer: None,
 };
 
 /// What the options come to. There is no serial number yet if none is given.

@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::nvme::{NvmeError, ParseFailureError};
 use crate::storage::ImageError;
+use crate::virtio::Offer;
 use crate::{RegisterInfo, dsa, edu, ioat, ivshmem, nvme, vfio_user, virtio};
 
 mod options;
@@ -33,7 +34,11 @@ pub struct ModelInfo {
     pub(crate) functions: fn(&Options) -> usize,
     pub(crate) check: fn(&Options) -> Result<(), BuildError>,
     pub(crate) build: Build,
+    pub(crate) offer: Option<MakeOffer>,
 }
+
+/// Makes a device with these options that has no bus.
+type MakeOffer = fn(&Options, Site, Context<'_>) -> Result<Offer, BuildError>;
 
 /// Builds a device with these options at these places.
 type Build = fn(&Options, &[Site], Context<'_>) -> Result<Vec<Built>, BuildError>;
@@ -147,6 +152,8 @@ pub enum BuildError {
     NotWith(&'static str, &'static str),
     #[error("device option {0}= is for a device that has {1}=")]
     OnlyWith(&'static str, &'static str),
+    #[error("the queues of this device are another process's: let front ends connect to that")]
+    NotOurs,
     #[error("a device of another process is found by socket=PATH")]
     NoSocket,
 }
@@ -190,6 +197,18 @@ impl ModelInfo {
     pub fn build(&self, options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<Built>, BuildError> {
         assert!(sites.len() >= self.functions(options), "a place for each function");
         (self.build)(options, sites, context)
+    }
+
+    /// Makes it a device for front ends of vhost-user; `None` if it is no virtio device.
+    ///
+    /// # Errors
+    /// As of [`ModelInfo::build`]. One that another process has is not offered on.
+    pub fn offer(&self, options: &Options, site: Site, context: Context<'_>) -> Option<Result<Offer, BuildError>> {
+        let offer = self.offer?;
+        Some(match virtio::is_elsewhere(options) {
+            true => Err(BuildError::NotOurs),
+            false => offer(options, site, context),
+        })
     }
 }
 

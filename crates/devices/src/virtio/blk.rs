@@ -15,10 +15,9 @@ use std::path::PathBuf;
 
 use ioasid::{DmaError, Iova};
 
-use super::back_end::{self, BackEnd, Place, Shape};
+use super::elsewhere::{self, BackEnd, Place, Shape};
 use super::queue::{Broken, Part};
-use super::service::Here;
-use super::{Device, Identity, QUEUE_SIZE, Queues, Served, TURN, Virtio, spec};
+use super::{Device, Identity, Offer, Parts, QUEUE_SIZE, Queues, Served, TURN, Virtio, function, spec};
 use crate::Dma;
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
 use crate::storage::{self, Blocks, MemoryBlocks};
@@ -74,28 +73,43 @@ pub const MODEL: ModelInfo = ModelInfo {
         OptionInfo::new(READONLY, "it cannot be written", OptionKind::Flag),
         OptionInfo::new(SERIAL, "its name, up to 20 bytes (made of the place)", OptionKind::Text("TEXT")),
         OptionInfo::new(QUEUES, "queues (1)", OptionKind::Number { least: 1, most: 16 }),
-        back_end::OPTIONS[0],
-        back_end::OPTIONS[1],
+        elsewhere::OPTIONS[0],
+        elsewhere::OPTIONS[1],
     ],
     registers: &[super::registers::Register::TABLE],
     functions: one,
     check: |options| {
         let of_own = [IMAGE, SIZE, MEMORY, READONLY, SERIAL];
-        back_end::check(options, &of_own)?;
-        match (options.text(IMAGE), options.number(MEMORY), back_end::is_meant(options)) {
+        elsewhere::check(options, &of_own)?;
+        match (options.text(IMAGE), options.number(MEMORY), elsewhere::is_meant(options)) {
             (Some(_), None, false) | (None, Some(_), false) | (None, None, true) => Ok(()),
             _ => Err(BuildError::NoDisk),
         }
     },
     build,
+    offer: Some(offer),
 };
+
+fn queues(options: &Options) -> u16 {
+    options.number(QUEUES).unwrap_or(1) as u16
+}
 
 fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<Built>, BuildError> {
     let site = sites[0];
-    let queues = options.number(QUEUES).unwrap_or(1) as u16;
+    let queues = queues(options);
     if let Some(place) = Place::of(options, site.rid, &context.notice) {
         return back_end(BackEnd::find(place)?, queues, site, context);
     }
+    function(parts(options, site)?, site, &context)
+}
+
+fn offer(options: &Options, site: Site, context: Context<'_>) -> Result<Offer, BuildError> {
+    Offer::new(parts(options, site)?, site, &context)
+}
+
+/// A disk here.
+fn parts(options: &Options, site: Site) -> Result<Parts, BuildError> {
+    let queues = queues(options);
     let readonly = options.has(READONLY);
     let blocks = match (options.text(IMAGE), options.number(MEMORY)) {
         (Some(image), _) => {
@@ -112,10 +126,7 @@ fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<
     serial.iter_mut().zip(text.bytes()).for_each(|(byte, text)| *byte = text);
     let identity = identity(&blocks, readonly, queues);
     let disk = Disk { blocks, readonly, serial, writes_through: true, buffer: vec![0; PIECE] };
-    context.plain(site, spec(&identity), |endpoint, interrupts| {
-        let here = Here::new(Box::new(disk), Box::new(endpoint.port()));
-        Virtio::new(identity.clone(), Box::new(here), interrupts, site)
-    })
+    Ok((identity, Box::new(disk)))
 }
 
 /// A disk that a back end has.
@@ -135,7 +146,7 @@ fn back_end(back_end: BackEnd, queues: u16, site: Site, context: Context<'_>) ->
     shown(&mut configuration, queues);
     let features = back_end.features(if queues > 1 { KNOWN } else { KNOWN & !feature::QUEUES });
     let shape = Shape { features, queues, configuration: CONFIGURATION, shown, failure: Some(Refusal::Failed as u8) };
-    let identity = Identity { kind: KIND, class: CLASS, features, queues, configuration };
+    let identity = Identity { kind: KIND, class: CLASS, features, queues, together: 1, configuration };
     context.plain(site, spec(&identity), |endpoint, interrupts| {
         let service = back_end.serve(shape, Box::new(endpoint.port()))?;
         Virtio::new(identity.clone(), service, interrupts, site)
@@ -173,7 +184,7 @@ fn identity(blocks: &Blocks, readonly: bool, queues: u16) -> Identity {
         | feature::FLUSH
         | if queues > 1 { feature::QUEUES } else { 0 }
         | if readonly { feature::READ_ONLY } else { writes };
-    Identity { kind: KIND, class: CLASS, features, queues, configuration }
+    Identity { kind: KIND, class: CLASS, features, queues, together: 1, configuration }
 }
 
 /// The disk.

@@ -17,18 +17,23 @@ use std::os::fd::BorrowedFd;
 
 use ioasid_vfio::{BarKind, BarSpec, MsixSpec, Spec, VendorCapability};
 use queue::{Broken, Queue};
+use service::Here;
 
 use crate::Dma;
+use crate::registry::{BuildError, Built, Context, Site};
 
-mod back_end;
 pub mod blk;
+mod elsewhere;
 pub mod net;
+mod offered;
 mod queue;
 pub mod registers;
 mod service;
 mod transport;
 mod worker;
 
+pub(crate) use elsewhere::is_meant as is_elsewhere;
+pub use offered::Offer;
 pub use transport::Virtio;
 
 /// PCI vendor of all virtio devices.
@@ -102,8 +107,21 @@ struct Identity {
     features: u64,
     /// How many queues it has.
     queues: u16,
+    /// How many vhost-user counts as one.
+    together: u16,
     /// Its configuration, as it is at first; only the device changes it.
     configuration: Vec<u8>,
+}
+
+/// A device here, before it is on a bus or a socket.
+type Parts = (Identity, Box<dyn Device>);
+
+/// A device here, as a function on the bus.
+fn function((identity, device): Parts, site: Site, context: &Context<'_>) -> Result<Vec<Built>, BuildError> {
+    context.plain(site, spec(&identity), |endpoint, interrupts| {
+        let here = Here::new(device, Box::new(endpoint.port()));
+        Virtio::new(identity.clone(), Box::new(here), interrupts, site)
+    })
 }
 
 /// What the function of a device looks like on the bus.

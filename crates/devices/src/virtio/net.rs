@@ -12,10 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use ioasid::Iova;
 use rustix::io::Errno;
 
-use super::back_end::{self, BackEnd, Place, Shape};
+use super::elsewhere::{self, BackEnd, Place, Shape};
 use super::queue::{Broken, Queue};
-use super::service::Here;
-use super::{Device, Identity, Queues, Served, TURN, Virtio, spec};
+use super::{Device, Identity, Offer, Parts, Queues, Served, TURN, Virtio, function, spec};
 use crate::Dma;
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
 
@@ -48,16 +47,17 @@ pub const MODEL: ModelInfo = ModelInfo {
     options: &[
         OptionInfo::new(TAP, "a tap of the kernel's (all that goes comes back)", OptionKind::Text("NAME")),
         OptionInfo::new(MAC, "its address (52:54:00:12:34:..)", OptionKind::Text("XX:XX:XX:XX:XX:XX")),
-        back_end::OPTIONS[0],
-        back_end::OPTIONS[1],
+        elsewhere::OPTIONS[0],
+        elsewhere::OPTIONS[1],
     ],
     registers: &[super::registers::Register::TABLE],
     functions: one,
     check: |options| match options.text(MAC) {
         Some(text) if parse_mac(text).is_none() => Err(BuildError::NoAddress(text.to_owned())),
-        _ => back_end::check(options, &[TAP]),
+        _ => elsewhere::check(options, &[TAP]),
     },
     build,
+    offer: Some(offer),
 };
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {
@@ -73,21 +73,29 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 
 fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<Built>, BuildError> {
     let site = sites[0];
-    let own = [0x52, 0x54, 0, 0x12, 0x34, 0x56u8.wrapping_add(context.number)];
-    let mac = options.text(MAC).and_then(parse_mac).unwrap_or(own);
-    if let Some(place) = Place::of(options, site.rid, &context.notice) {
-        return back_end(BackEnd::find(place)?, mac, site, context);
+    match Place::of(options, site.rid, &context.notice) {
+        Some(place) => back_end(BackEnd::find(place)?, mac(options, &context), site, context),
+        None => function(parts(options, &context)?, site, &context),
     }
+}
+
+fn offer(options: &Options, site: Site, context: Context<'_>) -> Result<Offer, BuildError> {
+    Offer::new(parts(options, &context)?, site, &context)
+}
+
+/// An interface here.
+fn parts(options: &Options, context: &Context<'_>) -> Result<Parts, BuildError> {
     let far = match options.text(TAP) {
         None => Far::Loop,
         Some(name) => Far::Tap(tap::open(name).map_err(|error| BuildError::NoTap(name.to_owned(), error.to_string()))?),
     };
-    let identity = identity(mac, 0);
     let interface = Interface { far, waiting: VecDeque::new(), packet: vec![0; LONGEST] };
-    context.plain(site, spec(&identity), |endpoint, interrupts| {
-        let here = Here::new(Box::new(interface), Box::new(endpoint.port()));
-        Virtio::new(identity.clone(), Box::new(here), interrupts, site)
-    })
+    Ok((identity(mac(options, context), 0), Box::new(interface)))
+}
+
+fn mac(options: &Options, context: &Context<'_>) -> [u8; 6] {
+    let own = [0x52, 0x54, 0, 0x12, 0x34, 0x56u8.wrapping_add(context.number)];
+    options.text(MAC).and_then(parse_mac).unwrap_or(own)
 }
 
 fn identity(mac: [u8; 6], offloads: u64) -> Identity {
@@ -95,7 +103,7 @@ fn identity(mac: [u8; 6], offloads: u64) -> Identity {
     // The link is up.
     configuration.extend([1, 0]);
     let features = feature::MAC | feature::STATUS | offloads;
-    Identity { kind: 1, class: 0x02_0000, features, queues: 2, configuration }
+    Identity { kind: 1, class: 0x02_0000, features, queues: 2, together: 2, configuration }
 }
 
 /// An interface whose packets a back end takes and brings.

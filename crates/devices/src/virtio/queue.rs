@@ -70,6 +70,8 @@ pub(super) struct Queue {
     done: u16,
     /// How many were done when the driver was last looked after.
     told: u16,
+    /// How many were taken and are not done.
+    open: u16,
 }
 
 impl Queue {
@@ -96,7 +98,23 @@ impl Queue {
             return Err(Broken);
         }
         let has_event_index = features & feature::EVENT_INDEX != 0;
-        Ok(Self { number, size, descriptors, driver, device, has_event_index, taken: 0, done: 0, told: 0 })
+        Ok(Self { number, size, descriptors, driver, device, has_event_index, taken: 0, done: 0, told: 0, open: 0 })
+    }
+
+    /// Goes on where another was: so many were taken, and as many are done as the device's ring says.
+    ///
+    /// # Errors
+    /// If the queue cannot be reached.
+    pub(super) fn go_on_from(&mut self, base: u16, dma: &mut dyn Dma) -> Result<(), Broken> {
+        self.taken = base;
+        self.done = read_word(dma, self.device + 2)?;
+        self.told = self.done;
+        Ok(())
+    }
+
+    /// How many were taken, without those that are not done: a device that finishes in order takes these again.
+    pub(super) fn base(&self) -> u16 {
+        self.taken.wrapping_sub(self.open)
     }
 
     /// How many chains the driver has offered so far.
@@ -116,6 +134,7 @@ impl Queue {
         }
         let head = read_word(dma, self.driver + 4 + 2 * u64::from(self.taken % self.size))?;
         self.taken = self.taken.wrapping_add(1);
+        self.open = self.open.wrapping_add(1);
         dma.set_work(Some(Work { queue: self.number, command: head }));
         let mut table = Vec::new();
         let mut parts = Vec::new();
@@ -170,6 +189,7 @@ impl Queue {
         entry[4..].copy_from_slice(&written.to_le_bytes());
         dma.write(Iova(self.device + 4 + 8 * u64::from(self.done % self.size)).into(), &entry)?;
         self.done = self.done.wrapping_add(1);
+        self.open = self.open.wrapping_sub(1);
         // The entry is there before it is counted.
         write_word(dma, self.device + 2, self.done)
     }

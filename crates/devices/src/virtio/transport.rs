@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use ioasid_vfio::Model;
+use ioasid_vfio::{EventFd, Model};
 
 use super::registers::{BAR, COMMON, CONFIGURATION, ISR, NO_VECTOR, NOTIFY, NOTIFY_MULTIPLIER, PART, Register, status};
 use super::service::Service;
@@ -18,8 +18,12 @@ use crate::registry::{BuildError, Site};
 use crate::thread::LazyThread;
 
 /// A queue, as the driver has described it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct QueueSetup {
+    /// How many were taken before, where it was served before.
+    pub(super) base: Option<u16>,
+    /// What notifies of it, beside the registers.
+    pub(super) kick: Option<Arc<EventFd>>,
     pub(super) size: u16,
     pub(super) vector: u16,
     pub(super) is_enabled: bool,
@@ -29,8 +33,16 @@ pub(super) struct QueueSetup {
 }
 
 impl QueueSetup {
-    const NONE: Self =
-        Self { size: QUEUE_SIZE, vector: NO_VECTOR, is_enabled: false, descriptors: 0, driver: 0, device: 0 };
+    pub(super) const NONE: Self = Self {
+        base: None,
+        kick: None,
+        size: QUEUE_SIZE,
+        vector: NO_VECTOR,
+        is_enabled: false,
+        descriptors: 0,
+        driver: 0,
+        device: 0,
+    };
 }
 
 /// What the driver has written since the last reset.
@@ -78,6 +90,8 @@ pub(super) struct State {
     /// The device's own, and how often it has changed.
     configuration: Vec<u8>,
     generation: u8,
+    /// How far the queues were that the last session left: which, and how many were taken.
+    pub(super) bases: Vec<(u16, u16)>,
     pub(super) quits: bool,
 }
 
@@ -175,22 +189,33 @@ impl Shared {
     /// Makes the device as after power-on. When this returns, the worker is out of what was before, and interrupts for
     /// that no more.
     fn reset(&self) {
+        self.stop(&|| {});
+    }
+
+    /// As a reset, which calls `between` when the worker has been asked to come out. Returns how far it was.
+    pub(super) fn stop(&self, between: &dyn Fn()) -> Vec<(u16, u16)> {
         let mut state = self.lock();
         let resets = self.resets.fetch_add(1, Ordering::SeqCst) + 1;
         state.setup = Setup::new(&self.identity);
         state.resetting += 1;
+        drop(state);
         self.bell.ring();
+        between();
+        let mut state = self.lock();
         while state.busy.is_some_and(|of| of < resets) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         self.kicks.store(0, Ordering::SeqCst);
+        let bases = std::mem::take(&mut state.bases);
         drop(state);
         // Nothing begins before that is done.
         self.take_isr();
         self.lock().resetting -= 1;
+        bases
     }
 
-    fn offered(&self) -> u64 {
+    /// What it offers.
+    pub(super) fn offered(&self) -> u64 {
         self.identity.features | feature::ALL
     }
 
@@ -293,7 +318,7 @@ impl Shared {
 
 /// A virtio device.
 ///
-/// Every method may be called from any thread at any time, but not from within [`Dma`] or [`Interrupts`] on the
+/// Every method may be called from any thread at any time, but not from within [`Dma`](crate::Dma) or [`Interrupts`] on the
 /// device's own thread. Dropping it ends that thread: no DMA happens afterwards.
 pub struct Virtio {
     shared: Arc<Shared>,
@@ -314,7 +339,8 @@ impl Virtio {
         site: Site,
     ) -> Result<Arc<Self>, BuildError> {
         let (setup, configuration) = (Setup::new(&identity), identity.configuration.clone());
-        let state = State { setup, busy: None, resetting: 0, configuration, generation: 0, quits: false };
+        let state =
+            State { setup, busy: None, resetting: 0, configuration, generation: 0, bases: Vec::new(), quits: false };
         let shared = Arc::new(Shared {
             identity,
             state: Mutex::new(state),
@@ -328,6 +354,30 @@ impl Virtio {
         });
         let worker = Worker::new(shared.clone(), service);
         Ok(Arc::new(Self { shared, thread: LazyThread::new(worker) }))
+    }
+}
+
+impl Virtio {
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Begins as when a driver has set it up.
+    pub(super) fn begin(&self, features: u64, queues: Vec<QueueSetup>) {
+        {
+            let mut state = self.shared.lock();
+            state.setup.features = features;
+            state.setup.queues = queues;
+            state.setup.status = status::FEATURES_OK | status::DRIVER_OK;
+            self.shared.changed.notify_all();
+        }
+        self.ensure_running();
+    }
+
+    fn ensure_running(&self) {
+        if !self.thread.ensure_running("virtio", Worker::run) {
+            self.shared.need_reset(self.shared.resets());
+        }
     }
 }
 
@@ -376,8 +426,8 @@ impl Model for Virtio {
                 value[..data.len()].copy_from_slice(data);
                 mask[..data.len()].fill(0xff);
                 let [value, mask] = [value, mask].map(|bytes| u64::from_le_bytes(bytes) << shift);
-                if self.shared.write(register, value, mask) && !self.thread.ensure_running("virtio", Worker::run) {
-                    self.shared.need_reset(self.shared.resets());
+                if self.shared.write(register, value, mask) {
+                    self.ensure_running();
                 }
             }
             NOTIFY => self.shared.notify((offset - NOTIFY) / u64::from(NOTIFY_MULTIPLIER)),

@@ -3,6 +3,7 @@
 use ioasid::{Access, IovaRange};
 
 use crate::bench::{Bench, CONFIGURATION, EVENT_INDEX, LENGTH, MEMORY, Ring, VERSION_1, wait_until};
+use crate::ends::Served;
 
 const HEADER: u64 = MEMORY + 0x8_0000;
 const STATUS: u64 = HEADER + 0x100;
@@ -40,7 +41,8 @@ impl Disk {
 fn what_is_written_is_read() {
     let path = std::env::temp_dir().join(format!("ioasid-virtio-{}", std::process::id()));
     let image = format!("image={}", path.display());
-    for options in [&["memory=1M"][..], &[&image, "size=1M"]] {
+    let elsewhere = Served::new("read", &["memory=1M"], 1);
+    for options in [&["memory=1M"][..], &[&image, "size=1M"], &[&elsewhere.option()]] {
         let mut disk = Disk::new(options);
         assert_eq!(disk.bench.load(CONFIGURATION, 8), SECTORS);
         let mut expected = vec![0u8; 1 << 20];

@@ -4,5 +4,6 @@
 
 mod bench;
 mod blk;
+mod ends;
 mod net;
 mod transport;

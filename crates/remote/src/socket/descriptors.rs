@@ -25,6 +25,11 @@ impl Passed {
         Some(self.0.swap_remove(place))
     }
 
+    /// Takes all, if they are memory.
+    pub(crate) fn take_memories(&mut self) -> Option<Vec<OwnedFd>> {
+        self.0.iter().all(is_memory).then(|| std::mem::take(&mut self.0))
+    }
+
     /// Takes one, if it is a socket.
     pub(crate) fn take_socket(&mut self, place: usize) -> Option<OwnedFd> {
         self.0.get(place).filter(|descriptor| link(descriptor).starts_with("socket:"))?;

@@ -2,6 +2,7 @@
 
 mod channel;
 mod descriptors;
+mod files;
 pub(crate) mod peer;
 
 use std::io;
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 pub(crate) use channel::{Channel, Head, MAX_DESCRIPTORS, Message};
 pub(crate) use descriptors::Passed;
+pub(crate) use files::Files;
 
 /// Why a connection is over.
 #[derive(Clone, Debug, Error)]

@@ -23,8 +23,8 @@ impl From<MessageError> for Ended {
 #[non_exhaustive]
 pub enum RequestError {
     /// The other side refuses it.
-    #[error("the back end refuses {0}")]
-    Refused(RequestId),
+    #[error("the other side refuses {0}")]
+    Refused(&'static str),
     /// There is no other side any more.
     #[error(transparent)]
     Ended(#[from] Ended),
@@ -83,6 +83,7 @@ impl Requests {
         descriptors: &[BorrowedFd<'_>],
         wait: Wait,
     ) -> Result<Vec<u8>, RequestError> {
+        let name = id.name();
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(ended) = self.ended() {
             return Err(ended.into());
@@ -94,7 +95,7 @@ impl Requests {
             Wait::Sent => Ok(None),
             _ => {
                 let message = self.channel.receive(Some(deadline), || deadline)?;
-                message.map(Some).ok_or(Ended::Silent(id.name(), self.patience))
+                message.map(Some).ok_or(Ended::Silent(name, self.patience))
             }
         });
         let Some(Message { header: reply, payload, .. }) = exchanged.map_err(|ended| self.end(ended))? else {
@@ -106,7 +107,7 @@ impl Requests {
         match wait {
             Wait::Acknowledged => match U64::read_from_bytes(&payload) {
                 Ok(number) if number.get() == 0 => Ok(Vec::new()),
-                Ok(_) => Err(RequestError::Refused(id)),
+                Ok(_) => Err(RequestError::Refused(name)),
                 Err(_) => {
                     Err(self.end(Ended::protocol(format!("{} bytes that acknowledge {id}", payload.len()))).into())
                 }

@@ -5,13 +5,12 @@
 //! the program may have read them itself meanwhile.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use rustix::io::ReadWriteFlags;
 
 use crate::eventfd::EventFd;
 use crate::lock;
@@ -134,7 +133,7 @@ fn wait(epoll: &OwnedFd, entries: &Mutex<Entries>) {
                 return;
             }
             // The action is locked before the entry can be taken away.
-            let found = lock(entries).all.get(&number).map(|(eventfd, action)| (take_signals(eventfd), action.clone()));
+            let found = lock(entries).all.get(&number).map(|(eventfd, action)| (eventfd.take(), action.clone()));
             if let Some((true, action)) = found {
                 let action = lock(&action);
                 if lock(entries).all.contains_key(&number) {
@@ -143,13 +142,6 @@ fn wait(epoll: &OwnedFd, entries: &Mutex<Entries>) {
             }
         }
     }
-}
-
-/// Takes the signals of an eventfd; returns whether there were any.
-fn take_signals(eventfd: &EventFd) -> bool {
-    let mut count = [0; 8];
-    let mut parts = [IoSliceMut::new(&mut count)];
-    rustix::io::preadv2(eventfd, &mut parts, u64::MAX, ReadWriteFlags::NOWAIT).is_ok()
 }
 
 #[cfg(test)]

@@ -12,10 +12,9 @@ use zerocopy::IntoBytes;
 use zerocopy::native_endian::{U32, U64};
 
 use super::ServeError;
-use super::files::Files;
 use super::memory::PeerMemory;
 use super::tables::Tables;
-use crate::socket::{Ended, Message, Passed};
+use crate::socket::{Ended, Files, Message, Passed};
 use crate::vfio_user::connection::Connection;
 use crate::vfio_user::wire::{
     Capabilities, DeviceInfo, Header, IrqInfo, IrqSet, IrqSetFlags, MAX_DESCRIPTORS, MigrationData, MostBytes, Request,

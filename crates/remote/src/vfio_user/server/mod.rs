@@ -11,7 +11,6 @@
 
 mod client;
 mod dma;
-mod files;
 mod memory;
 mod regions;
 mod tables;

@@ -173,7 +173,7 @@ impl FrontEnd {
         // Nothing, or nothing of it: it has none.
         match ConfigHead::read_from_prefix(&reply) {
             Ok((_, bytes)) if bytes.len() == length => Ok(bytes.to_vec()),
-            _ => Err(RequestError::Refused(RequestId::GetConfig)),
+            _ => Err(RequestError::Refused(RequestId::GetConfig.name())),
         }
     }
 

@@ -15,14 +15,14 @@ type Key = (u64, u64, u32);
 
 /// What is open of a client's, as far as mappings need it.
 #[derive(Debug, Default)]
-pub(super) struct Files(Mutex<HashMap<Key, Weak<File>>>);
+pub(crate) struct Files(Mutex<HashMap<Key, Weak<File>>>);
 
 /// So many are looked through for such as nobody needs any more.
 const MANY: usize = 64;
 
 impl Files {
     /// The file, in a descriptor that there is already if there is one.
-    pub(super) fn share(&self, file: OwnedFd) -> std::io::Result<Arc<File>> {
+    pub(crate) fn share(&self, file: OwnedFd) -> std::io::Result<Arc<File>> {
         let (stat, flags) = (fstat(&file)?, fcntl_getfl(&file)?);
         let key = (stat.st_dev, stat.st_ino, flags.intersection(OFlags::ACCMODE | OFlags::PATH).bits());
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -37,7 +37,7 @@ pub(super) const OPTIONS: [OptionInfo; 2] = [
 const SECONDS: u64 = 5;
 
 /// Whether the options mean a back end.
-pub(super) fn is_meant(options: &Options) -> bool {
+pub(crate) fn is_meant(options: &Options) -> bool {
     options.has(SOCKET)
 }
 
