@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use ioasid::{Context, Device as Bound, FaultQueue, FaultQueueOptions, HwptOptions, IovaRange, OnMiss};
+use ioasid::{Context, Device as Bound, FaultQueue, FaultQueueOptions, HwptOptions, IovaRange, ObjectId, OnMiss};
 use ioasid_vfio::EventFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -43,7 +43,9 @@ pub(super) struct Client<'a> {
     is_running: bool,
     queue: Arc<FaultQueue>,
     bound: Option<Bound>,
-    _context: Arc<Context>,
+    context: Arc<Context>,
+    /// What was made in it, in the order in which it can go.
+    objects: [ObjectId; 3],
 }
 
 /// What a request comes to: what to reply, if that is more than whether it was carried out.
@@ -65,6 +67,7 @@ impl<'a> Client<'a> {
         let options = HwptOptions::default().on_miss(OnMiss::Queue(queue.clone()));
         let hwpt = context.hwpt_alloc(&back_end.endpoint, &ioas, options)?;
         bound.attach(None, &hwpt)?;
+        let objects = [hwpt.id(), queue.id(), ioas.id()];
         let (misses, arrived) = (back_end.misses.clone(), Arc::downgrade(&queue));
         queue.on_arrival(Arc::new(move || {
             if let Some(queue) = arrived.upgrade() {
@@ -84,7 +87,8 @@ impl<'a> Client<'a> {
             is_running: false,
             queue,
             bound: Some(bound),
-            _context: context,
+            context,
+            objects,
         })
     }
 
@@ -319,6 +323,9 @@ impl Drop for Client<'_> {
         // What a front end leaves when it goes is not its fault.
         if let Some(bound) = self.bound.take() {
             bound.abandon();
+        }
+        for id in self.objects {
+            let _ = self.context.destroy(id);
         }
     }
 }
