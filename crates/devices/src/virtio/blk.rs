@@ -17,7 +17,7 @@ use ioasid::{DmaError, Iova};
 
 use super::elsewhere::{self, BackEnd, Place, Shape};
 use super::queue::{Broken, Part};
-use super::{Device, Identity, Offer, Parts, QUEUE_SIZE, Queues, Served, TURN, Virtio, function, spec};
+use super::{Device, Identity, Offer, Parts, Queues, Served, TURN, Virtio, function, spec};
 use crate::Dma;
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
 use crate::storage::{self, Blocks, MemoryBlocks};
@@ -156,10 +156,13 @@ fn back_end(back_end: BackEnd, queues: u16, site: Site, context: Context<'_>) ->
 /// A back end's configuration as the driver sees it: this side has the queues.
 fn shown(configuration: &mut [u8], queues: u16) {
     let most = configuration[12..16].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-    configuration[12..16].copy_from_slice(&most.min(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
+    configuration[12..16].copy_from_slice(&most.min(SEGMENTS).to_le_bytes());
     configuration[34..36].copy_from_slice(&queues.to_le_bytes());
 }
 
+/// Parts of a request that are data: with the two others as many as a queue of 128 has, which is what VMMs make of one
+/// that another process serves.
+const SEGMENTS: u32 = 126;
 /// Bytes of the configuration.
 const CONFIGURATION: usize = 60;
 const KIND: u16 = 2;
@@ -169,8 +172,7 @@ fn identity(blocks: &Blocks, readonly: bool, queues: u16) -> Identity {
     let mut configuration = vec![0; CONFIGURATION];
     let mut put = |at: usize, bytes: &[u8]| configuration[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &(blocks.length() / SECTOR).to_le_bytes());
-    // A request has as many descriptors as the queue, of which two are no data.
-    put(12, &(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
+    put(12, &SEGMENTS.to_le_bytes());
     put(34, &queues.to_le_bytes());
     for at in [36, 48] {
         // Sectors of one segment, and one segment in a request.

@@ -24,6 +24,9 @@ const INDIRECT: u16 = 4;
 const SILENT: u16 = 1;
 /// Bytes of a descriptor.
 const DESCRIPTOR: usize = 16;
+/// Descriptors of a chain, at the most. By the specification a chain is no longer than the queue (2.7.5.3.1); Linux goes
+/// by the segments that the device allows, also in a shorter queue.
+const MOST_PARTS: usize = 1024;
 
 /// A queue cannot be reached, or makes no sense.
 #[derive(Debug)]
@@ -48,12 +51,6 @@ pub(super) struct Part {
 pub(super) struct Chain {
     pub(super) head: u16,
     pub(super) parts: Vec<Part>,
-}
-
-impl Chain {
-    fn senseless(head: u16) -> Self {
-        Self { head, parts: Vec::new() }
-    }
 }
 
 /// A queue.
@@ -126,7 +123,8 @@ impl Queue {
     /// The next chain, if there is one.
     ///
     /// # Errors
-    /// If the queue cannot be reached, or has more than there is room for. A chain that makes no sense has no parts.
+    /// If the queue cannot be reached, has more than there is room for, or a chain makes no sense: the driver cannot be
+    /// told by the chain then, and would take what the device did not do for done.
     pub(super) fn pop(&mut self, dma: &mut dyn Dma) -> Result<Option<Chain>, Broken> {
         dma.set_work(None);
         if self.offered(dma)? == self.taken {
@@ -139,17 +137,17 @@ impl Queue {
         let mut table = Vec::new();
         let mut parts = Vec::new();
         let mut next = head;
-        // A chain has as many as the queue, so one that goes in a circle ends.
-        while parts.len() < usize::from(self.size) {
+        // One that goes in a circle ends.
+        while parts.len() < MOST_PARTS {
             let mut bytes = [0; DESCRIPTOR];
             if table.is_empty() {
                 if next >= self.size {
-                    return Ok(Some(Chain::senseless(head)));
+                    return Err(Broken);
                 }
                 dma.read(Iova(self.descriptors + DESCRIPTOR as u64 * u64::from(next)).into(), &mut bytes)?;
             } else {
                 let at = usize::from(next) * DESCRIPTOR;
-                let Some(there) = table.get(at..at + DESCRIPTOR) else { return Ok(Some(Chain::senseless(head))) };
+                let Some(there) = table.get(at..at + DESCRIPTOR) else { return Err(Broken) };
                 bytes.copy_from_slice(there);
             }
             let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
@@ -160,11 +158,11 @@ impl Queue {
                 // A table by itself, and not in another (2.7.5.3.1).
                 let is_table = length > 0 && (length as usize).is_multiple_of(DESCRIPTOR);
                 if !table.is_empty() || !parts.is_empty() || !is_table || flags & NEXT != 0 {
-                    return Ok(Some(Chain::senseless(head)));
+                    return Err(Broken);
                 }
-                table = vec![0; (length as usize).min(DESCRIPTOR * usize::from(self.size))];
+                table = vec![0; (length as usize).min(DESCRIPTOR * MOST_PARTS)];
                 if dma.read(Iova(address).into(), &mut table).is_err() {
-                    return Ok(Some(Chain::senseless(head)));
+                    return Err(Broken);
                 }
                 next = 0;
                 continue;
@@ -174,8 +172,8 @@ impl Queue {
                 return Ok(Some(Chain { head, parts }));
             }
         }
-        // It goes in a circle, or is longer than the queue.
-        Ok(Some(Chain::senseless(head)))
+        // It goes in a circle, or is longer than any.
+        Err(Broken)
     }
 
     /// The device is done with a chain, and has written so many bytes of it.

@@ -21,6 +21,7 @@ pub const NOTIFY: u64 = 0x3000;
 pub const VERSION_1: u64 = 1 << 32;
 pub const ACCESS_PLATFORM: u64 = 1 << 33;
 pub const EVENT_INDEX: u64 = 1 << 29;
+pub const INDIRECT: u64 = 1 << 28;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -159,6 +160,15 @@ impl Bench {
         }
         self.publish(ring, head);
         head
+    }
+
+    /// Offers a chain that is in a table of its own, of so many bytes.
+    pub fn offer_table(&self, ring: &mut Ring, table: u64, length: u32) {
+        let head = ring.next % ring.size;
+        ring.next = (ring.next + 1) % ring.size;
+        let parts = [&table.to_le_bytes()[..], &length.to_le_bytes(), &4u16.to_le_bytes(), &[0; 2]];
+        self.write(ring.at + 16 * u64::from(head), &parts.concat());
+        self.publish(ring, head);
     }
 
     pub fn publish(&self, ring: &mut Ring, head: u16) {

@@ -139,13 +139,13 @@ impl Copy {
     /// Offers one; it comes back if there is no room now.
     fn offer(&mut self, chain: Chain, queue: &mut Queue, dma: &mut dyn Dma) -> Result<Result<(), Chain>, Broken> {
         let length = chain.parts.iter().map(|part| u64::from(part.length)).sum::<u64>();
-        let is_possible = !chain.parts.is_empty() && length <= LENGTH - DATA;
-        if !is_possible {
+        let pieces = self.pieces(&chain);
+        if length > LENGTH - DATA || pieces.len() > usize::from(self.size) {
             let written = self.refuse(&chain, dma);
             queue.push(dma, chain.head, written)?;
             return Ok(Ok(()));
         }
-        if chain.parts.len() > self.free.len() {
+        if pieces.len() > self.free.len() {
             return Ok(Err(chain));
         }
         let Some(start) = self.area.take(length) else { return Ok(Err(chain)) };
@@ -155,18 +155,18 @@ impl Copy {
             queue.push(dma, chain.head, written)?;
             return Ok(Ok(()));
         }
-        let descriptors = self.free.split_off(self.free.len() - chain.parts.len());
+        let descriptors = self.free.split_off(self.free.len() - pieces.len());
         let mut at = self.start + start;
-        for (place, part) in chain.parts.iter().enumerate() {
+        for (place, (length, writes)) in pieces.into_iter().enumerate() {
             let next = descriptors.get(place + 1);
-            let flags = if part.writes { WRITE } else { 0 } | if next.is_some() { NEXT } else { 0 };
+            let flags = if writes { WRITE } else { 0 } | if next.is_some() { NEXT } else { 0 };
             let mut bytes = [0; 16];
             bytes[..8].copy_from_slice(&at.to_le_bytes());
-            bytes[8..12].copy_from_slice(&part.length.to_le_bytes());
+            bytes[8..12].copy_from_slice(&length.to_le_bytes());
             bytes[12..14].copy_from_slice(&flags.to_le_bytes());
             bytes[14..].copy_from_slice(&next.copied().unwrap_or(0).to_le_bytes());
             self.memory.write(self.start + 16 * u64::from(descriptors[place]), &bytes);
-            at += u64::from(part.length);
+            at += u64::from(length);
         }
         let head = descriptors[0];
         self.store(DRIVER + 4 + 2 * u64::from(self.offered % self.size), head);
@@ -176,6 +176,20 @@ impl Copy {
         self.asked += 1;
         self.pending.insert(head, Pending { number: self.asked, chain, start, length, descriptors });
         Ok(Ok(()))
+    }
+
+    /// What a chain is for the back end: bytes, and whether it writes them. Parts lie behind one another here, so those
+    /// of a chain that is longer than the queue are put together.
+    fn pieces(&self, chain: &Chain) -> Vec<(u32, bool)> {
+        let together = chain.parts.len() > usize::from(self.size);
+        let mut pieces: Vec<(u32, bool)> = Vec::new();
+        for part in &chain.parts {
+            match pieces.last_mut().filter(|(_, writes)| together && *writes == part.writes) {
+                Some((length, _)) => *length = length.saturating_add(part.length),
+                None => pieces.push((part.length, part.writes)),
+            }
+        }
+        pieces
     }
 
     /// Copies what the back end reads. Returns whether all of it could be read.

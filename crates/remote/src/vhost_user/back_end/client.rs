@@ -301,9 +301,12 @@ impl<'a> Client<'a> {
         if rings.is_empty() {
             return;
         }
+        // What was done just before the device came out may not have been told; to be told of nothing is no harm.
+        let calls: Vec<_> = rings.iter().filter(|ring| ring.base != 0).filter_map(|ring| ring.call.clone()).collect();
         self.is_running = true;
         self.back_end.misses.resume();
         self.back_end.device.start(self.features & !feature::PROTOCOL_FEATURES, rings);
+        calls.iter().for_each(|call| call.signal());
     }
 }
 
