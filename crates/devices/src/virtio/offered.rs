@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ioasid::{BusAddress, DmaError, DmaPort, Endpoint, EndpointOptions, Recovery, Work};
 use ioasid_remote::vhost_user::{self, Misses, ServedRing};
 use ioasid_vfio::EventFd;
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::service::Here;
 use super::transport::{QueueSetup, Shared, Virtio};
@@ -30,26 +31,40 @@ impl Offer {
         // There is nothing that would switch it.
         let _ = endpoint.set_bus_master(true);
         let dma = Asking { port: endpoint.port(), endpoint: endpoint.clone(), misses: misses.clone() };
-        let calls = Arc::new(Calls::default());
+        let calls = Calls::new().map_err(|error| BuildError::NoMemory(site.rid, error.to_string()))?;
+        let calls = Arc::new(calls);
         let here = Here::new(device, Box::new(dma));
         let device = Virtio::new(identity.clone(), Box::new(here), calls.clone(), site)?;
         Ok(Self { endpoint, misses, device: Arc::new(Offered { identity, device, calls }) })
     }
 }
 
-/// What a front end is told by, for each queue.
-#[derive(Default)]
-struct Calls(Mutex<Vec<Option<Arc<EventFd>>>>);
+/// What a front end is told by, for each queue, and what says that the device cannot go on.
+struct Calls {
+    calls: Mutex<Vec<Option<Arc<EventFd>>>>,
+    trouble: EventFd,
+}
+
+/// What interrupts when the device cannot go on, as a change of its configuration.
+const TROUBLE: u16 = 0xfffe;
 
 impl Calls {
+    fn new() -> std::io::Result<Self> {
+        let trouble = EventFd::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?;
+        Ok(Self { calls: Mutex::default(), trouble })
+    }
+
     fn set(&self, calls: Vec<Option<Arc<EventFd>>>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = calls;
+        *self.calls.lock().unwrap_or_else(PoisonError::into_inner) = calls;
     }
 }
 
 impl Interrupts for Calls {
     fn raise(&self, vector: u16) {
-        let call = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(usize::from(vector)).cloned();
+        if vector == TROUBLE {
+            return self.trouble.signal();
+        }
+        let call = self.calls.lock().unwrap_or_else(PoisonError::into_inner).get(usize::from(vector)).cloned();
         if let Some(Some(call)) = call {
             call.signal();
         }
@@ -105,7 +120,11 @@ impl vhost_user::Device for Offered {
             *place = call;
         }
         self.calls.set(calls);
-        self.device.begin(features, queues);
+        self.device.begin(features, queues, TROUBLE);
+    }
+
+    fn trouble(&self) -> &EventFd {
+        &self.calls.trouble
     }
 
     fn stop(&self, between: &dyn Fn()) -> Vec<(u16, u16)> {

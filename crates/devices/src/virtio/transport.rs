@@ -362,12 +362,13 @@ impl Virtio {
         &self.shared
     }
 
-    /// Begins as when a driver has set it up.
-    pub(super) fn begin(&self, features: u64, queues: Vec<QueueSetup>) {
+    /// Begins as when a driver has set it up, with this vector for changes of the configuration.
+    pub(super) fn begin(&self, features: u64, queues: Vec<QueueSetup>, config_vector: u16) {
         {
             let mut state = self.shared.lock();
             state.setup.features = features;
             state.setup.queues = queues;
+            state.setup.config_vector = config_vector;
             state.setup.status = status::FEATURES_OK | status::DRIVER_OK;
             self.shared.changed.notify_all();
         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ioasid::{Context, Device as Bound, FaultQueue, FaultQueueOptions, HwptOptions, IovaRange, ObjectId, OnMiss};
 use ioasid_vfio::EventFd;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
@@ -31,6 +31,9 @@ const PROTOCOL: u64 = protocol::MQ
 /// The largest ring (2.7).
 const LARGEST: u32 = 32768;
 
+/// How long a device that could not go on waits until it tries again.
+const AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
 /// What a front end has while it is connected.
 pub(super) struct Client<'a> {
     back_end: &'a BackEnd,
@@ -41,6 +44,8 @@ pub(super) struct Client<'a> {
     memory: Memory,
     /// The device serves rings.
     is_running: bool,
+    /// It was taken out of them, as it could not go on.
+    in_trouble: bool,
     queue: Arc<FaultQueue>,
     bound: Option<Bound>,
     context: Arc<Context>,
@@ -85,6 +90,7 @@ impl<'a> Client<'a> {
             rings,
             memory: Memory::new(ioas),
             is_running: false,
+            in_trouble: false,
             queue,
             bound: Some(bound),
             context,
@@ -104,16 +110,17 @@ impl<'a> Client<'a> {
 
     /// Waits for a request or a reply, and sees to it.
     fn next(&mut self) -> Result<(), Ended> {
-        let events = self.back_end.misses.events();
-        let mut signs = vec![PollFd::from_borrowed_fd(self.channel.as_fd(), PollFlags::IN)];
-        signs.extend(events.as_ref().map(|events| PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN)));
-        match poll(&mut signs, None) {
+        let (events, device) = (self.back_end.misses.events(), self.back_end.device.clone());
+        let readable = |file| PollFd::from_borrowed_fd(file, PollFlags::IN);
+        let mut signs = vec![readable(self.channel.as_fd()), readable(device.trouble().as_fd())];
+        signs.extend(events.as_ref().map(|events| readable(events.as_fd())));
+        match poll(&mut signs, self.in_trouble.then_some(&AGAIN)) {
             Err(Errno::INTR) => return Ok(()),
             other => other.map_err(Ended::of)?,
         };
         let ready: Vec<bool> = signs.iter().map(|sign| !sign.revents().is_empty()).collect();
         let (now, end) = (Instant::now(), || Instant::now() + self.back_end.patience);
-        if let Some(events) = events.filter(|_| ready.get(1) == Some(&true)) {
+        if let Some(events) = events.filter(|_| ready.get(2) == Some(&true)) {
             let Some(reply) = events.receive(Some(now), end)? else { return Ok(()) };
             let is_there = U64::read_from_bytes(&reply.payload).is_ok_and(|number| number.get() == 0);
             if !reply.header.is_reply() {
@@ -124,6 +131,16 @@ impl<'a> Client<'a> {
         if ready[0] {
             let Some(message) = self.channel.receive(Some(now), end)? else { return Ok(()) };
             self.answer(message)?;
+        }
+        // What the device did not reach, the front end may just not have said so far: it tries again, after something
+        // has come, or after a while.
+        if self.in_trouble {
+            self.in_trouble = false;
+            self.resume();
+        }
+        if ready[1] && device.trouble().take() {
+            self.pause();
+            self.in_trouble = true;
         }
         Ok(())
     }
@@ -296,6 +313,9 @@ impl<'a> Client<'a> {
 
     /// Has the device serve those that can be.
     fn resume(&mut self) {
+        if self.is_running {
+            return;
+        }
         let rings: Vec<_> =
             (0..).zip(&self.rings).filter_map(|(index, ring)| ring.served(index, &self.memory)).collect();
         if rings.is_empty() {

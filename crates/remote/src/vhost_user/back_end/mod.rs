@@ -62,6 +62,9 @@ pub trait Device: std::fmt::Debug + Send + Sync {
     /// Begins to serve rings, with what the driver has agreed on. It serves none now.
     fn start(&self, features: u64, rings: Vec<ServedRing>);
 
+    /// Is signalled when it cannot go on, as it does not reach a ring, or finds nonsense there.
+    fn trouble(&self) -> &EventFd;
+
     /// Ends that. When this returns, the device is out of the rings and of all memory. It calls `between` when it has
     /// begun to end: whatever it waits for is given up then. Returns how many each ring has taken by now, by its index.
     fn stop(&self, between: &dyn Fn()) -> Vec<(u16, u16)>;
