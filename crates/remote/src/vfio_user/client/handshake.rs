@@ -11,7 +11,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::spec::{Interrupts, read_spec};
 use super::tables::Tables;
 use super::{ClientOptions, ConnectError, Link, MemoryBy};
-use crate::socket::{Ended, connect as connect_socket, peer};
+use crate::socket::peer::Process;
+use crate::socket::{Ended, connect as connect_socket};
 use crate::vfio_user::connection::{CallError, Connection};
 use crate::vfio_user::wire::{
     Capabilities, CommandId, DeviceInfo, IrqInfo, RegionInfo, TwinSocket, Version, VersionError,
@@ -37,10 +38,10 @@ impl From<CallError> for ConnectError {
 pub(super) fn connect(options: &ClientOptions) -> Result<(Link, Spec), ConnectError> {
     let socket = connect_socket(&options.socket, options.patience)
         .map_err(|error| ConnectError::Connect(options.socket.clone(), error.into()))?;
-    let process = peer::process(&socket);
+    let process = Process::of(&socket);
     let connection = Arc::new(Connection::new(socket, options.patience));
     // One that is not known could not be ended.
-    let may_share = options.memory == MemoryBy::Tables && process.as_ref().is_some_and(peer::is_of_a_device);
+    let may_share = options.memory == MemoryBy::Tables && process.as_ref().is_some_and(Process::is_of_a_device);
     let (theirs, peer) = agree(&connection, options.patience, may_share)?;
     let info = DeviceInfo { argsz: U32::new(size_of::<DeviceInfo>() as u32), ..DeviceInfo::default() };
     let info: DeviceInfo = ask(&connection, CommandId::DeviceGetInfo, &info)?;

@@ -10,14 +10,12 @@ use std::time::{Duration, Instant};
 
 use ioasid::memory::{FileRange, MemoryChunk};
 use ioasid::{Access, Iova, IovaRange, Mirror, MirrorCapabilities, MirrorError, MirrorRun, Unacknowledged};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::Signal;
 use zerocopy::IntoBytes;
 use zerocopy::native_endian::{U32, U64};
 
 use super::tables::{NotMapped, Tables};
 use super::{Link, MemoryBy, Remote, lock};
-use crate::socket::{Ended, peer};
+use crate::socket::Ended;
 use crate::vfio_user::connection::CallError;
 use crate::vfio_user::wire::{BY_MESSAGE, CommandId, DmaFlags, DmaMap, DmaUnmap};
 
@@ -154,8 +152,8 @@ impl Remote {
     /// Cuts a server off whose device does not come out, and ends its process.
     fn end_process(&self, link: &Link) {
         link.connection.end(Ended::Silent(CommandId::DmaUnmap.name(), self.options.patience));
-        if let Some(process) = link.process.as_ref().filter(|process| !peer::is_this(process)) {
-            let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
+        if let Some(process) = &link.process {
+            process.kill();
         }
     }
 
@@ -206,9 +204,7 @@ impl Remote {
 
     /// Whether the server's process ends in time, with all that it has mapped.
     pub(super) fn has_exited(&self, link: &Link, patience: Duration) -> bool {
-        let Some(process) = &link.process else { return false };
-        let patience = Timespec::try_from(patience).ok();
-        poll(&mut [PollFd::new(process, PollFlags::IN)], patience.as_ref()).is_ok_and(|ready| ready > 0)
+        link.process.as_ref().is_some_and(|process| process.has_exited(patience))
     }
 }
 

@@ -24,7 +24,6 @@ mod spec;
 mod tables;
 
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -36,6 +35,7 @@ use thiserror::Error;
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::socket::peer::Process;
 use crate::socket::{Ended, bounded};
 use crate::vfio_user::connection::{CallError, Connection};
 use crate::vfio_user::wire::{CommandId, RegionAccess, VersionError};
@@ -111,7 +111,7 @@ struct Link {
     /// Of INTx: whether it masks itself.
     masks_line: bool,
     /// The server's process.
-    process: Option<OwnedFd>,
+    process: Option<Process>,
     /// It was passed a file.
     has_files: AtomicBool,
     /// What it walks.
