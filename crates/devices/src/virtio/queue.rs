@@ -9,6 +9,7 @@
 //! access is the device's DMA, to whatever memory.
 
 use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 use ioasid::{DmaError, Iova, Work};
 
@@ -144,7 +145,7 @@ impl Queue {
                 if next >= self.size {
                     return Err(Broken);
                 }
-                dma.read(Iova(self.descriptors + DESCRIPTOR as u64 * u64::from(next)).into(), &mut bytes)?;
+                read(dma, self.descriptors + DESCRIPTOR as u64 * u64::from(next), &mut bytes)?;
             } else {
                 let at = usize::from(next) * DESCRIPTOR;
                 let Some(there) = table.get(at..at + DESCRIPTOR) else { return Err(Broken) };
@@ -161,9 +162,7 @@ impl Queue {
                     return Err(Broken);
                 }
                 table = vec![0; (length as usize).min(DESCRIPTOR * MOST_PARTS)];
-                if dma.read(Iova(address).into(), &mut table).is_err() {
-                    return Err(Broken);
-                }
+                read(dma, address, &mut table)?;
                 next = 0;
                 continue;
             }
@@ -185,7 +184,7 @@ impl Queue {
         let mut entry = [0; 8];
         entry[..2].copy_from_slice(&head.to_le_bytes());
         entry[4..].copy_from_slice(&written.to_le_bytes());
-        dma.write(Iova(self.device + 4 + 8 * u64::from(self.done % self.size)).into(), &entry)?;
+        write(dma, self.device + 4 + 8 * u64::from(self.done % self.size), &entry)?;
         self.done = self.done.wrapping_add(1);
         self.open = self.open.wrapping_sub(1);
         // The entry is there before it is counted.
@@ -236,12 +235,35 @@ impl Queue {
     }
 }
 
+/// Between two tries to reach a ring.
+const PAUSES: [Duration; 3] = [Duration::from_millis(5), Duration::from_millis(20), Duration::from_millis(75)];
+
+/// Reaches a ring, if need be by some tries. A hypervisor that changes where memory is takes it away and gives it back:
+/// a device that looks at an idle queue just then has the queue a moment later.
+fn patiently(mut reach: impl FnMut() -> Result<(), DmaError>) -> Result<(), Broken> {
+    for pause in PAUSES {
+        if reach().is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(pause);
+    }
+    Ok(reach()?)
+}
+
+fn read(dma: &mut dyn Dma, at: u64, data: &mut [u8]) -> Result<(), Broken> {
+    patiently(|| dma.read(Iova(at).into(), data))
+}
+
+fn write(dma: &mut dyn Dma, at: u64, data: &[u8]) -> Result<(), Broken> {
+    patiently(|| dma.write(Iova(at).into(), data))
+}
+
 fn read_word(dma: &mut dyn Dma, at: u64) -> Result<u16, Broken> {
     let mut word = [0; 2];
-    dma.read(Iova(at).into(), &mut word)?;
+    read(dma, at, &mut word)?;
     Ok(u16::from_le_bytes(word))
 }
 
 fn write_word(dma: &mut dyn Dma, at: u64, word: u16) -> Result<(), Broken> {
-    Ok(dma.write(Iova(at).into(), &word.to_le_bytes())?)
+    write(dma, at, &word.to_le_bytes())
 }
