@@ -141,18 +141,20 @@ struct Asking {
     misses: Arc<Misses>,
 }
 
-/// So often an access asks: for each page of it that a front end may say by itself, and has not said so far.
-const TRIES: usize = 64;
+/// So often an access asks for one page: a front end that has given it may take it back before it is used.
+const TRIES: usize = 8;
 
 impl Asking {
     fn access(&mut self, mut access: impl FnMut(&mut DmaPort) -> Result<(), DmaError>) -> Result<(), DmaError> {
-        for _ in 0..TRIES {
-            match access(&mut self.port) {
-                Err(error) if self.misses.bring_in(&self.endpoint, &error) => {}
-                done => return done,
+        let (mut missed, mut tries) = (None, 0);
+        loop {
+            let Err(error) = access(&mut self.port) else { return Ok(()) };
+            tries = if missed == Some(error.at) { tries + 1 } else { 0 };
+            if tries == TRIES || !self.misses.bring_in(&self.endpoint, &error) {
+                return Err(error);
             }
+            missed = Some(error.at);
         }
-        access(&mut self.port)
     }
 }
 

@@ -66,9 +66,12 @@ impl<H: Head> Channel<H> {
         self.takes_descriptors.store(false, Ordering::SeqCst);
     }
 
-    /// Whether something has come that was not received, or the end.
+    /// Whether something has come that was not received, or the end. What was read ahead does not make the socket
+    /// readable: who waits for that has asked this before.
     pub(crate) fn has_something(&self) -> bool {
-        self.wait(PollFlags::IN, Some(Instant::now())).unwrap_or(true)
+        // A thread that receives sees to it.
+        let is_ahead = self.rest.try_lock().is_ok_and(|rest| !rest.is_empty());
+        is_ahead || self.wait(PollFlags::IN, Some(Instant::now())).unwrap_or(true)
     }
 
     /// Whatever waits for it waits no more, here and at the other end.

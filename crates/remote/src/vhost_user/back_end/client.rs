@@ -119,18 +119,17 @@ impl<'a> Client<'a> {
             other => other.map_err(Ended::of)?,
         };
         let ready: Vec<bool> = signs.iter().map(|sign| !sign.revents().is_empty()).collect();
-        let (now, end) = (Instant::now(), || Instant::now() + self.back_end.patience);
-        if let Some(events) = events.filter(|_| ready.get(2) == Some(&true)) {
-            let Some(reply) = events.receive(Some(now), end)? else { return Ok(()) };
-            let is_there = U64::read_from_bytes(&reply.payload).is_ok_and(|number| number.get() == 0);
+        self.answer_all()?;
+        let events = events.filter(|_| ready.get(2) == Some(&true));
+        while let Some(events) = events.as_ref().filter(|events| events.has_something()) {
+            let Some(reply) = events.receive(Some(Instant::now()), || self.end())? else { break };
             if !reply.header.is_reply() {
                 return Err(Ended::Command);
             }
+            // What it was asked for has come before the reply that it is there, by the other socket.
+            self.answer_all()?;
+            let is_there = U64::read_from_bytes(&reply.payload).is_ok_and(|number| number.get() == 0);
             self.back_end.misses.replied(&self.queue, is_there)?;
-        }
-        if ready[0] {
-            let Some(message) = self.channel.receive(Some(now), end)? else { return Ok(()) };
-            self.answer(message)?;
         }
         // What the device did not reach, the front end may just not have said so far: it tries again, after something
         // has come, or after a while.
@@ -141,6 +140,20 @@ impl<'a> Client<'a> {
         if ready[1] && device.trouble().take() {
             self.pause();
             self.in_trouble = true;
+        }
+        Ok(())
+    }
+
+    /// When a message that has begun has to be whole.
+    fn end(&self) -> Instant {
+        Instant::now() + self.back_end.patience
+    }
+
+    /// Sees to the requests that have come.
+    fn answer_all(&mut self) -> Result<(), Ended> {
+        while self.channel.has_something() {
+            let Some(message) = self.channel.receive(Some(Instant::now()), || self.end())? else { break };
+            self.answer(message)?;
         }
         Ok(())
     }
