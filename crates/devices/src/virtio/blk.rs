@@ -17,7 +17,7 @@ use ioasid::{DmaError, Iova};
 
 use super::elsewhere::{self, BackEnd, Place, Shape};
 use super::queue::{Broken, Part};
-use super::{Device, Identity, Offer, Parts, Queues, Served, TURN, Virtio, function, spec};
+use super::{Device, Identity, Offer, Parts, Queues, Served, TURN, function};
 use crate::Dma;
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
 use crate::storage::{self, Blocks, MemoryBlocks};
@@ -75,6 +75,7 @@ pub const MODEL: ModelInfo = ModelInfo {
         OptionInfo::new(QUEUES, "queues (1)", OptionKind::Number { least: 1, most: 16 }),
         elsewhere::OPTIONS[0],
         elsewhere::OPTIONS[1],
+        elsewhere::OPTIONS[2],
     ],
     registers: &[super::registers::Register::TABLE],
     functions: one,
@@ -147,10 +148,7 @@ fn back_end(back_end: BackEnd, queues: u16, site: Site, context: Context<'_>) ->
     let features = back_end.features(if queues > 1 { KNOWN } else { KNOWN & !feature::QUEUES });
     let shape = Shape { features, queues, configuration: CONFIGURATION, shown, failure: Some(Refusal::Failed as u8) };
     let identity = Identity { kind: KIND, class: CLASS, features, queues, together: 1, configuration };
-    context.plain(site, spec(&identity), |endpoint, interrupts| {
-        let service = back_end.serve(shape, Box::new(endpoint.port()))?;
-        Virtio::new(identity.clone(), service, interrupts, site)
-    })
+    back_end.function(&identity, shape, site, &context)
 }
 
 /// A back end's configuration as the driver sees it: this side has the queues.
@@ -185,7 +183,8 @@ fn identity(blocks: &Blocks, readonly: bool, queues: u16) -> Identity {
     let features = feature::SEG_MAX
         | feature::FLUSH
         | if queues > 1 { feature::QUEUES } else { 0 }
-        | if readonly { feature::READ_ONLY } else { writes };
+        | if readonly { feature::READ_ONLY } else { writes }
+        | super::feature::ALL;
     Identity { kind: KIND, class: CLASS, features, queues, together: 1, configuration }
 }
 

@@ -103,7 +103,7 @@ struct Identity {
     kind: u16,
     /// PCI class.
     class: u32,
-    /// What it offers beside what the transport does.
+    /// What it offers, the transport's among it.
     features: u64,
     /// How many queues it has.
     queues: u16,

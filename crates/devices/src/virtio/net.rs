@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::elsewhere::{self, BackEnd, Place, Shape};
 use super::queue::{Broken, Queue};
-use super::{Device, Identity, Offer, Parts, Queues, Served, TURN, Virtio, function, spec};
+use super::{Device, Identity, Offer, Parts, Queues, Served, TURN, function};
 use crate::Dma;
 use crate::registry::{BuildError, Built, Context, ModelInfo, OptionInfo, OptionKind, Options, Site, one};
 
@@ -49,6 +49,7 @@ pub const MODEL: ModelInfo = ModelInfo {
         OptionInfo::new(MAC, "its address (52:54:00:12:34:..)", OptionKind::Text("XX:XX:XX:XX:XX:XX")),
         elsewhere::OPTIONS[0],
         elsewhere::OPTIONS[1],
+        elsewhere::OPTIONS[2],
     ],
     registers: &[super::registers::Register::TABLE],
     functions: one,
@@ -90,7 +91,7 @@ fn parts(options: &Options, context: &Context<'_>) -> Result<Parts, BuildError> 
         Some(name) => Far::Tap(tap::open(name).map_err(|error| BuildError::NoTap(name.to_owned(), error.to_string()))?),
     };
     let interface = Interface { far, waiting: VecDeque::new(), packet: vec![0; LONGEST] };
-    Ok((identity(mac(options, context), 0), Box::new(interface)))
+    Ok((identity(mac(options, context), super::feature::ALL), Box::new(interface)))
 }
 
 fn mac(options: &Options, context: &Context<'_>) -> [u8; 6] {
@@ -98,11 +99,12 @@ fn mac(options: &Options, context: &Context<'_>) -> [u8; 6] {
     options.text(MAC).and_then(parse_mac).unwrap_or(own)
 }
 
-fn identity(mac: [u8; 6], offloads: u64) -> Identity {
+/// An interface, which offers these features beside those that each has.
+fn identity(mac: [u8; 6], features: u64) -> Identity {
     let mut configuration = mac.to_vec();
     // The link is up.
     configuration.extend([1, 0]);
-    let features = feature::MAC | feature::STATUS | offloads;
+    let features = feature::MAC | feature::STATUS | features;
     Identity { kind: 1, class: 0x02_0000, features, queues: 2, together: 2, configuration }
 }
 
@@ -112,10 +114,7 @@ fn back_end(back_end: BackEnd, mac: [u8; 6], site: Site, context: Context<'_>) -
     let identity = identity(mac, features);
     // A pair of queues counts as one there.
     let shape = Shape { features, queues: 1, configuration: 0, shown: |_, _| {}, failure: None };
-    context.plain(site, spec(&identity), |endpoint, interrupts| {
-        let service = back_end.serve(shape, Box::new(endpoint.port()))?;
-        Virtio::new(identity.clone(), service, interrupts, site)
-    })
+    back_end.function(&identity, shape, site, &context)
 }
 
 /// What is at the other end.

@@ -102,6 +102,10 @@ impl vhost_user::Device for Offered {
         self.identity.queues / self.identity.together
     }
 
+    fn rings(&self) -> u16 {
+        self.identity.queues
+    }
+
     fn config(&self) -> Vec<u8> {
         self.identity.configuration.clone()
     }

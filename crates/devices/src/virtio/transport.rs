@@ -216,7 +216,7 @@ impl Shared {
 
     /// What it offers.
     pub(super) fn offered(&self) -> u64 {
-        self.identity.features | feature::ALL
+        self.identity.features
     }
 
     fn read(&self, register: Register) -> u64 {
@@ -373,6 +373,11 @@ impl Virtio {
             self.shared.changed.notify_all();
         }
         self.ensure_running();
+    }
+
+    /// Has the worker look at what it goes by.
+    pub(super) fn wake(&self) {
+        self.shared.bell.ring();
     }
 
     fn ensure_running(&self) {

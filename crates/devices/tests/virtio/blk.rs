@@ -1,6 +1,8 @@
 //! Requests of the disk, right and wrong.
 
-use ioasid::{Access, IovaRange};
+use ioasid::memory::Pages;
+use ioasid::{Access, Iova, IovaRange};
+use ioasid_devices::virtio::registers::Register;
 
 use crate::bench::{
     Bench, CONFIGURATION, EVENT_INDEX, INDIRECT, LENGTH, MEMORY, NEXT, Ring, VERSION_1, WRITE, wait_until,
@@ -43,8 +45,8 @@ impl Disk {
 fn what_is_written_is_read() {
     let path = std::env::temp_dir().join(format!("ioasid-virtio-{}", std::process::id()));
     let image = format!("image={}", path.display());
-    let elsewhere = Served::new("read", &["memory=1M"], 1);
-    for options in [&["memory=1M"][..], &[&image, "size=1M"], &[&elsewhere.option()]] {
+    let (copies, direct) = (Served::new("read", &["memory=1M"], 1), Served::new("share", &["memory=1M"], 1));
+    for options in [&["memory=1M"][..], &[&image, "size=1M"], &[&copies.option()], &[&direct.option(), "share"]] {
         let mut disk = Disk::new(options);
         assert_eq!(disk.bench.load(CONFIGURATION, 8), SECTORS);
         let mut expected = vec![0u8; 1 << 20];
@@ -157,9 +159,9 @@ fn what_cannot_be_done_is_said_and_touches_nothing() {
 /// Linux makes requests of as many segments as a disk allows, also where its queue is shorter.
 #[test]
 fn a_request_has_more_parts_than_the_queue() {
-    let elsewhere = Served::new("parts", &["memory=1M"], 1);
-    for options in ["memory=1M", &elsewhere.option()] {
-        let bench = Bench::new("virtio-blk", &[options]);
+    let (copies, direct) = (Served::new("parts", &["memory=1M"], 1), Served::new("shared", &["memory=1M"], 1));
+    for options in [&["memory=1M"][..], &[&copies.option()], &[&direct.option(), "share"]] {
+        let bench = Bench::new("virtio-blk", options);
         let ring = bench.begin(VERSION_1 | INDIRECT, 1).remove(0);
         let mut disk = Disk { bench, ring };
         let table = MEMORY + 0x20_0000;
@@ -186,8 +188,8 @@ fn a_request_has_more_parts_than_the_queue() {
             disk.bench.offer_table(&mut disk.ring, table, 16 * parts.len() as u32);
             disk.bench.notify(&disk.ring);
             disk.bench.wait(&mut disk.ring);
-            assert_eq!(disk.bench.read(STATUS, 1), [0], "{options}");
-            assert_eq!(disk.bench.read(DATA, data.len()), data, "{options}");
+            assert_eq!(disk.bench.read(STATUS, 1), [0], "{options:?}");
+            assert_eq!(disk.bench.read(DATA, data.len()), data, "{options:?}");
         }
     }
 }
@@ -219,6 +221,51 @@ fn an_unmap_and_a_protection_hold_against_the_device() {
     disk.bench.notify(&disk.ring);
     wait_until("it needs a reset, as it cannot say that it is done", || disk.bench.needs_reset());
     assert_eq!(disk.bench.read(DATA, 512), [1; 512]);
+}
+
+/// The same, of a back end that has the memory: what was unmapped it asks for, and does not get.
+#[test]
+fn an_unmap_holds_against_a_back_end_and_so_does_bus_master() {
+    let served = Served::new("unmap", &["memory=1M"], 1);
+    let mut disk = Disk::new(&[&served.option(), "share"]);
+    let data = IovaRange::new(DATA, 0x1000).unwrap();
+    // In three parts.
+    let pages = Pages::of_file(disk.bench.memory.clone(), 0, LENGTH, true);
+    let map = |bench: &Bench, from: u64, to: u64| {
+        bench.ioas.map_pages(Some(Iova(from)), &pages, from - MEMORY, to - from, Access::all()).unwrap();
+    };
+    disk.bench.ioas.unmap(IovaRange::ALL).unwrap();
+    for (from, to) in [(MEMORY, DATA), (DATA, DATA + 0x1000), (DATA + 0x1000, MEMORY + LENGTH)] {
+        map(&disk.bench, from, to);
+    }
+    for round in 1..20 {
+        disk.bench.write(DATA, &[round; 4096]);
+        assert_eq!(disk.request(1, 0, &[(DATA, 4096, false)]), (0, 1));
+        disk.bench.write(DATA, &[0; 4096]);
+        disk.bench.ioas.unmap(data).unwrap();
+        assert_eq!(disk.request(0, 0, &[(DATA, 4096, true)]), (1, 1));
+        assert_eq!(disk.bench.read(DATA, 4096), [0; 4096]);
+        map(&disk.bench, DATA, DATA + 0x1000);
+        assert_eq!(disk.request(0, 0, &[(DATA, 4096, true)]), (0, 4097));
+        assert_eq!(disk.bench.read(DATA, 4096), [round; 4096]);
+        // What is offered meanwhile is done when it may reach memory again.
+        disk.bench.built.bus_master.set_bus_master(false);
+        disk.bench.write(DATA, &[0; 4096]);
+        disk.bench.write(HEADER, &[0; 16]);
+        disk.bench.write(STATUS, &[0xee]);
+        disk.bench.offer(&mut disk.ring, &[(HEADER, 16, false), (DATA, 4096, true), (STATUS, 1, true)]);
+        disk.bench.notify(&disk.ring);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert_eq!((disk.bench.read(DATA, 4096), disk.bench.read(STATUS, 1)), (vec![0; 4096], vec![0xee]));
+        disk.bench.built.bus_master.set_bus_master(true);
+        disk.bench.wait(&mut disk.ring);
+        assert_eq!((disk.bench.read(DATA, 4096), disk.bench.read(STATUS, 1)), (vec![round; 4096], vec![0]));
+    }
+    // A ring that is not mapped.
+    disk.bench.set(Register::DeviceStatus, 0);
+    disk.bench.ioas.unmap(IovaRange::ALL).unwrap();
+    disk.bench.begin(VERSION_1, 1);
+    wait_until("it needs a reset, as it does not find the ring", || disk.bench.needs_reset());
 }
 
 /// However a request is cut into parts, it is the same request (2.7.4.1).

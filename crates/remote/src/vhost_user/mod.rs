@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   back_end: a device here, for a VMM elsewhere       front_end: a device elsewhere, for programs here
-//!       │ Device, Ioas                                      │
+//!       │ Device, Ioas                                      │ Translations: a mirror
 //!   ┌───▼───────────────────────────────────────────────────▼──┐
 //!   │ requests     one at a time, with deadlines               │
 //!   ├──────────────────────────────────────────────────────────┤
@@ -16,5 +16,5 @@ mod requests;
 pub mod wire;
 
 pub use back_end::{BackEnd, Device, Misses, ServeError, ServedRing};
-pub use front_end::{BackEndEvent, ConnectError, FrontEnd, Memory, Ring};
+pub use front_end::{BackEndEvent, ConnectError, FollowError, FrontEnd, GiveError, Memory, Miss, Ring, Translations};
 pub use requests::RequestError;

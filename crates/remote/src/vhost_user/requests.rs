@@ -48,6 +48,8 @@ pub(super) struct Requests {
     patience: Duration,
     /// Held by the thread that asks.
     turn: Mutex<()>,
+    /// Held by the thread that sends.
+    sends: Mutex<()>,
     ended: Mutex<Option<Ended>>,
 }
 
@@ -57,7 +59,7 @@ impl Requests {
         let channel = Channel::new(socket, patience);
         // A back end replies with a descriptor to nothing that is asked here.
         channel.refuse_descriptors();
-        Self { channel, patience, turn: Mutex::default(), ended: Mutex::default() }
+        Self { channel, patience, turn: Mutex::default(), sends: Mutex::default(), ended: Mutex::default() }
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -75,6 +77,11 @@ impl Requests {
         first
     }
 
+    /// When an answer to what is asked now has to be there.
+    pub(super) fn limit(&self) -> Instant {
+        Instant::now() + self.patience
+    }
+
     /// Asks for something, and returns what came with the reply, if it waits for one.
     pub(super) fn ask(
         &self,
@@ -83,24 +90,28 @@ impl Requests {
         descriptors: &[BorrowedFd<'_>],
         wait: Wait,
     ) -> Result<Vec<u8>, RequestError> {
+        self.ask_until(None, id, parts, descriptors, wait)
+    }
+
+    /// As [`Requests::ask`]; what it waits for has to be there by this limit, which several requests may have together.
+    pub(super) fn ask_until(
+        &self,
+        limit: Option<Instant>,
+        id: RequestId,
+        parts: &[&[u8]],
+        descriptors: &[BorrowedFd<'_>],
+        wait: Wait,
+    ) -> Result<Vec<u8>, RequestError> {
         let name = id.name();
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ended) = self.ended() {
-            return Err(ended.into());
-        }
-        let deadline = Instant::now() + self.patience;
-        let length = parts.iter().map(|part| part.len()).sum();
-        let header = Header::request(id as u32, length, wait == Wait::Acknowledged);
-        let exchanged = self.channel.send(&header, parts, descriptors, deadline).and_then(|()| match wait {
-            Wait::Sent => Ok(None),
-            _ => {
-                let message = self.channel.receive(Some(deadline), || deadline)?;
-                message.map(Some).ok_or(Ended::Silent(name, self.patience))
-            }
-        });
-        let Some(Message { header: reply, payload, .. }) = exchanged.map_err(|ended| self.end(ended))? else {
+        let limit = limit.unwrap_or_else(|| self.limit());
+        let header = self.send(limit, id, parts, descriptors, wait == Wait::Acknowledged)?;
+        if wait == Wait::Sent {
             return Ok(Vec::new());
-        };
+        }
+        let reply = self.channel.receive(Some(limit), || limit);
+        let reply = reply.and_then(|message| message.ok_or(Ended::Silent(name, self.patience)));
+        let Message { header: reply, payload, .. } = reply.map_err(|ended| self.end(ended))?;
         if !reply.is_reply() || reply.request != header.request {
             return Err(self.end(Ended::Unasked).into());
         }
@@ -114,5 +125,28 @@ impl Requests {
             },
             _ => Ok(payload),
         }
+    }
+
+    /// Says something that is not answered, also while another thread waits for an answer.
+    pub(super) fn say(&self, id: RequestId, parts: &[&[u8]]) -> Result<(), RequestError> {
+        self.send(self.limit(), id, parts, &[], false).map(drop)
+    }
+
+    fn send(
+        &self,
+        limit: Instant,
+        id: RequestId,
+        parts: &[&[u8]],
+        descriptors: &[BorrowedFd<'_>],
+        needs_reply: bool,
+    ) -> Result<Header, RequestError> {
+        if let Some(ended) = self.ended() {
+            return Err(ended.into());
+        }
+        let length = parts.iter().map(|part| part.len()).sum();
+        let header = Header::request(id as u32, length, needs_reply);
+        let _sends = self.sends.lock().unwrap_or_else(PoisonError::into_inner);
+        self.channel.send(&header, parts, descriptors, limit).map_err(|ended| self.end(ended))?;
+        Ok(header)
     }
 }

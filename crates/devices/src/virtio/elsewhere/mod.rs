@@ -1,36 +1,48 @@
 //! A device whose queues another process serves, by the protocol vhost-user: what models that can be so have together.
 //!
 //! ```text
-//!   driver's queue ── Queue: the device's DMA, translated and checked ──▶ Copy ──▶ memory of our own ◀── back end
+//!   Copies   driver's queue ── Queue: the device's DMA, checked ──▶ Copy ──▶ memory of our own ◀── back end
+//!   Direct   driver's queue, in files that the back end has ◀────────────────────────────────────── back end
+//!            Ioas ── Translations: a mirror ── updates, invalidations ────────────────────────────▶
 //! ```
-//! The back end is passed memory of our own and no other: what is in a queue is copied there, and what was done is
-//! copied back. So it reaches exactly what it is offered, for as long as it is offered, whatever it does; whose memory
-//! that is, and whether it can be shared, does not matter; and it has to know nothing of translation.
+//! By copies the back end is passed memory of our own and no other: what is in a queue is copied there, and what was
+//! done is copied back. So it reaches exactly what it is offered, for as long as it is offered, whatever it does; whose
+//! memory that is, and whether it can be shared, does not matter; and it has to know nothing of translation.
+//!
+//! A back end that is trusted with the memory itself, and asks where in it an IOVA leads, serves the driver's queues as
+//! they are.
 
 mod area;
+mod bells;
+mod copies;
 mod copy;
+mod direct;
 mod session;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ioasid::Rid;
-use ioasid_remote::vhost_user::{ConnectError, FrontEnd};
+use ioasid::{Endpoint, EndpointOptions, Recovery, Rid};
+use ioasid_remote::vhost_user::{ConnectError, FrontEnd, Translations};
+use ioasid_vfio::{BusMaster, Interrupts};
 
-use super::feature;
 use super::service::Service;
-use crate::Dma;
-use crate::registry::{BuildError, Notice, OptionInfo, OptionKind, Options};
-use session::Copies;
+use super::{Identity, Virtio, feature, spec};
+use crate::registry::{BuildError, Built, Context, Notice, OptionInfo, OptionKind, Options, Site};
+use copies::Copies;
+use direct::Direct;
+use session::Session;
 
 const SOCKET: &str = "vhost-user";
 const TIMEOUT: &str = "timeout";
+const SHARE: &str = "share";
 
 /// The options of a model that can be so.
-pub(super) const OPTIONS: [OptionInfo; 2] = [
+pub(super) const OPTIONS: [OptionInfo; 3] = [
     OptionInfo::new(SOCKET, "its queues are served by who listens there", OptionKind::Text("PATH")),
     OptionInfo::new(TIMEOUT, "seconds that this has to answer (5)", OptionKind::Number { least: 1, most: 3600 }),
+    OptionInfo::new(SHARE, "it has the memory, and asks for translations (it has copies)", OptionKind::Flag),
 ];
 
 /// Seconds that a back end has to answer, unless something else is said.
@@ -45,8 +57,10 @@ pub(crate) fn is_meant(options: &Options) -> bool {
 pub(super) fn check(options: &Options, of_own: &[&'static str]) -> Result<(), BuildError> {
     match of_own.iter().find(|name| options.has(name)) {
         Some(name) if is_meant(options) => Err(BuildError::NotWith(name, SOCKET)),
-        _ if options.has(TIMEOUT) && !is_meant(options) => Err(BuildError::OnlyWith(TIMEOUT, SOCKET)),
-        _ => Ok(()),
+        _ => match [TIMEOUT, SHARE].into_iter().find(|name| options.has(name) && !is_meant(options)) {
+            Some(name) => Err(BuildError::OnlyWith(name, SOCKET)),
+            None => Ok(()),
+        },
     }
 }
 
@@ -55,6 +69,7 @@ pub(super) fn check(options: &Options, of_own: &[&'static str]) -> Result<(), Bu
 pub(super) struct Place {
     socket: PathBuf,
     patience: Duration,
+    shares: bool,
     rid: Rid,
     notice: Notice,
 }
@@ -64,13 +79,16 @@ impl Place {
     pub(super) fn of(options: &Options, rid: Rid, notice: &Notice) -> Option<Self> {
         let socket = PathBuf::from(options.text(SOCKET)?);
         let patience = Duration::from_secs(options.number(TIMEOUT).unwrap_or(SECONDS));
-        Some(Self { socket, patience, rid, notice: notice.clone() })
+        Some(Self { socket, patience, shares: options.has(SHARE), rid, notice: notice.clone() })
     }
 
     fn connect(&self) -> Result<FrontEnd, ConnectError> {
         let link = FrontEnd::connect(&self.socket, self.patience)?;
         if link.features() & feature::VERSION_1 == 0 {
             return Err(ConnectError::Lacks("VIRTIO_F_VERSION_1"));
+        }
+        if self.shares && !link.translates() {
+            return Err(ConnectError::Lacks("VIRTIO_F_ACCESS_PLATFORM, to ask for translations: leave out `share`"));
         }
         Ok(link)
     }
@@ -106,9 +124,12 @@ impl BackEnd {
         Ok(Self { place, link })
     }
 
-    /// What it offers, of these features.
+    /// What is offered to the driver: of what the back end offers, these features; and the transport's.
     pub(super) fn features(&self, known: u64) -> u64 {
-        self.link.features() & known
+        // Queues that are copied are looked at here.
+        const IN_QUEUES: u64 = feature::INDIRECT | feature::EVENT_INDEX;
+        let in_queues = if self.place.shares { self.link.features() & IN_QUEUES } else { IN_QUEUES };
+        self.link.features() & known | in_queues | feature::VERSION_1 | feature::ACCESS_PLATFORM
     }
 
     /// The first bytes of the configuration that it has.
@@ -121,12 +142,55 @@ impl BackEnd {
         config.map_err(|error| BuildError::Remote(self.place.rid, error.to_string()))
     }
 
-    /// Has it serve the device's queues, which lie in memory that is reached by `dma`.
-    pub(super) fn serve(self, shape: Shape, dma: Box<dyn Dma>) -> Result<Box<dyn Service>, BuildError> {
-        if self.link.queues() < shape.queues {
-            let words = format!("the back end has {} queues, and {} are asked for", self.link.queues(), shape.queues);
-            return Err(BuildError::Remote(self.place.rid, words));
+    /// Has it serve the queues of a function on the bus.
+    pub(super) fn function(
+        self,
+        identity: &Identity,
+        shape: Shape,
+        site: Site,
+        context: &Context<'_>,
+    ) -> Result<Vec<Built>, BuildError> {
+        let Self { place, link } = self;
+        if link.queues() < shape.queues {
+            let words = format!("the back end has {} queues, and {} are asked for", link.queues(), shape.queues);
+            return Err(BuildError::Remote(place.rid, words));
         }
-        Ok(Box::new(Copies::new(self.place, Arc::new(self.link), shape, dma)))
+        let (spec, link) = (spec(identity), Arc::new(link));
+        let virtio = |service: Box<dyn Service>, interrupts| Virtio::new(identity.clone(), service, interrupts, site);
+        if !place.shares {
+            return context.plain(site, spec, |endpoint, interrupts| {
+                let way = Copies::new(Box::new(endpoint.port()), shape.failure);
+                virtio(Box::new(Session::new(place, link, shape, way)), interrupts)
+            });
+        }
+        let told = place.clone();
+        let translations = Translations::new(place.patience, move |what| told.say(what));
+        // What the protocol has no words for.
+        let behind = EndpointOptions::behind(context.iommu).pasid_bits(0).dirty_tracking(false);
+        let behind = behind.recovery(Recovery::None).mirrored(translations.clone());
+        let endpoint = context.endpoint(site, behind)?;
+        translations.refuse_as(&endpoint);
+        let way = Direct::new(translations.clone(), Box::new(endpoint.port()))
+            .map_err(|error| BuildError::NoMemory(site.rid, error.to_string()))?;
+        let interrupts = Interrupts::new(&spec);
+        let model = virtio(Box::new(Session::new(place, link, shape, way)), interrupts.clone())?;
+        let bus_master = Arc::new(Switch { endpoint: endpoint.clone(), translations, model: model.clone() });
+        Ok(vec![Built { endpoint, spec, interrupts, model, bus_master }])
+    }
+}
+
+/// What lets a back end reach memory, and stops it.
+struct Switch {
+    endpoint: Arc<Endpoint>,
+    translations: Arc<Translations>,
+    model: Arc<Virtio>,
+}
+
+impl BusMaster for Switch {
+    fn set_bus_master(&self, enabled: bool) {
+        self.translations.set_bus_master(enabled);
+        // A thread that writes configuration space holds no slices, and nothing else can be in the way.
+        let _ = self.endpoint.set_bus_master(enabled);
+        self.model.wake();
     }
 }

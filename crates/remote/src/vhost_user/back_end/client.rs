@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::memory::{MOST_REGIONS, Memory};
+use super::memory::{MOST_REGIONS, Memory, MemoryError};
 use super::rings::RingState;
 use super::{BackEnd, ServeError};
 use crate::Ended;
@@ -80,8 +80,7 @@ impl<'a> Client<'a> {
             }
         }));
         let mut rings = Vec::new();
-        // Those of an interface come in pairs.
-        rings.resize_with(2 * usize::from(back_end.device.queues()), RingState::default);
+        rings.resize_with(back_end.device.rings().into(), RingState::default);
         Ok(Self {
             back_end,
             channel: Channel::new(socket, back_end.patience),
@@ -140,6 +139,7 @@ impl<'a> Client<'a> {
         if ready[1] && device.trouble().take() {
             self.pause();
             self.in_trouble = true;
+            self.rings.iter().filter_map(|ring| ring.error.as_ref()).for_each(|error| error.signal());
         }
         Ok(())
     }
@@ -233,8 +233,10 @@ impl<'a> Client<'a> {
                 let call = eventfd(file, &files)?;
                 self.ring(file.index.into(), |ring| ring.call = call)
             }
-            // Nothing is said by it.
-            Request::SetVringErr(_) => Ok(None),
+            Request::SetVringErr(file) => {
+                let error = eventfd(file, &files)?;
+                self.ring(file.index.into(), |ring| ring.error = error)
+            }
             Request::SetVringEnable(state) => {
                 self.ring(state.index.get(), |ring| ring.is_enabled = state.number.get() == 1)
             }
@@ -258,12 +260,14 @@ impl<'a> Client<'a> {
             return Err("addresses that are translated, and no way to ask for them".to_owned());
         }
         self.at_rest(|client| {
+            client.memory.translate(is_translated)?;
+            client.back_end.misses.translate(is_translated);
             client.features = features;
             // Without protocol features nothing enables rings.
             if features & feature::PROTOCOL_FEATURES == 0 {
                 client.rings.iter_mut().for_each(|ring| ring.is_enabled = true);
             }
-            client.memory.translate(is_translated)
+            Ok::<_, MemoryError>(())
         })
     }
 
@@ -355,6 +359,7 @@ fn eventfd(file: VringFile, files: &Passed) -> Result<Option<Arc<EventFd>>, Stri
 impl Drop for Client<'_> {
     fn drop(&mut self) {
         self.back_end.misses.ask_by(None);
+        self.back_end.misses.translate(false);
         self.pause();
         // What a front end leaves when it goes is not its fault.
         if let Some(bound) = self.bound.take() {

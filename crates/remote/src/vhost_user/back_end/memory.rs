@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ioasid::memory::Pages;
 use ioasid::{Access, Ioas, Iova, IovaRange};
+use rustix::fs::{OFlags, fcntl_getfl};
 use thiserror::Error;
 
 use crate::socket::{Files, Passed};
@@ -38,6 +39,8 @@ pub(super) enum MemoryError {
 struct Region {
     at: MemoryRegion,
     pages: Arc<Pages>,
+    /// What its descriptor allows.
+    access: Access,
 }
 
 impl Region {
@@ -73,7 +76,11 @@ impl Memory {
         self.forget(IovaRange::ALL)?;
         self.clear()?;
         self.is_translated = is_translated;
-        self.regions.iter().try_for_each(|region| self.map(region))
+        self.regions.iter().try_for_each(|region| self.map(region)).or_else(|error| {
+            // Regions that are in each other's way are not where addresses are translated.
+            self.is_translated = true;
+            self.clear().and(Err(error))
+        })
     }
 
     /// Other regions than so far. The device is at rest.
@@ -83,8 +90,14 @@ impl Memory {
         let regions = regions.collect::<Result<Vec<_>, _>>()?;
         self.translations.clear();
         self.clear()?;
-        self.regions = regions;
-        self.regions.iter().try_for_each(|region| self.map(region))
+        let before = std::mem::replace(&mut self.regions, regions);
+        self.regions.iter().try_for_each(|region| self.map(region)).inspect_err(|_| {
+            // What was mapped before can be mapped again; what cannot, as its file was cut short, is not there.
+            self.regions = before;
+            if self.clear().is_ok() {
+                let _ = self.regions.iter().try_for_each(|region| self.map(region));
+            }
+        })
     }
 
     /// One more.
@@ -117,9 +130,11 @@ impl Memory {
     }
 
     fn region(&self, at: MemoryRegion, file: std::os::fd::OwnedFd) -> Result<Region, MemoryError> {
+        let flags = fcntl_getfl(&file).map_err(|error| MemoryError::Map(error.to_string()))?;
+        let access = if flags.contains(OFlags::RDWR) { Access::all() } else { Access::READ };
         let file = self.files.share(file).map_err(|error| MemoryError::Map(error.to_string()))?;
-        let pages = Pages::of_file(file, at.offset.get(), at.size.get(), true);
-        Ok(Region { at, pages })
+        let pages = Pages::of_file(file, at.offset.get(), at.size.get(), access.contains(Access::WRITE));
+        Ok(Region { at, pages, access })
     }
 
     fn map(&self, region: &Region) -> Result<(), MemoryError> {
@@ -127,7 +142,7 @@ impl Memory {
             return Ok(());
         }
         let (iova, size) = (Iova(region.at.guest.get()), region.at.size.get());
-        let mapped = self.ioas.map_pages(Some(iova), &region.pages, 0, size, Access::all());
+        let mapped = self.ioas.map_pages(Some(iova), &region.pages, 0, size, region.access);
         mapped.map(drop).map_err(|error| MemoryError::Map(error.to_string()))
     }
 

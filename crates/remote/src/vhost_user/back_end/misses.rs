@@ -34,6 +34,8 @@ struct State {
     asks: Option<(Events, Duration)>,
     /// What the front end was asked for and has not replied to, in order: the answer's cookie, and where.
     asked: VecDeque<(u32, u64)>,
+    /// The front end has more than it has said so far.
+    is_translated: bool,
     /// The device is to come to an end, and waits for nothing.
     is_stopping: bool,
 }
@@ -92,6 +94,11 @@ impl Misses {
         self.lock().is_stopping = false;
     }
 
+    /// Whether the front end is asked at all: without translations it has said what there is.
+    pub(super) fn translate(&self, is_translated: bool) {
+        self.lock().is_translated = is_translated;
+    }
+
     /// From now on a front end is asked by this; without, none is.
     pub(super) fn ask_by(&self, asks: Option<(Events, Duration)>) {
         let mut state = self.lock();
@@ -117,7 +124,8 @@ impl Misses {
 
     fn ask(&self, cookie: u32, request: &PageRequest) -> bool {
         let mut state = self.lock();
-        let Some((events, patience)) = state.asks.clone().filter(|_| !state.is_stopping) else { return false };
+        let may_ask = state.is_translated && !state.is_stopping;
+        let Some((events, patience)) = state.asks.clone().filter(|_| may_ask) else { return false };
         let access = match request.access.contains(RequestedAccess::WRITE) {
             true => Access::WRITE,
             false => Access::READ,

@@ -56,6 +56,9 @@ pub trait Device: std::fmt::Debug + Send + Sync {
     /// How many queues it has, as the protocol counts them: an interface's in pairs.
     fn queues(&self) -> u16;
 
+    /// How many rings these are.
+    fn rings(&self) -> u16;
+
     /// Its configuration.
     fn config(&self) -> Vec<u8>;
 

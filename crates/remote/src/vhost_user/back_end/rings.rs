@@ -17,13 +17,15 @@ pub(super) struct RingState {
     /// With which it starts.
     pub(super) kick: Option<Arc<EventFd>>,
     pub(super) call: Option<Arc<EventFd>>,
+    /// Is signalled when the device cannot go on.
+    pub(super) error: Option<Arc<EventFd>>,
     pub(super) is_enabled: bool,
 }
 
 impl RingState {
     /// The ring for a device, if there is all that it takes to serve it.
     pub(super) fn served(&self, index: u16, memory: &Memory) -> Option<ServedRing> {
-        let Self { size, base, address, kick, call, is_enabled } = self;
+        let Self { size, base, address, kick, call, is_enabled, .. } = self;
         let (address, kick) = (address.filter(|_| *is_enabled && *size > 0)?, kick.clone()?);
         let at = |user: u64| memory.device_address(user);
         Some(ServedRing {

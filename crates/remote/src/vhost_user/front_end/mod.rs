@@ -1,17 +1,26 @@
 //! A device's queues are served by another process: the connection to it.
 //!
 //! ```text
-//!   connect   GET_FEATURES, GET_PROTOCOL_FEATURES, …         what it can do
-//!   start     SET_FEATURES, SET_MEM_TABLE, SET_VRING_…       memory, rings, eventfds
-//!   stop      GET_VRING_BASE                                 it is out of the ring when it answers
+//!   connect      GET_FEATURES, GET_PROTOCOL_FEATURES, …      what it can do
+//!   agree        SET_FEATURES                                what the driver has agreed on
+//!   set_memory   SET_MEM_TABLE                               the files that it has
+//!   start        SET_VRING_…                                 rings, eventfds
+//!   stop         GET_VRING_BASE                              it is out of the ring when it answers
+//!
+//!   Translations ── IOTLB_MSG: updates, invalidations ─────► of the address space that the device is attached to
+//!                ◄─ BACKEND_IOTLB_MSG: misses ──────────────
 //! ```
 //! A back end that breaks the protocol or does not answer in time is cut off.
+
+mod regions;
+mod translations;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ioasid::{Access, IovaRange};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use thiserror::Error;
@@ -20,11 +29,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::requests::{RequestError, Requests, Wait};
 use super::wire::{
-    BackendRequest, ConfigHead, Header, MAX_CONFIG, MAX_REGIONS, MemoryHead, MemoryRegion, RequestId, VringAddress,
-    VringFile, VringState, feature, protocol,
+    BackendRequest, ConfigHead, Header, IotlbKind, IotlbMessage, MAX_CONFIG, MAX_REGIONS, MemoryHead, MemoryRegion,
+    RequestId, VringAddress, VringFile, VringState, feature, protocol,
 };
 use crate::Ended;
+use crate::socket::peer::Process;
 use crate::socket::{Channel, bounded, connect};
+pub use translations::{FollowError, GiveError, Translations};
 
 /// Why there is no such back end.
 #[derive(Debug, Error)]
@@ -87,11 +98,28 @@ pub struct Memory {
 }
 
 /// What a back end has to say by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
+#[non_exhaustive]
 pub enum BackEndEvent {
     /// The device's configuration has changed.
     ConfigChange,
+    /// It asks for a translation.
+    Miss(Miss),
 }
+
+/// A translation that a back end asks for.
+#[derive(Debug)]
+pub struct Miss {
+    /// Of this IOVA.
+    pub iova: u64,
+    /// What it wants to do there.
+    pub access: Access,
+    /// To reply to, if it wants to know.
+    reply: Option<Header>,
+}
+
+/// How long a message of the back end's, or a reply to one, may be under way.
+const A_MESSAGE: Duration = Duration::from_millis(100);
 
 /// The connection to a back end.
 #[derive(Debug)]
@@ -102,6 +130,8 @@ pub struct FrontEnd {
     features: u64,
     protocol: u64,
     queues: u16,
+    /// Who it is.
+    process: Option<Process>,
 }
 
 impl FrontEnd {
@@ -113,9 +143,10 @@ impl FrontEnd {
     pub fn connect(socket: &Path, patience: Duration) -> Result<Self, ConnectError> {
         let patience = bounded(patience);
         let connected = connect(socket, patience);
-        let requests = connected.map_err(|error| ConnectError::Connect(socket.to_owned(), error.into()))?;
-        let requests = Requests::new(requests, patience);
-        let mut new = Self { requests, events: None, features: 0, protocol: 0, queues: 1 };
+        let connected = connected.map_err(|error| ConnectError::Connect(socket.to_owned(), error.into()))?;
+        let process = Process::of(&connected);
+        let requests = Requests::new(connected, patience);
+        let mut new = Self { requests, events: None, features: 0, protocol: 0, queues: 1, process };
         new.features = new.number(RequestId::GetFeatures)?;
         if new.features & feature::PROTOCOL_FEATURES != 0 {
             const KNOWN: u64 = protocol::MQ | protocol::REPLY_ACK | protocol::BACKEND_REQ | protocol::CONFIG;
@@ -177,14 +208,26 @@ impl FrontEnd {
         }
     }
 
-    /// Starts the rings, with what the driver has agreed on, and with this memory.
+    /// Whether it goes by translations, and asks for those that it needs.
+    #[must_use]
+    pub fn translates(&self) -> bool {
+        self.features & feature::ACCESS_PLATFORM != 0 && self.protocol & protocol::BACKEND_REQ != 0
+    }
+
+    /// Says what the driver has agreed on.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub fn agree(&self, features: u64) -> Result<(), RequestError> {
+        let features = features | self.features & feature::PROTOCOL_FEATURES;
+        self.post(RequestId::SetFeatures, &U64::new(features), &[])
+    }
+
+    /// Starts rings. It knows what was agreed on, and has the memory that they are in.
     ///
     /// # Errors
     /// [`RequestError`]; then some of them may be started.
-    pub fn start(&self, features: u64, memory: &[Memory], rings: &[Ring<'_>]) -> Result<(), RequestError> {
-        let features = features | self.features & feature::PROTOCOL_FEATURES;
-        self.post(RequestId::SetFeatures, &U64::new(features), &[])?;
-        self.set_memory(memory)?;
+    pub fn start(&self, rings: &[Ring<'_>]) -> Result<(), RequestError> {
         for ring in rings {
             let index = U32::new(ring.index.into());
             let state = |number: u16| VringState { index, number: U32::new(number.into()) };
@@ -236,6 +279,20 @@ impl FrontEnd {
         self.settle(RequestId::SetMemTable, &[head.as_bytes(), regions.as_bytes()], &files)
     }
 
+    /// Gives a translation: `length` bytes from `iova` on are at `user`, an address of [`Memory::user`].
+    fn update(&self, iova: u64, length: u64, user: u64, access: Access) -> Result<(), RequestError> {
+        let update = IotlbMessage::new(IotlbKind::Update, iova, length, user, access);
+        self.requests.say(RequestId::IotlbMsg, &[update.as_bytes()])
+    }
+
+    /// Takes translations back. When this returns, by the limit, the back end goes by none of them any more.
+    fn invalidate(&self, range: IovaRange, limit: Instant) -> Result<(), RequestError> {
+        let length = range.len_minus_one().saturating_add(1);
+        let message = IotlbMessage::new(IotlbKind::Invalidate, range.start(), length, 0, Access::empty());
+        let parts: &[&[u8]] = &[message.as_bytes()];
+        self.requests.ask_until(Some(limit), RequestId::IotlbMsg, parts, &[], Wait::Acknowledged).map(drop)
+    }
+
     /// What the back end has said by itself since it was last asked, if it has.
     ///
     /// # Errors
@@ -246,40 +303,53 @@ impl FrontEnd {
             return Ok(None);
         }
         let now = Instant::now();
-        let received = events.receive(Some(now), || now + Duration::from_millis(100));
+        let received = events.receive(Some(now), || now + A_MESSAGE);
         let event = received.and_then(|message| {
             let Some(message) = message else { return Ok(None) };
-            match BackendRequest::decode(message.header.request.get(), &message.payload)? {
+            let reply = message.header.needs_reply().then_some(message.header);
+            Ok(Some(match BackendRequest::decode(message.header.request.get(), &message.payload)? {
                 BackendRequest::ConfigChange => {
-                    if message.header.needs_reply() {
-                        let limit = now + Duration::from_millis(100);
-                        events.send(&message.header.reply(8), &[&[0; 8]], &[], limit)?;
-                    }
-                    Ok(Some(BackEndEvent::ConfigChange))
+                    self.reply(reply.as_ref(), true);
+                    BackEndEvent::ConfigChange
                 }
-                BackendRequest::Miss(_) => {
-                    Err(Ended::protocol("it asks for a translation, and its addresses are none"))
+                BackendRequest::Miss(miss) => {
+                    BackEndEvent::Miss(Miss { iova: miss.iova.get(), access: miss.access(), reply })
                 }
-            }
+            }))
         });
-        event.map_err(|ended| self.requests.end(ended))
+        event.map_err(|ended| self.end(ended))
+    }
+
+    /// Tells the back end whether it has what it has asked for by now.
+    pub fn answer(&self, miss: &Miss, is_there: bool) {
+        self.reply(miss.reply.as_ref(), is_there);
+    }
+
+    fn reply(&self, to: Option<&Header>, is_done: bool) {
+        let (Some(events), Some(header)) = (&self.events, to) else { return };
+        let number = U64::new(u64::from(!is_done));
+        if let Err(ended) = events.send(&header.reply(8), &[number.as_bytes()], &[], Instant::now() + A_MESSAGE) {
+            self.end(ended);
+        }
     }
 
     /// What to wait for: the back end is gone, or has something to say.
     pub fn signs(&self) -> impl Iterator<Item = PollFd<'_>> {
-        let gone = PollFd::from_borrowed_fd(self.requests.as_fd(), PollFlags::RDHUP);
         let says = self.events.as_ref().map(|events| PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN));
-        std::iter::once(gone).chain(says)
+        std::iter::once(self.end_sign()).chain(says)
+    }
+
+    /// What to wait for: the back end is gone.
+    #[must_use]
+    pub fn end_sign(&self) -> PollFd<'_> {
+        PollFd::from_borrowed_fd(self.requests.as_fd(), PollFlags::RDHUP)
     }
 
     /// Whether the back end is gone, or was cut off.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        let is_closed = || {
-            let mut gone = [PollFd::from_borrowed_fd(self.requests.as_fd(), PollFlags::RDHUP)];
-            rustix::event::poll(&mut gone, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }))
-                .is_ok_and(|ready| ready > 0)
-        };
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let is_closed = || rustix::event::poll(&mut [self.end_sign()], Some(&now)).is_ok_and(|ready| ready > 0);
         self.requests.ended().is_some() || is_closed()
     }
 
@@ -291,7 +361,18 @@ impl FrontEnd {
 
     /// Cuts the back end off. Whatever waits for it waits no more.
     pub fn cut_off(&self, why: Ended) {
-        self.requests.end(why);
+        self.end(why);
+    }
+
+    /// The first reason stays.
+    fn end(&self, why: Ended) -> Ended {
+        self.events.iter().for_each(Channel::close);
+        self.requests.end(why)
+    }
+
+    /// Whether its process ends in time, with all that it has mapped.
+    fn has_exited(&self, patience: Duration) -> bool {
+        self.process.as_ref().is_some_and(|process| process.has_exited(patience))
     }
 
     fn post<T: IntoBytes + Immutable>(
@@ -324,12 +405,12 @@ impl FrontEnd {
     fn asked<T: FromBytes>(&self, id: RequestId, with: &[u8]) -> Result<T, RequestError> {
         let reply = self.requests.ask(id, &[with], &[], Wait::Replied)?;
         T::read_from_bytes(&reply)
-            .map_err(|_| self.requests.end(Ended::protocol(format!("{} bytes that answer {id}", reply.len()))).into())
+            .map_err(|_| self.end(Ended::protocol(format!("{} bytes that answer {id}", reply.len()))).into())
     }
 }
 
 impl Drop for FrontEnd {
     fn drop(&mut self) {
-        self.requests.end(Ended::Here);
+        self.end(Ended::Here);
     }
 }
