@@ -170,12 +170,17 @@ impl Engine {
 
     /// That which an opened device is.
     pub fn of(file: OwnedFd) -> Self {
+        Self::with_bar(file, 0)
+    }
+
+    /// As [`Engine::of`], for a device whose registers are in BAR `bar`.
+    pub fn with_bar(file: OwnedFd, bar: u32) -> Self {
         let region = |index| {
             let mut info = vfio::RegionInfo { argsz: 32, index, ..Default::default() };
             ioctl(&file, vfio::DEVICE_GET_REGION_INFO, &mut info).unwrap();
             info
         };
-        let (bar, config) = (region(0), region(7));
+        let (bar, config) = (region(bar), region(7));
         let command = 0x406u16.to_ne_bytes();
         // SAFETY: two bytes of ours.
         let written = unsafe { libc::pwrite(file.as_raw_fd(), command.as_ptr().cast(), 2, config.offset as i64 + 4) };

@@ -143,7 +143,94 @@ pub const TESTS: &[Test] = &[
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(errors.contains("the device has gone"), "{errors}");
     }),
+    ("a_driver_sees_nothing_of_back_ends_that_are_killed", || {
+        for how in ["", ",share"] {
+            let (image, log) = (File::new("image", 1 << 20), File::new("log", 8));
+            let (path, model) = (socket_path(), format!("virtio-blk,image={}", image.0.display()));
+            let start = || Server::serving(&model, path.clone(), &["--protocol", "vhost-user"]);
+            let mut server = start();
+            let device = format!("virtio-blk,vhost-user={},timeout=20{how}", path.display());
+            let mut run = checking(&device, &log);
+            for round in 0..rounds() {
+                std::thread::sleep(Duration::from_millis(u64::from(round * 7 % 20)));
+                server.stop(libc::SIGKILL);
+                server = start();
+                let before = log.count();
+                eventually("the driver goes on", || log.count() > before + 1 || run.try_wait().unwrap().is_some());
+                assert!(run.try_wait().unwrap().is_none(), "{how} {round}");
+            }
+            run.kill().unwrap();
+            run.wait().unwrap();
+            assert_eq!(server.stop(libc::SIGTERM), Some(0));
+        }
+    }),
+    ("a_back_end_goes_on_when_runs_are_killed", || {
+        for how in ["", ",share"] {
+            let log = File::new("log", 8);
+            let server = Server::serving("virtio-blk,memory=1M", socket_path(), &["--protocol", "vhost-user"]);
+            let device = format!("virtio-blk,vhost-user={}{how}", server.path.display());
+            for round in 0..rounds() {
+                let before = log.count();
+                let mut run = checking(&device, &log);
+                std::thread::sleep(Duration::from_millis(u64::from(round * 7 % 20)));
+                eventually("the driver is at work", || log.count() != before);
+                run.kill().unwrap();
+                run.wait().unwrap();
+            }
+            let process = format!("/proc/{}", server.child.id());
+            let maps = std::fs::read_to_string(format!("{process}/maps")).unwrap();
+            assert!(!maps.contains("memfd:ioasid") && maps.lines().count() < 300, "{maps}");
+            assert!(std::fs::read_dir(format!("{process}/fd")).unwrap().count() < 30);
+            assert_eq!(server.stop(libc::SIGTERM), Some(0));
+        }
+    }),
+    ("a_back_end_that_stands_still_holds_up_no_run_for_longer_than_was_said", || {
+        for how in ["", ",share"] {
+            let log = File::new("log", 8);
+            let server = Server::serving("virtio-blk,memory=1M", socket_path(), &["--protocol", "vhost-user"]);
+            let mut run = checking(&format!("virtio-blk,vhost-user={},timeout=1{how}", server.path.display()), &log);
+            server.signal(libc::SIGSTOP);
+            let pid = rustix::process::Pid::from_child(&run);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+            let begin = Instant::now();
+            eventually("the run ends", || run.try_wait().unwrap().is_some());
+            assert!(begin.elapsed() < Duration::from_secs(5), "{how}: {:?}", begin.elapsed());
+        }
+    }),
 ];
+
+/// A file of a test's.
+struct File(PathBuf);
+
+impl File {
+    fn new(what: &str, length: usize) -> Self {
+        let path = socket_path().with_extension(what);
+        std::fs::write(&path, vec![0; length]).unwrap();
+        Self(path)
+    }
+
+    /// What it says, if it is a log.
+    fn count(&self) -> u64 {
+        std::fs::read(&self.0).unwrap().try_into().map_or(0, u64::from_le_bytes)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A run that writes a disk and reads it until it is ended.
+fn checking(device: &str, log: &File) -> Child {
+    let log = log.0.to_str().unwrap();
+    let mut command = program_under(&["--quiet", "--device", device], "disk-checks", &[log]);
+    let mut run = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(run.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "checking\n");
+    run
+}
 
 /// How often a test kills a process: ten times, or as often as IOASID_REMOTE_KILLS says.
 fn rounds() -> u32 {
@@ -181,9 +268,14 @@ impl Server {
     }
 
     fn at(model: &str, path: PathBuf) -> Self {
+        Self::serving(model, path, &[])
+    }
+
+    fn serving(model: &str, path: PathBuf, more: &[&str]) -> Self {
         let mut child = Command::new(ioasid())
             .args(["device", model, "--socket"])
             .arg(&path)
+            .args(more)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

@@ -20,6 +20,7 @@ mod requests;
 mod sharing;
 mod stuck;
 mod type1;
+mod virtio;
 
 use std::os::fd::AsRawFd;
 
@@ -38,6 +39,7 @@ pub fn run(name: &str, arguments: &[String]) {
     match name {
         "copy" => copy(argument),
         "endless" => endless(),
+        "disk-checks" => virtio::checks(argument),
         "unmaps-when-told" => unmaps_when_told(),
         "mapping" => registers::mapping_endlessly(),
         "never-mapped" => misuse::never_mapped(),
