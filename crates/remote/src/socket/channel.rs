@@ -61,9 +61,10 @@ impl<H: Head> Channel<H> {
         Self { socket, takes_descriptors: AtomicBool::new(true), rest: Mutex::default(), head: PhantomData }
     }
 
-    /// From now on the kernel lets go of descriptors beside messages, without asking those that made the files.
-    pub(crate) fn refuse_descriptors(&self) {
-        self.takes_descriptors.store(false, Ordering::SeqCst);
+    /// Whether descriptors beside messages are taken from now on. If not, the kernel lets go of them, without asking
+    /// those that made the files.
+    pub(crate) fn take_descriptors(&self, takes: bool) {
+        self.takes_descriptors.store(takes, Ordering::SeqCst);
     }
 
     /// Whether something has come that was not received, or the end. What was read ahead does not make the socket

@@ -95,7 +95,7 @@ impl Connection {
 
     /// From now on, descriptors beside messages are not taken.
     pub(crate) fn refuse_descriptors(&self) {
-        self.channel.refuse_descriptors();
+        self.channel.take_descriptors(false);
     }
 
     /// From now on, the peer sends replies only.

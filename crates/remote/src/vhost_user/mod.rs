@@ -16,5 +16,7 @@ mod requests;
 pub mod wire;
 
 pub use back_end::{BackEnd, Device, Misses, ServeError, ServedRing};
-pub use front_end::{BackEndEvent, ConnectError, FollowError, FrontEnd, GiveError, Memory, Miss, Ring, Translations};
+pub use front_end::{
+    BackEndEvent, ConnectError, FollowError, FrontEnd, GiveError, Inflight, Memory, Miss, Ring, Translations,
+};
 pub use requests::RequestError;

@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 use zerocopy::native_endian::U64;
 
 use crate::Ended;
-use crate::socket::{Channel, Message};
+use crate::socket::{Channel, Message, Passed};
 use crate::vhost_user::wire::{Header, MessageError, RequestId};
 
 impl From<MessageError> for Ended {
@@ -57,8 +57,7 @@ impl Requests {
     /// To a peer that has so long to answer.
     pub(super) fn new(socket: OwnedFd, patience: Duration) -> Self {
         let channel = Channel::new(socket, patience);
-        // A back end replies with a descriptor to nothing that is asked here.
-        channel.refuse_descriptors();
+        channel.take_descriptors(false);
         Self { channel, patience, turn: Mutex::default(), sends: Mutex::default(), ended: Mutex::default() }
     }
 
@@ -102,28 +101,49 @@ impl Requests {
         descriptors: &[BorrowedFd<'_>],
         wait: Wait,
     ) -> Result<Vec<u8>, RequestError> {
-        let name = id.name();
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.exchange(limit, id, parts, descriptors, wait).map(|(payload, _)| payload)
+    }
+
+    /// As [`Requests::ask`], for what is replied with descriptors beside it.
+    pub(super) fn ask_for_files(&self, id: RequestId, parts: &[&[u8]]) -> Result<(Vec<u8>, Passed), RequestError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.channel.take_descriptors(true);
+        let replied = self.exchange(None, id, parts, &[], Wait::Replied);
+        self.channel.take_descriptors(false);
+        replied
+    }
+
+    /// The caller has the turn.
+    fn exchange(
+        &self,
+        limit: Option<Instant>,
+        id: RequestId,
+        parts: &[&[u8]],
+        descriptors: &[BorrowedFd<'_>],
+        wait: Wait,
+    ) -> Result<(Vec<u8>, Passed), RequestError> {
+        let name = id.name();
         let limit = limit.unwrap_or_else(|| self.limit());
         let header = self.send(limit, id, parts, descriptors, wait == Wait::Acknowledged)?;
         if wait == Wait::Sent {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         }
         let reply = self.channel.receive(Some(limit), || limit);
         let reply = reply.and_then(|message| message.ok_or(Ended::Silent(name, self.patience)));
-        let Message { header: reply, payload, .. } = reply.map_err(|ended| self.end(ended))?;
+        let Message { header: reply, payload, descriptors } = reply.map_err(|ended| self.end(ended))?;
         if !reply.is_reply() || reply.request != header.request {
             return Err(self.end(Ended::Unasked).into());
         }
         match wait {
             Wait::Acknowledged => match U64::read_from_bytes(&payload) {
-                Ok(number) if number.get() == 0 => Ok(Vec::new()),
+                Ok(number) if number.get() == 0 => Ok(Default::default()),
                 Ok(_) => Err(RequestError::Refused(name)),
                 Err(_) => {
                     Err(self.end(Ended::protocol(format!("{} bytes that acknowledge {id}", payload.len()))).into())
                 }
             },
-            _ => Ok(payload),
+            _ => Ok((payload, descriptors)),
         }
     }
 

@@ -429,6 +429,62 @@ fn another_back_end_comes_when_the_one_before_can_reach_nothing() {
 }
 
 #[test]
+fn what_is_under_way_is_noted_where_the_next_back_end_finds_it() {
+    let (file, set) = (memory(0x1000), Arc::<Mutex<Vec<(u64, Vec<u8>)>>>::default());
+    let (passed, sets) = (file.clone(), set.clone());
+    let listening = Listening::with(move |socket| {
+        serve(&socket, |message| {
+            if message.is(RequestId::GetProtocolFeatures) {
+                return reply_number(&socket, message, PROTOCOL | protocol::INFLIGHT_SHMFD);
+            }
+            if message.is(RequestId::SetInflightFd) {
+                let found = rustix::fs::fstat(&message.files[0]).unwrap().st_ino;
+                sets.lock().unwrap().push((found, message.payload.clone()));
+            }
+            let is_asked = message.is(RequestId::GetInflightFd);
+            let place = [
+                &0x800u64.to_ne_bytes()[..],
+                &0x200u64.to_ne_bytes(),
+                &message.payload[message.payload.len().saturating_sub(8)..],
+            ];
+            is_asked && send(&socket, message.header.reply(24), &place.concat(), &[passed.as_fd()])
+        });
+    });
+    let link = FrontEnd::connect_inflight(&listening.path, PATIENCE).unwrap();
+    let inflight = link.inflight(3, 64).unwrap().unwrap();
+    link.set_inflight(&inflight).unwrap();
+    drop(link);
+    let next = FrontEnd::connect_inflight(&listening.path, PATIENCE).unwrap();
+    next.set_inflight(&inflight).unwrap();
+    let place = [&0x800u64.to_ne_bytes()[..], &0x200u64.to_ne_bytes(), &[3, 0, 64, 0, 0, 0, 0, 0]].concat();
+    let id = rustix::fs::fstat(&file).unwrap().st_ino;
+    assert_eq!(*set.lock().unwrap(), vec![(id, place); 2]);
+    drop(next);
+    // One that is not to note it is not asked, and is given no place.
+    let plain = FrontEnd::connect(&listening.path, PATIENCE).unwrap();
+    assert!(plain.inflight(3, 64).unwrap().is_none());
+    assert!(plain.set_inflight(&inflight).is_err() && !plain.is_gone());
+    // A place that is none.
+    for how in 0..3 {
+        let listening = Listening::with(move |socket| {
+            serve(&socket, |message| match RequestId::from_number(message.header.request.get()) {
+                Some(RequestId::GetProtocolFeatures) => {
+                    reply_number(&socket, message, PROTOCOL | protocol::INFLIGHT_SHMFD)
+                }
+                Some(RequestId::GetInflightFd) => match how {
+                    0 => reply(&socket, message, &[0; 24]),
+                    1 => send(&socket, message.header.reply(20), &[0; 20], &[socket.as_fd()]),
+                    _ => send(&socket, message.header.reply(24), &[0; 24], &[socket.as_fd()]),
+                },
+                _ => false,
+            });
+        });
+        let link = FrontEnd::connect_inflight(&listening.path, PATIENCE).unwrap();
+        assert!(link.inflight(1, 64).is_err() && link.is_gone(), "{how}");
+    }
+}
+
+#[test]
 fn a_back_end_that_does_not_say_what_it_can_is_none() {
     for id in
         [RequestId::GetFeatures, RequestId::GetProtocolFeatures, RequestId::GetQueueNum, RequestId::SetBackendReqFd]

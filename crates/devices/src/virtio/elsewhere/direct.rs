@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use ioasid::{Access, Iova};
 use ioasid_remote::Ended;
-use ioasid_remote::vhost_user::{FrontEnd, GiveError, RequestError, Ring, Translations};
+use ioasid_remote::vhost_user::{FrontEnd, GiveError, Inflight, RequestError, Ring, Translations};
 use ioasid_vfio::EventFd;
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -42,6 +42,25 @@ impl Line {
     fn ring(&self) -> Ring<'_> {
         let Self { number: index, size, descriptors, driver, device, base, ref bells } = *self;
         Ring { index, size, descriptors, driver, device, base, kick: bells.kick.as_fd(), call: bells.call.as_fd() }
+    }
+}
+
+/// The queues that are in use.
+pub(super) struct Lines {
+    list: Vec<Line>,
+    /// Where back ends note which requests are under way.
+    inflight: Option<Inflight>,
+}
+
+impl Lines {
+    /// Gives the back end the place for what is under way: that of the one before, if there was one.
+    fn keep(&mut self, with: &With<'_>) -> Result<(), RequestError> {
+        if self.inflight.is_none() {
+            let queues = self.list.iter().map(|line| u16::from(line.number) + 1).max().unwrap_or(0);
+            let size = self.list.iter().map(|line| line.size).max().unwrap_or(0);
+            self.inflight = with.link.inflight(queues, size)?;
+        }
+        self.inflight.as_ref().map_or(Ok(()), |inflight| with.link.set_inflight(inflight))
     }
 }
 
@@ -137,38 +156,41 @@ impl Direct {
 }
 
 impl Way for Direct {
-    type Queues = Vec<Line>;
+    type Queues = Lines;
 
     /// Whatever the driver makes of them, its addresses are translated.
     fn agreed(&self, features: u64) -> u64 {
         features | feature::VERSION_1 | feature::ACCESS_PLATFORM
     }
 
-    fn queues(&mut self, setup: &Setup) -> Result<Vec<Line>, Broken> {
+    fn queues(&mut self, setup: &Setup) -> Result<Lines, Broken> {
         // Each is where one can be.
         let queues = Queue::all(setup)?;
         let lines = (0..).zip(&setup.queues).zip(queues).filter(|(_, queue)| queue.is_some());
-        lines
+        let list = lines
             .map(|((number, setup), _)| {
                 let &QueueSetup { size, descriptors, driver, device, .. } = setup;
                 let bells = Bells::new().map_err(|_| Broken)?;
                 Ok(Line { number, size, descriptors, driver, device, base: 0, bells })
             })
-            .collect()
+            .collect::<Result<_, Broken>>()?;
+        Ok(Lines { list, inflight: None })
     }
 
-    fn serve(&mut self, with: &With<'_>, lines: &mut Vec<Line>) -> Result<End, Broken> {
+    fn serve(&mut self, with: &With<'_>, lines: &mut Lines) -> Result<End, Broken> {
         let changed = self.changed.clone();
         if let Err(error) = self.translations.follow(with.link, move || changed.signal()) {
             return Err(with.give_up(&error.to_string()));
         }
-        if let Err(error) = with.configure().and_then(|()| with.link.agree(with.features)) {
+        let agreed = with.configure().and_then(|()| with.link.agree(with.features)).and_then(|()| lines.keep(with));
+        if let Err(error) = agreed {
             return Ok(error.into());
         }
-        let end = self.run(with, lines);
+        let end = self.run(with, &mut lines.list);
         if let Ok(End::Lost(_)) = end {
-            // Where one that comes goes on: what was taken and is not done is done again.
-            for line in lines.iter_mut() {
+            // Where one that comes goes on: what was taken and is not done is done again. One that does things out of
+            // their order has noted what that is.
+            for line in &mut lines.list {
                 let mut done = [0; 2];
                 self.dma.read(Iova(line.device + 2).into(), &mut done)?;
                 line.base = u16::from_le_bytes(done);

@@ -83,7 +83,9 @@ impl Place {
     }
 
     fn connect(&self) -> Result<FrontEnd, ConnectError> {
-        let link = FrontEnd::connect(&self.socket, self.patience)?;
+        // By copies, what is under way is known here.
+        let connect = if self.shares { FrontEnd::connect_inflight } else { FrontEnd::connect };
+        let link = connect(&self.socket, self.patience)?;
         if link.features() & feature::VERSION_1 == 0 {
             return Err(ConnectError::Lacks("VIRTIO_F_VERSION_1"));
         }

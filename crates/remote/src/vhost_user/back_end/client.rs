@@ -207,7 +207,7 @@ impl<'a> Client<'a> {
             Request::SetBackendReqFd => {
                 let socket = files.take_socket(0).ok_or("what is to be a socket is none")?;
                 let events = Channel::new(socket, self.back_end.patience);
-                events.refuse_descriptors();
+                events.take_descriptors(false);
                 self.back_end.misses.ask_by(Some((Arc::new(events), self.back_end.patience)));
                 Ok(None)
             }

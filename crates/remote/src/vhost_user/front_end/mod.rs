@@ -24,13 +24,13 @@ use ioasid::{Access, IovaRange};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use thiserror::Error;
-use zerocopy::native_endian::{U32, U64};
+use zerocopy::native_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::requests::{RequestError, Requests, Wait};
 use super::wire::{
-    BackendRequest, ConfigHead, Header, IotlbKind, IotlbMessage, MAX_CONFIG, MAX_REGIONS, MemoryHead, MemoryRegion,
-    RequestId, VringAddress, VringFile, VringState, feature, protocol,
+    BackendRequest, ConfigHead, Header, InflightPlace, IotlbKind, IotlbMessage, MAX_CONFIG, MAX_REGIONS, MemoryHead,
+    MemoryRegion, RequestId, VringAddress, VringFile, VringState, feature, protocol,
 };
 use crate::Ended;
 use crate::socket::peer::Process;
@@ -97,6 +97,13 @@ pub struct Memory {
     pub offset: u64,
 }
 
+/// Where back ends, one after the other, note which requests are under way.
+#[derive(Debug)]
+pub struct Inflight {
+    place: InflightPlace,
+    file: OwnedFd,
+}
+
 /// What a back end has to say by itself.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -141,6 +148,19 @@ impl FrontEnd {
     /// # Errors
     /// [`ConnectError`].
     pub fn connect(socket: &Path, patience: Duration) -> Result<Self, ConnectError> {
+        Self::connect_with(socket, patience, 0)
+    }
+
+    /// As [`FrontEnd::connect`], to a back end that notes which requests are under way where the next one finds it, if it
+    /// can ([`FrontEnd::inflight`]): one that does so needs a place for it before its rings are started.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub fn connect_inflight(socket: &Path, patience: Duration) -> Result<Self, ConnectError> {
+        Self::connect_with(socket, patience, protocol::INFLIGHT_SHMFD)
+    }
+
+    fn connect_with(socket: &Path, patience: Duration, more: u64) -> Result<Self, ConnectError> {
         let patience = bounded(patience);
         let connected = connect(socket, patience);
         let connected = connected.map_err(|error| ConnectError::Connect(socket.to_owned(), error.into()))?;
@@ -151,7 +171,7 @@ impl FrontEnd {
         if new.features & feature::PROTOCOL_FEATURES != 0 {
             const KNOWN: u64 = protocol::MQ | protocol::REPLY_ACK | protocol::BACKEND_REQ | protocol::CONFIG;
             // A back end may send what it has to say as soon as it has been told how.
-            new.protocol = new.number(RequestId::GetProtocolFeatures)? & KNOWN;
+            new.protocol = new.number(RequestId::GetProtocolFeatures)? & (KNOWN | more);
             if new.protocol & protocol::REPLY_ACK == 0 {
                 new.protocol &= !protocol::BACKEND_REQ;
             }
@@ -168,7 +188,7 @@ impl FrontEnd {
             let (here, there) = pair.map_err(|error| ConnectError::Resources(error.into()))?;
             new.requests.ask(RequestId::SetBackendReqFd, &[], &[there.as_fd()], Wait::Acknowledged)?;
             let events = Channel::new(here, patience);
-            events.refuse_descriptors();
+            events.take_descriptors(false);
             new.events = Some(events);
         }
         Ok(new)
@@ -221,6 +241,39 @@ impl FrontEnd {
     pub fn agree(&self, features: u64) -> Result<(), RequestError> {
         let features = features | self.features & feature::PROTOCOL_FEATURES;
         self.post(RequestId::SetFeatures, &U64::new(features), &[])
+    }
+
+    /// A place where the back end notes which requests are under way, in this many queues of so many entries; `None` if
+    /// it notes nothing.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub fn inflight(&self, queues: u16, size: u16) -> Result<Option<Inflight>, RequestError> {
+        if self.protocol & protocol::INFLIGHT_SHMFD == 0 {
+            return Ok(None);
+        }
+        let wanted = InflightPlace { queues: U16::new(queues), size: U16::new(size), ..InflightPlace::default() };
+        let (mut reply, mut files) = self.requests.ask_for_files(RequestId::GetInflightFd, &[wanted.as_bytes()])?;
+        if reply.len() == InflightPlace::WORDS {
+            // Some have the structure as it is in C, padded, and some have the specification's.
+            reply.resize(size_of::<InflightPlace>(), 0);
+        }
+        match (InflightPlace::read_from_bytes(&reply), files.take_memory(0)) {
+            (Ok(place), Some(file)) => Ok(Some(Inflight { place, file })),
+            _ => Err(self.end(Ended::protocol("what answers GET_INFLIGHT_FD is no memory")).into()),
+        }
+    }
+
+    /// Gives the back end the place where requests that are under way are noted, by the one before or by itself. No ring
+    /// is started.
+    ///
+    /// # Errors
+    /// [`RequestError`]. One that does not note them refuses it.
+    pub fn set_inflight(&self, inflight: &Inflight) -> Result<(), RequestError> {
+        if self.protocol & protocol::INFLIGHT_SHMFD == 0 {
+            return Err(RequestError::Refused(RequestId::SetInflightFd.name()));
+        }
+        self.settle(RequestId::SetInflightFd, &[inflight.place.as_bytes()], &[inflight.file.as_fd()])
     }
 
     /// Starts rings. It knows what was agreed on, and has the memory that they are in.

@@ -16,8 +16,8 @@ mod payload;
 
 pub use header::{BackendRequestId, HEADER_SIZE, Header, RequestId};
 pub use payload::{
-    BackendRequest, ConfigHead, IotlbKind, IotlbMessage, MemoryHead, MemoryRegion, Request, SingleRegion, VringAddress,
-    VringFile, VringState,
+    BackendRequest, ConfigHead, InflightPlace, IotlbKind, IotlbMessage, MemoryHead, MemoryRegion, Request,
+    SingleRegion, VringAddress, VringFile, VringState,
 };
 use thiserror::Error;
 

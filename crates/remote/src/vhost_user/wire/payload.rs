@@ -4,7 +4,7 @@
 //! through has the bytes, the descriptors and the numbers that it has to have.
 
 use ioasid::Access;
-use zerocopy::native_endian::{U32, U64};
+use zerocopy::native_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{BackendRequestId, MAX_CONFIG, MAX_REGIONS, MessageError, RequestId};
@@ -83,6 +83,19 @@ structures! {
         /// Nothing.
         padding: [u8; 6],
     }
+    /// What GET_INFLIGHT_FD and SET_INFLIGHT_FD have: a place in a file.
+    InflightPlace {
+        /// Bytes.
+        length: U64,
+        /// The first of them.
+        offset: U64,
+        /// For how many queues.
+        queues: U16,
+        /// Of how many entries.
+        size: U16,
+        /// Nothing.
+        padding: U32,
+    }
     /// What GET_CONFIG and SET_CONFIG begin with.
     ConfigHead {
         /// The first byte.
@@ -92,6 +105,11 @@ structures! {
         /// Why they are written: 0, as the driver does.
         flags: U32,
     }
+}
+
+impl InflightPlace {
+    /// Bytes that say something.
+    pub const WORDS: usize = 20;
 }
 
 impl MemoryRegion {
