@@ -58,7 +58,7 @@ impl Bench {
             iommu: &iommu,
             number: 0,
             shared: &mut Shared::default(),
-            notice: Arc::new(|_, _| {}),
+            notice: Arc::new(|rid, words| eprintln!("{rid}: {words}")),
         };
         let built = info.build(&parsed, &[site], place).unwrap().remove(0);
         let context = machine.context();

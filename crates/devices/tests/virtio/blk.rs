@@ -229,7 +229,8 @@ fn an_unmap_holds_against_a_back_end_and_so_does_bus_master() {
     let served = Served::new("unmap", &["memory=1M"], 1);
     let mut disk = Disk::new(&[&served.option(), "share"]);
     let data = IovaRange::new(DATA, 0x1000).unwrap();
-    // In three parts.
+    // It has found its ring, which is then mapped in three parts.
+    assert_eq!(disk.request(4, 0, &[]), (0, 1));
     let pages = Pages::of_file(disk.bench.memory.clone(), 0, LENGTH, true);
     let map = |bench: &Bench, from: u64, to: u64| {
         bench.ioas.map_pages(Some(Iova(from)), &pages, from - MEMORY, to - from, Access::all()).unwrap();

@@ -149,4 +149,8 @@ impl Way for Copies {
             }
         }
     }
+
+    fn let_go(link: &FrontEnd) {
+        link.cut_off(Ended::Here);
+    }
 }

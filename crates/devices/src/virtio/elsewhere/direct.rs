@@ -118,7 +118,7 @@ impl Direct {
                     }
                     Err(GiveError::Request(error)) => return Ok(error.into()),
                     // It was switched off just now.
-                    Err(_) if !self.translations.is_bus_master() => {}
+                    Err(GiveError::NoBusMaster(_)) => {}
                     Err(error) => return Err(with.give_up(&error.to_string())),
                 },
                 State::Running if !is_on => {
@@ -201,4 +201,7 @@ impl Way for Direct {
 
     /// It is out of the rings since the session's end.
     fn rest(&mut self, _link: &FrontEnd) {}
+
+    /// What it was told it has to say that it forgets, as long as the device is attached: it goes with the translations.
+    fn let_go(_link: &FrontEnd) {}
 }

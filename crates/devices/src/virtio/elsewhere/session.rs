@@ -30,6 +30,9 @@ pub(super) trait Way: Send {
 
     /// What has to be done after that, when nobody waits for its end any more.
     fn rest(&mut self, link: &FrontEnd);
+
+    /// The device goes, and the back end with it, if nothing else has a use for that.
+    fn let_go(link: &FrontEnd);
 }
 
 /// How what one back end does ends.
@@ -203,7 +206,7 @@ impl<W: Way> Service for Session<W> {
         let link = self.link.clone();
         Box::new(move || {
             let link = link.lock().unwrap_or_else(PoisonError::into_inner).take();
-            link.iter().for_each(|link| link.cut_off(Ended::Here));
+            link.iter().for_each(|link| W::let_go(link));
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ioasid::{Context, Device as Bound, FaultQueue, FaultQueueOptions, HwptOptions, IovaRange, ObjectId, OnMiss};
 use ioasid_vfio::EventFd;
@@ -34,6 +34,9 @@ const LARGEST: u32 = 32768;
 /// How long a device that could not go on waits until it tries again.
 const AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
+/// A device that cannot go on again so soon is in lasting trouble.
+const LASTING: Duration = Duration::from_secs(1);
+
 /// What a front end has while it is connected.
 pub(super) struct Client<'a> {
     back_end: &'a BackEnd,
@@ -46,6 +49,8 @@ pub(super) struct Client<'a> {
     is_running: bool,
     /// It was taken out of them, as it could not go on.
     in_trouble: bool,
+    /// When it last could not.
+    last_trouble: Option<Instant>,
     queue: Arc<FaultQueue>,
     bound: Option<Bound>,
     context: Arc<Context>,
@@ -90,6 +95,7 @@ impl<'a> Client<'a> {
             memory: Memory::new(ioas),
             is_running: false,
             in_trouble: false,
+            last_trouble: None,
             queue,
             bound: Some(bound),
             context,
@@ -139,7 +145,11 @@ impl<'a> Client<'a> {
         if ready[1] && device.trouble().take() {
             self.pause();
             self.in_trouble = true;
-            self.rings.iter().filter_map(|ring| ring.error.as_ref()).for_each(|error| error.signal());
+            // What it does not find at once, it may find a moment later.
+            let before = self.last_trouble.replace(Instant::now());
+            if before.is_some_and(|before| before.elapsed() < LASTING) {
+                self.rings.iter().filter_map(|ring| ring.error.as_ref()).for_each(|error| error.signal());
+            }
         }
         Ok(())
     }

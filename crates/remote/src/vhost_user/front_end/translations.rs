@@ -71,7 +71,10 @@ pub enum FollowError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum GiveError {
-    /// Nothing is mapped there, or it may not be used so; or the device is no bus master.
+    /// The device may not reach memory now.
+    #[error("the device is no bus master")]
+    NoBusMaster(u64),
+    /// Nothing is mapped there, or it may not be used so.
     #[error("nothing is mapped for it at IOVA {0:#x}")]
     NotMapped(u64),
     /// What is mapped is no memory that another process can have.
@@ -132,27 +135,11 @@ impl Translations {
         state.runs.values_mut().for_each(|run| run.is_told = false);
         (state.link, state.regions, state.has_told) = (Some(link.clone()), Regions::default(), false);
         drop(state);
-        let (translations, attended) = (self.clone(), link.clone());
+        let (translations, attended) = (Arc::downgrade(self), link.clone());
         let thread = std::thread::Builder::new().name("vhost-misses".to_owned());
-        let thread = thread.spawn(move || translations.attend(&attended, &changed));
+        let thread = thread.spawn(move || attend(&translations, &attended, &changed));
         // Nobody would answer it.
         thread.map(drop).inspect_err(|_| link.cut_off(Ended::Here)).map_err(FollowError::Resources)
-    }
-
-    fn attend(&self, link: &Arc<FrontEnd>, changed: &dyn Fn()) {
-        loop {
-            match link.event() {
-                Ok(Some(BackEndEvent::Miss(miss))) => self.bring(link, &miss),
-                Ok(Some(BackEndEvent::ConfigChange)) => changed(),
-                Ok(None) if link.is_gone() => return,
-                Ok(None) => {
-                    let mut signs: Vec<_> = link.signs().collect();
-                    // A signal, or memory that there is not: it looks again.
-                    let _ = rustix::event::poll(&mut signs, None);
-                }
-                Err(_) => return,
-            }
-        }
     }
 
     /// Answers what the back end asks for.
@@ -180,7 +167,7 @@ impl Translations {
     fn note(&self, error: GiveError, access: Access) -> GiveError {
         let mut state = self.lock();
         match &error {
-            GiveError::NotMapped(iova) => {
+            GiveError::NoBusMaster(iova) | GiveError::NotMapped(iova) => {
                 let endpoint = state.endpoint.upgrade();
                 drop(state);
                 // Nothing is moved, whatever is mapped there by now.
@@ -202,9 +189,12 @@ impl Translations {
             return Err(RequestError::Ended(Ended::Here).into());
         }
         let State { runs, regions, is_on, .. } = &mut *state;
-        let none = GiveError::NotMapped(iova);
-        let found = runs.range(..=iova).next_back().filter(|(_, run)| *is_on && run.last >= iova);
-        let Some((start, run)) = found.filter(|(_, run)| run.access.contains(access)) else { return Err(none) };
+        if !*is_on {
+            return Err(GiveError::NoBusMaster(iova));
+        }
+        let found = runs.range(..=iova).next_back().filter(|(_, run)| run.last >= iova);
+        let found = found.filter(|(_, run)| run.access.contains(access));
+        let (start, run) = found.ok_or(GiveError::NotMapped(iova))?;
         let (start, last, access) = (*start, run.last, run.access);
         let Some((source, offset)) = &run.at else {
             return Err(GiveError::NotShared(iova, "it is in no file, as memory that is mapped shared is".to_owned()));
@@ -260,6 +250,35 @@ impl Translations {
             Err(RequestError::Ended(_)) => {}
         }
         link.has_exited(self.patience)
+    }
+}
+
+/// The back end goes with it.
+impl Drop for Translations {
+    fn drop(&mut self) {
+        if let Some(link) = self.lock().link.take() {
+            link.cut_off(Ended::Here);
+        }
+    }
+}
+
+/// Answers a back end, until it goes.
+fn attend(translations: &Weak<Translations>, link: &Arc<FrontEnd>, changed: &dyn Fn()) {
+    loop {
+        match link.event() {
+            Ok(Some(BackEndEvent::Miss(miss))) => match translations.upgrade() {
+                Some(translations) => translations.bring(link, &miss),
+                None => return,
+            },
+            Ok(Some(BackEndEvent::ConfigChange)) => changed(),
+            Ok(None) if link.is_gone() => return,
+            Ok(None) => {
+                let mut signs: Vec<_> = link.signs().collect();
+                // A signal, or memory that there is not: it looks again.
+                let _ = rustix::event::poll(&mut signs, None);
+            }
+            Err(_) => return,
+        }
     }
 }
 
