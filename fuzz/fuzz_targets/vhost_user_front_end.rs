@@ -23,5 +23,7 @@ extern "C" fn __lsan_default_suppressions() -> *const c_char {
 }
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    hostile::use_whatever(&hostile::any_back_end(bytes));
+    let back_end = hostile::any_back_end(bytes);
+    hostile::use_whatever(&back_end);
+    back_end.end();
 });

@@ -271,7 +271,9 @@ fn front_ends_that_say_anything_do_no_harm() {
 #[test]
 fn back_ends_that_say_anything_do_no_harm() {
     let (back_ends, checks) = beside(Instant::now() + Duration::from_secs(seconds()), |random| {
-        use_whatever(&any_back_end(&noise(random, 200)));
+        let back_end = any_back_end(&noise(random, 200));
+        use_whatever(&back_end);
+        back_end.end();
     });
     println!("{back_ends} back ends that say anything; {checks} checks");
     assert!(back_ends > 10 && checks > 10, "{back_ends} {checks}");

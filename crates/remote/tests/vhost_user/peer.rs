@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ioasid_remote::vhost_user::wire::{HEADER_SIZE, Header, RequestId};
@@ -82,6 +83,7 @@ pub fn reply_number(socket: &UnixStream, to: &Message, number: u64) -> bool {
 pub struct Listening {
     pub path: PathBuf,
     ends: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Listening {
@@ -92,15 +94,22 @@ impl Listening {
         let listener = UnixListener::bind(&path).unwrap();
         let ends = Arc::new(AtomicBool::new(false));
         let is_over = ends.clone();
-        std::thread::spawn(move || {
+        let thread = Some(std::thread::spawn(move || {
             while let Ok((socket, _)) = listener.accept() {
                 if is_over.load(Ordering::SeqCst) {
                     return;
                 }
                 serve(socket);
             }
-        });
-        Self { path, ends }
+        }));
+        Self { path, ends, thread }
+    }
+
+    /// Ends it, and waits until it has: whoever it has served is gone.
+    pub fn end(mut self) {
+        let thread = self.thread.take();
+        drop(self);
+        thread.map(JoinHandle::join).unwrap().unwrap();
     }
 }
 
