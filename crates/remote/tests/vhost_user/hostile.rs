@@ -178,6 +178,9 @@ pub fn any_back_end(bytes: &[u8]) -> Listening {
     })
 }
 
+/// Bytes that it is passed. Those that it may still reach when it is cut off stay for good, as it is in this process.
+const PASSED: u64 = 0x4000;
+
 /// Does with a back end what a device does with it, whatever comes of it.
 pub fn use_whatever(back_end: &Listening) {
     let patience = Duration::from_millis(20);
@@ -196,8 +199,8 @@ pub fn use_whatever(back_end: &Listening) {
     let ioas = context.ioas_alloc().unwrap();
     let device = context.bind(&endpoint).unwrap();
     device.attach(None, &ioas).unwrap();
-    let (_, file) = Segment::memfd(LENGTH).unwrap();
-    let pages = Pages::of_file(file.clone(), 0, LENGTH, true);
+    let (_, file) = Segment::memfd(PASSED).unwrap();
+    let pages = Pages::of_file(file.clone(), 0, PASSED, true);
     let (kick, call) = (counter(), counter());
     let _ = link.read_config(60);
     let _ = link.agree(link.features());
@@ -205,16 +208,16 @@ pub fn use_whatever(back_end: &Listening) {
         let _ = translations.follow(&link, || {});
     } else {
         let file = Arc::new(file.try_clone().unwrap().into());
-        let _ = link.set_memory(&[Memory { guest: 0, size: LENGTH, user: USER, file, offset: 0 }]);
+        let _ = link.set_memory(&[Memory { guest: 0, size: PASSED, user: USER, file, offset: 0 }]);
     }
     for index in 0..3 {
-        let _ = ioas.map_pages(Some(Iova(GUEST)), &pages, 0, LENGTH, Access::all());
+        let _ = ioas.map_pages(Some(Iova(GUEST)), &pages, 0, PASSED, Access::all());
         let _ = translations.give(&link, GUEST, 0x1000, Access::READ);
         let (kick, call) = (kick.as_fd(), call.as_fd());
         let [descriptors, driver, device] = [GUEST, GUEST + 0x1000, GUEST + 0x2000];
         let _ = link.start(&[Ring { index, size: 64, descriptors, driver, device, base: 0, kick, call }]);
         let _ = link.stop(index);
-        let _ = ioas.unmap(IovaRange::new(GUEST, LENGTH).unwrap());
+        let _ = ioas.unmap(IovaRange::new(GUEST, PASSED).unwrap());
         if !link.translates() {
             let _ = link.event();
         }
