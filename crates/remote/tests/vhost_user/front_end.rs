@@ -312,6 +312,24 @@ fn an_unmap_returns_when_the_back_end_has_said_that_it_forgets() {
     }
 }
 
+/// One that takes translations back does not make another believe that it has them back.
+#[test]
+fn an_unmap_waits_also_while_bus_master_is_switched_off() {
+    let late = Duration::from_millis(200);
+    let mut bench = Bench::new(late);
+    bench.map(0x10_0000, &memory(0x1000), Access::all());
+    assert_eq!(bench.ask(0x10_0000, Access::READ).0, 0);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let translations = &bench.translations;
+        scope.spawn(move || translations.set_bus_master(false));
+        // The back end is asked to forget, and has not said that it has.
+        assert_eq!(bench.invalidated(), (0x10_0000, 0x1000));
+        bench.unmap(0x10_0000, 0x1000).unwrap();
+        assert!(start.elapsed() >= late, "{:?}", start.elapsed());
+    });
+}
+
 #[test]
 fn a_mapping_that_is_cut_is_forgotten_in_parts() {
     let mut bench = Bench::new(Duration::ZERO);

@@ -223,16 +223,10 @@ impl Translations {
     pub fn set_bus_master(&self, enabled: bool) {
         let mut state = self.lock();
         state.is_on = enabled;
-        if enabled {
-            return;
-        }
-        let told = state.take_told(IovaRange::ALL, false);
+        let told = state.told(IovaRange::ALL).filter(|_| !enabled);
         drop(state);
-        if let Some(told) = told
-            && !self.is_taken_back(&told, Instant::now() + self.patience)
-        {
-            // As long as it is there, it is not forgotten.
-            self.lock().runs.values_mut().for_each(|run| run.is_told = true);
+        if let Some(told) = told {
+            self.is_taken_back(&told, Instant::now() + self.patience);
         }
     }
 
@@ -289,21 +283,26 @@ struct Told {
 }
 
 impl State {
-    /// What the back end was told of in this range. With `is_unmapped`, that is not mapped any more.
-    fn take_told(&mut self, range: IovaRange, is_unmapped: bool) -> Option<Told> {
+    /// Where the runs begin that have something of this range.
+    fn reached(&self, range: IovaRange) -> impl Iterator<Item = (u64, &Run)> {
         let first = self.runs.range(..=range.start()).next_back().map_or(range.start(), |(start, _)| *start);
-        let (mut told, mut reached): (Option<(u64, u64)>, _) = (None, Vec::new());
-        for (start, run) in self.runs.range_mut(first..=range.last()).filter(|(_, run)| run.last >= range.start()) {
-            if std::mem::take(&mut run.is_told) {
-                told = Some((told.map_or(*start, |(first, _)| first), run.last));
-            }
-            reached.push(*start);
-        }
-        if is_unmapped {
-            reached.iter().for_each(|start| drop(self.runs.remove(start)));
-        }
-        let range = told.and_then(|(first, last)| IovaRange::inclusive(first, last));
-        Some(Told { link: self.link.clone()?, range: range? })
+        let runs = self.runs.range(first..=range.last()).filter(move |(_, run)| run.last >= range.start());
+        runs.map(|(start, run)| (*start, run))
+    }
+
+    /// What the back end was told of in this range. A run stays told until it is unmapped: whoever unmaps it asks the
+    /// back end to forget it, and waits, whatever else is under way.
+    fn told(&self, range: IovaRange) -> Option<Told> {
+        let mut told = self.reached(range).filter(|(_, run)| run.is_told);
+        let (first, run) = told.next()?;
+        let last = told.last().map_or(run.last, |(_, run)| run.last);
+        Some(Told { link: self.link.clone()?, range: IovaRange::inclusive(first, last)? })
+    }
+
+    /// Nothing of this range is mapped any more.
+    fn remove(&mut self, range: IovaRange) {
+        let reached: Vec<u64> = self.reached(range).map(|(start, _)| start).collect();
+        reached.iter().for_each(|start| drop(self.runs.remove(start)));
     }
 }
 
@@ -326,7 +325,10 @@ impl Mirror for Translations {
     fn unmap(&self, runs: &mut dyn Iterator<Item = IovaRange>) -> Result<(), MirrorError> {
         let limit = Instant::now() + self.patience;
         for run in runs {
-            let told = self.lock().take_told(run, true);
+            let mut state = self.lock();
+            let told = state.told(run);
+            state.remove(run);
+            drop(state);
             if told.is_some_and(|told| !self.is_taken_back(&told, limit)) {
                 // From now on nobody says what is unmapped.
                 self.lock().runs.clear();
