@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -17,8 +17,8 @@ use rustix::net::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::Ended;
 use super::descriptors::Passed;
+use super::{Ended, ready};
 
 /// The most descriptors beside one message: as many as Linux passes at once (`SCM_MAX_FD`).
 pub(crate) const MAX_DESCRIPTORS: usize = 253;
@@ -212,15 +212,7 @@ impl<H: Head> Channel<H> {
 
     /// Waits until the socket is ready; false if it is not by the deadline.
     fn wait(&self, what: PollFlags, deadline: Option<Instant>) -> Result<bool, Ended> {
-        loop {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let left = left.and_then(|left| Timespec::try_from(left).ok());
-            match poll(&mut [PollFd::new(&self.socket, what)], left.as_ref()) {
-                Ok(ready) => return Ok(ready > 0),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(Ended::of(error)),
-            }
-        }
+        ready(self.socket.as_fd(), what, deadline).map_err(Ended::of)
     }
 }
 

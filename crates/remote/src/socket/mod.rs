@@ -6,11 +6,12 @@ mod files;
 pub(crate) mod peer;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use thiserror::Error;
@@ -75,6 +76,18 @@ impl From<io::Error> for Ended {
 /// How long a peer has to answer: as was asked for, but not less than a millisecond, nor more than an hour.
 pub(crate) fn bounded(patience: Duration) -> Duration {
     patience.clamp(Duration::from_millis(1), Duration::from_secs(3600))
+}
+
+/// Waits until a descriptor is ready; false if it is not by the deadline. Signals do not end it.
+fn ready(descriptor: BorrowedFd<'_>, what: PollFlags, deadline: Option<Instant>) -> Result<bool, Errno> {
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut [PollFd::from_borrowed_fd(descriptor, what)], left.as_ref()) {
+            Err(Errno::INTR) => {}
+            ready => return ready.map(|ready| ready > 0),
+        }
+    }
 }
 
 /// A socket to who listens at `path`; one whose queue of clients is full has some time.

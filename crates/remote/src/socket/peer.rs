@@ -1,11 +1,13 @@
 //! Which process is at the other end of a socket.
 #![allow(unsafe_code, reason = "a socket option that no crate knows")]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::process::{Signal, pidfd_send_signal};
+
+use super::ready;
 
 /// The process that listened, and has whatever it was passed until it ends.
 #[derive(Debug)]
@@ -31,16 +33,15 @@ impl Process {
         about.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
     }
 
-    /// Whether it may be a server of one device, which can be ended: who starts others, this process among them, has
-    /// listened for another.
+    /// Whether it may be a server of one device, which can be ended. This process's parent, and the first process of all,
+    /// may have listened for a server that they start.
     pub(crate) fn is_of_a_device(&self) -> bool {
         self.number().is_some_and(|number| number > 1 && number != std::os::unix::process::parent_id())
     }
 
     /// Whether it ends in time, with all that it has mapped.
     pub(crate) fn has_exited(&self, patience: Duration) -> bool {
-        let patience = Timespec::try_from(patience).ok();
-        poll(&mut [PollFd::new(&self.0, PollFlags::IN)], patience.as_ref()).is_ok_and(|ready| ready > 0)
+        ready(self.0.as_fd(), PollFlags::IN, Some(Instant::now() + patience)).unwrap_or(false)
     }
 
     /// Ends it, unless it is this one.
