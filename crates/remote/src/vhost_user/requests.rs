@@ -124,6 +124,9 @@ impl Requests {
         wait: Wait,
     ) -> Result<(Vec<u8>, Passed), RequestError> {
         let name = id.name();
+        if limit.is_some_and(|limit| limit <= Instant::now()) {
+            return Err(self.end(Ended::Silent(name, self.patience)).into());
+        }
         let limit = limit.unwrap_or_else(|| self.limit());
         let header = self.send(limit, id, parts, descriptors, wait == Wait::Acknowledged)?;
         if wait == Wait::Sent {

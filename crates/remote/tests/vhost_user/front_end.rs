@@ -555,9 +555,25 @@ fn a_configuration_of_another_length_is_none_and_a_silent_back_end_is_cut_off() 
     assert_eq!(link.read_config(60).unwrap_err().to_string(), "the other side refuses GET_CONFIG");
     assert!(!link.is_gone());
     let start = Instant::now();
-    assert_eq!(link.stop(0).unwrap_err().to_string(), "the peer did not answer GET_VRING_BASE within 400ms");
+    assert_eq!(link.stop(&[0]).unwrap_err().to_string(), "the peer did not answer GET_VRING_BASE within 400ms");
     assert!(start.elapsed() < PATIENCE * 3 && link.is_gone());
-    wait_until("nothing is asked of it any more", || link.stop(0).is_err());
+    wait_until("nothing is asked of it any more", || link.stop(&[0]).is_err());
+}
+
+#[test]
+fn a_back_end_that_takes_its_time_for_each_ring_has_no_more_for_all() {
+    let listening = Listening::with(move |socket| {
+        serve(&socket, |message| {
+            if message.is(RequestId::GetVringBase) {
+                std::thread::sleep(PATIENCE * 2 / 3);
+            }
+            false
+        });
+    });
+    let link = FrontEnd::connect(&listening.path, PATIENCE).unwrap();
+    let start = Instant::now();
+    assert!(link.stop(&[0, 1, 2, 3, 4, 5, 6, 7]).is_err() && link.is_gone());
+    assert!(start.elapsed() < PATIENCE * 3, "{:?}", start.elapsed());
 }
 
 #[test]
@@ -582,7 +598,7 @@ fn a_back_end_that_passes_descriptors_has_them_closed() {
     };
     let before = open();
     for _ in 0..100 {
-        link.stop(1).unwrap();
+        link.stop(&[1]).unwrap();
     }
     assert!(open() <= before + 8, "{} {before}", open());
 }

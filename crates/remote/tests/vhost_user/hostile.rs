@@ -216,7 +216,7 @@ pub fn use_whatever(back_end: &Listening) {
         let (kick, call) = (kick.as_fd(), call.as_fd());
         let [descriptors, driver, device] = [GUEST, GUEST + 0x1000, GUEST + 0x2000];
         let _ = link.start(&[Ring { index, size: 64, descriptors, driver, device, base: 0, kick, call }]);
-        let _ = link.stop(index);
+        let _ = link.stop(&[index]);
         let _ = ioas.unmap(IovaRange::new(GUEST, PASSED).unwrap());
         if !link.translates() {
             let _ = link.event();

@@ -93,10 +93,10 @@ impl Direct {
     }
 
     fn stop(link: &FrontEnd, lines: &mut [Line]) -> Result<(), RequestError> {
-        lines.iter_mut().try_for_each(|line| {
-            line.base = link.stop(line.number)?;
-            Ok(())
-        })
+        let rings: Vec<u8> = lines.iter().map(|line| line.number).collect();
+        let bases = link.stop(&rings)?;
+        lines.iter_mut().zip(bases).for_each(|(line, base)| line.base = base);
+        Ok(())
     }
 
     /// Does what there is to do until the driver resets the device, or the back end goes.

@@ -303,15 +303,19 @@ impl FrontEnd {
         self.number(RequestId::GetFeatures).map(drop)
     }
 
-    /// Stops a ring. When this returns the back end is out of it, and of the memory that was offered in it. Returns how
-    /// many it has taken.
+    /// Stops rings. When this returns the back end is out of them, and of the memory that was offered in them. It has
+    /// as long for all as for one. Returns how many it has taken of each.
     ///
     /// # Errors
     /// [`RequestError`].
-    pub fn stop(&self, index: u8) -> Result<u16, RequestError> {
-        let state = VringState { index: U32::new(index.into()), number: U32::new(0) };
-        let reply: VringState = self.asked(RequestId::GetVringBase, state.as_bytes())?;
-        Ok(reply.number.get() as u16)
+    pub fn stop(&self, rings: &[u8]) -> Result<Vec<u16>, RequestError> {
+        let limit = self.requests.limit();
+        let stop = |index: &u8| {
+            let state = VringState { index: U32::new((*index).into()), number: U32::new(0) };
+            let reply: VringState = self.asked_until(Some(limit), RequestId::GetVringBase, state.as_bytes())?;
+            Ok(reply.number.get() as u16)
+        };
+        rings.iter().map(stop).collect()
     }
 
     /// Gives the back end the memory that there is, instead of what there was.
@@ -456,7 +460,11 @@ impl FrontEnd {
     }
 
     fn asked<T: FromBytes>(&self, id: RequestId, with: &[u8]) -> Result<T, RequestError> {
-        let reply = self.requests.ask(id, &[with], &[], Wait::Replied)?;
+        self.asked_until(None, id, with)
+    }
+
+    fn asked_until<T: FromBytes>(&self, limit: Option<Instant>, id: RequestId, with: &[u8]) -> Result<T, RequestError> {
+        let reply = self.requests.ask_until(limit, id, &[with], &[], Wait::Replied)?;
         T::read_from_bytes(&reply)
             .map_err(|_| self.end(Ended::protocol(format!("{} bytes that answer {id}", reply.len()))).into())
     }
