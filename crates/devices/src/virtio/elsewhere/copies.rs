@@ -34,9 +34,6 @@ pub(super) struct Both {
     bells: Bells,
 }
 
-/// By which address rings refer to the memory that is passed: any but 0 will do, which some take for none.
-const USER: u64 = 1 << 40;
-
 impl Copies {
     pub(super) fn new(dma: Box<dyn Dma>, failure: Option<u8>) -> Self {
         Self { dma, failure, started: Vec::new() }
@@ -46,11 +43,11 @@ impl Copies {
         with.configure()?;
         let refused = |error: std::io::Error| RequestError::Ended(error.into());
         let file = Arc::new(memory.file(true).map_err(refused)?);
-        let memory = Memory { guest: 0, size: memory.length(), user: USER, file, offset: 0 };
+        let memory = Memory { guest: 0, size: memory.length(), user: Memory::USER, file, offset: 0 };
         let rings: Vec<_> = both
             .iter()
             .map(|both| {
-                let [descriptors, driver, device] = both.copy.parts().map(|offset| USER + offset);
+                let [descriptors, driver, device] = both.copy.parts().map(|offset| Memory::USER + offset);
                 let (kick, call) = (both.bells.kick.as_fd(), both.bells.call.as_fd());
                 let (index, size) = (both.number, both.copy.size());
                 Ring { index, size, descriptors, driver, device, base: 0, kick, call }
@@ -106,13 +103,13 @@ impl Way for Copies {
                         return Ok(error.into());
                     }
                 }
-                Ok(Some(_)) => return Ok(with.cut_off("it asks for a translation, and its addresses are none")),
+                Ok(Some(_)) => return Ok(End::wrong("it asks for a translation, and its addresses are none")),
                 Err(ended) => return Ok(End::Lost(ended)),
             }
             for Both { number, queue, copy, bells } in &mut *both {
                 if copy.has_news() {
                     if copy.back(queue, &mut *self.dma, &goes_on)?.is_err() {
-                        return Ok(with.cut_off("it has done what it was not asked for"));
+                        return Ok(End::wrong("it has done what it was not asked for"));
                     }
                     // There is room for more.
                     kicked |= 1 << *number;

@@ -64,14 +64,6 @@ impl Lines {
     }
 }
 
-/// What a back end is in.
-enum State {
-    /// The rings.
-    Running,
-    /// Nothing: the device may not reach memory.
-    Off,
-}
-
 impl Direct {
     pub(super) fn new(translations: Arc<Translations>, dma: Box<dyn Dma>) -> std::io::Result<Self> {
         let changed = EventFd::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?;
@@ -102,33 +94,32 @@ impl Direct {
     /// Does what there is to do until the driver resets the device, or the back end goes.
     fn run(&mut self, with: &With<'_>, lines: &mut [Line]) -> Result<End, Broken> {
         let With { link, shared, resets, .. } = *with;
-        let mut state = State::Off;
+        // The back end is in the rings.
+        let mut is_running = false;
         loop {
             if link.is_gone() {
                 return Ok(End::Lost(link.ended().unwrap_or(Ended::Closed)));
             }
             let is_on = with.goes_on() && self.translations.is_bus_master();
-            match state {
-                State::Off if !with.goes_on() => return Ok(End::Reset),
-                State::Off if is_on => match self.start(with, lines) {
-                    Ok(()) => {
-                        state = State::Running;
-                        // What was offered before is looked at, whether or not it was notified.
-                        lines.iter().for_each(|line| line.bells.kick());
-                    }
+            if is_running && !is_on {
+                if let Err(error) = Self::stop(link, lines) {
+                    return Ok(error.into());
+                }
+                is_running = false;
+            }
+            if !with.goes_on() {
+                return Ok(End::Reset);
+            }
+            if is_on && !is_running {
+                match self.start(with, lines) {
+                    Ok(()) => is_running = true,
                     Err(GiveError::Request(error)) => return Ok(error.into()),
                     // It was switched off just now.
                     Err(GiveError::NoBusMaster(_)) => {}
                     Err(error) => return Err(with.give_up(&error.to_string())),
-                },
-                State::Running if !is_on => {
-                    if let Err(error) = Self::stop(link, lines) {
-                        return Ok(error.into());
-                    }
-                    state = State::Off;
-                    continue;
                 }
-                _ => {}
+                // What was offered before is looked at, whether or not it was notified.
+                lines.iter().for_each(|line| line.bells.kick());
             }
             if self.changed.take()
                 && let Err(error) = with.configure()
@@ -146,10 +137,7 @@ impl Direct {
             }
             let calls = lines.iter().map(|line| Bell::readable(line.bells.call.as_fd()));
             let signs = calls.chain([Bell::readable(self.changed.as_fd()), link.end_sign()]);
-            let is_as_it_was = || {
-                let is_on = with.goes_on() && self.translations.is_bus_master();
-                with.goes_on() && is_on == matches!(state, State::Running)
-            };
+            let is_as_it_was = || with.goes_on() && self.translations.is_bus_master() == is_running;
             shared.bell.sleep(signs, None, || !is_as_it_was() || shared.kicks.load(Ordering::SeqCst) != 0);
         }
     }
@@ -202,6 +190,6 @@ impl Way for Direct {
     /// It is out of the rings since the session's end.
     fn rest(&mut self, _link: &FrontEnd) {}
 
-    /// What it was told it has to say that it forgets, as long as the device is attached: it goes with the translations.
+    /// It stays until nothing is attached, to say that it forgets what it was told. It goes with the translations.
     fn let_go(_link: &FrontEnd) {}
 }

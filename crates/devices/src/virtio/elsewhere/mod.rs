@@ -27,6 +27,7 @@ use ioasid::{Endpoint, EndpointOptions, Recovery, Rid};
 use ioasid_remote::vhost_user::{ConnectError, FrontEnd, Translations};
 use ioasid_vfio::{BusMaster, Interrupts};
 
+use super::queue::Broken;
 use super::service::Service;
 use super::{Identity, Virtio, feature, spec};
 use crate::registry::{BuildError, Built, Context, Notice, OptionInfo, OptionKind, Options, Site};
@@ -97,6 +98,12 @@ impl Place {
 
     fn say(&self, what: &str) {
         (self.notice)(self.rid, what);
+    }
+
+    /// The device cannot go on.
+    fn give_up(&self, why: &str) -> Broken {
+        self.say(&format!("the device needs a reset: {why}"));
+        Broken
     }
 }
 

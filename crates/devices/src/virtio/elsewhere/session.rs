@@ -28,7 +28,7 @@ pub(super) trait Way: Send {
     /// Has a back end serve them, until the driver resets the device, or the back end goes.
     fn serve(&mut self, with: &With<'_>, queues: &mut Self::Queues) -> Result<End, Broken>;
 
-    /// What has to be done after that, when nobody waits for its end any more.
+    /// Cleans up after that. The worker calls it when no reset waits for the session's end any more.
     fn rest(&mut self, link: &FrontEnd);
 
     /// The device goes, and the back end with it, if nothing else has a use for that.
@@ -47,8 +47,15 @@ impl From<RequestError> for End {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::Ended(ended) => Self::Lost(ended),
-            refused => Self::Lost(Ended::Protocol(refused.to_string().into())),
+            refused => Self::wrong(&refused.to_string()),
         }
+    }
+}
+
+impl End {
+    /// The back end has done what it must not, or refuses what it has to do. The session cuts it off.
+    pub(super) fn wrong(why: &str) -> Self {
+        Self::Lost(Ended::Protocol(why.into()))
     }
 }
 
@@ -79,21 +86,13 @@ impl With<'_> {
         Ok(())
     }
 
-    /// The back end has done what it must not.
-    pub(super) fn cut_off(&self, why: &str) -> End {
-        let why = Ended::Protocol(why.into());
-        self.link.cut_off(why.clone());
-        End::Lost(why)
-    }
-
     /// The device cannot go on.
     pub(super) fn give_up(&self, why: &str) -> Broken {
-        self.place.say(&format!("the device needs a reset: {why}"));
-        Broken
+        self.place.give_up(why)
     }
 }
 
-/// The back end that there is, also for who cuts it off.
+/// The current back end. The model takes it out when the device goes.
 type Link = Arc<Mutex<Option<Arc<FrontEnd>>>>;
 
 /// Has back ends serve the queues, one after the other.
@@ -170,10 +169,7 @@ impl<W: Way> Service for Session<W> {
             let link = match self.found(shared, features, &goes_on) {
                 Ok(Some(link)) => link,
                 Ok(None) => return Ok(()),
-                Err(error) => {
-                    self.place.say(&format!("the device needs a reset: {error}"));
-                    return Err(Broken);
-                }
+                Err(error) => return Err(self.place.give_up(&error.to_string())),
             };
             if std::mem::take(&mut was_lost) {
                 self.place.say("the back end is there again");
@@ -184,7 +180,7 @@ impl<W: Way> Service for Session<W> {
             match self.way.serve(&with, &mut queues)? {
                 End::Reset | End::Lost(Ended::Here) => return Ok(()),
                 End::Lost(ended) => {
-                    // If it only refuses, it is not to go on.
+                    // One that is not gone is not to go on.
                     link.cut_off(ended.clone());
                     self.place.say(&format!("the back end has gone, and is looked for: {ended}"));
                     was_lost = true;

@@ -97,6 +97,11 @@ pub struct Memory {
     pub offset: u64,
 }
 
+impl Memory {
+    /// The first address that makes sense as [`Memory::user`]: any but 0 will do, which some back ends take for none.
+    pub const USER: u64 = 1 << 40;
+}
+
 /// Where back ends, one after the other, note which requests are under way.
 #[derive(Debug)]
 pub struct Inflight {
@@ -137,7 +142,7 @@ pub struct FrontEnd {
     features: u64,
     protocol: u64,
     queues: u16,
-    /// Who it is.
+    /// The process that listened.
     process: Option<Process>,
 }
 
@@ -151,8 +156,8 @@ impl FrontEnd {
         Self::connect_with(socket, patience, 0)
     }
 
-    /// As [`FrontEnd::connect`], to a back end that notes which requests are under way where the next one finds it, if it
-    /// can ([`FrontEnd::inflight`]): one that does so needs a place for it before its rings are started.
+    /// As [`FrontEnd::connect`]. If the back end can, it notes for the next one which requests are under way. The caller
+    /// gives it a place for that ([`FrontEnd::inflight`], [`FrontEnd::set_inflight`]) before it starts rings.
     ///
     /// # Errors
     /// [`ConnectError`].
@@ -264,8 +269,8 @@ impl FrontEnd {
         }
     }
 
-    /// Gives the back end the place where requests that are under way are noted, by the one before or by itself. No ring
-    /// is started.
+    /// Gives the back end the place where it notes which requests are under way, and where the one before has noted it.
+    /// The caller has started no ring yet.
     ///
     /// # Errors
     /// [`RequestError`]. One that does not note them refuses it.

@@ -47,7 +47,7 @@ pub(super) enum PassError {
 struct Region {
     id: FileId,
     memory: Memory,
-    /// It can be written by who has it.
+    /// The back end can write it.
     writes: bool,
 }
 
@@ -59,18 +59,15 @@ pub(super) struct Regions {
     next: u64,
 }
 
-/// The first address: any but 0 will do, which some take for none.
-const FIRST: u64 = 1 << 40;
-
 /// What is between files, and what their addresses are multiples of.
 const APART: u64 = 1 << 30;
 
-/// So much of a file is passed although nobody has asked for it.
+/// The most bytes of a file that are passed beyond those that the back end asks for.
 const LONGEST: u64 = 1 << 40;
 
 impl Default for Regions {
     fn default() -> Self {
-        Self { list: Vec::new(), next: FIRST }
+        Self { list: Vec::new(), next: Memory::USER }
     }
 }
 
