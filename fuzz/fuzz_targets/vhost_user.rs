@@ -18,8 +18,8 @@ use ioasid_remote::vhost_user::BackEnd;
 use ioasid_remote::vhost_user::wire::{BackendRequest, Header, Request};
 use zerocopy::FromBytes;
 
-/// Threads come and go: the engine's that ends page requests in time, and those of the test. One that begins or ends when
-/// leaks are looked for has memory that nobody refers to then.
+/// Threads come and go: the engine's that ends page requests in time, and those of the test. While one begins or ends,
+/// the search for leaks finds memory of its that nobody refers to.
 #[unsafe(no_mangle)]
 extern "C" fn __lsan_default_suppressions() -> *const c_char {
     const COME_AND_GO: &CStr = c"leak:ioasid::fault::deadline\nleak:__cxa_thread_atexit_impl";

@@ -1,4 +1,4 @@
-//! A front end of vhost-user, and a back end that answers some of its requests with anything, and asks for what it likes.
+//! A front end of vhost-user, and a back end that answers some requests with anything, and asks for what it likes.
 #![no_main]
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "files of tests, of which this needs a part")]
 
@@ -14,8 +14,8 @@ mod peer;
 use std::ffi::{CStr, c_char};
 
 /// The back end is part of this process. One that was told of memory and is cut off never ends, so that what it may
-/// reach stays pinned for good, as the address space promises. A thread that begins or ends when leaks are looked for has
-/// memory that nobody refers to then. Nothing else may leak.
+/// reach stays pinned for good, as the address space promises. While a thread begins or ends, the search for leaks finds
+/// memory of its that nobody refers to. Nothing else may leak.
 #[unsafe(no_mangle)]
 extern "C" fn __lsan_default_suppressions() -> *const c_char {
     const PINNED_OR_ENDING: &CStr = c"leak:ioasid::ioas::Ioas>::cut_off\nleak:__cxa_thread_atexit_impl";

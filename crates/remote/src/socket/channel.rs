@@ -67,8 +67,8 @@ impl<H: Head> Channel<H> {
         self.takes_descriptors.store(takes, Ordering::SeqCst);
     }
 
-    /// Whether something has come that was not received, or the end. What was read ahead does not make the socket
-    /// readable: who waits for that has asked this before.
+    /// Whether the peer has sent something that was not received, or has closed. What was read ahead does not make the
+    /// socket readable, so a thread asks this before it waits for the socket.
     pub(crate) fn has_something(&self) -> bool {
         // A thread that receives sees to it.
         let is_ahead = self.rest.try_lock().is_ok_and(|rest| !rest.is_empty());

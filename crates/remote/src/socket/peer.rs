@@ -33,8 +33,8 @@ impl Process {
         about.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
     }
 
-    /// Whether it may be a server of one device, which can be ended. This process's parent, and the first process of all,
-    /// may have listened for a server that they start.
+    /// Whether it may be a server of one device, which can be ended. This process's parent, and the first process, may
+    /// have listened for a server that they start.
     pub(crate) fn is_of_a_device(&self) -> bool {
         self.number().is_some_and(|number| number > 1 && number != std::os::unix::process::parent_id())
     }

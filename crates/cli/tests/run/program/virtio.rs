@@ -96,7 +96,7 @@ impl Disk {
 /// Blocks that [`checks`] goes round in.
 const BLOCKS: u64 = 16;
 
-/// Writes blocks and reads them, without end; says in the file at `log` how many it has found to be as they were written.
+/// Writes blocks and reads them, without end. Counts in the file at `log` those that it has read as it wrote them.
 pub fn checks(log: &str) {
     let log = File::options().write(true).create(true).truncate(false).open(log).unwrap();
     let mut disk = Disk::new();

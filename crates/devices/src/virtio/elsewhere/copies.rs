@@ -138,8 +138,8 @@ impl Way for Copies {
         }
     }
 
-    /// The next session has memory of its own: a reset need not wait until the back end is out of this one's. A back end
-    /// that does not stop is cut off, and the next session finds it gone.
+    /// The next session has memory of its own: a reset need not wait until the back end is out of this. A back end that
+    /// does not stop is cut off, and the next session finds it gone.
     fn rest(&mut self, link: &FrontEnd) {
         let _ = link.stop(&std::mem::take(&mut self.started));
     }

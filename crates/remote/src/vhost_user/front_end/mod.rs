@@ -156,8 +156,8 @@ impl FrontEnd {
         Self::connect_with(socket, patience, 0)
     }
 
-    /// As [`FrontEnd::connect`]. If the back end can, it notes for the next one which requests are under way. The caller
-    /// gives it a place for that ([`FrontEnd::inflight`], [`FrontEnd::set_inflight`]) before it starts rings.
+    /// As [`FrontEnd::connect`]. A back end that can do so notes for the next one which requests are under way. The
+    /// caller gives it a place for that ([`FrontEnd::inflight`], [`FrontEnd::set_inflight`]) before it starts rings.
     ///
     /// # Errors
     /// [`ConnectError`].

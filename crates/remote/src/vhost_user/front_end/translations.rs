@@ -148,8 +148,8 @@ impl Translations {
         link.answer(miss, given.is_ok());
     }
 
-    /// Gives the back end what `length` bytes from `iova` on lead to. What is not mapped is refused, as the device's own
-    /// access would be.
+    /// Gives the back end what `length` bytes from `iova` on lead to. Where nothing is mapped, the endpoint refuses and
+    /// notes an access, as if the device had made it.
     ///
     /// # Errors
     /// [`GiveError`]; then it may have some of them.
