@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ioasid::{EndpointOptions, Recovery};
 use ioasid_remote::vfio_user::{ClientOptions, ConnectError, MemoryBy, Remote};
 use ioasid_vfio::Interrupts;
 
@@ -52,9 +51,7 @@ fn build(options: &Options, sites: &[Site], context: Context<'_>) -> Result<Vec<
     };
     let failed = |error: ConnectError| BuildError::Remote(site.rid, error.to_string());
     let remote = Remote::connect(options).map_err(failed)?;
-    // What the protocol has no words for.
-    let behind = EndpointOptions::behind(context.iommu).pasid_bits(0).dirty_tracking(false).recovery(Recovery::None);
-    let endpoint = context.endpoint(site, behind.mirrored(remote.clone()))?;
+    let endpoint = context.mirrored(site, remote.clone())?;
     let (spec, notice) = (remote.spec().clone(), context.notice.clone());
     let interrupts = Interrupts::new(&spec);
     let told = move |ended: &ioasid_remote::Ended| notice(site.rid, &format!("the device has gone: {ended}"));

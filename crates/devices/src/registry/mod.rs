@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use ioasid::{Endpoint, EndpointOptions, GroupId, Iommu, Machine, Rid};
+use ioasid::{Endpoint, EndpointOptions, GroupId, Iommu, Machine, Mirror, Recovery, Rid};
 use ioasid_vfio::{BusMaster, Interrupts, Model, Spec};
 use thiserror::Error;
 
@@ -227,6 +227,13 @@ impl Context<'_> {
     pub(crate) fn endpoint(&self, site: Site, options: EndpointOptions) -> Result<Arc<Endpoint>, BuildError> {
         let endpoint = self.machine.add_endpoint_with(site.rid, site.group, options);
         endpoint.map_err(|_| BuildError::SamePlace(site.rid))
+    }
+
+    /// An endpoint for a device that is elsewhere, and has an address space by what `mirror` tells it.
+    pub(crate) fn mirrored(&self, site: Site, mirror: Arc<dyn Mirror>) -> Result<Arc<Endpoint>, BuildError> {
+        // What the protocols have no words for.
+        let behind = EndpointOptions::behind(self.iommu).pasid_bits(0).dirty_tracking(false);
+        self.endpoint(site, behind.recovery(Recovery::None).mirrored(mirror))
     }
 
     /// Builds a device of one function that knows no PASIDs.

@@ -96,11 +96,35 @@ impl Observer for Faults {
     }
 }
 
+/// A device at an address space that translations are of.
+pub struct Attached {
+    _keeps: (Arc<Machine>, Arc<Context>, Arc<Endpoint>),
+    pub device: Device,
+    pub ioas: Arc<Ioas>,
+    pub translations: Arc<Translations>,
+}
+
+impl Attached {
+    pub fn new(observer: Arc<dyn Observer>, translations: Arc<Translations>) -> Self {
+        let machine = Machine::new(observer);
+        let iommu = machine.iommu(IommuKind::Vtd);
+        let behind = EndpointOptions::behind(&iommu).pasid_bits(0).dirty_tracking(false).recovery(Recovery::None);
+        let behind = behind.mirrored(translations.clone());
+        let endpoint = machine.add_endpoint_with("0000:00:01.0".parse().unwrap(), GroupId(0), behind).unwrap();
+        translations.refuse_as(&endpoint);
+        endpoint.set_bus_master(true).unwrap();
+        translations.set_bus_master(true);
+        let context = machine.context();
+        let ioas = context.ioas_alloc().unwrap();
+        let device = context.bind(&endpoint).unwrap();
+        device.attach(None, &ioas).unwrap();
+        Self { _keeps: (machine, context, endpoint), device, ioas, translations }
+    }
+}
+
 /// A device whose back end is told of an address space.
 struct Bench {
-    _keeps: (Arc<Machine>, Arc<Context>, Device, Arc<Endpoint>),
-    ioas: Arc<Ioas>,
-    translations: Arc<Translations>,
+    attached: Attached,
     link: Arc<FrontEnd>,
     faults: Arc<Faults>,
     words: Arc<Mutex<Vec<String>>>,
@@ -115,39 +139,27 @@ impl Bench {
     fn new(late: Duration) -> Self {
         let (listening, told) = keeps(late);
         let faults = Arc::new(Faults::default());
-        let machine = Machine::new(faults.clone());
-        let iommu = machine.iommu(IommuKind::Vtd);
         let words = Arc::<Mutex<Vec<String>>>::default();
         let said = words.clone();
         let translations = Translations::new(PATIENCE, move |what| said.lock().unwrap().push(what.to_owned()));
-        let behind = EndpointOptions::behind(&iommu).pasid_bits(0).dirty_tracking(false).recovery(Recovery::None);
-        let behind = behind.mirrored(translations.clone());
-        let endpoint = machine.add_endpoint_with("0000:00:01.0".parse().unwrap(), GroupId(0), behind).unwrap();
-        translations.refuse_as(&endpoint);
-        endpoint.set_bus_master(true).unwrap();
-        translations.set_bus_master(true);
-        let context = machine.context();
-        let ioas = context.ioas_alloc().unwrap();
-        let device = context.bind(&endpoint).unwrap();
-        device.attach(None, &ioas).unwrap();
+        let attached = Attached::new(faults.clone(), translations);
         let link = Arc::new(FrontEnd::connect(&listening.path, PATIENCE).unwrap());
         assert!(link.translates());
-        translations.follow(&link, || {}).unwrap();
+        attached.translations.follow(&link, || {}).unwrap();
         let Ok(Told::Events(events)) = told.recv() else { panic!("no socket to ask by") };
         events.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let _keeps = (machine, context, device, endpoint);
         let memory = Vec::new();
-        Self { _keeps, ioas, translations, link, faults, words, told, events, memory, _listening: listening }
+        Self { attached, link, faults, words, told, events, memory, _listening: listening }
     }
 
     fn map(&self, iova: u64, file: &Arc<File>, access: Access) {
         let length = file.metadata().unwrap().len();
         let pages = Pages::of_file(file.clone(), 0, length, access.contains(Access::WRITE));
-        self.ioas.map_pages(Some(Iova(iova)), &pages, 0, length, access).unwrap();
+        self.attached.ioas.map_pages(Some(Iova(iova)), &pages, 0, length, access).unwrap();
     }
 
     fn unmap(&self, iova: u64, length: u64) -> Result<u64, UnmapError> {
-        self.ioas.unmap(IovaRange::new(iova, length).unwrap())
+        self.attached.ioas.unmap(IovaRange::new(iova, length).unwrap())
     }
 
     /// Has the back end ask for a translation. Returns what it is replied, and the translation.
@@ -266,7 +278,7 @@ fn what_is_not_mapped_is_refused_and_noted() {
 fn memory_of_one_process_alone_is_refused_and_said_once() {
     let mut bench = Bench::new(Duration::ZERO);
     let private = || Ok(vec![Segment::remote(Arc::new(Private), 0, 0x2000)]);
-    bench.ioas.map(Placement::Fixed(Iova(0x10_0000)), 0x2000, Access::all(), private).unwrap();
+    bench.attached.ioas.map(Placement::Fixed(Iova(0x10_0000)), 0x2000, Access::all(), private).unwrap();
     for _ in 0..3 {
         assert_eq!(bench.ask(0x10_0000, Access::READ).0, 1);
     }
@@ -298,13 +310,13 @@ fn an_unmap_returns_when_the_back_end_has_said_that_it_forgets() {
         bench.map(0x30_0000, &file, Access::all());
         assert_eq!(bench.ask(0x30_0000, Access::READ).0, 0);
         match round {
-            0 => bench.translations.set_bus_master(false),
-            _ => bench._keeps.2.detach(None).unwrap(),
+            0 => bench.attached.translations.set_bus_master(false),
+            _ => bench.attached.device.detach(None).unwrap(),
         }
         assert_eq!(bench.invalidated(), (0x30_0000, 0x4000));
         assert_eq!(bench.ask(0x30_0000, Access::READ).0, 1);
         if round == 0 {
-            bench.translations.set_bus_master(true);
+            bench.attached.translations.set_bus_master(true);
             assert_eq!(bench.ask(0x30_0000, Access::READ).0, 0);
             bench.unmap(0x30_0000, 0x4000).unwrap();
             assert_eq!(bench.invalidated(), (0x30_0000, 0x4000));
@@ -321,7 +333,7 @@ fn an_unmap_waits_also_while_bus_master_is_switched_off() {
     assert_eq!(bench.ask(0x10_0000, Access::READ).0, 0);
     let start = Instant::now();
     std::thread::scope(|scope| {
-        let translations = &bench.translations;
+        let translations = &bench.attached.translations;
         scope.spawn(move || translations.set_bus_master(false));
         // The back end is asked to forget, and has not said that it has.
         assert_eq!(bench.invalidated(), (0x10_0000, 0x1000));
@@ -334,10 +346,10 @@ fn an_unmap_waits_also_while_bus_master_is_switched_off() {
 fn a_mapping_that_is_cut_is_forgotten_in_parts() {
     let mut bench = Bench::new(Duration::ZERO);
     let file = memory(0x4000);
-    bench.ioas.set_large_pages(false).unwrap();
+    bench.attached.ioas.set_large_pages(false).unwrap();
     bench.map(0x10_0000, &file, Access::all());
     assert_eq!(bench.ask(0x10_0000, Access::READ).0, 0);
-    bench.ioas.cut(Iova(0x10_2000)).unwrap();
+    bench.attached.ioas.cut(Iova(0x10_2000)).unwrap();
     bench.unmap(0x10_0000, 0x2000).unwrap();
     assert_eq!(bench.invalidated(), (0x10_0000, 0x2000));
     assert_eq!(bench.ask(0x10_1000, Access::READ).0, 1);
@@ -369,7 +381,7 @@ fn a_file_that_grows_is_passed_again_and_one_that_shrinks_is_refused() {
     file.set_len(0x2000).unwrap();
     file.write_all_at(&[5], 0x1000).unwrap();
     let pages = Pages::of_file(file.clone(), 0, 0x2000, true);
-    bench.ioas.map_pages(Some(Iova(0x20_0000)), &pages, 0x1000, 0x1000, Access::all()).unwrap();
+    bench.attached.ioas.map_pages(Some(Iova(0x20_0000)), &pages, 0x1000, 0x1000, Access::all()).unwrap();
     let (_, update) = bench.ask(0x20_0000, Access::READ);
     assert_eq!((bench.memory.len(), bench.memory[0].0.size.get()), (1, 0x2000));
     let (file_there, at) = bench.at(&update.unwrap());
@@ -413,8 +425,8 @@ fn a_back_end_whose_memory_table_is_refused_keeps_what_it_had() {
     bench.map(0x10_0000, &memory(0x1000), Access::all());
     bench.map(0x20_0000, &memory(0x1000), Access::all());
     let link = Arc::new(FrontEnd::connect(&listening.path, PATIENCE).unwrap());
-    bench.translations.follow(&link, || {}).unwrap();
-    let give = |iova| bench.translations.give(&link, iova, 0x1000, Access::READ);
+    bench.attached.translations.follow(&link, || {}).unwrap();
+    let give = |iova| bench.attached.translations.give(&link, iova, 0x1000, Access::READ);
     give(0x10_0000).unwrap();
     assert!(give(0x20_0000).unwrap_err().to_string().contains("refuses SET_MEM_TABLE"));
     assert!(!link.is_gone());
@@ -430,7 +442,7 @@ fn another_back_end_comes_when_the_one_before_can_reach_nothing() {
     bench.map(0x10_0000, &memory(0x1000), Access::all());
     assert_eq!(bench.ask(0x10_0000, Access::READ).0, 0);
     // It is this process, which goes on, and was told of memory.
-    let refused = bench.translations.follow(&another(), || {}).unwrap_err();
+    let refused = bench.attached.translations.follow(&another(), || {}).unwrap_err();
     assert_eq!(refused.to_string(), "the back end before this one may still reach memory: end its process first");
     // So this unmap does not hold either.
     assert!(matches!(bench.unmap(0x10_0000, 0x1000), Err(UnmapError::Mirror(_))));
@@ -438,11 +450,11 @@ fn another_back_end_comes_when_the_one_before_can_reach_nothing() {
     let bench = Bench::new(Duration::ZERO);
     bench.map(0x10_0000, &memory(0x1000), Access::all());
     let next = another();
-    bench.translations.follow(&next, || {}).unwrap();
+    bench.attached.translations.follow(&next, || {}).unwrap();
     assert!(bench.link.is_gone());
-    bench.translations.give(&next, 0x10_0000, 0x1000, Access::WRITE).unwrap();
+    bench.attached.translations.give(&next, 0x10_0000, 0x1000, Access::WRITE).unwrap();
     // The one before is given nothing any more.
-    assert!(bench.translations.give(&bench.link, 0x10_0000, 0x1000, Access::READ).is_err());
+    assert!(bench.attached.translations.give(&bench.link, 0x10_0000, 0x1000, Access::READ).is_err());
     bench.unmap(0x10_0000, 0x1000).unwrap();
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ioasid::memory::{Pages, Segment};
-use ioasid::{Access, EndpointOptions, GroupId, IommuKind, Iova, IovaRange, Machine, Recovery, Silent};
+use ioasid::{Access, Iova, IovaRange, Silent};
 use ioasid_remote::vhost_user::wire::{
     BackendRequestId, Header, IotlbKind, IotlbMessage, RequestId, SingleRegion, VringAddress, VringFile,
 };
@@ -16,7 +16,7 @@ use zerocopy::IntoBytes;
 use zerocopy::native_endian::{U32, U64};
 
 use crate::driver::{FEATURES, Front, GUEST, LENGTH, PROTOCOL, USER, counter, disk, region, state, table};
-use crate::front_end::serve;
+use crate::front_end::{Attached, serve};
 use crate::peer::{Listening, send};
 
 /// A front end that makes its messages of these bytes.
@@ -186,19 +186,8 @@ pub fn use_whatever(back_end: &Listening) {
     let patience = Duration::from_millis(20);
     let Ok(link) = FrontEnd::connect(&back_end.path, patience) else { return };
     let link = Arc::new(link);
-    let machine = Machine::new(Arc::new(Silent));
-    let iommu = machine.iommu(IommuKind::Vtd);
-    let translations = Translations::new(patience, |_| {});
-    let behind = EndpointOptions::behind(&iommu).pasid_bits(0).dirty_tracking(false).recovery(Recovery::None);
-    let behind = behind.mirrored(translations.clone());
-    let endpoint = machine.add_endpoint_with("0000:00:01.0".parse().unwrap(), GroupId(0), behind).unwrap();
-    translations.refuse_as(&endpoint);
-    endpoint.set_bus_master(true).unwrap();
-    translations.set_bus_master(true);
-    let context = machine.context();
-    let ioas = context.ioas_alloc().unwrap();
-    let device = context.bind(&endpoint).unwrap();
-    device.attach(None, &ioas).unwrap();
+    let Attached { device, ioas, translations, .. } =
+        &Attached::new(Arc::new(Silent), Translations::new(patience, |_| {}));
     let (_, file) = Segment::memfd(PASSED).unwrap();
     let pages = Pages::of_file(file.clone(), 0, PASSED, true);
     let (kick, call) = (counter(), counter());

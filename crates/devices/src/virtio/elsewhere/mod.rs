@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ioasid::{Endpoint, EndpointOptions, Recovery, Rid};
+use ioasid::{Endpoint, Rid};
 use ioasid_remote::vhost_user::{ConnectError, FrontEnd, Translations};
 use ioasid_vfio::{BusMaster, Interrupts};
 
@@ -174,10 +174,7 @@ impl BackEnd {
         }
         let told = place.clone();
         let translations = Translations::new(place.patience, move |what| told.say(what));
-        // What the protocol has no words for.
-        let behind = EndpointOptions::behind(context.iommu).pasid_bits(0).dirty_tracking(false);
-        let behind = behind.recovery(Recovery::None).mirrored(translations.clone());
-        let endpoint = context.endpoint(site, behind)?;
+        let endpoint = context.mirrored(site, translations.clone())?;
         translations.refuse_as(&endpoint);
         let way = Direct::new(translations.clone(), Box::new(endpoint.port()))
             .map_err(|error| BuildError::NoMemory(site.rid, error.to_string()))?;
