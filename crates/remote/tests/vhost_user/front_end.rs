@@ -371,6 +371,18 @@ fn a_back_end_that_does_not_forget_is_cut_off_and_not_believed() {
     assert!(bench.link.is_gone());
 }
 
+/// A driver that switches its device off waits for the back end's answer, and not for the end of its process.
+#[test]
+fn switching_off_waits_no_longer_than_was_said() {
+    let mut bench = Bench::new(Duration::from_secs(3600));
+    bench.map(0x10_0000, &memory(0x1000), Access::all());
+    assert_eq!(bench.ask(0x10_0000, Access::READ).0, 0);
+    let start = Instant::now();
+    bench.attached.translations.set_bus_master(false);
+    assert!(start.elapsed() < PATIENCE * 2 && bench.link.is_gone(), "{:?}", start.elapsed());
+    assert!(matches!(bench.unmap(0x10_0000, 0x1000), Err(UnmapError::Mirror(_))));
+}
+
 #[test]
 fn a_file_that_grows_is_passed_again_and_one_that_shrinks_is_refused() {
     let mut bench = Bench::new(Duration::ZERO);

@@ -236,14 +236,14 @@ impl Translations {
         self.lock().is_on
     }
 
-    /// Takes translations back. Returns whether the back end goes by them no longer.
-    fn is_taken_back(&self, Told { link, range }: &Told, limit: Instant) -> bool {
-        match link.invalidate(*range, limit) {
-            Ok(()) => return true,
-            Err(RequestError::Refused(name)) => drop(link.end(Ended::protocol(format!("it refuses {name}")))),
-            Err(RequestError::Ended(_)) => {}
+    /// Takes translations back. Returns whether the back end has said that it goes by them no longer; if not, it is cut
+    /// off.
+    fn is_taken_back(&self, told: &Told, limit: Instant) -> bool {
+        let taken = told.link.invalidate(told.range, limit);
+        if let Err(RequestError::Refused(name)) = taken {
+            told.link.end(Ended::protocol(format!("it refuses {name}")));
         }
-        link.has_exited(self.patience)
+        taken.is_ok()
     }
 }
 
@@ -329,7 +329,8 @@ impl Mirror for Translations {
             let told = state.told(run);
             state.remove(run);
             drop(state);
-            if told.is_some_and(|told| !self.is_taken_back(&told, limit)) {
+            let is_out = |told: Told| self.is_taken_back(&told, limit) || told.link.has_exited(self.patience);
+            if !told.is_none_or(is_out) {
                 // From now on nobody says what is unmapped.
                 self.lock().runs.clear();
                 return Err(MirrorError::Reachable);
